@@ -1,0 +1,127 @@
+"""How a setting is declared, and the shape of the network.
+
+A setting is one line: type, default, meaning, range. The command line is made from these lines
+(options.py), so help and code cannot disagree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from common.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def setting(
+    default: Any, meaning: str, *, at_least: float | None = None, below: float | None = None
+) -> Any:
+    """Declare one field of a config: ``meaning`` is its help, the bounds its range."""
+    return field(
+        default=default, metadata={"help": meaning, "at_least": at_least, "below": below}
+    )
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ConfigError where a setting is out of the range it was declared with."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        at_least, below = item.metadata.get("at_least"), item.metadata.get("below")
+        if value is None:
+            continue
+        flag = "--" + item.name.replace("_", "-")
+        if at_least is not None and value < at_least:
+            raise ConfigError(f"{flag} is {value}: it must be at least {at_least}.")
+        if below is not None and value >= below:
+            raise ConfigError(f"{flag} is {value}: it must be below {below}.")
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Build a config from saved JSON; raise ConfigError that says where unknown names stand."""
+    unknown = set(values) - {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown settings {', '.join(sorted(unknown))}; "
+            "it was written by another version of Quern."
+        )
+    return kind(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the network; stored in every checkpoint."""
+
+    vocab_size: int = setting(256, "Ids in the vocabulary, the special ones included.", at_least=1)
+    block_size: int = setting(256, "Context length, in tokens.", at_least=1)
+    n_layer: int = setting(6, "Transformer blocks.", at_least=1)
+    n_head: int = setting(6, "Attention heads in a block.", at_least=1)
+    n_kv_head: int = setting(0, "Heads of keys and values, shared among --n-head; 0: as many.", at_least=0)
+    n_embd: int = setting(384, "Channels; a multiple of --n-head.", at_least=1)
+    n_inner: int = setting(
+        0, "Channels inside the MLP; 0: 4 times --n-embd, or 8/3 rounded up to 64 for swiglu.", at_least=0
+    )
+    norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation.")
+    norm_first: bool = setting(True, "Normalise before each sublayer; off: after its residual sum.")
+    positions: Literal["rope", "learned"] = setting("rope", "Rotary or learned positions.")
+    mlp: Literal["swiglu", "gelu", "relu"] = setting("swiglu", "Kind of MLP.")
+    qk_norm: bool = setting(True, "RMS-normalise queries and keys, with weights.")
+    bias: bool = setting(False, "Add biases to Linear and LayerNorm, as GPT-2 does.")
+    tied_head: bool = setting(True, "Share the embedding's weights with the output head.")
+    dropout: float = setting(0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0)
+    attention: Literal["sdpa", "manual"] = setting(
+        "sdpa", "PyTorch's fused attention, or the same written out."
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.n_embd % self.n_head != 0:
+            raise ConfigError(
+                f"--n-embd is {self.n_embd} and --n-head is {self.n_head}: "
+                "the channels must divide evenly among the heads."
+            )
+        if self.n_head % self.kv_heads != 0:
+            raise ConfigError(
+                f"--n-head is {self.n_head} and --n-kv-head is {self.n_kv_head}: "
+                "the heads must divide evenly among those of keys and values."
+            )
+        if self.positions == "rope" and self.head_size % 2 != 0:
+            raise ConfigError(
+                f"--n-embd {self.n_embd} over --n-head {self.n_head} gives heads of "
+                f"{self.head_size} channels: rotary positions turn channels in pairs, "
+                "so it must be even."
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def inner_size(self) -> int:
+        """Channels inside the MLP."""
+        if self.n_inner:
+            return self.n_inner
+        if self.mlp == "swiglu":
+            # three matrices of 8/3 C weigh what two of 4 C do; 64: whole vector registers
+            return -(-8 * self.n_embd // (3 * 64)) * 64
+        return 4 * self.n_embd
+
+
+# The two settings of the switches that other software loads without our code.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Qwen3ForCausalLM
+    "modern": {
+        "norm": "rmsnorm", "norm_first": True, "positions": "rope", "mlp": "swiglu",
+        "qk_norm": True, "bias": False,
+    },
+    # GPT2LMHeadModel
+    "gpt2": {
+        "norm": "layernorm", "norm_first": True, "positions": "learned", "mlp": "gelu",
+        "qk_norm": False, "bias": True, "tied_head": True,
+    },
+}  # fmt: skip

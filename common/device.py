@@ -1,0 +1,57 @@
+"""Where the arithmetic runs and in which precision: decided once, said in one line."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, the dtype of its matrix products, and why it was chosen."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which forward passes run in ``dtype``."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.torch_device}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
+
+
+def choose_device(name: str) -> Device:
+    """Return the device called ``name``; ``auto`` takes CUDA, else MPS, else the CPU.
+
+    Raises: ConfigError when this machine, or this build of torch, lacks it.
+    """
+    if name == "auto":
+        name = _best_name()
+        reason = "the fastest device here"
+    else:
+        reason = "as asked for"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device {name}: this machine cannot use it ({first_line}). Pass --device auto."
+        ) from error
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Device(device, torch.bfloat16, f"{torch.cuda.get_device_name(device)}, {reason}")
+    if device.type == "cpu":
+        return Device(device, torch.float32, f"{torch.get_num_threads()} threads, {reason}")
+    return Device(device, torch.float32, reason)
+
+
+def _best_name() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

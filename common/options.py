@@ -1,0 +1,89 @@
+"""Config dataclass -> click options, and how a command ends.
+
+A new setting is one line in its config and nothing here.
+"""
+
+import errno
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from common.errors import EXIT_SIGINT, EXIT_SIGTERM
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Config = TypeVar("Config")
+
+CONTEXT = {"show_default": True, "max_content_width": 100}
+
+
+def _click_type(kind: Any, item: "Field[Any]") -> Any:
+    if get_origin(kind) in (Union, types.UnionType):  # X | None
+        kind = next(arm for arm in get_args(kind) if arm is not type(None))
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    at_least, below = item.metadata["at_least"], item.metadata["below"]
+    if kind is int and at_least is not None:
+        return click.IntRange(min=int(at_least))
+    if kind is float and at_least is not None:
+        return click.FloatRange(min=at_least, max=below, max_open=below is not None)
+    return kind
+
+
+def options_for(
+    config: type, *, without: tuple[str, ...] = (), default_from: str | None = None
+) -> Callable[[Command], Command]:
+    """Give a click command one option for each setting of a config dataclass.
+
+    With ``default_from`` the options default to None, and help says where the value then comes
+    from: the caller fills it in.
+    """
+    kinds = get_type_hints(config)
+
+    def add_options(command: Command) -> Command:
+        for item in reversed(fields(config)):  # decorators stack from the bottom up
+            if item.name in without:
+                continue
+            name = item.name.replace("_", "-")
+            is_flag = kinds[item.name] is bool
+            command = click.option(
+                f"--{name}/--no-{name}" if is_flag else f"--{name}",
+                type=_click_type(kinds[item.name], item),
+                default=None if default_from else item.default,
+                show_default=default_from or item.default is not None,
+                help=item.metadata["help"],
+            )(command)
+        return command
+
+    return add_options
+
+
+def given(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a command's options that are settings of ``config`` and were given."""
+    names = {item.name for item in fields(config)}
+    return {name: value for name, value in options.items() if name in names and value is not None}
+
+
+def run(group: click.Group, stage: str) -> None:
+    """Run a stage's command line and exit: 0, 1 for a UserError, 2 for usage, 130 or 143 stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGTERM))  # so that files are cleaned up
+    try:
+        code = group.main(prog_name=f"python -m {stage}", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(EXIT_SIGINT)
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        # the reader of our output went away, as head does; flushing again at exit would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,230 @@
+"""The on-disk contract of a data folder: raw token ids, document boundaries, and meta.json.
+
+    train.bin, val.bin   little-endian uint16 ids (uint32 where the vocabulary needs it), no header,
+                         each document followed by one end-of-text id
+    train.idx, val.idx   document boundaries in Megatron-LM's MMIDIDX format
+    vocab.*              the vocabulary (tokenizer.py)
+    meta.json            what all this is, with the SHA-256 of each file; written last: a folder
+                         without it is no data set
+
+Source of the .idx layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import DataError
+from common.files import fsync_folder, sha256_of, write_json
+from common.tokenizer import Tokenizer, load_tokenizer
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+FORMAT_VERSION = 1
+META_NAME = "meta.json"
+IDX_MAGIC = b"MMIDIDX\x00\x00"
+IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
+# Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
+IDX_DTYPE_CODES = {"uint16": 8, "uint32": 4}
+
+
+def token_dtype(vocab_size: int) -> "np.dtype[Any]":
+    """Return the narrowest of uint16 and uint32, little-endian, that holds every id."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+class TokenWriter:
+    """Writes one split under unfinished names: ``split.bin.tmp``, then ``split.idx.tmp``."""
+
+    def __init__(self, folder: Path, split: Split, dtype: "np.dtype[Any]") -> None:
+        self.bin_path = folder / f"{split}.bin"
+        self.idx_path = folder / f"{split}.idx"
+        self.dtype = dtype
+        self.n_tokens = 0
+        self._lengths: list[npt.NDArray[np.int32]] = []
+        self._digest = hashlib.sha256()
+        self._file = _unfinished(self.bin_path).open("wb")
+
+    def add(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
+        """Append documents that lie one after another in ``ids``, end-of-text ids included."""
+        assert lengths.sum() == len(ids)
+        assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
+        raw = ids.astype(self.dtype, copy=False).tobytes()
+        self._file.write(raw)
+        self._digest.update(raw)
+        self._lengths.append(lengths.astype(np.int32))
+        self.n_tokens += len(ids)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Flush both files to disk; return the size and SHA-256 of each by its final name."""
+        self._sync_and_close()
+        lengths = np.concatenate([*self._lengths, np.zeros(0, np.int32)])
+        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+        starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(lengths)]
+        code = IDX_DTYPE_CODES[self.dtype.name]
+        header = IDX_HEADER.pack(IDX_MAGIC, 1, code, len(lengths), len(lengths) + 1)
+        documents = np.arange(len(lengths) + 1, dtype=np.int64)
+        index = header + lengths.tobytes() + starts.tobytes() + documents.tobytes()
+        self._file = _unfinished(self.idx_path).open("wb")
+        self._file.write(index)
+        self._sync_and_close()
+        return {
+            self.bin_path.name: {
+                "size_bytes": self.n_tokens * self.dtype.itemsize,
+                "sha256": self._digest.hexdigest(),
+            },
+            self.idx_path.name: {
+                "size_bytes": len(index),
+                "sha256": hashlib.sha256(index).hexdigest(),
+            },
+        }
+
+    def _sync_and_close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def discard(self) -> None:
+        """Delete what was written and not committed."""
+        self._file.close()
+        _unfinished(self.bin_path).unlink(missing_ok=True)
+        _unfinished(self.idx_path).unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def commit(folder: Path, names: list[str], meta: dict[str, Any]) -> None:
+    """Give finished files their names, then write meta.json: from then on it is a data set."""
+    (folder / META_NAME).unlink(missing_ok=True)
+    fsync_folder(folder)
+    for name in names:
+        os.replace(_unfinished(folder / name), folder / name)
+    write_json(folder / META_NAME, {"format": FORMAT_VERSION, **meta})
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data folder whose meta.json was read and whose sizes fit it."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Type of a token id on disk."""
+        return np.dtype(self.meta["dtype"]).newbyteorder("<")
+
+    def n_tokens(self, split: Split) -> int:
+        """Tokens in a split, the end-of-text ids included."""
+        return int(self.meta["splits"][split]["tokens"])
+
+    def tokens(self, split: Split) -> Ids:
+        """Map a split's ids into memory: int array of shape (n_tokens,), read as it is used."""
+        if self.n_tokens(split) == 0:  # an empty file cannot be mapped
+            return np.zeros(0, self.dtype)
+        return np.memmap(self.path / f"{split}.bin", dtype=self.dtype, mode="r")
+
+    def document_bounds(self, split: Split) -> npt.NDArray[np.int64]:
+        """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]]."""
+        raw = (self.path / f"{split}.idx").read_bytes()
+        n_documents = IDX_HEADER.unpack_from(raw)[3]
+        lengths = np.frombuffer(raw, "<i4", count=n_documents, offset=IDX_HEADER.size)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the vocabulary the ids belong to."""
+        return load_tokenizer(self.path, self.meta["tokenizer"])
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """SHA-256 of the vocabulary file."""
+        return str(self.meta["files"][self.meta["tokenizer"]["file"]]["sha256"])
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the whole data set: that of its files' hashes."""
+        hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(self.meta["files"].items())]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def open_data(path: Path) -> DataFolder:
+    """Open a data folder, checking meta.json and the size of each file (hashes: verify_data).
+
+    Raises: DataError when it is no data set, or its files are not those that meta.json describes.
+    """
+    meta_path = path / META_NAME
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder. Make it: python -m prepare text SRC --out {path}")
+    try:
+        meta = json.loads(meta_path.read_bytes())
+        version = meta["format"]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{meta_path}: missing, so {path} is no data set, or one whose making was stopped. "
+            f"Make it again: python -m prepare text SRC --out {path}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{meta_path}: cannot be read as a data set's meta.json ({error}).") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{meta_path}: format {version}, but this version reads {FORMAT_VERSION}. "
+            "Prepare the data again."
+        )
+    data = DataFolder(path, meta)
+    for name, entry in meta["files"].items():
+        file = path / name
+        found = file.stat().st_size if file.exists() else None
+        if found != entry["size_bytes"]:
+            there = "missing" if found is None else f"{found:,} bytes"
+            raise DataError(
+                f"{file}: {there}, but meta.json promises {entry['size_bytes']:,} bytes. "
+                "It was cut short or belongs to another data set: prepare the data again."
+            )
+    return data
+
+
+def verify_data(data: DataFolder) -> None:
+    """Read every file again: hashes, counts of tokens and documents, ids within the vocabulary.
+
+    Raises: DataError that names the first file that is not as it was written.
+    """
+    for name, entry in data.meta["files"].items():
+        found = sha256_of(data.path / name)
+        if found != entry["sha256"]:
+            raise DataError(
+                f"{data.path / name}: SHA-256 is {found}, but meta.json promises "
+                f"{entry['sha256']}. The file changed after it was written: prepare it again."
+            )
+    tokenizer = data.tokenizer()
+    for split in SPLITS:
+        promised = data.meta["splits"][split]
+        ids, bounds = data.tokens(split), data.document_bounds(split)
+        n_eot = int((ids == tokenizer.eot_id).sum())
+        largest = int(ids.max()) if len(ids) else 0
+        for what, count, expected in [
+            ("tokens in the .bin", len(ids), promised["tokens"]),
+            ("documents in the .idx", len(bounds) - 1, promised["documents"]),
+            ("tokens in the .idx", int(bounds[-1]), promised["tokens"]),
+            ("end-of-text ids", n_eot, promised["documents"]),
+        ]:
+            if count != expected:
+                raise DataError(
+                    f"{data.path / split}.bin: {count:,} {what}, "
+                    f"but meta.json promises {expected:,}."
+                )
+        if largest >= tokenizer.vocab_size:
+            raise DataError(
+                f"{data.path / split}.bin: holds id {largest}, but the vocabulary ends at "
+                f"{tokenizer.vocab_size - 1}."
+            )

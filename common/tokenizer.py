@@ -1,0 +1,247 @@
+"""Text <-> token ids, by byte pairs or by characters; saved beside the data and in every checkpoint.
+
+    text --encode--> ids --decode_bytes--> UTF-8 bytes of the same text
+
+A tokenizer is one vocabulary file and a description (kind, pattern, special tokens), which the
+folder's JSON carries. Text is always encoded as ordinary text: what looks like a special token in
+it yields ordinary ids, and a special id only ever comes from the program.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from common.errors import DataError
+from common.files import write_then_rename
+
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL_TOKENS = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+
+# How GPT-2 cuts text into words before pairs are merged, in the equal but faster form that
+# tiktoken publishes as r50k. Source: Radford et al. 2019, released code, encoder.py.
+GPT2_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+
+
+def special_ids_after(n_ordinary: int) -> dict[str, int]:
+    """Return ids for the special tokens of a vocabulary learned here: those after its last."""
+    return {token: n_ordinary + i for i, token in enumerate(SPECIAL_TOKENS)}
+
+
+@dataclass(frozen=True)
+class BytePairTokenizer:
+    """Byte-pair encoding: tiktoken's, over ``ranks`` that were learned here or published.
+
+    Source: Sennrich et al. 2016, section 3.2 (arXiv:1508.07909), on bytes as in GPT-2.
+    """
+
+    name: str
+    pattern: str
+    ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+
+    kind = "bpe"
+    file_name = "vocab.tiktoken"
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(max(self.ranks.values()), max(self.special_tokens.values())) + 1
+
+    @property
+    def eot_id(self) -> int:
+        """The id that ends every document."""
+        return self.special_tokens[END_OF_TEXT]
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return tiktoken.Encoding(
+            self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
+        )
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id, in order of ids; empty for special ids and for gaps."""
+        table = [b""] * self.vocab_size
+        for token, rank in self.ranks.items():
+            table[rank] = token
+        return table
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text`` taken as ordinary text.
+
+        Raises: DataError on the few texts (a million spaces before a letter) that tiktoken gives
+        up on.
+        """
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # raised from Rust; no name to import
+                raise
+            raise DataError(
+                f"tiktoken gave up on a text of {len(text):,} characters, which happens on runs of "
+                "about a million blanks: shorten such runs in the source."
+            ) from error
+
+    def missing(self, text: str) -> list[str]:
+        """Return the characters of ``text`` that cannot be encoded: none, as any byte can be."""
+        return []
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the UTF-8 bytes of ``ids``; special ids add none."""
+        return b"".join(self.token_bytes[i] for i in ids)
+
+    def file_content(self) -> bytes:
+        """Return the ranks in tiktoken's own format: base64 of the token, space, rank."""
+        in_order = sorted(self.ranks.items(), key=lambda pair: pair[1])
+        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in in_order)
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """One id a character, in code-point order; characters outside the vocabulary have none."""
+
+    characters: tuple[str, ...]
+
+    kind = "char"
+    name = "char"
+    file_name = "vocab.json"
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens: those after the last character's."""
+        return special_ids_after(len(self.characters))
+
+    @property
+    def vocab_size(self) -> int:
+        """Characters plus special tokens."""
+        return len(self.characters) + len(self.special_tokens)
+
+    @property
+    def eot_id(self) -> int:
+        """The id that ends every document."""
+        return self.special_tokens[END_OF_TEXT]
+
+    @cached_property
+    def id_of(self) -> dict[str, int]:
+        """The id of each character."""
+        return {character: i for i, character in enumerate(self.characters)}
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes of each id, in order of ids; empty for special ids."""
+        return [c.encode("utf-8") for c in self.characters] + [b""] * len(self.special_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, leaving out the characters that ``missing`` names."""
+        return [self.id_of[c] for c in text if c in self.id_of]
+
+    def missing(self, text: str) -> list[str]:
+        """Return the distinct characters of ``text`` that the vocabulary lacks, in order."""
+        return [c for c in dict.fromkeys(text) if c not in self.id_of]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the UTF-8 bytes of ``ids``; special ids add none."""
+        return b"".join(self.token_bytes[i] for i in ids)
+
+    def file_content(self) -> bytes:
+        """Return the characters as a JSON list, so that a newline is safe among them."""
+        return (json.dumps(self.characters, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+Tokenizer = BytePairTokenizer | CharTokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the vocabulary file into ``folder``; its description goes into the folder's JSON."""
+    with write_then_rename(folder / tokenizer.file_name) as file:
+        file.write(tokenizer.file_content())
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return, as JSON, what ``load_tokenizer`` needs beside the vocabulary file."""
+    description: dict[str, Any] = {
+        "kind": tokenizer.kind,
+        "name": tokenizer.name,
+        "file": tokenizer.file_name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "special_tokens": tokenizer.special_tokens,
+    }
+    if isinstance(tokenizer, BytePairTokenizer):
+        description["pattern"] = tokenizer.pattern
+    return description
+
+
+def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
+    """Read back what save_tokenizer wrote into ``folder``.
+
+    Raises: DataError when the file is missing, or does not fit its description.
+    """
+    path = folder / description["file"]
+    tokenizer: Tokenizer
+    if description["kind"] == "char":
+        tokenizer = CharTokenizer(_read_characters(path))
+    else:
+        tokenizer = BytePairTokenizer(
+            description["name"],
+            description["pattern"],
+            read_ranks(path),
+            description["special_tokens"],
+        )
+    if tokenizer.vocab_size != description["vocab_size"]:
+        raise DataError(
+            f"{path}: gives {tokenizer.vocab_size:,} ids, but the folder's description promises "
+            f"{description['vocab_size']:,}: the file belongs to another vocabulary."
+        )
+    return tokenizer
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _read_characters(path: Path) -> tuple[str, ...]:
+    try:
+        characters = json.loads(_read(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON list of characters ({error}).") from error
+    if not isinstance(characters, list) or not all(
+        isinstance(c, str) and len(c) == 1 for c in characters
+    ):
+        raise DataError(f"{path}: found something else than a JSON list of single characters.")
+    return tuple(characters)
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Read a vocabulary in tiktoken's format.
+
+    Raises: DataError that names the line when it is in another format, or lacks a byte.
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: not tiktoken's format, which is the base64 of a token, "
+                "a space and its rank."
+            ) from error
+    lacking = sum(bytes([byte]) not in ranks for byte in range(256))
+    if lacking:
+        raise DataError(
+            f"{path}: {lacking} of the 256 single bytes have no rank, so not every text could be "
+            "encoded: this is no complete byte-pair vocabulary."
+        )
+    return ranks

@@ -1,0 +1,4 @@
+from common.options import run
+from prepare.cli import main
+
+run(main, "prepare")

@@ -1,0 +1,124 @@
+"""The embedded default corpus: real English about code, from the documentation on this machine.
+
+    standard library, installed packages --ast--> docstrings
+    pydoc_data.topics                    -------> the language reference
+                                                   -> half .tar.xz, half .jsonl.zst
+
+Needs no network, and gives the same bytes for the same environment: nothing is imported or run,
+the order is that of names, and no time or owner is written.
+"""
+
+import ast
+import hashlib
+import inspect
+import io
+import json
+import lzma
+import sysconfig
+import tarfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+from pydoc_data.topics import topics  # type: ignore[import-not-found]
+
+from common.errors import DataError
+from common.files import write_then_rename
+
+# Shorter docstrings are one-line labels, which teach a model to stop after a line.
+MIN_CHARACTERS = 200
+# More than a CPU reads in some minutes of training only makes preparing and evaluating slower.
+MAX_CHARACTERS = 8_000_000
+# Tests document themselves; lib2to3's fixtures and the like do not even parse.
+LEFT_OUT_FOLDERS = {"test", "tests", "testing", "_vendor", "site-packages", "__pycache__"}
+TAR_NAME, JSONL_NAME = "documentation.tar.xz", "documentation.jsonl.zst"
+
+
+def documentation() -> list[tuple[str, str]]:
+    """Return (name, text) of each document, sorted by name, no text twice.
+
+    Files are read in the order of a hash of their names, so that the share that fits into
+    MAX_CHARACTERS is drawn from every package alike.
+    """
+    documents = {f"topics/{topic}.txt": text.strip() + "\n" for topic, text in topics.items()}
+    seen, n_characters = set(documents.values()), sum(map(len, documents.values()))
+    paths = sysconfig.get_paths()
+    for file, inside in sorted(_files(paths["stdlib"], paths["purelib"]), key=_draw):
+        for line, text in _docstrings(file):
+            if text not in seen and _is_text(text):
+                seen.add(text)
+                documents[f"{inside.with_suffix('').as_posix()}-{line}.txt"] = text
+                n_characters += len(text)
+        if n_characters >= MAX_CHARACTERS:
+            break
+    return sorted(documents.items())
+
+
+def _files(*roots: str) -> Iterator[tuple[Path, Path]]:
+    for root in dict.fromkeys(roots):
+        for file in Path(root).rglob("*.py"):
+            inside = file.relative_to(root)
+            if LEFT_OUT_FOLDERS.isdisjoint(inside.parts[:-1]):
+                yield file, inside
+
+
+def _draw(entry: tuple[Path, Path]) -> bytes:
+    return hashlib.sha256(entry[1].as_posix().encode("utf-8", "replace")).digest()
+
+
+def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a strange escape in somebody's string is no news
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):  # templates and deliberately broken examples
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring and len(docstring) >= MIN_CHARACTERS:
+                yield getattr(node, "lineno", 0), inspect.cleandoc(docstring) + "\n"
+
+
+def write_corpus(folder: Path) -> tuple[int, int]:
+    """Write the corpus into ``folder``; return its numbers of documents and of bytes of text.
+
+    Each file appears under its name only when it is whole.
+    """
+    documents = [(name, text.encode("utf-8")) for name, text in documentation()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tar(folder / TAR_NAME, documents[::2])
+        _write_json_lines(folder / JSONL_NAME, documents[1::2])
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}).") from error
+    return len(documents), sum(len(text) for _, text in documents)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a docstring can hold half of a surrogate pair
+        return False
+    return "\0" not in text
+
+
+def _write_tar(path: Path, documents: list[tuple[str, bytes]]) -> None:
+    with (
+        write_then_rename(path) as file,
+        lzma.open(file, "wb", preset=6) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, text in documents:
+            member = tarfile.TarInfo(name)  # its time is 0 and its owner is nobody
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+
+
+def _write_json_lines(path: Path, documents: list[tuple[str, bytes]]) -> None:
+    compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
+    with write_then_rename(path) as file, compressor.stream_writer(file, closefd=False) as lines:
+        for name, text in documents:
+            record = {"text": text.decode("utf-8"), "name": name}
+            lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")

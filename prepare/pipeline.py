@@ -1,0 +1,315 @@
+"""The chain of prepare, in order, with memory that does not grow with the corpus.
+
+    sources -> documents -> first pass: how many, which vocabulary
+                         -> second pass: (split, ids) -> data/
+
+The sources are read twice where the vocabulary is learned from them or their number decides the
+split, and once where neither is so.
+"""
+
+import hashlib
+import logging
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import DataError
+from common.tokenfile import SPLITS, Split, TokenWriter, commit, token_dtype
+from common.tokenizer import CharTokenizer, Tokenizer, describe_tokenizer
+from prepare.config import PrepareConfig
+from prepare.documents import (
+    Document,
+    Findings,
+    Progress,
+    Source,
+    read_dataset,
+    read_documents,
+)
+from prepare.encode import EncodeBatch, EncodersDisagreeError, make_encoder
+from prepare.split import MIN_DOCUMENTS, split_of, tail_start
+from prepare.vocabulary import (
+    Sample,
+    file_tokenizer,
+    learn_bpe,
+    parse_vocab_size,
+    published_tokenizer,
+)
+
+log = logging.getLogger(__name__)
+
+# A vocabulary learned from more text is hardly another one, and this fits any machine.
+SAMPLE_BYTES = 64 << 20
+# Encoded at a time: enough for every core to have a share, small beside any memory.
+BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What to read: files, or the name of a Hugging Face data set."""
+
+    sources: list[Source] = field(default_factory=list)
+    dataset: str | None = None
+
+    def documents(
+        self, config: PrepareConfig, findings: Findings, progress: Progress
+    ) -> Iterator[Document]:
+        """Yield every document, in the order of the sources."""
+        for source in self.sources:
+            yield from read_documents(source, config, findings, progress)
+        if self.dataset is not None:
+            yield from read_dataset(self.dataset, config, findings)
+
+    def sizes(self) -> list[tuple[str, int | None]]:
+        """Return each source's name and bytes on disk, None for a data set."""
+        sizes: list[tuple[str, int | None]] = [(s.name, s.size_bytes) for s in self.sources]
+        return sizes + ([(self.dataset, None)] if self.dataset is not None else [])
+
+
+class Scan:
+    """First pass: counts the documents and gathers what a vocabulary is learned from.
+
+    Whether documents are split by hash or by tail is known only at its end, so it keeps what
+    either answer needs.
+    """
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.config = config
+        self.n_documents = 0
+        self.n_bytes = 0
+        self.characters: set[str] = set()
+        self.sample = Sample(SAMPLE_BYTES, config.seed)
+
+    def add(self, document: Document) -> None:
+        """Take note of one document."""
+        self.n_documents += 1
+        self.n_bytes += len(document.text)
+        if self.config.tokenizer == "char":
+            self.characters.update(document.text.decode("utf-8"))
+        elif self.config.tokenizer == "bpe":
+            self.sample.add(document.text)
+
+    @property
+    def rule(self) -> str:
+        """How documents are split: ``hash`` or ``tail``."""
+        if self.config.split != "auto":
+            return self.config.split
+        return "hash" if self.n_documents >= MIN_DOCUMENTS else "tail"
+
+    def training_texts(self) -> list[bytes]:
+        """Return the sample's share of the training split."""
+        texts = self.sample.texts()
+        return [text for text in (_parts(t, self.rule, self.config).get("train") for t in texts) if text]
+
+
+def _parts(text: bytes, rule: str, config: PrepareConfig) -> dict[Split, bytes]:
+    """Return the split, or the two splits, that a document belongs to, with its text there."""
+    if rule == "hash":
+        return {split_of(text, config.val_fraction, config.seed): text}
+    cut = tail_start(text, config.val_fraction)
+    parts: dict[Split, bytes] = {"train": text[:cut], "val": text[cut:]}
+    return {split: part for split, part in parts.items() if part}
+
+
+def _learns(config: PrepareConfig) -> bool:
+    return config.tokenizer in ("bpe", "char")
+
+
+def prepare_corpus(
+    corpus: Corpus,
+    config: PrepareConfig,
+    out: Path,
+    new_progress: Callable[[str], Progress],
+) -> dict[str, Any]:
+    """Write a data folder from ``corpus``; return its meta.json.
+
+    ``new_progress`` is called with the name of each pass over the sources, and returns what is
+    then called with the bytes read.
+
+    Raises: UserError for whatever in the sources or settings cannot be used; the folder is then
+    as it was before.
+    """
+    tokenizer = None if _learns(config) else _ready_tokenizer(config.tokenizer)
+    scan = Scan(config)
+    if tokenizer is None or config.split == "auto":
+        findings = Findings()
+        documents = corpus.documents(config, findings, new_progress("scan"))
+        for document in documents if tokenizer is None else islice(documents, MIN_DOCUMENTS):
+            scan.add(document)
+        _refuse_empty(corpus, scan.n_documents, findings)
+    if tokenizer is None:
+        tokenizer = _learned_tokenizer(scan)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _write(corpus, scan, tokenizer, out, new_progress, fast=True)
+    except EncodersDisagreeError:
+        log.warning("gigatoken gave other ids than tiktoken: encoding again with tiktoken alone.")
+        return _write(corpus, scan, tokenizer, out, new_progress, fast=False)
+
+
+def _learns(config: PrepareConfig) -> bool:
+    return config.tokenizer in ("bpe", "char")
+
+
+def _ready_tokenizer(name: str) -> Tokenizer:
+    path = Path(name)
+    return file_tokenizer(path) if path.is_file() else published_tokenizer(name)
+
+
+def _learned_tokenizer(scan: Scan) -> Tokenizer:
+    if scan.config.tokenizer == "char":
+        return CharTokenizer(tuple(sorted(scan.characters)))
+    n_train_bytes = int(scan.n_bytes * (1 - scan.config.val_fraction))
+    vocab_size = parse_vocab_size(scan.config.vocab_size, n_train_bytes)
+    return learn_bpe(scan.training_texts(), vocab_size)
+
+
+def _refuse_empty(corpus: Corpus, n_documents: int, findings: Findings) -> None:
+    if n_documents:
+        return
+    what = corpus.dataset or ", ".join(source.name for source in corpus.sources[:5])
+    left_out = [f"{count:,} {reason}" for reason, count in findings.reasons().items()]
+    left_out += [f"{findings.n_empty:,} empty"] if findings.n_empty else []
+    raise DataError(
+        f"{what}: no text found in {len(corpus.sources):,} files"
+        + (f" (left out: {', '.join(left_out)})" if left_out else "")
+        + ". Name text files, JSON lines, or archives of them."
+    )
+
+
+def _write(
+    corpus: Corpus,
+    scan: Scan,
+    tokenizer: Tokenizer,
+    out: Path,
+    new_progress: Callable[[str], Progress],
+    *,
+    fast: bool,
+) -> dict[str, Any]:
+    """Second pass: encode every document into the files of its split, then commit them."""
+    config, findings = scan.config, Findings()
+    encoder_name, encode_batch = make_encoder(tokenizer, fast=fast)
+    writers = {
+        split: SplitWriter(TokenWriter(out, split, token_dtype(tokenizer.vocab_size)),
+                           encode_batch, tokenizer.eot_id)
+        for split in SPLITS
+    }  # fmt: skip
+    n_documents = 0
+    try:
+        for document in corpus.documents(config, findings, new_progress("encode")):
+            n_documents += 1
+            for split, text in _parts(document.text, scan.rule, config).items():
+                writers[split].add(document.source, text)
+        _refuse_empty(corpus, n_documents, findings)
+        if tokenizer.name in ("bpe", "char") and n_documents != scan.n_documents:
+            raise DataError(
+                f"The sources changed while they were read: {scan.n_documents:,} documents at "
+                f"first, then {n_documents:,}. Run it again when they are complete."
+            )
+        files = {}
+        for writer in writers.values():
+            files |= writer.finish()
+        vocabulary = tokenizer.file_content()
+        (out / (tokenizer.file_name + ".tmp")).write_bytes(vocabulary)
+        files[tokenizer.file_name] = {
+            "size_bytes": len(vocabulary),
+            "sha256": hashlib.sha256(vocabulary).hexdigest(),
+        }
+        meta = {
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokenizer": describe_tokenizer(tokenizer),
+            "files": files,
+            "split": {
+                "rule": scan.rule,
+                "val_fraction": config.val_fraction,
+                "seed": config.seed,
+            },
+            "splits": {split: writer.totals() for split, writer in writers.items()},
+            "n_documents": n_documents,
+            "sources": [
+                {
+                    "name": name,
+                    "size_bytes": size_bytes,
+                    **{split: writers[split].counts_of(name) for split in SPLITS},
+                }
+                for name, size_bytes in corpus.sizes()
+            ],
+            "skipped": findings.skipped,
+            "n_empty": findings.n_empty,
+            "n_bad_bytes": findings.n_bad_bytes,
+            "n_with_nul": findings.n_with_nul,
+            "encoder": encoder_name,
+            "options": asdict(config),
+            "versions": _versions(),
+        }
+        commit(out, list(files), meta)
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    return meta
+
+
+class SplitWriter:
+    """Gathers a split's documents into batches, encodes them and counts by source."""
+
+    def __init__(self, writer: TokenWriter, encode_batch: EncodeBatch, eot_id: int) -> None:
+        self._writer = writer
+        self._encode_batch = encode_batch
+        self._eot_id = eot_id
+        self._sources: list[str] = []
+        self._texts: list[bytes] = []
+        self._batch_bytes = 0
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, source: str, text: bytes) -> None:
+        """Take in one document."""
+        self._sources.append(source)
+        self._texts.append(text)
+        self._batch_bytes += len(text)
+        if self._batch_bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._texts:
+            return
+        ids, lengths = self._encode_batch(self._texts)
+        self._writer.add(np.insert(ids, np.cumsum(lengths), self._eot_id), lengths + 1)
+        for source, text, length in zip(self._sources, self._texts, lengths, strict=True):
+            self._counts.setdefault(source, Counter()).update(
+                documents=1, bytes=len(text), tokens=int(length) + 1
+            )
+        self._sources, self._texts, self._batch_bytes = [], [], 0
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Write out the rest; return the size and hash of each file."""
+        self._flush()
+        return self._writer.finish()
+
+    def discard(self) -> None:
+        """Delete what was written and not committed."""
+        self._writer.discard()
+
+    def counts_of(self, source: str) -> dict[str, int]:
+        """Return documents, bytes and tokens that came from one source."""
+        counts = self._counts.get(source, Counter())
+        return {name: counts[name] for name in ("documents", "bytes", "tokens")}
+
+    def totals(self) -> dict[str, int]:
+        """Return documents, bytes and tokens of the split; tokens include the end-of-text ids."""
+        total: Counter[str] = sum(self._counts.values(), Counter())
+        return {name: total[name] for name in ("documents", "bytes", "tokens")}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("numpy", "tiktoken", "gigatoken", "zstandard"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

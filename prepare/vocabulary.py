@@ -1,0 +1,220 @@
+"""Get a vocabulary: learned from the training split, the characters of the corpus, or published.
+
+Source of the learning: byte-pair encoding, Sennrich et al. 2016 (arXiv:1508.07909), on the bytes
+of words cut out by GPT-2's pattern.
+"""
+
+import heapq
+import logging
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tiktoken
+
+from common.errors import ConfigError, DataError
+from common.tokenfile import META_NAME, open_data
+from common.tokenizer import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    SPECIAL_TOKENS,
+    BytePairTokenizer,
+    read_ranks,
+    special_ids_after,
+)
+from prepare.split import hash_fraction
+
+log = logging.getLogger(__name__)
+
+MIN_LEARNED_IDS = 256  # the single bytes
+MAX_LEARNED_IDS = (1 << 16) - len(SPECIAL_TOKENS)  # ids stay within uint16
+
+
+def auto_vocab_size(n_train_bytes: int) -> int:
+    """Return how many ids to learn for a training split of this many bytes.
+
+    Measured in bits per byte at equal training time: see README, "How many ids".
+    """
+    return 4096
+
+
+def parse_vocab_size(value: str, n_train_bytes: int) -> int:
+    """Return the number of ids that --vocab-size asks for.
+
+    Raises: ConfigError when it is neither ``auto`` nor a number in range.
+    """
+    if value == "auto":
+        return auto_vocab_size(n_train_bytes)
+    if not value.isdecimal() or not MIN_LEARNED_IDS <= int(value) <= MAX_LEARNED_IDS:
+        raise ConfigError(
+            f"--vocab-size is {value!r}: it must be auto, or a number from {MIN_LEARNED_IDS} (the "
+            f"single bytes) to {MAX_LEARNED_IDS:,}."
+        )
+    return int(value)
+
+
+class Sample:
+    """At most ``max_bytes`` of the training documents, chosen by hash: the same in any order.
+
+    Kept are the documents with the smallest hashes that fit (bottom-k sampling).
+    """
+
+    def __init__(self, max_bytes: int, seed: int) -> None:
+        self.max_bytes = max_bytes
+        self.seed = seed
+        self.size_bytes = 0
+        self._heap: list[tuple[float, bytes]] = []  # largest hash first, by its negative
+
+    def add(self, text: bytes) -> None:
+        """Offer one document."""
+        heapq.heappush(self._heap, (-hash_fraction(text, self.seed + 1), text))
+        self.size_bytes += len(text)
+        while self.size_bytes > self.max_bytes and len(self._heap) > 1:
+            self.size_bytes -= len(heapq.heappop(self._heap)[1])
+
+    def texts(self) -> list[bytes]:
+        """Return the documents kept, in the order of their hashes."""
+        return [text for _, text in sorted(self._heap, reverse=True)]
+
+
+def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
+    """Learn ``vocab_size`` byte pairs (fewer where the text has no more) from ``texts``."""
+    try:
+        import gigatoken
+    except ImportError:
+        log.warning(
+            "gigatoken is not installed: learning the vocabulary in Python, which is slow."
+        )
+        tokens = learn_in_python(texts, vocab_size)
+    else:
+        # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
+        with _silenced():
+            learned, _ = gigatoken.train_bpe(
+                b"\xff".join(texts), vocab_size, [], separator=b"\xff"
+            )
+        tokens = [learned[i] for i in range(len(learned))]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Send what native code prints to stdout and stderr nowhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for target, descriptor in zip((1, 2), saved, strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+        os.close(nowhere)
+
+
+def learn_in_python(texts: list[bytes], vocab_size: int) -> list[bytes]:
+    """Return the tokens of a vocabulary in order of rank: single bytes, then merged pairs.
+
+    The most frequent pair is merged first; of equally frequent ones that of the smaller ids.
+    """
+    import regex  # comes with tiktoken
+
+    counts: Counter[bytes] = Counter()
+    for text in texts:
+        counts.update(w.encode("utf-8") for w in regex.findall(GPT2_PATTERN, text.decode("utf-8")))
+    tokens = [bytes([byte]) for byte in range(256)]
+    words = [list(word) for word in counts]
+    weights = list(counts.values())
+    pair_counts: Counter[tuple[int, int]] = Counter()
+    words_with: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for number, word in enumerate(words):
+        for pair in zip(word, word[1:], strict=False):
+            pair_counts[pair] += weights[number]
+            words_with[pair].add(number)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heapq.heapify(heap)
+    while heap and len(tokens) < vocab_size:
+        count, pair = heapq.heappop(heap)
+        if -count != pair_counts[pair]:  # an entry that later merges made stale
+            if pair_counts[pair] > 0:
+                heapq.heappush(heap, (-pair_counts[pair], pair))
+            continue
+        merged = len(tokens)
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        changed: set[tuple[int, int]] = set()
+        for number in words_with.pop(pair):
+            word, weight = words[number], weights[number]
+            for old in zip(word, word[1:], strict=False):
+                pair_counts[old] -= weight
+            words[number] = word = _merge(word, pair, merged)
+            for new in zip(word, word[1:], strict=False):
+                pair_counts[new] += weight
+                words_with[new].add(number)
+                changed.add(new)
+        for new in changed:
+            if merged in new:
+                heapq.heappush(heap, (-pair_counts[new], new))
+    return tokens
+
+
+def _merge(word: list[int], pair: tuple[int, int], merged: int) -> list[int]:
+    out: list[int] = []
+    i = 0
+    while i < len(word):
+        if tuple(word[i : i + 2]) == pair:
+            out.append(merged)
+            i += 2
+        else:
+            out.append(word[i])
+            i += 1
+    return out
+
+
+def published_tokenizer(name: str) -> BytePairTokenizer:
+    """Return a tiktoken vocabulary by name, its own end-of-text id kept, the rest put after.
+
+    Raises: DataError when tiktoken has no such name, or the file can neither be found nor fetched.
+    """
+    if name not in tiktoken.list_encoding_names():
+        raise DataError(
+            f"--tokenizer {name}: not bpe, not char, no file of that name, and tiktoken knows only "
+            f"{', '.join(sorted(tiktoken.list_encoding_names()))}."
+        )
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        raise DataError(
+            f"--tokenizer {name}: its vocabulary is not on this machine and could not be fetched "
+            f"({type(error).__name__}). Set TIKTOKEN_CACHE_DIR to a folder that holds it, or use "
+            "--tokenizer bpe, which needs no network."
+        ) from error
+    eot_id = encoding.eot_token
+    after = [token for token in SPECIAL_TOKENS if token != END_OF_TEXT]
+    special_tokens = {END_OF_TEXT: eot_id} | {
+        token: encoding.n_vocab + i for i, token in enumerate(after)
+    }
+    return BytePairTokenizer(
+        name, encoding._pat_str, dict(encoding._mergeable_ranks), special_tokens
+    )
+
+
+def file_tokenizer(path: Path) -> BytePairTokenizer:
+    """Return the vocabulary in a .tiktoken file: with its own pattern where it lies in a data folder.
+
+    A bare file carries no pattern; GPT-2's is used, and said.
+    """
+    if (path.parent / META_NAME).exists():
+        tokenizer = open_data(path.parent).tokenizer()
+        if isinstance(tokenizer, BytePairTokenizer):
+            return tokenizer
+    log.warning("%s: such a file does not say how text is cut into words; using GPT-2's way.", path)
+    ranks = read_ranks(path)
+    return BytePairTokenizer(
+        path.stem, GPT2_PATTERN, ranks, special_ids_after(max(ranks.values()) + 1)
+    )

@@ -1,0 +1,4 @@
+from common.options import run
+from sample.cli import main
+
+run(main, "sample")

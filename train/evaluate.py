@@ -1,0 +1,102 @@
+"""Evaluation over fixed windows: the same number for the same weights, every time.
+
+Loss is in nats a token; bits per byte weighs it by how much text a token stands for, so that runs
+with different vocabularies compare.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.device import Device
+from common.generate import GenerateConfig, generate
+from common.model import GPT
+from common.tokenfile import Ids
+from common.tokenizer import Tokenizer
+from train.batches import read_rows
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or three
+# How much of train is scored, evenly spread: enough to compare with val, and quick.
+TRAIN_TOKENS = 1 << 16
+# Scores of one evaluation batch, in bytes: large enough to keep the cores busy.
+LOGITS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """Result over one split: mean loss in nats a token, and in bits a byte of text."""
+
+    loss: float
+    bpb: float
+    n_tokens: int
+
+
+def windows(ids: Ids, block_size: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (x, y) of single rows: end to end over all of ``ids``, or evenly spread over it.
+
+    All, the shorter last window included, where it has at most ``max_tokens``.
+    """
+    n_targets = len(ids) - 1
+    if n_targets > max_tokens:
+        starts = np.linspace(0, n_targets - block_size, max(1, max_tokens // block_size))
+        for start in starts.astype(np.int64):
+            yield read_rows(ids, np.array([start]), block_size)
+        return
+    for start in range(0, n_targets, block_size):
+        yield read_rows(ids, np.array([start]), min(block_size, n_targets - start))
+
+
+def _batches(
+    rows: Iterator[tuple[Tensor, Tensor]], n_rows: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Join rows of equal length into batches of at most ``n_rows``."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for row in rows:
+        if held and (len(held) == n_rows or row[0].shape != held[0][0].shape):
+            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            held = []
+        held.append(row)
+    if held:
+        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+
+
+@torch.inference_mode()
+def evaluate(
+    model: GPT, ids: Ids, token_bytes: npt.NDArray[np.int64], device: Device, max_tokens: int
+) -> Score:
+    """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id."""
+    block_size = model.config.block_size
+    n_rows = max(1, LOGITS_BYTES // (4 * model.config.vocab_size * block_size))
+    lengths = torch.from_numpy(token_bytes)
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    model.eval()
+    for x, y in _batches(windows(ids, block_size, max_tokens), n_rows):
+        n_tokens += y.numel()
+        n_bytes += int(lengths[y].sum())
+        x, y = x.to(device.torch_device), y.to(device.torch_device)
+        with device.autocast():
+            logits, _ = model(x)
+        nats += float(F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum"))
+    model.train()
+    return Score(nats / n_tokens, nats / math.log(2) / max(1, n_bytes), n_tokens)
+
+
+def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Return (V,) the bytes of text that each id stands for."""
+    return np.array([len(token) for token in tokenizer.token_bytes], np.int64)
+
+
+def sample_line(model: GPT, tokenizer: Tokenizer, prompt: list[int], seed: int) -> str:
+    """Return what the model writes after ``prompt``: the same for the same weights."""
+    config = GenerateConfig(max_new_tokens=SAMPLE_TOKENS, seed=seed)
+    model.eval()
+    written = tokenizer.decode_bytes(generate(model, prompt, config, tokenizer))
+    model.train()
+    begin = tokenizer.decode_bytes(prompt).decode("utf-8", "replace")
+    return f"  it was given:  {begin!r}\n  and continued: {written.decode('utf-8', 'replace')!r}"
