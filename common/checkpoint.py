@@ -91,9 +91,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict[str, Any],
+    run: Path,
+    step: int,
+    model: GPT,
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
     tokenizer: Tokenizer,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write step-STEP/ whole, point ``latest`` at it, delete what is no longer needed.
 
     Raises: CheckpointError when the disk will not take it; earlier checkpoints are untouched.
@@ -227,7 +231,9 @@ def load_checkpoint(folder: Path, device: torch.device) -> Loaded:
     try:
         model.load_state_dict(load_file(folder / MODEL_NAME))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / MODEL_NAME}: does not fit its state.json ({error}).") from error
+        raise CheckpointError(
+            f"{folder / MODEL_NAME}: does not fit its state.json ({error})."
+        ) from error
     tokenizer = load_tokenizer(folder, state["tokenizer"])
     return Loaded(model.to(device), tokenizer, state)
 

@@ -1,4 +1,4 @@
-"""How a setting is declared, and the shape of the network.
+"""How a setting is declared, the shape of the network, and how it generates.
 
 A setting is one line: type, default, meaning, range. The command line is made from these lines
 (options.py), so help and code cannot disagree.
@@ -17,9 +17,7 @@ def setting(
     default: Any, meaning: str, *, at_least: float | None = None, below: float | None = None
 ) -> Any:
     """Declare one field of a config: ``meaning`` is its help, the bounds its range."""
-    return field(
-        default=default, metadata={"help": meaning, "at_least": at_least, "below": below}
-    )
+    return field(default=default, metadata={"help": meaning, "at_least": at_least, "below": below})
 
 
 def check_ranges(config: Any) -> None:
@@ -55,10 +53,14 @@ class ModelConfig:
     block_size: int = setting(256, "Context length, in tokens.", at_least=1)
     n_layer: int = setting(6, "Transformer blocks.", at_least=1)
     n_head: int = setting(6, "Attention heads in a block.", at_least=1)
-    n_kv_head: int = setting(0, "Heads of keys and values, shared among --n-head; 0: as many.", at_least=0)
+    n_kv_head: int = setting(
+        0, "Heads of keys and values, shared among --n-head; 0: as many.", at_least=0
+    )
     n_embd: int = setting(384, "Channels; a multiple of --n-head.", at_least=1)
     n_inner: int = setting(
-        0, "Channels inside the MLP; 0: 4 times --n-embd, or 8/3 rounded up to 64 for swiglu.", at_least=0
+        0,
+        "Channels inside the MLP; 0: 4 times --n-embd, or 8/3 rounded up to 64 for swiglu.",
+        at_least=0,
     )
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation.")
     norm_first: bool = setting(True, "Normalise before each sublayer; off: after its residual sum.")
@@ -67,7 +69,9 @@ class ModelConfig:
     qk_norm: bool = setting(True, "RMS-normalise queries and keys, with weights.")
     bias: bool = setting(False, "Add biases to Linear and LayerNorm, as GPT-2 does.")
     tied_head: bool = setting(True, "Share the embedding's weights with the output head.")
-    dropout: float = setting(0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0)
+    dropout: float = setting(
+        0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0
+    )
     attention: Literal["sdpa", "manual"] = setting(
         "sdpa", "PyTorch's fused attention, or the same written out."
     )
@@ -110,6 +114,24 @@ class ModelConfig:
             # three matrices of 8/3 C weigh what two of 4 C do; 64: whole vector registers
             return -(-8 * self.n_embd // (3 * 64)) * 64
         return 4 * self.n_embd
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How ids are chosen."""
+
+    max_new_tokens: int = setting(200, "Stop after this many tokens.", at_least=1)
+    temperature: float = setting(
+        0.8, "Below 1 bolder, above 1 wilder; 0: always the likeliest.", at_least=0
+    )
+    top_k: int = setting(0, "Choose among this many likeliest tokens; 0: among all.", at_least=0)
+    top_p: float = setting(
+        0.95, "Choose among the likeliest tokens that together have this probability.", at_least=0
+    )
+    seed: int = setting(1337, "The same seed and prompt give the same text.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 # The two settings of the switches that other software loads without our code.

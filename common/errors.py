@@ -5,7 +5,8 @@ UserError
  |- DataError         sources, or a data folder, that cannot be used as they are
  |- CheckpointError   a run or one of its checkpoints that cannot be used as it is
 
-click prints them without a traceback and exits with 1. A wrong call in code is a ValueError instead.
+click prints them without a traceback and exits with 1. A wrong call in code is a ValueError
+instead.
 """
 
 import click

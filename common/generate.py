@@ -6,30 +6,13 @@ position 0. Which tokens a prediction sees is thus a function of how many there 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from common.config import check_ranges, setting
+from common.config import GenerateConfig
 from common.model import GPT, KVCache
 from common.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """How ids are chosen."""
-
-    max_new_tokens: int = setting(200, "Stop after this many tokens.", at_least=1)
-    temperature: float = setting(0.8, "Below 1 bolder, above 1 wilder; 0: always the likeliest.", at_least=0)
-    top_k: int = setting(0, "Choose among this many likeliest tokens; 0: among all.", at_least=0)
-    top_p: float = setting(
-        0.95, "Choose among the likeliest tokens that together have this probability.", at_least=0
-    )
-    seed: int = setting(1337, "The same seed and prompt give the same text.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def window_start(n_tokens: int, block_size: int) -> int:

@@ -70,6 +70,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor] | None, cache: KVCache | None
     ) -> Tensor:
+        """Return (B, T, C): for each token a mix of what the tokens up to it hold."""
         B, T, C = x.shape  # noqa: N806
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
         q, k, v = self.c_attn(x).split((nh * hs, n_kv * hs, n_kv * hs), dim=-1)
@@ -97,9 +98,14 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     # a single query sees everything and needs no mask
     mask = _causal_mask(T, n_keys, q.device) if 1 < T < n_keys else None
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout,
-        is_causal=T > 1 and T == n_keys, enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=T > 1 and n_keys == T,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
 
 
 def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -127,6 +133,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, C), each token by itself."""
         h = self.c_fc(x)  # (B, T, inner)
         if self.kind == "swiglu":
             h = F.silu(self.c_gate(x)) * h
@@ -152,6 +159,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor] | None, cache: KVCache | None
     ) -> Tensor:
+        """Return (B, T, C): what came in, with what the two sublayers add."""
         if self.norm_first:
             x = x + self.dropout(self.attn(self.ln_1(x), angles, cache))
             return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]

@@ -70,8 +70,8 @@ def given(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(group: click.Group, stage: str) -> None:
-    """Run a stage's command line and exit: 0, 1 for a UserError, 2 for usage, 130 or 143 stopped."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGTERM))  # so that files are cleaned up
+    """Run a stage's commands and exit: 0, 1 for a UserError, 2 for usage, 130 or 143 stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGTERM))  # files are cleaned up
     try:
         code = group.main(prog_name=f"python -m {stage}", standalone_mode=False)
     except click.ClickException as error:

@@ -123,7 +123,7 @@ class DataFolder:
     @property
     def dtype(self) -> "np.dtype[Any]":
         """Type of a token id on disk."""
-        return np.dtype(self.meta["dtype"]).newbyteorder("<")
+        return token_dtype(self.meta["tokenizer"]["vocab_size"])
 
     def n_tokens(self, split: Split) -> int:
         """Tokens in a split, the end-of-text ids included."""
@@ -175,7 +175,9 @@ def open_data(path: Path) -> DataFolder:
             f"Make it again: python -m prepare text SRC --out {path}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{meta_path}: cannot be read as a data set's meta.json ({error}).") from error
+        raise DataError(
+            f"{meta_path}: cannot be read as a data set's meta.json ({error})."
+        ) from error
     if version != FORMAT_VERSION:
         raise DataError(
             f"{meta_path}: format {version}, but this version reads {FORMAT_VERSION}. "

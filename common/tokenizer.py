@@ -1,4 +1,4 @@
-"""Text <-> token ids, by byte pairs or by characters; saved beside the data and in every checkpoint.
+"""Text <-> token ids, by byte pairs or characters; saved beside the data and in every checkpoint.
 
     text --encode--> ids --decode_bytes--> UTF-8 bytes of the same text
 
@@ -25,9 +25,7 @@ SPECIAL_TOKENS = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|system|>", "<|end
 
 # How GPT-2 cuts text into words before pairs are merged, in the equal but faster form that
 # tiktoken publishes as r50k. Source: Radford et al. 2019, released code, encoder.py.
-GPT2_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def special_ids_after(n_ordinary: int) -> dict[str, int]:

@@ -13,11 +13,13 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias
 
 import zstandard
 
 from common.errors import DataError
+
+Stream: TypeAlias = "io.BufferedReader[Any]"
 
 HEAD_BYTES = 1 << 16  # how far content is looked at; also what a decoder hands on at a time
 MAX_DEPTH = 8  # no corpus nests deeper; a file made to nest for ever does
@@ -61,11 +63,11 @@ CODECS = (
 DECODER_ERRORS = (lzma.LZMAError, zstandard.ZstdError, zlib.error, OSError)
 
 
-class Unreadable(DataError):
+class UnreadableError(DataError):
     """A file that holds no text: left out where it was found, an error where it was named."""
 
 
-def leaves(name: str, stream: io.BufferedReader, depth: int = 0) -> Iterator[tuple[str, io.BufferedReader]]:
+def leaves(name: str, stream: Stream, depth: int = 0) -> Iterator[tuple[str, Stream]]:
     """Yield (name, stream) of each plain file inside ``stream``; read one before taking the next.
 
     Raises: DataError on truncated or corrupt layers, with the name and the offset.
@@ -123,7 +125,7 @@ class _ChunkReader(io.RawIOBase):
         return n_filled
 
 
-def _decompress(name: str, stream: io.BufferedReader, codec: Codec) -> Iterator[bytes]:
+def _decompress(name: str, stream: Stream, codec: Codec) -> Iterator[bytes]:
     """Yield the content of all streams (frames) of a compressed file, one after another.
 
     Python's own xz reader stops at padding, and python-zstandard's readers report no truncation:
@@ -167,7 +169,7 @@ def _decompress(name: str, stream: io.BufferedReader, codec: Codec) -> Iterator[
         )
 
 
-def _skip_padding(name: str, stream: io.BufferedReader, codec: Codec, data: bytes) -> bytes:
+def _skip_padding(name: str, stream: Stream, codec: Codec, data: bytes) -> bytes:
     """Return ``data`` from the next stream's first byte on, long enough to know it by."""
     n_zeros = 0
     if codec.padding:
@@ -205,23 +207,21 @@ class _StrictTarInfo(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":
         try:
-            return cast("_StrictTarInfo", super().fromtarfile(tar))
-        except tarfile.EmptyHeaderError:
-            raise
-        except tarfile.EOFHeaderError:
-            raise
+            return super().fromtarfile(tar)
         except tarfile.HeaderError as error:
+            if type(error).__name__ in ("EmptyHeaderError", "EOFHeaderError"):  # the true end
+                raise
             raise tarfile.ReadError(f"bad header at byte {tar.offset:,} of the tar") from error
 
 
-def _tar_members(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, io.BufferedReader]]:
+def _tar_members(name: str, stream: Stream) -> Iterator[tuple[str, Stream]]:
     """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
     try:
         with tarfile.open(
             fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, ignore_zeros=True
         ) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile keeps every header it has seen
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 if member.isfile():
                     file = tar.extractfile(member)
                     assert file is not None

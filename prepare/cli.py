@@ -1,11 +1,11 @@
 """The command line of prepare.
 
-    python -m prepare corpus corpus                        make the default corpus
-    python -m prepare text corpus --out data               grind it into tokens
-    python -m prepare text dump.tar.xz notes/ --tokenizer gpt2
-    cat story.txt | python -m prepare text - --tokenizer char
-    python -m prepare inspect data --show 3                what is in there
-    python -m prepare verify data                          every hash and count again
+python -m prepare corpus corpus                        make the default corpus
+python -m prepare text corpus --out data               grind it into tokens
+python -m prepare text dump.tar.xz notes/ --tokenizer gpt2
+cat story.txt | python -m prepare text - --tokenizer char
+python -m prepare inspect data --show 3                what is in there
+python -m prepare verify data                          every hash and count again
 """
 
 import logging
@@ -36,9 +36,11 @@ def main() -> None:
 )
 @click.option("--dataset", metavar="NAME", help="A Hugging Face data set, or a folder saved by it.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default="data",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="data",
     help="Folder to write; a data set already there is replaced when the new one is complete.",
-)  # fmt: skip
+)
 @options_for(PrepareConfig)
 def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) -> None:
     """Turn SRC into token files: files, folders and '-' (standard input), in any of xz, zstd,

@@ -18,7 +18,9 @@ class PrepareConfig:
     vocab_size: str = setting(
         "auto", "Ids to learn for bpe, special ones apart; auto: by the size of the corpus."
     )
-    text_key: str = setting("text", "Key (or column) that holds the text in JSON lines and data sets.")
+    text_key: str = setting(
+        "text", "Key (or column) that holds the text in JSON lines and data sets."
+    )
     separator: str | None = setting(
         None, r"Cut each plain file into documents at this text; \n and \t are understood."
     )
@@ -27,7 +29,9 @@ class PrepareConfig:
         "hash: whole documents, by a hash of their content; tail: the end of each document; "
         "auto: tail below 1,000 documents.",
     )
-    val_fraction: float = setting(0.1, "Share of the text set aside for validation.", at_least=0, below=1)
+    val_fraction: float = setting(
+        0.1, "Share of the text set aside for validation.", at_least=0, below=1
+    )
     seed: int = setting(1337, "Another seed puts other documents into val.", at_least=0)
     on_bad_bytes: Literal["replace", "skip", "fail"] = setting(
         "replace", "What to do with a document that is not UTF-8: put U+FFFD, leave it out, stop."

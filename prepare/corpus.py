@@ -19,9 +19,9 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import zstandard
-from pydoc_data.topics import topics  # type: ignore[import-not-found]
 
 from common.errors import DataError
 from common.files import write_then_rename

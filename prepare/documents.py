@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives import Unreadable, leaves
+from prepare.archives import Stream, UnreadableError, leaves
 from prepare.config import PrepareConfig
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -75,7 +75,9 @@ def find_sources(paths: list[Path]) -> list[Source]:
         if path.is_dir():
             found = sorted(_files_below(path))
             if not found:
-                raise DataError(f"{path}: holds no file. Name a folder with text or archives in it.")
+                raise DataError(
+                    f"{path}: holds no file. Name a folder with text or archives in it."
+                )
             for file in found:
                 sources.setdefault(file, Source(_printable(file), file, named=False))
         elif path.exists():
@@ -103,7 +105,7 @@ class _CountedFile(io.FileIO):
         super().__init__(path)
         self._progress = progress
 
-    def readinto(self, buffer: Any) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int | None:
         n_read = super().readinto(buffer)
         self._progress(n_read or 0)
         return n_read
@@ -122,7 +124,7 @@ def read_documents(
                 try:
                     for text in _texts(name, leaf, config, findings):
                         yield Document(source.name, text)
-                except Unreadable as error:
+                except UnreadableError:
                     if source.named and name == source.name:
                         raise
                     findings.skip(name, "binary, not text")
@@ -130,9 +132,7 @@ def read_documents(
         raise DataError(f"{source.name}: cannot be read ({error.strerror or error}).") from error
 
 
-def _texts(
-    name: str, leaf: io.BufferedReader, config: PrepareConfig, findings: Findings
-) -> Iterator[bytes]:
+def _texts(name: str, leaf: Stream, config: PrepareConfig, findings: Findings) -> Iterator[bytes]:
     if _is_json_lines(name, leaf, config.text_key):
         raw_texts = _json_lines(name, leaf, config, findings)
     else:
@@ -145,7 +145,7 @@ def _texts(
         yield text
 
 
-def _is_json_lines(name: str, leaf: io.BufferedReader, text_key: str) -> bool:
+def _is_json_lines(name: str, leaf: Stream, text_key: str) -> bool:
     if name.endswith(JSON_SUFFIXES):
         return True
     first_line = leaf.peek().lstrip().split(b"\n", 1)[0]
@@ -158,11 +158,11 @@ def _is_json_lines(name: str, leaf: io.BufferedReader, text_key: str) -> bool:
 
 
 def _plain_texts(
-    name: str, leaf: io.BufferedReader, config: PrepareConfig, findings: Findings
+    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
 ) -> Iterator[bytes]:
     raw = leaf.read().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark is not text
     if raw.count(0) > MAX_NUL_SHARE * len(raw):
-        raise Unreadable(
+        raise UnreadableError(
             f"{name}: binary, not text: {raw.count(0):,} of its {len(raw):,} bytes are zero. "
             "Name text files, or archives of them."
         )
@@ -182,7 +182,7 @@ def _unescaped(separator: str) -> str:
 
 
 def _json_lines(
-    name: str, leaf: io.BufferedReader, config: PrepareConfig, findings: Findings
+    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
 ) -> Iterator[bytes]:
     # A binary stream ends lines at \n only; str.splitlines() would also cut at U+2028 and others.
     for number, line in enumerate(leaf, start=1):
@@ -223,9 +223,7 @@ def _without_surrogates(text: str, findings: Findings) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
 
 
-def _as_utf8(
-    raw: bytes, where: str, config: PrepareConfig, findings: Findings
-) -> bytes | None:
+def _as_utf8(raw: bytes, where: str, config: PrepareConfig, findings: Findings) -> bytes | None:
     """Return ``raw`` if it is UTF-8, else what --on-bad-bytes says: mended, None, or an error."""
     try:
         raw.decode("utf-8")
@@ -244,7 +242,7 @@ def _as_utf8(
 
 
 def read_dataset(name: str, config: PrepareConfig, findings: Findings) -> Iterator[Document]:
-    """Yield the texts of a Hugging Face data set: a folder saved by it, or one of the hub, streamed.
+    """Yield the texts of a Hugging Face data set: a folder saved by it, or streamed from the hub.
 
     Raises: DataError when it cannot be opened, or lacks the column.
     """

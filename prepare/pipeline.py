@@ -106,7 +106,9 @@ class Scan:
     def training_texts(self) -> list[bytes]:
         """Return the sample's share of the training split."""
         texts = self.sample.texts()
-        return [text for text in (_parts(t, self.rule, self.config).get("train") for t in texts) if text]
+        return [
+            text for text in (_parts(t, self.rule, self.config).get("train") for t in texts) if text
+        ]
 
 
 def _parts(text: bytes, rule: str, config: PrepareConfig) -> dict[Split, bytes]:
@@ -116,10 +118,6 @@ def _parts(text: bytes, rule: str, config: PrepareConfig) -> dict[Split, bytes]:
     cut = tail_start(text, config.val_fraction)
     parts: dict[Split, bytes] = {"train": text[:cut], "val": text[cut:]}
     return {split: part for split, part in parts.items() if part}
-
-
-def _learns(config: PrepareConfig) -> bool:
-    return config.tokenizer in ("bpe", "char")
 
 
 def prepare_corpus(
@@ -197,10 +195,13 @@ def _write(
     config, findings = scan.config, Findings()
     encoder_name, encode_batch = make_encoder(tokenizer, fast=fast)
     writers = {
-        split: SplitWriter(TokenWriter(out, split, token_dtype(tokenizer.vocab_size)),
-                           encode_batch, tokenizer.eot_id)
+        split: SplitWriter(
+            TokenWriter(out, split, token_dtype(tokenizer.vocab_size)),
+            encode_batch,
+            tokenizer.eot_id,
+        )
         for split in SPLITS
-    }  # fmt: skip
+    }
     n_documents = 0
     try:
         for document in corpus.documents(config, findings, new_progress("encode")):
@@ -213,7 +214,7 @@ def _write(
                 f"The sources changed while they were read: {scan.n_documents:,} documents at "
                 f"first, then {n_documents:,}. Run it again when they are complete."
             )
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for writer in writers.values():
             files |= writer.finish()
         vocabulary = tokenizer.file_content()

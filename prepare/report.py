@@ -20,7 +20,7 @@ MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in me
 def progress_bars(corpus: Corpus) -> Iterator[Callable[[str], Progress]]:
     """Give each pass over the sources a bar in compressed bytes, with the time that is left."""
     total = sum(size or 0 for _, size in corpus.sizes())
-    bars: list["tqdm[Any]"] = []
+    bars: list[tqdm[Any]] = []
 
     def new_progress(name: str) -> Progress:
         for bar in bars:

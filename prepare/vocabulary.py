@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import tiktoken
@@ -85,16 +86,12 @@ def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
     try:
         import gigatoken
     except ImportError:
-        log.warning(
-            "gigatoken is not installed: learning the vocabulary in Python, which is slow."
-        )
+        log.warning("gigatoken is not installed: learning the vocabulary in Python, which is slow.")
         tokens = learn_in_python(texts, vocab_size)
     else:
         # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
         with _silenced():
-            learned, _ = gigatoken.train_bpe(
-                b"\xff".join(texts), vocab_size, [], separator=b"\xff"
-            )
+            learned, _ = gigatoken.train_bpe(b"\xff".join(texts), vocab_size, [], separator=b"\xff")
         tokens = [learned[i] for i in range(len(learned))]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
@@ -134,7 +131,7 @@ def learn_in_python(texts: list[bytes], vocab_size: int) -> list[bytes]:
     pair_counts: Counter[tuple[int, int]] = Counter()
     words_with: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for number, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pair_counts[pair] += weights[number]
             words_with[pair].add(number)
     heap = [(-count, pair) for pair, count in pair_counts.items()]
@@ -150,10 +147,10 @@ def learn_in_python(texts: list[bytes], vocab_size: int) -> list[bytes]:
         changed: set[tuple[int, int]] = set()
         for number in words_with.pop(pair):
             word, weight = words[number], weights[number]
-            for old in zip(word, word[1:], strict=False):
+            for old in pairwise(word):
                 pair_counts[old] -= weight
             words[number] = word = _merge(word, pair, merged)
-            for new in zip(word, word[1:], strict=False):
+            for new in pairwise(word):
                 pair_counts[new] += weight
                 words_with[new].add(number)
                 changed.add(new)
@@ -205,7 +202,7 @@ def published_tokenizer(name: str) -> BytePairTokenizer:
 
 
 def file_tokenizer(path: Path) -> BytePairTokenizer:
-    """Return the vocabulary in a .tiktoken file: with its own pattern where it lies in a data folder.
+    """Return the vocabulary in a .tiktoken file, with its own pattern if it lies in a data folder.
 
     A bare file carries no pattern; GPT-2's is used, and said.
     """

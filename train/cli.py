@@ -1,10 +1,10 @@
 """The command line of train.
 
-    python -m train pretrain --data data                      the preset for this machine
-    python -m train pretrain --data data --run shakespeare --minutes 10
-    python -m train pretrain --data data --max-steps 2000 --n-layer 4 --n-embd 128
-    python -m train resume                                    the newest run, from where it stopped
-    python -m train presets                                   what the presets set
+python -m train pretrain --data data                      the preset for this machine
+python -m train pretrain --data data --run shakespeare --minutes 10
+python -m train pretrain --data data --max-steps 2000 --n-layer 4 --n-embd 128
+python -m train resume                                    the newest run, from where it stopped
+python -m train presets                                   what the presets set
 """
 
 import logging
@@ -20,9 +20,11 @@ from train.config import TrainConfig
 from train.presets import PRESETS
 
 runs_dir_option = click.option(
-    "--runs-dir", type=click.Path(path_type=Path, file_okay=False), default="runs",
+    "--runs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
     help="Folder that holds the runs.",
-)  # fmt: skip
+)
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
@@ -38,25 +40,37 @@ def main() -> None:
 )
 @click.option("--run", "name", default="quern", help="Name of the run; NAME-2 if it exists.")
 @click.option(
-    "--preset", type=click.Choice(["auto", *PRESETS]), default="auto", help="Where settings not "
-    "given here come from; auto: tiny on a CPU, else small.",
-)  # fmt: skip
+    "--preset",
+    type=click.Choice(["auto", *PRESETS]),
+    default="auto",
+    help="Where settings not given here come from; auto: tiny on a CPU, else small.",
+)
 @click.option(
-    "--architecture", type=click.Choice(list(ARCHITECTURES)), default=None,
+    "--architecture",
+    type=click.Choice(list(ARCHITECTURES)),
+    default=None,
     help="Set the network's switches at once.  [default: the preset's]",
-)  # fmt: skip
+)
 @click.option(
-    "--resume/--no-resume", "may_resume", default=False,
+    "--resume/--no-resume",
+    "may_resume",
+    default=False,
     help="Go on with the newest run of this name if it is unfinished and has the same data.",
-)  # fmt: skip
+)
 @device_option
 @runs_dir_option
 @options_for(ModelConfig, without=("vocab_size",), default_from="the preset's")
 @options_for(TrainConfig, default_from="the preset's")
 def pretrain(
-    data: Path, name: str, preset: str, architecture: str | None, may_resume: bool, device: str,
-    runs_dir: Path, **options: Any,
-) -> None:  # fmt: skip
+    data: Path,
+    name: str,
+    preset: str,
+    architecture: str | None,
+    may_resume: bool,
+    device: str,
+    runs_dir: Path,
+    **options: Any,
+) -> None:
     """Train a new network on DATA.
 
     Ctrl-C finishes the step, saves, and says how to go on. Exit codes: 0 trained, 1 something to
@@ -69,11 +83,15 @@ def pretrain(
         return
     _finish(
         start.new_run(
-            data, runs_dir, name, preset, device,
+            data,
+            runs_dir,
+            name,
+            preset,
+            device,
             model_options=ARCHITECTURES.get(architecture or "", {}) | given(ModelConfig, options),
             train_options=given(TrainConfig, options),
         )
-    )  # fmt: skip
+    )
 
 
 @main.command()

@@ -14,12 +14,12 @@ import torch
 
 from common.checkpoint import checkpoint_folder, point, save_checkpoint
 from common.device import Device
-from train.metrics import append_metrics, evaluation_line, progress_line
 from common.model import GPT
 from common.tokenfile import DataFolder
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.evaluate import PROMPT_TOKENS, TRAIN_TOKENS, evaluate, sample_line, token_lengths
+from train.metrics import append_metrics, evaluation_line, progress_line
 from train.optimizer import optimizer_tensors
 from train.schedule import learning_rate_at
 from train.signals import StopRequest
@@ -127,20 +127,22 @@ def _save(run: Run, progress: Progress) -> None:
 def _evaluate(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
     lengths = token_lengths(run.tokenizer)
-    scores = {
-        split: evaluate(run.model, run.data.tokens(split), lengths, run.device, most)
-        for split, most in (("train", TRAIN_TOKENS), ("val", run.config.eval_tokens))
-    }
-    val_loss = scores["val"].loss
-    best = progress.best_val_loss is None or val_loss < progress.best_val_loss
+    train, val = (
+        evaluate(run.model, ids, lengths, run.device, most)
+        for ids, most in (
+            (run.data.tokens("train"), TRAIN_TOKENS),
+            (run.data.tokens("val"), run.config.eval_tokens),
+        )
+    )
+    best = progress.best_val_loss is None or val.loss < progress.best_val_loss
     if best:
-        progress.best_val_loss = val_loss
+        progress.best_val_loss = val.loss
         point(run.folder, "best", checkpoint_folder(run.folder, progress.step))
     record = progress.record | {
-        "train_loss": scores["train"].loss,
-        "val_loss": val_loss,
-        "train_bpb": scores["train"].bpb,
-        "val_bpb": scores["val"].bpb,
+        "train_loss": train.loss,
+        "val_loss": val.loss,
+        "train_bpb": train.bpb,
+        "val_bpb": val.bpb,
     }
     append_metrics(run.folder, record)
     log.info(evaluation_line(record, run.max_steps, best=best))

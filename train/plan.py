@@ -57,7 +57,7 @@ def fix_batch(config: TrainConfig, model: GPT, device: Device) -> TrainConfig:
 
 
 def measure(config: TrainConfig, model: GPT, data: DataFolder, device: Device) -> Speed:
-    """Time updates, with a learning rate of 0 that leaves the weights as they are, and evaluation."""
+    """Time updates, at a learning rate of 0 that leaves the weights alone, and evaluation."""
     begin = time.perf_counter()
     optimizer = make_optimizer(model, config)
     step_times: list[float] = []

@@ -1,4 +1,4 @@
-"""Stopping on request: the first signal lets the step finish and be saved, a second ends at once."""
+"""Stopping on request: the first signal lets the step be finished and saved, a second kills."""
 
 import signal
 from types import FrameType

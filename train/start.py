@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from common import checkpoint
-from common.checkpoint import CONFIG_NAME, FORMAT_VERSION, OPTIMIZER_NAME, STATE_NAME
+from common.checkpoint import CONFIG_NAME, FORMAT_VERSION, OPTIMIZER_NAME
 from common.config import ModelConfig, from_dict
 from common.device import choose_device
-from common.errors import CheckpointError, ConfigError, DataError
+from common.errors import ConfigError, DataError
 from common.files import write_json
 from common.model import GPT
 from common.tokenfile import SPLITS, DataFolder, open_data
@@ -30,9 +30,15 @@ log = logging.getLogger(__name__)
 
 
 def new_run(
-    data_path: Path, runs_dir: Path, name: str, preset: str, device_name: str, *,
-    model_options: dict[str, Any], train_options: dict[str, Any],
-) -> int | None:  # fmt: skip
+    data_path: Path,
+    runs_dir: Path,
+    name: str,
+    preset: str,
+    device_name: str,
+    *,
+    model_options: dict[str, Any],
+    train_options: dict[str, Any],
+) -> int | None:
     """Train a new network; return the signal that stopped it early, or None."""
     device = choose_device(device_name)
     data = open_data(data_path)
@@ -148,9 +154,10 @@ def is_finished(folder: Path) -> bool:
 def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     """Return the newest run called NAME or NAME-2 ... if it can go on with this data."""
     runs = [
-        run for run in checkpoint.list_runs(runs_dir)
+        run
+        for run in checkpoint.list_runs(runs_dir)
         if run.name == name or run.name.rpartition("-")[0] == name
-    ]  # fmt: skip
+    ]
     saved = [run for run in runs if checkpoint.pointed(run, "latest") is not None]
     if not saved:
         return None
@@ -172,9 +179,10 @@ def _train(run: Run, progress: Progress) -> int | None:
     if stopped_by is not None:
         log.info(
             "Stopped after step %s, everything saved. Go on: python -m train resume %s%s",
-            f"{progress.step:,}", run.folder.name,
+            f"{progress.step:,}",
+            run.folder.name,
             "" if run.folder.parent == Path("runs") else f" --runs-dir {run.folder.parent}",
-        )  # fmt: skip
+        )
         return stopped_by
     assert progress.best_val_loss is not None
     best = checkpoint.pointed(run.folder, "best")

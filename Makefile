@@ -1,0 +1,89 @@
+# Quern: archives -> data/ -> runs/ -> a conversation. `make help` says what there is.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# What to grind: files and folders (SRC), or a Hugging Face data set (DATASET).
+SRC ?= corpus
+DATASET ?=
+TOKENIZER ?= bpe
+# How to train: a preset, and the minutes it may take (the preset's own where empty).
+PRESET ?= auto
+MINUTES ?=
+RUN ?= quern
+
+# With a data set there is no file whose age could tell that it changed.
+SOURCES := $(if $(DATASET),,$(SRC))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-dev data train chat generate test test-slow check format bench smoke clean FORCE
+
+help: ## Say what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'Settings, as in  make chat SRC=notes.tar.xz MINUTES=10 :'
+	@echo '  SRC=corpus DATASET= TOKENIZER=bpe   what to grind, and into which tokens'
+	@echo '  PRESET=auto MINUTES= RUN=quern      how to train, how long, under which name'
+
+# Set up again only when the pinned packages change.
+setup: $(VENV)/ready ## Make .venv and install what runs Quern
+setup-dev: $(VENV)/ready-dev
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@
+
+corpus: | $(VENV)/ready
+	$(PY) -m prepare corpus $@
+
+# Files that change when a setting or a source does: so make knows what is stale.
+.make/data-settings: FORCE | $(filter corpus,$(SOURCES)) .make
+	@{ echo '$(SRC)|$(DATASET)|$(TOKENIZER)'; ls -lRL $(SOURCES) /dev/null 2>&1 | cksum; } > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+.make/train-settings: FORCE | .make
+	@echo '$(PRESET)|$(MINUTES)|$(RUN)' > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+.make:
+	@mkdir -p $@
+
+data: data/meta.json ## Grind SRC (by default the documentation on this machine) into data/
+data/meta.json: .make/data-settings | $(VENV)/ready
+	@# 3: done, with something left out and listed
+	$(PY) -m prepare text $(SOURCES) $(if $(DATASET),--dataset $(DATASET)) --tokenizer $(TOKENIZER) --out data || [ $$? -eq 3 ]
+
+train: runs/.trained ## Train on data/; an interrupted run goes on where it stopped
+runs/.trained: .make/train-settings data/meta.json
+	$(PY) -m train pretrain --data data --run $(RUN) --preset $(PRESET) $(if $(MINUTES),--minutes $(MINUTES)) --resume
+	@touch $@
+
+chat: train ## Talk to the newest run (everything above is done first where it has to be)
+	$(PY) -m sample chat
+
+test: setup-dev ## Run the tests that end within minutes
+	$(PY) -m pytest
+
+test-slow: setup-dev ## Run the longer tests too
+	$(PY) -m pytest -m 'slow or not slow'
+
+check: setup-dev ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup-dev ## Mend style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|sample for one
+	$(PY) -m tests.bench $(BENCH)
+
+clean: ## Delete what was made here: corpus/, data/, runs/, .venv and caches
+	rm -rf corpus data runs .make $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
