@@ -69,8 +69,19 @@ chat: train ## Talk to the newest run (everything above is done first where it h
 test: setup-dev ## Run the tests that end within minutes
 	$(PY) -m pytest
 
-test-slow: setup-dev ## Run the longer tests too
-	$(PY) -m pytest -m 'slow or not slow'
+test-slow: setup-dev ## Run the tests that take longer
+	$(PY) -m pytest -m slow
+
+# A copy of the tracked files, in a folder of its own: what was installed or made here by hand
+# cannot help it along.
+smoke: ## Go a newcomer's way from nothing to an answer, on a small budget
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$$folder" && \
+	printf 'The function returns\n\nA module is\nIf you\n' | \
+	$(MAKE) -C "$$folder" chat MINUTES=0.5 > "$$folder/answers.txt" && \
+	for begin in 'The function returns' 'A module is' 'If you'; do \
+	  grep -q "^$$begin." "$$folder/answers.txt" || { echo "smoke: no answer to '$$begin'"; exit 1; }; \
+	done && echo 'smoke: three prompts, three answers.'
 
 check: setup-dev ## Check style and types
 	$(VENV)/bin/ruff check .

@@ -40,6 +40,8 @@ Pointer = Literal["latest", "best"]
 
 def new_run(runs_dir: Path, name: str) -> Path:
     """Make the folder of a new run: NAME, or NAME-2, NAME-3 where that exists."""
+    if Path(name).name != name:
+        raise CheckpointError(f"--run {name}: a plain name is needed; --runs-dir says where.")
     number = 1
     while True:
         run = runs_dir / (name if number == 1 else f"{name}-{number}")

@@ -48,7 +48,7 @@ def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) 
     """
     from prepare.documents import find_sources
     from prepare.pipeline import Corpus, prepare_corpus
-    from prepare.report import print_table, progress_bars
+    from prepare.report import progress_bars, totals_table
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
@@ -57,7 +57,7 @@ def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) 
         corpus = Corpus(find_sources(paths), dataset)
         with progress_bars(corpus) as new_progress:
             meta = prepare_corpus(corpus, config, out, new_progress)
-    print_table(meta, out)
+    click.echo(totals_table(meta, out))
     if meta["skipped"]:
         sys.exit(EXIT_SKIPPED)
 
@@ -93,12 +93,13 @@ def corpus(folder: Path) -> None:
 def inspect(data: Path, show: int) -> None:
     """Say what is in a data folder, by split and by source."""
     from common.tokenfile import open_data
-    from prepare.report import print_documents, print_sources, print_table
+    from prepare.report import first_documents, sources_table, totals_table
 
     opened = open_data(data)
-    print_table(opened.meta, data)
-    print_sources(opened.meta)
-    print_documents(opened, show)
+    click.echo(totals_table(opened.meta, data))
+    click.echo("\n" + sources_table(opened.meta))
+    for document in first_documents(opened, show):
+        click.echo("\n" + document)
 
 
 @main.command()

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 from tqdm import tqdm
 
 from common.tokenfile import SPLITS, DataFolder
@@ -37,18 +36,18 @@ def progress_bars(corpus: Corpus) -> Iterator[Callable[[str], Progress]]:
             bar.close()
 
 
-def print_table(meta: dict[str, Any], folder: Path) -> None:
-    """Print documents, bytes and tokens by split, then everything that was left out and why."""
-    click.echo(f"{'split':<7}{'documents':>13}{'bytes':>17}{'tokens':>16}{'bytes/token':>13}")
+def totals_table(meta: dict[str, Any], folder: Path) -> str:
+    """Return documents, bytes and tokens by split, then everything that was left out and why."""
+    lines = [f"{'split':<7}{'documents':>13}{'bytes':>17}{'tokens':>16}{'bytes/token':>13}"]
     rows = {split: meta["splits"][split] for split in SPLITS}
     total = {key: sum(row[key] for row in rows.values()) for key in rows["train"]}
     for name, row in [*rows.items(), ("all", total)]:
         ratio = f"{row['bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
-        click.echo(
+        lines.append(
             f"{name:<7}{row['documents']:>13,}{row['bytes']:>17,}{row['tokens']:>16,}{ratio:>13}"
         )
     tokenizer, split = meta["tokenizer"], meta["split"]
-    click.echo(
+    lines.append(
         f"{folder}: {meta['n_documents']:,} documents, split by {split['rule']}; vocabulary "
         f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids as {meta['dtype']}; "
         f"encoded by {meta['encoder']}."
@@ -59,33 +58,36 @@ def print_table(meta: dict[str, Any], folder: Path) -> None:
         (meta["n_with_nul"], "documents with NUL characters, kept"),
     ]:
         if count:
-            click.echo(f"{count:,} {what}.")
+            lines.append(f"{count:,} {what}.")
     for reason, count in Counter(entry["reason"] for entry in meta["skipped"]).items():
         names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
         more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
-        click.echo(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
+        lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
+    return "\n".join(lines)
 
 
-def print_sources(meta: dict[str, Any]) -> None:
-    """Print documents and tokens of each source, those with most tokens first."""
+def sources_table(meta: dict[str, Any]) -> str:
+    """Return documents and tokens of each source, those with most tokens first."""
     by_tokens = sorted(meta["sources"], key=lambda s: -sum(s[split]["tokens"] for split in SPLITS))
-    click.echo(f"\n{'source':<50}{'documents':>13}{'tokens':>16}")
+    lines = [f"{'source':<50}{'documents':>13}{'tokens':>16}"]
     for source in by_tokens[:MAX_LISTED]:
         documents, tokens = (
             sum(source[split][key] for split in SPLITS) for key in ("documents", "tokens")
         )
-        click.echo(f"{source['name'][-48:]:<50}{documents:>13,}{tokens:>16,}")
+        lines.append(f"{source['name'][-48:]:<50}{documents:>13,}{tokens:>16,}")
     if len(by_tokens) > MAX_LISTED:
-        click.echo(f"and {len(by_tokens) - MAX_LISTED:,} more")
+        lines.append(f"and {len(by_tokens) - MAX_LISTED:,} more")
+    return "\n".join(lines)
 
 
-def print_documents(data: DataFolder, n_documents: int) -> None:
-    """Decode and print the first documents, those of train before those of val."""
+def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
+    """Yield the first documents, decoded, those of train before those of val."""
     tokenizer = data.tokenizer()
     for split in SPLITS:
         ids, bounds = data.tokens(split), data.document_bounds(split)
-        for i in range(min(n_documents, len(bounds) - 1)):
+        n_shown = min(n_documents, len(bounds) - 1)
+        for i in range(n_shown):
             text = tokenizer.decode_bytes(ids[bounds[i] : bounds[i + 1]].tolist())
-            click.echo(f"\n--- {split} document {i}: {bounds[i + 1] - bounds[i]:,} tokens ---")
-            click.echo(text.decode("utf-8", "replace"))
-        n_documents -= min(n_documents, len(bounds) - 1)
+            heading = f"--- {split} document {i}: {bounds[i + 1] - bounds[i]:,} tokens ---"
+            yield f"{heading}\n{text.decode('utf-8', 'replace')}"
+        n_documents -= n_shown

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from safetensors.torch import load_file
 
@@ -186,8 +185,10 @@ def _train(run: Run, progress: Progress) -> int | None:
         return stopped_by
     assert progress.best_val_loss is not None
     best = checkpoint.pointed(run.folder, "best")
-    click.echo(
-        f"{best}: val loss {progress.best_val_loss:.4f}, the best of this run. "
-        f"Talk to it: python -m sample chat {run.folder.name}"
+    log.info(
+        "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
+        best,
+        progress.best_val_loss,
+        run.folder.name,
     )
     return None

@@ -1,0 +1,14 @@
+"""Print what is measured against its peers: python -m tests.bench [prepare|train|sample]..."""
+
+import sys
+from importlib import import_module
+
+STAGES = ("prepare", "train", "sample")
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or STAGES
+    unknown = set(wanted) - set(STAGES)
+    if unknown:
+        sys.exit(f"bench: no {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}.")
+    for stage in wanted:
+        import_module(f"tests.bench.{stage}").main()
