@@ -136,9 +136,19 @@ class DataFolder:
         return np.memmap(self.path / f"{split}.bin", dtype=self.dtype, mode="r")
 
     def document_bounds(self, split: Split) -> npt.NDArray[np.int64]:
-        """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]]."""
-        raw = (self.path / f"{split}.idx").read_bytes()
-        n_documents = IDX_HEADER.unpack_from(raw)[3]
+        """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]].
+
+        Raises: DataError when the .idx is not the one that meta.json counts documents of.
+        """
+        path = self.path / f"{split}.idx"
+        raw = path.read_bytes()
+        n_documents = int(self.meta["splits"][split]["documents"])
+        code = IDX_DTYPE_CODES[self.dtype.name]
+        if not raw.startswith(IDX_HEADER.pack(IDX_MAGIC, 1, code, n_documents, n_documents + 1)):
+            raise DataError(
+                f"{path}: begins with {raw[: IDX_HEADER.size]!r}, which is not how the index of "
+                f"{n_documents:,} documents begins. It is damaged: prepare the data again."
+            )
         lengths = np.frombuffer(raw, "<i4", count=n_documents, offset=IDX_HEADER.size)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
@@ -183,6 +193,9 @@ def open_data(path: Path) -> DataFolder:
             f"{meta_path}: format {version}, but this version reads {FORMAT_VERSION}. "
             "Prepare the data again."
         )
+    absent = sorted({"files", "splits", "tokenizer"} - meta.keys())
+    if absent:
+        raise DataError(f"{meta_path}: lacks {', '.join(absent)}. Prepare the data again.")
     data = DataFolder(path, meta)
     for name, entry in meta["files"].items():
         file = path / name
@@ -216,7 +229,6 @@ def verify_data(data: DataFolder) -> None:
         largest = int(ids.max()) if len(ids) else 0
         for what, count, expected in [
             ("tokens in the .bin", len(ids), promised["tokens"]),
-            ("documents in the .idx", len(bounds) - 1, promised["documents"]),
             ("tokens in the .idx", int(bounds[-1]), promised["tokens"]),
             ("end-of-text ids", n_eot, promised["documents"]),
         ]:

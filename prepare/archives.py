@@ -54,7 +54,12 @@ CODECS = (
     Codec(
         "bzip2",
         ".bz2",
-        tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+        # a block, or, where the content is empty, the end mark
+        tuple(
+            b"BZh%d" % level + mark
+            for level in range(1, 10)
+            for mark in (b"1AY&SY", b"\x17rE8P\x90")
+        ),
         bz2.BZ2Decompressor,
         1 << 14,
         0,
@@ -218,7 +223,12 @@ def _tar_members(name: str, stream: Stream) -> Iterator[tuple[str, Stream]]:
     """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
     try:
         with tarfile.open(
-            fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, ignore_zeros=True
+            fileobj=stream,
+            mode="r|",
+            tarinfo=_StrictTarInfo,
+            ignore_zeros=True,
+            encoding="utf-8",
+            errors="replace",  # names are only shown, and must be text to be written to meta.json
         ) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen

@@ -32,7 +32,9 @@ class PrepareConfig:
     val_fraction: float = setting(
         0.1, "Share of the text set aside for validation.", at_least=0, below=1
     )
-    seed: int = setting(1337, "Another seed puts other documents into val.", at_least=0)
+    seed: int = setting(
+        1337, "Another seed puts other documents into val.", at_least=0, below=1 << 64
+    )
     on_bad_bytes: Literal["replace", "skip", "fail"] = setting(
         "replace", "What to do with a document that is not UTF-8: put U+FFFD, leave it out, stop."
     )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives import Stream, UnreadableError, leaves
+from prepare.archives import HEAD_BYTES, Stream, UnreadableError, leaves
 from prepare.config import PrepareConfig
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+BOM = b"\xef\xbb\xbf"  # a byte-order mark is not text
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01
 
@@ -66,9 +67,11 @@ class Findings:
 
 
 def find_sources(paths: list[Path]) -> list[Source]:
-    """Return the files to read, folders walked in sorted order, hidden names left out.
+    """Return the files to read, folders walked in sorted order.
 
-    Raises: DataError for a path that does not exist, or a folder without a single file.
+    Left out of a folder are hidden names, and what is no file: pipes, sockets, links to nothing.
+
+    Raises: DataError for a path that is no file or folder, or a folder without a single file.
     """
     sources: dict[Path, Source] = {}
     for path in paths:
@@ -80,8 +83,13 @@ def find_sources(paths: list[Path]) -> list[Source]:
                 )
             for file in found:
                 sources.setdefault(file, Source(_printable(file), file, named=False))
-        elif path.exists():
+        elif path.is_file():
             sources[path] = Source(_printable(path), path, named=True)
+        elif path.exists():
+            raise DataError(
+                f"{path}: neither a file nor a folder. A pipe can be read only once: give it as "
+                "standard input, with '-'."
+            )
         else:
             raise DataError(f"{path}: no such file or folder. Check the path.")
     return list(sources.values())
@@ -91,7 +99,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
     # os.walk does not follow links to folders, so a loop of links ends
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def _printable(path: Path) -> str:
@@ -148,33 +157,37 @@ def _texts(name: str, leaf: Stream, config: PrepareConfig, findings: Findings) -
 def _is_json_lines(name: str, leaf: Stream, text_key: str) -> bool:
     if name.endswith(JSON_SUFFIXES):
         return True
-    first_line = leaf.peek().lstrip().split(b"\n", 1)[0]
+    head = leaf.peek()
+    first_line, end, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
     if not first_line.startswith(b"{"):
         return False
+    if not end and len(head) >= HEAD_BYTES:  # longer than can be looked at: the key has to do
+        return json.dumps(text_key, ensure_ascii=False).encode("utf-8", "replace") in first_line
     try:
-        return text_key in json.loads(first_line)
-    except ValueError:
+        return text_key in json.loads(first_line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return False
 
 
 def _plain_texts(
     name: str, leaf: Stream, config: PrepareConfig, findings: Findings
 ) -> Iterator[bytes]:
-    raw = leaf.read().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark is not text
+    raw = leaf.read().removeprefix(BOM)
     if raw.count(0) > MAX_NUL_SHARE * len(raw):
         raise UnreadableError(
             f"{name}: binary, not text: {raw.count(0):,} of its {len(raw):,} bytes are zero. "
             "Name text files, or archives of them."
         )
-    pieces = [raw]
+    pieces, separator = [raw], b""
     if config.separator:
-        pieces = raw.split(_unescaped(config.separator).encode("utf-8"))
+        separator = _unescaped(config.separator).encode("utf-8")
+        pieces = raw.split(separator)
     offset = 0
     for piece in pieces:
         text = _as_utf8(piece, f"{name}, byte {offset:,}", config, findings)
         if text is not None:
             yield text
-        offset += len(piece)
+        offset += len(piece) + len(separator)
 
 
 def _unescaped(separator: str) -> str:
@@ -194,7 +207,7 @@ def _json_lines(
             continue
         try:
             record = json.loads(decoded)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: brackets in brackets for ever
             raise DataError(
                 f"{where}: not a JSON object ({error}). Found {decoded[:40]!r}; each line must be "
                 "one object."

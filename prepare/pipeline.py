@@ -134,6 +134,7 @@ def prepare_corpus(
     Raises: UserError for whatever in the sources or settings cannot be used; the folder is then
     as it was before.
     """
+    parse_vocab_size(config.vocab_size, 0)  # a typo is better said now than after the first pass
     tokenizer = None if _learns(config) else _ready_tokenizer(config.tokenizer)
     scan = Scan(config)
     if tokenizer is None or config.split == "auto":
@@ -144,12 +145,15 @@ def prepare_corpus(
         _refuse_empty(corpus, scan.n_documents, findings)
     if tokenizer is None:
         tokenizer = _learned_tokenizer(scan)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        return _write(corpus, scan, tokenizer, out, new_progress, fast=True)
-    except EncodersDisagreeError:
-        log.warning("gigatoken gave other ids than tiktoken: encoding again with tiktoken alone.")
-        return _write(corpus, scan, tokenizer, out, new_progress, fast=False)
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            return _write(corpus, scan, tokenizer, out, new_progress, fast=True)
+        except EncodersDisagreeError:
+            log.warning("gigatoken gave other ids than tiktoken: encoding again with tiktoken.")
+            return _write(corpus, scan, tokenizer, out, new_progress, fast=False)
+    except OSError as error:  # those of reading are DataErrors already
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}).") from error
 
 
 def _learns(config: PrepareConfig) -> bool:
@@ -202,6 +206,7 @@ def _write(
         )
         for split in SPLITS
     }
+    unfinished_vocabulary = out / (tokenizer.file_name + ".tmp")
     n_documents = 0
     try:
         for document in corpus.documents(config, findings, new_progress("encode")):
@@ -209,7 +214,7 @@ def _write(
             for split, text in _parts(document.text, scan.rule, config).items():
                 writers[split].add(document.source, text)
         _refuse_empty(corpus, n_documents, findings)
-        if tokenizer.name in ("bpe", "char") and n_documents != scan.n_documents:
+        if _learns(config) and n_documents != scan.n_documents:
             raise DataError(
                 f"The sources changed while they were read: {scan.n_documents:,} documents at "
                 f"first, then {n_documents:,}. Run it again when they are complete."
@@ -218,7 +223,7 @@ def _write(
         for writer in writers.values():
             files |= writer.finish()
         vocabulary = tokenizer.file_content()
-        (out / (tokenizer.file_name + ".tmp")).write_bytes(vocabulary)
+        unfinished_vocabulary.write_bytes(vocabulary)
         files[tokenizer.file_name] = {
             "size_bytes": len(vocabulary),
             "sha256": hashlib.sha256(vocabulary).hexdigest(),
@@ -254,6 +259,7 @@ def _write(
     finally:
         for writer in writers.values():
             writer.discard()
+        unfinished_vocabulary.unlink(missing_ok=True)
     return meta
 
 

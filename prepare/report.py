@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.errors import DataError
 from common.tokenfile import SPLITS, DataFolder
 from prepare.documents import Progress
 from prepare.pipeline import Corpus
@@ -87,7 +88,14 @@ def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
         ids, bounds = data.tokens(split), data.document_bounds(split)
         n_shown = min(n_documents, len(bounds) - 1)
         for i in range(n_shown):
-            text = tokenizer.decode_bytes(ids[bounds[i] : bounds[i + 1]].tolist())
+            shown = ids[bounds[i] : bounds[i + 1]]
+            if (shown >= tokenizer.vocab_size).any():
+                raise DataError(
+                    f"{data.path / split}.bin: document {i} holds id {shown.max()}, but the "
+                    f"vocabulary ends at {tokenizer.vocab_size - 1}. The file changed after it was "
+                    "written: prepare it again."
+                )
+            text = tokenizer.decode_bytes(shown.tolist())
             heading = f"--- {split} document {i}: {bounds[i + 1] - bounds[i]:,} tokens ---"
             yield f"{heading}\n{text.decode('utf-8', 'replace')}"
         n_documents -= n_shown

@@ -60,7 +60,8 @@ def parse_vocab_size(value: str, n_train_bytes: int) -> int:
 class Sample:
     """At most ``max_bytes`` of the training documents, chosen by hash: the same in any order.
 
-    Kept are the documents with the smallest hashes that fit (bottom-k sampling).
+    Kept are the documents with the smallest hashes that fit (bottom-k sampling). One that did not
+    fit bars all with larger hashes, also those that come later and would: else order would count.
     """
 
     def __init__(self, max_bytes: int, seed: int) -> None:
@@ -68,13 +69,19 @@ class Sample:
         self.seed = seed
         self.size_bytes = 0
         self._heap: list[tuple[float, bytes]] = []  # largest hash first, by its negative
+        self._barred_from = 1.0  # the smallest hash that did not fit; every hash is below 1
 
     def add(self, text: bytes) -> None:
         """Offer one document."""
-        heapq.heappush(self._heap, (-hash_fraction(text, self.seed + 1), text))
+        fraction = hash_fraction(text, self.seed + 1)
+        if fraction >= self._barred_from:
+            return
+        heapq.heappush(self._heap, (-fraction, text))
         self.size_bytes += len(text)
         while self.size_bytes > self.max_bytes and len(self._heap) > 1:
-            self.size_bytes -= len(heapq.heappop(self._heap)[1])
+            negative, left_out = heapq.heappop(self._heap)
+            self._barred_from = -negative
+            self.size_bytes -= len(left_out)
 
     def texts(self) -> list[bytes]:
         """Return the documents kept, in the order of their hashes."""
@@ -90,10 +97,14 @@ def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
         tokens = learn_in_python(texts, vocab_size)
     else:
         # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
+        # raw_token_ids: of equally frequent pairs that of the smaller ids, as learn_in_python does.
         with _silenced():
-            learned, _ = gigatoken.train_bpe(b"\xff".join(texts), vocab_size, [], separator=b"\xff")
+            learned, _ = gigatoken.train_bpe(
+                b"\xff".join(texts), vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
+            )
         tokens = [learned[i] for i in range(len(learned))]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
+    # Two pairs can make the same bytes (aa + aa, aaa + a); the later one is no new token.
+    ranks = {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
     return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
 
 

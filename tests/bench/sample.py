@@ -5,6 +5,7 @@ same run.
 """
 
 import time
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,7 +22,7 @@ V, N_NEW = 50_257, 64
 def main() -> None:
     """Print the table."""
     torch.manual_seed(0)
-    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+    sizes: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768}
     config = ModelConfig(**ARCHITECTURES["gpt2"], **sizes, vocab_size=V, block_size=1024)
     ours = GPT(config).eval()
     theirs = GPT2LMHeadModel(GPT2Config()).eval()
@@ -41,7 +42,7 @@ def main() -> None:
             torch.tensor([prompt]), max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
             pad_token_id=0,
         )  # fmt: skip
-        return (out.shape[1] - len(prompt)) / (time.perf_counter() - start)
+        return float(out.shape[1] - len(prompt)) / (time.perf_counter() - start)
 
     block = torch.randn(64 << 20)  # 256 MB: beyond any cache
 

@@ -5,6 +5,7 @@ the same run.
 """
 
 import time
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -16,7 +17,7 @@ from train.config import TrainConfig
 from train.optimizer import make_optimizer
 
 B, T, V, N_STEPS = 8, 128, 4_096, 5
-SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 256}
+SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256}
 
 
 def main() -> None:

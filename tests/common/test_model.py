@@ -1,0 +1,206 @@
+"""The network against transformers' networks and against the laws it must obey."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.config import ARCHITECTURES, ModelConfig
+from common.model import GPT, KVCache
+from tests.common.hf_weights import gpt2_like, qwen3_like
+from tests.tiny import random_model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 61, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 32,
+}  # fmt: skip
+MODERN = ARCHITECTURES["modern"]
+GPT2 = ARCHITECTURES["gpt2"]
+# The default, then each switch moved, then GPT-2, and the whole of it with the other attention.
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"norm": "layernorm"},
+    {"norm": "layernorm", "bias": True},
+    {"norm_first": False},
+    {"positions": "learned"},
+    {"mlp": "gelu"},
+    {"mlp": "relu"},
+    {"qk_norm": False},
+    {"bias": True},
+    {"tied_head": False},
+    {"n_kv_head": 2},
+    {"n_kv_head": 1},
+    {"n_inner": 24},
+    {"attention": "manual"},
+    {"attention": "manual", "n_kv_head": 2},
+    GPT2,
+    GPT2 | {"norm_first": False, "attention": "manual"},
+]
+switches = pytest.mark.parametrize("changed", SWITCHES, ids=str)
+
+
+def some_ids(config: ModelConfig, n_rows: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (n_rows, config.block_size)
+    return torch.randint(config.vocab_size, shape, generator=generator)
+
+
+def logits_of(model: GPT, idx: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits, _ = model(idx)
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("n_kv_head", [0, 1, 2])
+def test_modern_gives_the_logits_of_qwen3(n_kv_head: int, tied_head: bool) -> None:
+    config = ModelConfig(**SIZES, **MODERN, n_kv_head=n_kv_head, tied_head=tied_head)
+    model = random_model(config)
+    idx = some_ids(config)
+    with torch.inference_mode():
+        theirs = qwen3_like(model)(idx).logits
+    ours = logits_of(model, idx)
+    assert ours.std() > 0.5  # nothing is near zero by itself
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_default_switches_are_modern() -> None:
+    assert ModelConfig(**SIZES) == ModelConfig(**SIZES, **MODERN)
+
+
+def test_gpt2_gives_the_logits_of_gpt2() -> None:
+    model = random_model(ModelConfig(**SIZES, **GPT2))
+    idx = some_ids(model.config)
+    with torch.inference_mode():
+        theirs = gpt2_like(model)(idx).logits
+    ours = logits_of(model, idx)
+    assert ours.std() > 0.5
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@switches
+def test_future_tokens_do_not_change_earlier_logits(changed: dict[str, Any]) -> None:
+    model = random_model(ModelConfig(**SIZES | changed))
+    idx = some_ids(model.config)
+    before = logits_of(model, idx)
+    for position in (1, 6, 11):
+        other = idx.clone()
+        other[:, position:] = (other[:, position:] + 7) % model.config.vocab_size
+        after = logits_of(model, other)
+        torch.testing.assert_close(before[:, :position], after[:, :position], atol=1e-6, rtol=0)
+        assert not torch.allclose(before[:, position], after[:, position], atol=1e-2)
+
+
+@switches
+def test_earlier_tokens_and_their_order_change_later_logits(changed: dict[str, Any]) -> None:
+    model = random_model(ModelConfig(**SIZES | changed))
+    idx = torch.arange(model.config.block_size)[None]
+    swapped = idx.clone()
+    swapped[0, [2, 3]] = swapped[0, [3, 2]]
+    difference = (logits_of(model, idx) - logits_of(model, swapped))[0, -1].abs().max()
+    assert difference > 1e-3
+
+
+@switches
+def test_written_out_attention_equals_the_fused_kernel(changed: dict[str, Any]) -> None:
+    fused = random_model(ModelConfig(**SIZES | changed | {"attention": "sdpa"}))
+    manual = GPT(replace(fused.config, attention="manual")).eval()
+    manual.load_state_dict(fused.state_dict())
+    idx = some_ids(fused.config)
+    torch.testing.assert_close(
+        logits_of(fused, idx), logits_of(manual, idx), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("cuts", [[12], [1] * 12, [5, 1, 4, 2], [11, 1]], ids=str)
+@switches
+def test_logits_behind_a_cache_equal_those_without(
+    changed: dict[str, Any], cuts: list[int]
+) -> None:
+    model = random_model(ModelConfig(**SIZES | changed))
+    idx = some_ids(model.config)
+    cache = KVCache(model.config, n_rows=len(idx), like=model.wte.weight)
+    with torch.inference_mode():
+        pieces = [model.logits(model.hidden(part, cache)) for part in idx.split(cuts, dim=1)]
+    torch.testing.assert_close(
+        torch.cat(pieces, dim=1), logits_of(model, idx), atol=1e-5, rtol=1e-5
+    )
+
+
+@switches
+def test_initial_loss_is_that_of_guessing(changed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**SIZES | changed | {"vocab_size": 257}))
+    idx = some_ids(model.config, n_rows=32)
+    _, loss = model(idx, idx.roll(-1, dims=1))
+    assert loss is not None
+    assert loss.item() == pytest.approx(math.log(257), abs=0.1)
+
+
+@pytest.mark.parametrize("changed", [{}, {"n_kv_head": 2, "tied_head": False}, GPT2], ids=str)
+def test_one_batch_can_be_learned_by_heart(changed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**SIZES | changed))
+    idx = some_ids(model.config, n_rows=4)
+    targets = torch.randint(model.config.vocab_size, idx.shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        _, loss = model(idx, targets)
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "manual"])
+def test_dropout_is_at_work_in_training_and_off_in_evaluation(attention: str) -> None:
+    config = ModelConfig(**SIZES | {"dropout": 0.3, "attention": attention})
+    model = random_model(config)
+    without = GPT(replace(config, dropout=0.0)).eval()
+    without.load_state_dict(model.state_dict())
+    idx = some_ids(config)
+    assert torch.equal(logits_of(model, idx), logits_of(without, idx))
+    model.train()
+    assert not torch.allclose(logits_of(model, idx), logits_of(model, idx), atol=1e-2)
+
+
+def test_dropout_reaches_the_attention_weights() -> None:
+    model = random_model(ModelConfig(**SIZES | {"dropout": 0.5, "n_layer": 1}))
+    model.train()
+    model.dropout.p = model.h[0].dropout.p = 0.0  # the two other places
+    idx = some_ids(model.config)
+    assert not torch.allclose(logits_of(model, idx), logits_of(model, idx), atol=1e-2)
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    model = GPT(ModelConfig(**SIZES))
+    cache = KVCache(model.config, n_rows=1, like=model.wte.weight)
+    with pytest.raises(ValueError, match="13 tokens, but the context holds 12"):
+        model(torch.zeros(1, 13, dtype=torch.int64))
+    with torch.inference_mode():
+        model.hidden(torch.zeros(1, 12, dtype=torch.int64), cache)
+    with pytest.raises(ValueError, match="13 tokens, but the context holds 12"):
+        model.hidden(torch.zeros(1, 1, dtype=torch.int64), cache)
+
+
+def test_number_of_parameters_worked_out_by_hand() -> None:
+    config = ModelConfig(**SIZES, n_kv_head=2)
+    attention = 32 * (32 + 16 + 16) + 32 * 32 + 2 * 8  # c_attn, c_proj, q_norm and k_norm
+    mlp = 3 * 32 * 128  # 8/3 of 32 is 85.3, rounded up to 128
+    assert GPT(config).n_parameters == 61 * 32 + 2 * (attention + mlp + 2 * 32) + 32
+    untied = GPT(replace(config, tied_head=False))
+    assert untied.n_parameters == GPT(config).n_parameters + 61 * 32
+
+
+def test_residual_projections_begin_narrower_with_depth() -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**SIZES | {"n_layer": 8, "n_embd": 64}))
+    expected = {"c_attn": 0.02, "c_proj": 0.02 / 4, "c_fc": 0.02, "c_gate": 0.02}  # sqrt(2 * 8) = 4
+    for name, parameter in model.h.named_parameters():
+        if parameter.dim() == 2:
+            std = expected[name.split(".")[-2]]
+            assert float(parameter.std()) == pytest.approx(std, rel=0.1)

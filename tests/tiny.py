@@ -1,0 +1,76 @@
+"""A text, a data folder and networks so small that a test can afford them."""
+
+import random
+from pathlib import Path
+
+import torch
+
+from common.config import ModelConfig
+from common.model import GPT
+from common.tokenfile import DataFolder, open_data
+from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, special_ids_after
+from prepare.config import PrepareConfig
+from prepare.documents import find_sources
+from prepare.pipeline import Corpus, prepare_corpus
+
+WORDS = "the quern turns grain into flour and one person turns it slowly on a stone über".split()
+
+
+def words(n_words: int, seed: int = 0) -> str:
+    """Return a text of ``n_words`` drawn words, in lines of ten."""
+    drawn = random.Random(seed).choices(WORDS, k=n_words)
+    return "\n".join(" ".join(drawn[i : i + 10]) for i in range(0, n_words, 10)) + "\n"
+
+
+def prepare_text(text: str, folder: Path, tokenizer: str = "char") -> DataFolder:
+    """Prepare ``text`` as one document into ``folder``/data."""
+    source = folder / "source.txt"
+    source.write_text(text, encoding="utf-8")
+    corpus = Corpus(find_sources([source]))
+    config = PrepareConfig(tokenizer=tokenizer, vocab_size="300")
+    prepare_corpus(corpus, config, folder / "data", lambda name: lambda n_bytes: None)
+    return open_data(folder / "data")
+
+
+def byte_tokenizer() -> BytePairTokenizer:
+    """Return the byte-pair vocabulary without a pair: every byte is an id."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    return BytePairTokenizer("bytes", GPT2_PATTERN, ranks, special_ids_after(256))
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> GPT:
+    """Return a network in which every weight matters: norms off 1, biases off 0."""
+    model = GPT(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * noise)
+            else:
+                parameter.copy_(0.3 * noise)
+    return model
+
+
+def successor_model(tokenizer: CharTokenizer, scores: dict[str, dict[str, float]]) -> GPT:
+    """Return a network whose scores for the next id depend on the last id only, as ``scores`` says.
+
+    Characters and special tokens go by their text; what is not named scores 0.
+    """
+    id_of = tokenizer.id_of | tokenizer.special_tokens
+    vocab_size = tokenizer.vocab_size
+    model = GPT(
+        ModelConfig(
+            vocab_size=vocab_size, block_size=16, n_layer=1, n_head=1, n_embd=vocab_size,
+            positions="learned", tied_head=False,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0 if parameter.dim() == 1 else 0.0)  # norms stay, all else is off
+        model.wte.weight.copy_(torch.eye(vocab_size))
+        for last, following in scores.items():
+            for token, score in following.items():
+                # the norm scales a one-hot row to sqrt(C)
+                model.lm_head.weight[id_of[token], id_of[last]] = score / vocab_size**0.5
+    return model
