@@ -32,12 +32,14 @@ setup: $(VENV)/ready ## Make .venv and install what runs Quern
 setup-dev: $(VENV)/ready-dev
 
 $(VENV)/ready: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@echo 'Setting up $(VENV) and installing requirements.txt: some minutes the first time.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.txt
 	@touch $@
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@echo 'Installing requirements-dev.txt, what the tests need besides.'
+	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements-dev.txt
 	@touch $@
 
 corpus: | $(VENV)/ready

@@ -132,7 +132,7 @@ def save_checkpoint(
             f"{folder}: cannot be saved ({error}). Earlier checkpoints are as they were. Free some "
             f"space, then: python -m train resume {run.name}"
         ) from error
-    _delete_old(run)
+    _delete_old(run, folder)
     return folder
 
 
@@ -158,7 +158,7 @@ def pointed(run: Path, pointer: Pointer) -> Path | None:
     """Return the checkpoint that ``latest`` or ``best`` names, or None where it names none."""
     try:
         return run / (run / pointer).read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
@@ -167,12 +167,15 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(folder for folder in run.glob("step-????????*") if folder.suffix != ".tmp")
 
 
-def _delete_old(run: Path) -> None:
-    keep = {*checkpoints(run)[-KEEP_LATEST:], pointed(run, "best")}
+def _delete_old(run: Path, newest: Path) -> None:
+    # those after the newest are damaged: the run stepped back behind them
+    up_to_newest = [folder for folder in checkpoints(run) if folder <= newest]
+    keep = {*up_to_newest[-KEEP_LATEST:], pointed(run, "best")}
     for folder in set(checkpoints(run)) - keep:
         doomed = folder.with_name(folder.name + ".tmp")  # half deleted must not look damaged
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+    for unfinished in run.glob("step-*.tmp"):  # also what a killed run left
+        shutil.rmtree(unfinished)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -180,15 +183,22 @@ def verify_checkpoint(folder: Path) -> None:
 
     Raises: CheckpointError that names the first file that is not as it was written.
     """
-    for name, entry in read_json(folder / MANIFEST_NAME)["files"].items():
+    manifest = read_json(folder / MANIFEST_NAME)
+    try:
+        promised = [(n, e["size_bytes"], e["sha256"]) for n, e in manifest["files"].items()]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME}: damaged, it lacks the key {error}."
+        ) from error
+    for name, size_bytes, sha256 in promised:
         path = folder / name
         size = path.stat().st_size if path.exists() else None
-        if size != entry["size_bytes"]:
+        if size != size_bytes:
             there = "missing" if size is None else f"{size:,} bytes"
             raise CheckpointError(
-                f"{path}: {there}, but the manifest promises {entry['size_bytes']:,} bytes."
+                f"{path}: {there}, but the manifest promises {size_bytes:,} bytes."
             )
-        if sha256_of(path) != entry["sha256"]:
+        if sha256_of(path) != sha256:
             raise CheckpointError(f"{path}: its content changed after it was written (SHA-256).")
 
 
@@ -241,12 +251,24 @@ def load_checkpoint(folder: Path, device: torch.device) -> Loaded:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises: CheckpointError that names a line before it that is damaged.
+    """
+    path = run / METRICS_NAME
     try:
-        lines = (run / METRICS_NAME).read_text(encoding="utf-8").split("\n")
-    except OSError:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1]]
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number}: damaged ({error}). Delete that line."
+            ) from error
+    return records
 
 
 def val_loss_at(run: Path, step: int) -> float | None:

@@ -4,6 +4,7 @@ A setting is one line: type, default, meaning, range. The command line is made f
 (options.py), so help and code cannot disagree.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, Literal, TypeVar
 from common.errors import ConfigError
 
 Config = TypeVar("Config")
+
+SEEDS_END = 1 << 63  # what torch takes, with room for a conversation to count on from one
 
 
 def setting(
@@ -28,6 +31,8 @@ def check_ranges(config: Any) -> None:
         if value is None:
             continue
         flag = "--" + item.name.replace("_", "-")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{flag} is {value}: it must be a finite number.")
         if at_least is not None and value < at_least:
             raise ConfigError(f"{flag} is {value}: it must be at least {at_least}.")
         if below is not None and value >= below:
@@ -128,7 +133,9 @@ class GenerateConfig:
     top_p: float = setting(
         0.95, "Choose among the likeliest tokens that together have this probability.", at_least=0
     )
-    seed: int = setting(1337, "The same seed and prompt give the same text.", at_least=0)
+    seed: int = setting(
+        1337, "The same seed and prompt give the same text.", at_least=0, below=SEEDS_END
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -38,7 +38,7 @@ def choose_device(name: str) -> Device:
         reason = "as asked for"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
         raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.config import GenerateConfig
+from common.errors import CheckpointError
 from common.model import GPT, KVCache
 from common.tokenizer import Tokenizer
 
@@ -37,7 +38,8 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> Tensor:
         chosen = torch.zeros_like(logits)
         chosen[logits.argmax()] = 1.0
         return chosen
-    logits = logits / config.temperature
+    # from the largest down: a temperature near 0 must not make infinities to subtract
+    logits = (logits - logits.max()) / config.temperature
     if 0 < config.top_k < len(logits):
         kept = logits.topk(config.top_k).indices
         masked = torch.full_like(logits, float("-inf"))
@@ -60,6 +62,8 @@ def generate(
 
     Only ids that stand for text, and end-of-text, are ever chosen. An empty prompt is end-of-text:
     what precedes every document.
+
+    Raises: CheckpointError when the network's scores are not finite numbers.
     """
     device = model.wte.weight.device
     stands_for_text = torch.tensor([bool(token) for token in tokenizer.token_bytes])  # (V,)
@@ -76,6 +80,11 @@ def generate(
         logits = _next_logits(model, ids[start + cache.length :], cache)
         # drawn on the CPU, so that a seed gives the same text whatever the device
         probabilities = filter_logits(logits.masked_fill(banned, float("-inf")), config).cpu()
+        if not bool(probabilities.isfinite().all()):
+            raise CheckpointError(
+                "The network's scores are not finite numbers: its training has diverged. Use an "
+                "earlier checkpoint, or train anew with a lower --learning-rate."
+            )
         idx = int(torch.multinomial(probabilities, 1, generator=generator))
         if idx == tokenizer.eot_id:
             return

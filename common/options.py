@@ -81,8 +81,10 @@ def run(group: click.Group, stage: str) -> None:
         click.echo("Stopped.", err=True)
         sys.exit(EXIT_SIGINT)
     except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
+        if error.errno != errno.EPIPE:  # a full disk, a folder that may not be written ...
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+            sys.exit(1)
         # the reader of our output went away, as head does; flushing again at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -23,7 +23,14 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from common.files import fsync_folder, sha256_of, write_json
-from common.tokenizer import Tokenizer, load_tokenizer
+from common.tokenizer import (
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    describe_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -31,6 +38,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 FORMAT_VERSION = 1
 META_NAME = "meta.json"
+VOCABULARY_NAMES = (BytePairTokenizer.file_name, CharTokenizer.file_name)
 IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 # Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
@@ -104,13 +112,30 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def commit(folder: Path, names: list[str], meta: dict[str, Any]) -> None:
-    """Give finished files their names, then write meta.json: from then on it is a data set."""
+def commit(
+    folder: Path, files: dict[str, dict[str, Any]], tokenizer: Tokenizer, meta: dict[str, Any]
+) -> dict[str, Any]:
+    """Give finished files their names, then write meta.json: from then on it is a data set.
+
+    ``files`` is what the writers' ``finish`` returned. Returns meta.json whole.
+    """
     (folder / META_NAME).unlink(missing_ok=True)
     fsync_folder(folder)
-    for name in names:
+    for name in files:
         os.replace(_unfinished(folder / name), folder / name)
-    write_json(folder / META_NAME, {"format": FORMAT_VERSION, **meta})
+    for name in VOCABULARY_NAMES:  # one of another kind would stay from an earlier data set
+        (folder / name).unlink(missing_ok=True)
+    save_tokenizer(tokenizer, folder)
+    vocabulary = tokenizer.file_content()
+    entry = {"size_bytes": len(vocabulary), "sha256": hashlib.sha256(vocabulary).hexdigest()}
+    whole = {
+        "format": FORMAT_VERSION,
+        "tokenizer": describe_tokenizer(tokenizer),
+        "files": files | {tokenizer.file_name: entry},
+        **meta,
+    }
+    write_json(folder / META_NAME, whole)
+    return whole
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from common.errors import EXIT_SKIPPED, ConfigError
+from common.errors import EXIT_SKIPPED
 from common.options import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
 
@@ -53,8 +53,8 @@ def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
     config = PrepareConfig(**given(PrepareConfig, options))
-    with _standard_input(src) as paths:
-        corpus = Corpus(find_sources(paths), dataset)
+    with _standard_input(src) as stdin:
+        corpus = Corpus(find_sources(list(src), stdin=stdin, out=out), dataset)
         with progress_bars(corpus) as new_progress:
             meta = prepare_corpus(corpus, config, out, new_progress)
     click.echo(totals_table(meta, out))
@@ -63,18 +63,15 @@ def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) 
 
 
 @contextmanager
-def _standard_input(paths: tuple[Path, ...]) -> Iterator[list[Path]]:
-    """Give '-' a file: the sources are read twice, and a pipe can be read once."""
+def _standard_input(paths: tuple[Path, ...]) -> Iterator[Path | None]:
+    """Copy what '-' stands for into a file: sources are read twice, and a pipe can be read once."""
     if Path("-") not in paths:
-        yield list(paths)
+        yield None
         return
-    if paths.count(Path("-")) > 1:
-        raise ConfigError("'-' is given twice, but there is one standard input.")
-    with tempfile.TemporaryDirectory() as folder:
-        spool = Path(folder, "standard input")
-        with spool.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield [spool if path == Path("-") else path for path in paths]
+    with tempfile.NamedTemporaryFile() as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.flush()
+        yield Path(spool.name)
 
 
 @main.command()

@@ -10,7 +10,6 @@ the order is that of names, and no time or owner is written.
 
 import ast
 import hashlib
-import inspect
 import io
 import json
 import lzma
@@ -41,8 +40,10 @@ def documentation() -> list[tuple[str, str]]:
     Files are read in the order of a hash of their names, so that the share that fits into
     MAX_CHARACTERS is drawn from every package alike.
     """
-    documents = {f"topics/{topic}.txt": text.strip() + "\n" for topic, text in topics.items()}
-    seen, n_characters = set(documents.values()), sum(map(len, documents.values()))
+    # From text to name and back: two topics may share their text, as "if" and "else" do.
+    names = {text.strip() + "\n": f"topics/{topic}.txt" for topic, text in topics.items()}
+    documents = {name: text for text, name in names.items()}
+    seen, n_characters = set(names), sum(map(len, names))
     paths = sysconfig.get_paths()
     for file, inside in sorted(_files(paths["stdlib"], paths["purelib"]), key=_draw):
         for line, text in _docstrings(file):
@@ -76,9 +77,9 @@ def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
+            docstring = ast.get_docstring(node)
             if docstring and len(docstring) >= MIN_CHARACTERS:
-                yield getattr(node, "lineno", 0), inspect.cleandoc(docstring) + "\n"
+                yield getattr(node, "lineno", 0), docstring + "\n"
 
 
 def write_corpus(folder: Path) -> tuple[int, int]:

@@ -66,17 +66,22 @@ class Findings:
         return Counter(entry["reason"] for entry in self.skipped)
 
 
-def find_sources(paths: list[Path]) -> list[Source]:
-    """Return the files to read, folders walked in sorted order.
+def find_sources(
+    paths: list[Path], *, stdin: Path | None = None, out: Path | None = None
+) -> list[Source]:
+    """Return the files to read, folders walked in sorted order; '-' is the file ``stdin``.
 
-    Left out of a folder are hidden names, and what is no file: pipes, sockets, links to nothing.
+    Left out of a folder are hidden names, what is no file (pipes, sockets, links to nothing), and
+    the folder ``out`` that is written to.
 
     Raises: DataError for a path that is no file or folder, or a folder without a single file.
     """
     sources: dict[Path, Source] = {}
     for path in paths:
-        if path.is_dir():
-            found = sorted(_files_below(path))
+        if path == Path("-") and stdin is not None:
+            sources[path] = Source("standard input", stdin, named=True)
+        elif path.is_dir():
+            found = sorted(_files_below(path, out and out.resolve()))
             if not found:
                 raise DataError(
                     f"{path}: holds no file. Name a folder with text or archives in it."
@@ -95,12 +100,20 @@ def find_sources(paths: list[Path]) -> list[Source]:
     return list(sources.values())
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
     # os.walk does not follow links to folders, so a loop of links ends
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and Path(parent, name).resolve() != out
+        ]
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}).") from error
 
 
 def _printable(path: Path) -> str:
@@ -180,7 +193,7 @@ def _plain_texts(
         )
     pieces, separator = [raw], b""
     if config.separator:
-        separator = _unescaped(config.separator).encode("utf-8")
+        separator = _unescaped(config.separator).encode("utf-8", "surrogateescape")
         pieces = raw.split(separator)
     offset = 0
     for piece in pieces:

@@ -50,9 +50,15 @@ def make_encoder(tokenizer: Tokenizer, *, fast: bool = True) -> tuple[str, Encod
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, tokenizer.file_name)
                 path.write_bytes(tokenizer.file_content())
-                # No special tokens: with them, text that looks like one would not be encoded.
-                encoder = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer=scheme)
-            return "gigatoken", _Judged(encoder, tokenizer)
+                try:
+                    # No special tokens: with them, text that looks like one would not be encoded.
+                    encoder = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer=scheme)
+                except BaseException as error:
+                    if type(error).__name__ != "PanicException":  # raised from Rust
+                        raise
+                    log.warning("gigatoken cannot take this vocabulary: tiktoken encodes.")
+                else:
+                    return "gigatoken", _Judged(encoder, tokenizer)
     return "tiktoken", _tiktoken_encoder(tokenizer)
 
 

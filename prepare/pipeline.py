@@ -7,10 +7,8 @@ The sources are read twice where the vocabulary is learned from them or their nu
 split, and once where neither is so.
 """
 
-import hashlib
 import logging
 import platform
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,11 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.errors import DataError
-from common.tokenfile import SPLITS, Split, TokenWriter, commit, token_dtype
-from common.tokenizer import CharTokenizer, Tokenizer, describe_tokenizer
+from common.tokenfile import SPLITS, TokenWriter, commit, token_dtype
+from common.tokenizer import CharTokenizer, Tokenizer
 from prepare.config import PrepareConfig
 from prepare.documents import (
     Document,
@@ -33,22 +29,18 @@ from prepare.documents import (
     read_dataset,
     read_documents,
 )
-from prepare.encode import EncodeBatch, EncodersDisagreeError, make_encoder
-from prepare.split import MIN_DOCUMENTS, split_of, tail_start
+from prepare.encode import EncodersDisagreeError, make_encoder
+from prepare.scan import Scan, parts_of
+from prepare.split import MIN_DOCUMENTS
 from prepare.vocabulary import (
-    Sample,
     file_tokenizer,
     learn_bpe,
     parse_vocab_size,
     published_tokenizer,
 )
+from prepare.write import SplitWriter
 
 log = logging.getLogger(__name__)
-
-# A vocabulary learned from more text is hardly another one, and this fits any machine.
-SAMPLE_BYTES = 64 << 20
-# Encoded at a time: enough for every core to have a share, small beside any memory.
-BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -73,53 +65,6 @@ class Corpus:
         return sizes + ([(self.dataset, None)] if self.dataset is not None else [])
 
 
-class Scan:
-    """First pass: counts the documents and gathers what a vocabulary is learned from.
-
-    Whether documents are split by hash or by tail is known only at its end, so it keeps what
-    either answer needs.
-    """
-
-    def __init__(self, config: PrepareConfig) -> None:
-        self.config = config
-        self.n_documents = 0
-        self.n_bytes = 0
-        self.characters: set[str] = set()
-        self.sample = Sample(SAMPLE_BYTES, config.seed)
-
-    def add(self, document: Document) -> None:
-        """Take note of one document."""
-        self.n_documents += 1
-        self.n_bytes += len(document.text)
-        if self.config.tokenizer == "char":
-            self.characters.update(document.text.decode("utf-8"))
-        elif self.config.tokenizer == "bpe":
-            self.sample.add(document.text)
-
-    @property
-    def rule(self) -> str:
-        """How documents are split: ``hash`` or ``tail``."""
-        if self.config.split != "auto":
-            return self.config.split
-        return "hash" if self.n_documents >= MIN_DOCUMENTS else "tail"
-
-    def training_texts(self) -> list[bytes]:
-        """Return the sample's share of the training split."""
-        texts = self.sample.texts()
-        return [
-            text for text in (_parts(t, self.rule, self.config).get("train") for t in texts) if text
-        ]
-
-
-def _parts(text: bytes, rule: str, config: PrepareConfig) -> dict[Split, bytes]:
-    """Return the split, or the two splits, that a document belongs to, with its text there."""
-    if rule == "hash":
-        return {split_of(text, config.val_fraction, config.seed): text}
-    cut = tail_start(text, config.val_fraction)
-    parts: dict[Split, bytes] = {"train": text[:cut], "val": text[cut:]}
-    return {split: part for split, part in parts.items() if part}
-
-
 def prepare_corpus(
     corpus: Corpus,
     config: PrepareConfig,
@@ -135,6 +80,10 @@ def prepare_corpus(
     as it was before.
     """
     parse_vocab_size(config.vocab_size, 0)  # a typo is better said now than after the first pass
+    if config.vocab_size != "auto" and config.tokenizer != "bpe":
+        log.warning(
+            "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
+        )
     tokenizer = None if _learns(config) else _ready_tokenizer(config.tokenizer)
     scan = Scan(config)
     if tokenizer is None or config.split == "auto":
@@ -198,20 +147,16 @@ def _write(
     """Second pass: encode every document into the files of its split, then commit them."""
     config, findings = scan.config, Findings()
     encoder_name, encode_batch = make_encoder(tokenizer, fast=fast)
+    dtype = token_dtype(tokenizer.vocab_size)
     writers = {
-        split: SplitWriter(
-            TokenWriter(out, split, token_dtype(tokenizer.vocab_size)),
-            encode_batch,
-            tokenizer.eot_id,
-        )
+        split: SplitWriter(TokenWriter(out, split, dtype), encode_batch, tokenizer.eot_id)
         for split in SPLITS
     }
-    unfinished_vocabulary = out / (tokenizer.file_name + ".tmp")
     n_documents = 0
     try:
         for document in corpus.documents(config, findings, new_progress("encode")):
             n_documents += 1
-            for split, text in _parts(document.text, scan.rule, config).items():
+            for split, text in parts_of(document.text, scan.rule, config).items():
                 writers[split].add(document.source, text)
         _refuse_empty(corpus, n_documents, findings)
         if _learns(config) and n_documents != scan.n_documents:
@@ -222,29 +167,14 @@ def _write(
         files: dict[str, dict[str, Any]] = {}
         for writer in writers.values():
             files |= writer.finish()
-        vocabulary = tokenizer.file_content()
-        unfinished_vocabulary.write_bytes(vocabulary)
-        files[tokenizer.file_name] = {
-            "size_bytes": len(vocabulary),
-            "sha256": hashlib.sha256(vocabulary).hexdigest(),
-        }
         meta = {
-            "dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokenizer": describe_tokenizer(tokenizer),
-            "files": files,
-            "split": {
-                "rule": scan.rule,
-                "val_fraction": config.val_fraction,
-                "seed": config.seed,
-            },
+            "dtype": dtype.name,
+            "split": {"rule": scan.rule, "val_fraction": config.val_fraction, "seed": config.seed},
             "splits": {split: writer.totals() for split, writer in writers.items()},
             "n_documents": n_documents,
             "sources": [
-                {
-                    "name": name,
-                    "size_bytes": size_bytes,
-                    **{split: writers[split].counts_of(name) for split in SPLITS},
-                }
+                {"name": name, "size_bytes": size_bytes}
+                | {split: writers[split].counts_of(name) for split in SPLITS}
                 for name, size_bytes in corpus.sizes()
             ],
             "skipped": findings.skipped,
@@ -255,63 +185,10 @@ def _write(
             "options": asdict(config),
             "versions": _versions(),
         }
-        commit(out, list(files), meta)
+        return commit(out, files, tokenizer, meta)
     finally:
         for writer in writers.values():
             writer.discard()
-        unfinished_vocabulary.unlink(missing_ok=True)
-    return meta
-
-
-class SplitWriter:
-    """Gathers a split's documents into batches, encodes them and counts by source."""
-
-    def __init__(self, writer: TokenWriter, encode_batch: EncodeBatch, eot_id: int) -> None:
-        self._writer = writer
-        self._encode_batch = encode_batch
-        self._eot_id = eot_id
-        self._sources: list[str] = []
-        self._texts: list[bytes] = []
-        self._batch_bytes = 0
-        self._counts: dict[str, Counter[str]] = {}
-
-    def add(self, source: str, text: bytes) -> None:
-        """Take in one document."""
-        self._sources.append(source)
-        self._texts.append(text)
-        self._batch_bytes += len(text)
-        if self._batch_bytes >= BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._texts:
-            return
-        ids, lengths = self._encode_batch(self._texts)
-        self._writer.add(np.insert(ids, np.cumsum(lengths), self._eot_id), lengths + 1)
-        for source, text, length in zip(self._sources, self._texts, lengths, strict=True):
-            self._counts.setdefault(source, Counter()).update(
-                documents=1, bytes=len(text), tokens=int(length) + 1
-            )
-        self._sources, self._texts, self._batch_bytes = [], [], 0
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Write out the rest; return the size and hash of each file."""
-        self._flush()
-        return self._writer.finish()
-
-    def discard(self) -> None:
-        """Delete what was written and not committed."""
-        self._writer.discard()
-
-    def counts_of(self, source: str) -> dict[str, int]:
-        """Return documents, bytes and tokens that came from one source."""
-        counts = self._counts.get(source, Counter())
-        return {name: counts[name] for name in ("documents", "bytes", "tokens")}
-
-    def totals(self) -> dict[str, int]:
-        """Return documents, bytes and tokens of the split; tokens include the end-of-text ids."""
-        total: Counter[str] = sum(self._counts.values(), Counter())
-        return {name: total[name] for name in ("documents", "bytes", "tokens")}
 
 
 def _versions() -> dict[str, str]:

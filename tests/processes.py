@@ -1,10 +1,11 @@
 """Start the stages as a person does: ``python -m train ...`` in a folder of its own."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,13 +49,52 @@ def run_python(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def run_all(
+# Loads torch once; each command then runs in a process of its own, forked from that.
+FORK_EACH = """
+import json, os, runpy, sys, traceback
+import train.start, sample.chat
+
+for number, (stage, *arguments) in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            flags = os.O_WRONLY | os.O_CREAT
+            os.dup2(os.open(os.path.join(sys.argv[2], f"{number}.{name}"), flags), stream)
+        sys.argv[1:] = arguments
+        code = 0
+        try:
+            runpy.run_module(stage, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def run_each(
     commands: dict[str, list[str]], folder: Path
 ) -> "dict[str, subprocess.CompletedProcess[str]]":
-    """Run several Python commands, two at a time; return how each ended, by its name."""
-    with ThreadPoolExecutor(2) as pool:
-        ended = pool.map(lambda arguments: run_python(arguments, folder), commands.values())
-        return dict(zip(commands, ended, strict=True))
+    """Run several commands, such as ``["train", "resume"]``; return how each ended, by its name."""
+    with tempfile.TemporaryDirectory() as streams:
+        script = ["-c", FORK_EACH, json.dumps(list(commands.values())), streams]
+        driver = run_python(script, folder)
+        assert driver.returncode == 0, driver.stderr
+        codes = map(int, driver.stdout.split())
+        return {
+            name: subprocess.CompletedProcess(
+                command,
+                code,
+                Path(streams, f"{number}.stdout").read_text(encoding="utf-8"),
+                Path(streams, f"{number}.stderr").read_text(encoding="utf-8"),
+            )
+            for number, (code, (name, command)) in enumerate(
+                zip(codes, commands.items(), strict=True)
+            )
+        }
 
 
 def assert_one_sentence(process: "subprocess.CompletedProcess[str]", *words: str) -> None:

@@ -13,12 +13,12 @@ from prepare.config import PrepareConfig
 from prepare.documents import find_sources
 from prepare.pipeline import Corpus, prepare_corpus
 
-WORDS = "the quern turns grain into flour and one person turns it slowly on a stone über".split()
+SENTENCE = "the quern turns grain into flour and one person turns it slowly on a stone \u00fcber"
 
 
 def words(n_words: int, seed: int = 0) -> str:
     """Return a text of ``n_words`` drawn words, in lines of ten."""
-    drawn = random.Random(seed).choices(WORDS, k=n_words)
+    drawn = random.Random(seed).choices(SENTENCE.split(), k=n_words)
     return "\n".join(" ".join(drawn[i : i + 10]) for i in range(0, n_words, 10)) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.config import check_ranges, setting
+from common.config import SEEDS_END, check_ranges, setting
 from common.errors import ConfigError
 
 
@@ -43,7 +43,9 @@ class TrainConfig:
     save_interval: int = setting(
         0, "Updates between checkpoints; 0: at each evaluation.", at_least=0
     )
-    seed: int = setting(1337, "Of the weights, the order of the data, and dropout.", at_least=0)
+    seed: int = setting(
+        1337, "Of the weights, the order of the data, and dropout.", at_least=0, below=SEEDS_END
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -5,6 +5,7 @@ nothing; a run resumed from it evaluates again and goes on as if it had never st
 """
 
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from train.metrics import append_metrics, evaluation_line, progress_line
 from train.optimizer import optimizer_tensors
 from train.schedule import learning_rate_at
 from train.signals import StopRequest
-from train.step import rows_per_step, train_step
+from train.step import diverged, rows_per_step, train_step
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
 
 def _save(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
+    if not all(bool(weights.isfinite().all()) for weights in run.model.parameters()):
+        raise diverged(progress.step, "weights are no longer finite", run.config)
     state = {"progress": asdict(progress), "data_sha256": run.data.sha256}
     tensors = optimizer_tensors(run.optimizer, run.model)
     save_checkpoint(run.folder, progress.step, run.model, tensors, state, run.tokenizer)
@@ -134,6 +137,9 @@ def _evaluate(run: Run, progress: Progress) -> None:
             (run.data.tokens("val"), run.config.eval_tokens),
         )
     )
+    if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
+        what = f"the loss is {train.loss} on train and {val.loss} on val"
+        raise diverged(progress.step, what, run.config)
     best = progress.best_val_loss is None or val.loss < progress.best_val_loss
     if best:
         progress.best_val_loss = val.loss

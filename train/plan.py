@@ -25,8 +25,7 @@ MOST_EVALS = 10
 # Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
 # quickest, a sixth quicker than 4,096 (2.6 M parameters, two cores).
 CPU_TOKENS = 1_024
-# Share of a GPU's memory that is free at the start which one micro-batch may fill: the estimate below
-# is rough, and others use the machine too.
+# Share of a GPU's free memory that one micro-batch may fill: the estimate below is rough.
 MEMORY_SHARE = 0.25
 
 

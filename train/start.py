@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -119,7 +120,7 @@ def resume_run(folder: Path, device_name: str) -> int | None:
     progress = Progress(**loaded.state["progress"])
     assert config.max_steps is not None
     run = Run(folder, model, optimizer, data, loaded.tokenizer, config, device, config.max_steps)
-    if is_finished(folder):
+    if progress.step == config.max_steps and is_finished(folder):
         log.info("%s is finished: %s steps.", folder, f"{config.max_steps:,}")
         return None
     log.info("resuming    %s after step %s", newest, f"{progress.step:,}")
@@ -155,7 +156,7 @@ def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     runs = [
         run
         for run in checkpoint.list_runs(runs_dir)
-        if run.name == name or run.name.rpartition("-")[0] == name
+        if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)
     ]
     saved = [run for run in runs if checkpoint.pointed(run, "latest") is not None]
     if not saved:

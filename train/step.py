@@ -49,13 +49,19 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     loss_value, norm_value = float(total), float(norm)
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        raise UserError(
-            f"step {step}: the loss is {loss_value} and the norm of the gradient {norm_value}: the "
-            "run has diverged. The weights were not changed and earlier checkpoints are sound. "
-            f"Train anew with a lower --learning-rate than {config.learning_rate:g}."
+        raise diverged(
+            step, f"the loss is {loss_value} and the norm of the gradient {norm_value}", config
         )
     optimizer.step()
     return loss_value, norm_value
+
+
+def diverged(step: int, what: str, config: TrainConfig) -> UserError:
+    """Return the error of a run in which something stopped being a finite number."""
+    return UserError(
+        f"step {step}: {what}: the run has diverged. It stops here, and earlier checkpoints are as "
+        f"they were. Train anew with a lower --learning-rate than {config.learning_rate:g}."
+    )
 
 
 def rows_per_step(config: TrainConfig, block_size: int) -> int:

@@ -1,5 +1,6 @@
 """Settings that go together, settings that do not, and the command line made from them."""
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -91,17 +92,23 @@ def test_a_setting_of_another_version_is_named() -> None:
 @options_for(ModelConfig, without=("vocab_size",), default_from="the preset's")
 def only_given(**options: Any) -> None:
     """Say which options were given."""
-    click.echo(given(ModelConfig, options))
+    click.echo(json.dumps(given(ModelConfig, options), sort_keys=True))
 
 
 def test_only_the_options_that_were_given_count() -> None:
     result = CliRunner().invoke(only_given, ["--no-qk-norm", "--n-layer", "3", "--mlp", "relu"])
-    assert result.output == "{'n_layer': 3, 'mlp': 'relu', 'qk_norm': False}\n"
+    assert result.output == '{"mlp": "relu", "n_layer": 3, "qk_norm": false}\n'
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--n-layer", "0"], ["--n-layer", "x"], ["--mlp", "tanh"], ["--dropout", "1"], ["--depth", "2"]],
+    [
+        ["--n-layer", "0"],
+        ["--n-layer", "x"],
+        ["--mlp", "tanh"],
+        ["--dropout", "1"],
+        ["--depth", "2"],
+    ],
     ids=" ".join,
 )
 def test_an_option_out_of_its_range_is_wrong_usage(arguments: list[str]) -> None:

@@ -29,7 +29,6 @@ def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("n_prompt", [1, 8, 9, 40])
 @pytest.mark.parametrize("block_size", [8, 7])
 @pytest.mark.parametrize(
     "changed",
@@ -45,19 +44,24 @@ def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]
     ids=str,
 )
 def test_greedy_generation_with_the_cache_equals_that_without(
-    changed: dict[str, Any], block_size: int, n_prompt: int
+    changed: dict[str, Any], block_size: int
 ) -> None:
     config = ModelConfig(
-        vocab_size=BYTES.vocab_size, block_size=block_size, n_layer=2, n_head=4, n_embd=16, **changed
+        vocab_size=256 + 5, block_size=block_size, n_layer=2, n_head=4, n_embd=16, **changed
     )
     model = random_model(config)
-    with torch.no_grad():  # end-of-text scores 0, which is never the most here
+    with torch.no_grad():
+        model.wte.weight.mul_(0.1)  # else a tied head would only repeat the last id
+        # end-of-text scores 0, which is never the most here
         (model.wte if config.tied_head else model.lm_head).weight[BYTES.eot_id] = 0
-    prompt = torch.randint(256, (n_prompt,), generator=torch.Generator().manual_seed(n_prompt))
     greedy = GenerateConfig(max_new_tokens=5 * block_size, temperature=0)
-    written = list(generate(model, prompt.tolist(), greedy, BYTES))
-    assert written == greedy_without_cache(model, prompt.tolist(), 5 * block_size)
-    assert len(set(written)) > 3  # no fixed point that anything would agree with
+    seen: set[int] = set()
+    for n_prompt in (1, 2, 8, 9, 40):
+        prompt = list(range(n_prompt, 2 * n_prompt))
+        written = list(generate(model, prompt, greedy, BYTES))
+        assert written == greedy_without_cache(model, prompt, 5 * block_size)
+        seen |= set(written)
+    assert len(seen) > 2  # not one id over and over, on which anything would agree
 
 
 # n_tokens -> the first that is seen, for a context of 8, then of 5, then of 1
@@ -81,8 +85,8 @@ P = [0.1, 0.5, 0.15, 0.25]
 FILTERED: list[tuple[dict[str, Any], list[float]]] = [
     ({"temperature": 1.0, "top_p": 1.0}, P),
     ({"temperature": 0.0}, [0, 1, 0, 0]),
-    # squares 0.01 0.25 0.0225 0.0625 over their sum 0.345
-    ({"temperature": 0.5, "top_p": 1.0}, [0.01 / 0.345, 0.25 / 0.345, 0.0225 / 0.345, 0.0625 / 0.345]),
+    # squares 0.01 0.25 0.0225 0.0625 over their sum 0.345, all four times 400
+    ({"temperature": 0.5, "top_p": 1.0}, [4 / 138, 100 / 138, 9 / 138, 25 / 138]),
     ({"temperature": 1.0, "top_k": 1, "top_p": 1.0}, [0, 1, 0, 0]),
     ({"temperature": 1.0, "top_k": 2, "top_p": 1.0}, [0, 2 / 3, 0, 1 / 3]),
     ({"temperature": 1.0, "top_k": 4, "top_p": 1.0}, P),
@@ -117,7 +121,7 @@ def test_filters_leave_what_is_banned_at_zero() -> None:
 def test_ids_are_drawn_as_often_as_their_probabilities_say() -> None:
     scores = {"a": math.log(6.0), "b": math.log(3.0), "c": math.log(1.0)}
     never = dict.fromkeys(ABC.special_tokens, -50.0)
-    model = successor_model(ABC, {character: scores | never for character in "abc"})
+    model = successor_model(ABC, dict.fromkeys("abc", scores | never))
     config = GenerateConfig(max_new_tokens=2000, temperature=1.0, top_p=1.0)
     written = list(generate(model, [0], config, ABC))
     shares = [written.count(idx) / 2000 for idx in range(3)]

@@ -1,0 +1,76 @@
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from common.files import HASH_CHUNK_BYTES, sha256_of, write_json, write_text, write_then_rename
+from tests.processes import start_python
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with write_then_rename(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_stops_the_writing_leaves_the_old_file(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with write_then_rename(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_killed_process_leaves_the_old_file_and_the_next_one_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    code = (
+        "from pathlib import Path\n"
+        "from common.files import write_then_rename\n"
+        "with write_then_rename(Path('a')) as file:\n"
+        "    file.write(b'new' * 100_000)\n"
+        "    print('half done', flush=True)\n"
+        "    input()\n"
+    )
+    with start_python(["-c", code], tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half done\n"
+        process.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == b"old"
+    with write_then_rename(path) as file:
+        file.write(b"newer")
+    assert path.read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_text_is_written_as_utf8_with_its_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "ä\r\n\u2028\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa4\r\n\xe2\x80\xa8\n"
+
+
+def test_json_is_readable_and_ends_in_a_newline(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"name": "ä", "n": [1]})
+    assert (tmp_path / "a").read_text(encoding="utf-8") == '{\n "name": "ä",\n "n": [\n  1\n ]\n}\n'
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, HASH_CHUNK_BYTES, 2 * HASH_CHUNK_BYTES + 1])
+def test_the_hash_is_that_of_the_whole_file(n_bytes: int, tmp_path: Path) -> None:
+    content = os.urandom(n_bytes)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()

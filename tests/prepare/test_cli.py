@@ -1,0 +1,447 @@
+"""python -m prepare as a process: exit codes, one sentence for an error, no half-written output."""
+
+import json
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from common.tokenfile import SPLITS, open_data
+from common.tokenizer import SPECIAL_TOKENS
+from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of
+from tests.processes import assert_one_sentence, run_python, start_python
+
+TEXT = ["text", "--tokenizer", "char", "--out", "data"]
+CUT_XZ = lzma.compress(b"text" * 99)[:-20]
+# A module of this name in the current folder is found before the installed one.
+NO_GIGATOKEN = "raise ImportError('absent, for this test')\n"
+
+
+def prepare_here(
+    folder: Path, *arguments: str, typed: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    return run_python(["-m", "prepare", *arguments], folder, typed=typed)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with one of everything that cannot be used, and a little that can."""
+    contents = {
+        "good.txt": b"some good text",
+        "empty.txt": b"",
+        "blank.txt": b" \n\n\t",
+        "cut.txt.xz": CUT_XZ,
+        "cut.jsonl.zst": zstandard.compress(json_lines(["text" * 99, "more"]))[:-3],
+        "cut.tar": tar_of({"a": b"text" * 300})[:900],
+        "named.xz": b"<html>404</html>",
+        "key.jsonl": json_lines(["one"]) + b'{"body": "two"}\n',
+        "bad.txt": b"caf\xe9",
+        "image.png": b"\0\1" * 50,
+        "binary/image.png": b"\0\1" * 50,
+        "mixed/image.png": b"\0\1" * 50,
+        "mixed/good.txt": b"some good text",
+        "wrong.tiktoken": b"these are no ranks\n",
+        "file": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "hollow").mkdir()
+    return tmp_path
+
+
+MENDABLE = {
+    "missing": (["nowhere.txt"], ["nowhere.txt: no such file or folder"]),
+    "hollow folder": (["hollow"], ["hollow: holds no file"]),
+    "binary folder": (["binary"], ["binary/image.png: no text", "1 binary, not text"]),
+    "binary file": (["image.png"], ["image.png: binary, not text: 50 of its 100 bytes are zero"]),
+    "empty": (["empty.txt"], ["empty.txt: no text found", "1 empty"]),
+    "blank": (["blank.txt", "empty.txt"], ["blank.txt, empty.txt: no text found", "2 empty"]),
+    "cut xz": (["good.txt", "cut.txt.xz"], ["cut.txt.xz: cut short", f"at byte {len(CUT_XZ)}"]),
+    "cut zst": (["good.txt", "cut.jsonl.zst"], ["cut.jsonl.zst: cut short"]),
+    "cut tar": (["good.txt", "cut.tar"], ["cut.tar/a: cut short inside its tar"]),
+    "no xz": (["named.xz"], ["named.xz: named as xz, but the content is no archive"]),
+    "no key": (["key.jsonl"], ["key.jsonl, line 2", "'text'", "'body'", "--text-key"]),
+    "bad bytes": (
+        ["good.txt", "bad.txt", "--on-bad-bytes", "fail"],
+        ["bad.txt, byte 0", "0xe9", "not UTF-8", "--on-bad-bytes replace"],
+    ),
+    "unknown tokenizer": (["good.txt", "--tokenizer", "gpt9"], ["--tokenizer gpt9", "gpt2"]),
+    "wrong tokenizer": (["good.txt", "--tokenizer", "wrong.tiktoken"], ["wrong.tiktoken, line 1"]),
+    "wrong size": (
+        ["good.txt", "--tokenizer", "bpe", "--vocab-size", "4k"],
+        ["--vocab-size is '4k'", "256"],
+    ),
+    "huge seed": (["good.txt", "--seed", str(10**40)], ["--seed", "below"]),
+    "no folder": (["good.txt", "--out", "file/data"], ["file/data: cannot be written"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MENDABLE)
+def test_what_a_person_can_mend_is_one_sentence_and_nothing_is_written(
+    case: str, sources: Path
+) -> None:
+    arguments, words = MENDABLE[case]
+    process = prepare_here(sources, *TEXT, *arguments)
+    assert_one_sentence(process, *words)
+    assert snapshot(sources / "data") == {}
+
+
+@pytest.mark.parametrize("case", ["cut xz", "no key", "blank", "bad bytes"])
+def test_a_failure_leaves_the_data_set_that_was_there_as_it_was(case: str, sources: Path) -> None:
+    prepare([sources / "good.txt"], sources / "data")
+    before = snapshot(sources / "data")
+    assert_one_sentence(prepare_here(sources, *TEXT, *MENDABLE[case][0]))
+    assert snapshot(sources / "data") == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["text"],
+        ["text", "good.txt", "--split", "sideways"],
+        ["text", "good.txt", "--val-fraction", "1"],
+        ["text", "good.txt", "--seed", "-1"],
+        ["text", "good.txt", "--no-such-option"],
+        ["text", "good.txt", "--out", "good.txt"],
+        ["inspect", "--show", "-1"],
+        ["grind"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], sources: Path) -> None:
+    process = prepare_here(sources, *arguments)
+    assert process.returncode == 2
+    assert "Usage: python -m prepare" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (sources / "data").exists()
+
+
+def test_bytes_that_are_no_utf8_are_replaced_counted_and_no_failure(sources: Path) -> None:
+    process = prepare_here(sources, *TEXT, "bad.txt")
+    assert process.returncode == 0
+    assert "1 documents that were not UTF-8" in process.stdout
+    texts = [text for split in SPLITS for text in texts_of(open_data(sources / "data"), split)]
+    assert b"".join(texts) == "caf\N{REPLACEMENT CHARACTER}".encode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listed"),
+    [
+        (
+            ["good.txt", "bad.txt", "--on-bad-bytes", "skip"],
+            "1 skipped, not UTF-8: bad.txt, byte 0",
+        ),
+        (["mixed"], "1 skipped, binary, not text: mixed/image.png"),
+    ],
+)
+def test_leaving_something_out_ends_with_3_and_lists_it(
+    arguments: list[str], listed: str, sources: Path
+) -> None:
+    process = prepare_here(sources, *TEXT, *arguments)
+    assert process.returncode == 3
+    assert listed in process.stdout
+    data = open_data(sources / "data")
+    assert len(data.meta["skipped"]) == 1
+    assert b"".join(t for split in SPLITS for t in texts_of(data, split)) == b"some good text"
+
+
+def test_the_table_counts_what_was_written(sources: Path) -> None:
+    process = prepare_here(sources, *TEXT, "good.txt")
+    assert process.returncode == 0
+    rows = {line.split()[0]: line.split()[1:] for line in process.stdout.splitlines()}
+    # 14 bytes, cut at int(14 * 0.9) = 12
+    assert rows["train"] == ["1", "12", "13", "0.92"]
+    assert rows["val"] == ["1", "2", "3", "0.67"]
+    assert rows["all"] == ["2", "14", "16", "0.88"]
+
+
+def test_a_vocabulary_that_cannot_be_fetched_is_one_sentence_that_says_what_to_do(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(sources / "hollow"))
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    process = prepare_here(sources, *TEXT, "good.txt", "--tokenizer", "gpt2")
+    assert_one_sentence(process, "gpt2", "TIKTOKEN_CACHE_DIR", "--tokenizer bpe")
+    assert snapshot(sources / "data") == {}
+
+
+def test_standard_input_gives_the_ids_of_the_file(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a text, with ümlauts\n" for i in range(2_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    data = prepare([tmp_path / "a.txt"], tmp_path / "from file", tokenizer="bpe", vocab_size="400")
+    process = prepare_here(
+        tmp_path, "text", "-", "--vocab-size", "400", "--out", "from pipe", typed=text
+    )
+    assert process.returncode == 0
+    assert open_data(tmp_path / "from pipe").meta["files"] == data.meta["files"]
+
+
+def test_json_lines_on_standard_input_are_documents(tmp_path: Path) -> None:
+    lines = json_lines(["long " * 50_000, "two", "three"]).decode()
+    process = prepare_here(tmp_path, *TEXT, "-", "--split", "hash", typed=lines)
+    assert process.returncode == 0
+    assert open_data(tmp_path / "data").meta["n_documents"] == 3
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "ranks.tiktoken"])
+def test_without_gigatoken_the_same_bytes_are_written(tokenizer: str, tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        shutil.copy(path, sources)
+    learned = prepare([sources], tmp_path / "ranks", tokenizer="bpe", vocab_size="900")
+    shutil.copy(learned.path / "vocab.tiktoken", tmp_path / "ranks.tiktoken")
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "gigatoken.py").write_text(NO_GIGATOKEN, encoding="utf-8")
+    shutil.copy(tmp_path / "ranks.tiktoken", tmp_path / "absent")
+    written = []
+    for folder, encoder in [(tmp_path, "gigatoken"), (tmp_path / "absent", "tiktoken")]:
+        process = prepare_here(
+            folder, "text", str(sources), "--tokenizer", tokenizer, "--vocab-size", "900"
+        )
+        assert process.returncode == 0, process.stderr
+        assert ("gigatoken is not installed" in process.stderr) == (encoder == "tiktoken")
+        data = open_data(folder / "data")
+        assert data.meta["encoder"] == encoder
+        written.append({name: (data.path / name).read_bytes() for name in data.meta["files"]})
+    assert written[0] == written[1]
+
+
+def test_without_gigatoken_gpt2s_ids_are_the_same(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
+    sources = [str(path) for path in sorted((shared / "data/state_union").glob("*.txt"))[:20]]
+    data = prepare(list(map(Path, sources)), tmp_path / "with", tokenizer="gpt2")
+    assert data.meta["encoder"] == "gigatoken"
+    (tmp_path / "gigatoken.py").write_text(NO_GIGATOKEN, encoding="utf-8")
+    process = prepare_here(tmp_path, "text", *sources, "--tokenizer", "gpt2")
+    assert process.returncode == 0
+    without = open_data(tmp_path / "data")
+    assert without.meta["encoder"] == "tiktoken"
+    assert without.meta["files"] == data.meta["files"]
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to programs in its background, as tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "over another"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_writing_leaves_what_was_there(
+    number: signal.Signals, code: int, existing: bool, tmp_path: Path
+) -> None:
+    """With tiktoken alone, encoding this takes seconds: the signal comes in their midst."""
+    (tmp_path / "small.txt").write_text("a small text", encoding="utf-8")
+    ranks = prepare([tmp_path / "small.txt"], tmp_path / "ranks", tokenizer="bpe", vocab_size="256")
+    shutil.copy(ranks.path / "vocab.tiktoken", tmp_path / "bytes.tiktoken")
+    (tmp_path / "gigatoken.py").write_text(NO_GIGATOKEN, encoding="utf-8")
+    out = tmp_path / "data"
+    if existing:
+        prepare([tmp_path / "small.txt"], out)
+    before = snapshot(out)
+    with (tmp_path / "large.jsonl").open("wb") as file:
+        for i in range(400):
+            file.write(json_lines([f"{i} words and more words " * 4_000]))
+    arguments = ["text", "large.jsonl", "--tokenizer", "bytes.tiktoken", "--split", "hash"]
+    with start_python(["-m", "prepare", *arguments], tmp_path, heed_interrupts) as process:
+        unfinished = out / "train.bin.tmp"
+        while process.poll() is None and not (unfinished.exists() and unfinished.stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert snapshot(out) == before
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path) -> None:
+    """A limit on the size of files gives the same kind of error as a full disk."""
+    (tmp_path / "small.txt").write_text("a small text", encoding="utf-8")
+    prepare([tmp_path / "small.txt"], tmp_path / "data")
+    before = snapshot(tmp_path / "data")
+    (tmp_path / "large.txt").write_text("words and more words " * 50_000, encoding="utf-8")
+    command = f"ulimit -f 500; exec {sys.executable} -m prepare text large.txt --tokenizer char"
+    limited = "import os; os.execvp('bash', ['bash', '-c', {!r}])".format(command)  # noqa: UP032
+    process = run_python(["-c", limited], tmp_path)
+    assert_one_sentence(process, "data: cannot be written")
+    assert snapshot(tmp_path / "data") == before
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "a.jsonl").write_bytes(json_lines([f"document {i}" for i in range(30)]))
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", split="hash", val_fraction=0.3)
+    assert all(data.meta["splits"][split]["documents"] > 1 for split in SPLITS)
+    return data.path
+
+
+def test_verify_passes_what_prepare_wrote(data: Path) -> None:
+    process = prepare_here(data.parent, "verify", "data")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == "data: 5 files are as they were written.\n"
+
+
+def test_inspect_shows_counts_sources_and_documents(data: Path) -> None:
+    process = prepare_here(data.parent, "inspect", "data", "--show", "2")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "30 documents, split by hash; vocabulary char" in process.stdout
+    assert f"{data.parent}/a.jsonl"[-48:] in process.stdout
+    shown = [text.decode() for text in texts_of(open_data(data), "train")[:2]]
+    for i, text in enumerate(shown):
+        assert f"--- train document {i}: {len(text) + 1} tokens ---\n{text}\n" in process.stdout
+    assert process.stdout.count("---\n") == 2
+
+
+def test_inspect_shows_val_after_the_last_of_train(data: Path) -> None:
+    process = prepare_here(data.parent, "inspect", "data", "--show", "99")
+    n_shown = [process.stdout.count(f"--- {split} document ") for split in SPLITS]
+    assert n_shown == [len(texts_of(open_data(data), split)) for split in SPLITS]
+    assert sum(n_shown) == 30
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("no folder", ["data: no such folder", "python -m prepare text"]),
+        ("no meta.json", ["data/meta.json: missing"]),
+        ("half a meta.json", ["data/meta.json: cannot be read"]),
+        ("another meta.json", ["data/meta.json: lacks files, splits, tokenizer"]),
+        ("a later format", ["data/meta.json: format 99"]),
+        ("cut short", ["data/train.bin: ", "bytes, but meta.json promises"]),
+        ("a file gone", ["data/val.idx: missing, but meta.json promises"]),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_one_sentence(
+    command: str, damage: str, words: list[str], data: Path
+) -> None:
+    meta = data / "meta.json"
+    if damage == "no folder":
+        shutil.rmtree(data)
+    elif damage == "no meta.json":
+        meta.unlink()
+    elif damage == "half a meta.json":
+        os.truncate(meta, 100)
+    elif damage == "another meta.json":
+        meta.write_text('{"format": 1}', encoding="utf-8")
+    elif damage == "a later format":
+        meta.write_text(
+            json.dumps(json.loads(meta.read_bytes()) | {"format": 99}), encoding="utf-8"
+        )
+    elif damage == "cut short":
+        os.truncate(data / "train.bin", 100)
+    else:
+        (data / "val.idx").unlink()
+    assert_one_sentence(prepare_here(data.parent, command, "data"), *words)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.idx", "val.idx", "vocab.json"])
+def test_verify_finds_a_flipped_bit(name: str, data: Path) -> None:
+    raw = bytearray((data / name).read_bytes())
+    raw[-3] ^= 0x40
+    (data / name).write_bytes(raw)
+    process = prepare_here(data.parent, "verify", "data")
+    assert_one_sentence(
+        process, f"data/{name}: SHA-256 is", "The file changed after it was written"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "words"),
+    [("train.bin", 1, ["document 0 holds id"]), ("train.idx", 20, ["train.idx: begins with"])],
+)
+def test_inspect_ends_with_a_sentence_where_it_meets_damage(
+    name: str, position: int, words: list[str], data: Path
+) -> None:
+    raw = bytearray((data / name).read_bytes())
+    raw[position] ^= 0x80
+    (data / name).write_bytes(raw)
+    process = prepare_here(data.parent, "inspect", "data", "--show", "1")
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    for word in words:
+        assert word in process.stderr.splitlines()[-1]
+
+
+def test_a_reader_that_goes_away_is_no_traceback(data: Path) -> None:
+    with start_python(["-m", "prepare", "inspect", "data", "--show", "99"], data.parent) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same texts as a saved data set, as saved splits, and as JSON lines."""
+    folder = tmp_path_factory.mktemp("datasets")
+    (folder / "lines").mkdir()
+    texts = [f"row {i}" for i in range(40)]
+    (folder / "lines" / "train.jsonl").write_bytes(json_lines(texts, key="body"))
+    code = (
+        "from datasets import Dataset, DatasetDict\n"
+        "rows = Dataset.from_dict({'body': [f'row {i}' for i in range(40)]})\n"
+        "rows.save_to_disk('saved')\n"
+        "DatasetDict({'train': rows, 'test': rows.select([0])}).save_to_disk('splits')\n"
+    )
+    process = run_python(["-c", code], folder)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["saved", "splits", "lines"])
+def test_a_data_set_in_a_folder_is_read(
+    name: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    arguments = ["--dataset", str(dataset_folder / name), "--text-key", "body", "--split", "hash"]
+    process = prepare_here(tmp_path, *TEXT, *arguments)
+    assert process.returncode == 0, process.stderr
+    data = open_data(tmp_path / "data")
+    texts = [text for split in SPLITS for text in texts_of(data, split)]
+    assert sorted(texts) == sorted(f"row {i}".encode() for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "words"),
+    [
+        ("saved", "text", ["row 0", "no text in column 'text'", "'body'", "--text-key"]),
+        ("nowhere", "text", ["--dataset", "nowhere: cannot be opened"]),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_one_sentence(
+    name: str,
+    key: str,
+    words: list[str],
+    dataset_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    arguments = ["--dataset", str(dataset_folder / name), "--text-key", key]
+    assert_one_sentence(prepare_here(tmp_path, *TEXT, *arguments), *words)
+    assert snapshot(tmp_path / "data") == {}
+
+
+def test_corpus_text_inspect_and_verify_follow_one_another(tmp_path: Path) -> None:
+    """The commands at the top of cli.py, on a small folder instead of the corpus."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("some notes on this and that", encoding="utf-8")
+    for arguments in [["text", "notes"], ["inspect", "data", "--show", "3"], ["verify", "data"]]:
+        process = prepare_here(tmp_path, *arguments)
+        assert process.returncode == 0, process.stderr
+    assert open_data(tmp_path / "data").meta["tokenizer"]["special_tokens"].keys() == set(
+        SPECIAL_TOKENS
+    )

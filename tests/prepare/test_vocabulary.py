@@ -1,0 +1,172 @@
+import random
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import regex
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, DataError
+from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
+from prepare.vocabulary import (
+    MAX_LEARNED_IDS,
+    Sample,
+    file_tokenizer,
+    learn_bpe,
+    learn_in_python,
+    parse_vocab_size,
+    published_tokenizer,
+)
+from tests.prepare.making import prepare
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]
+SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
+
+
+def tokens_of(tokenizer: BytePairTokenizer) -> list[bytes]:
+    assert sorted(tokenizer.ranks.values()) == list(range(len(tokenizer.ranks)))
+    return sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
+
+
+def learn_slowly(texts: list[str], vocab_size: int) -> list[bytes]:
+    """Count all pairs again before each merge: Sennrich et al. 2016, algorithm 1, to the letter."""
+    words = Counter(w for text in texts for w in regex.findall(GPT2_PATTERN, text))
+    spelled = [([*word.encode()], count) for word, count in words.items()]
+    tokens = list(SINGLE_BYTES)
+    while len(tokens) < vocab_size:
+        counts: Counter[tuple[int, int]] = Counter()
+        for ids, count in spelled:
+            for pair in pairwise(ids):
+                counts[pair] += count
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        for ids, _ in spelled:
+            i = 0
+            while i < len(ids) - 1:
+                if (ids[i], ids[i + 1]) == best:
+                    ids[i : i + 2] = [len(tokens)]
+                i += 1
+        tokens.append(tokens[best[0]] + tokens[best[1]])
+    return tokens
+
+
+@given(st.lists(st.text("abc \nä"), max_size=6))
+@settings(deadline=None)
+def test_learning_in_python_is_the_published_algorithm(texts: list[str]) -> None:
+    raw = [text.encode() for text in texts]
+    assert learn_in_python(raw, 280) == learn_slowly(texts, 280)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 257, 300, 1_000, 3_000])
+def test_gigatoken_learns_what_python_learns(vocab_size: int) -> None:
+    learned = tokens_of(learn_bpe(SOURCES, vocab_size))
+    assert len(learned) == vocab_size
+    assert learned == learn_in_python(SOURCES, vocab_size)
+
+
+@given(st.lists(st.text("ab", max_size=12), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_a_text_that_runs_out_of_pairs_gives_a_smaller_vocabulary_without_duplicates(
+    texts: list[str],
+) -> None:
+    tokenizer = learn_bpe([text.encode() for text in texts], 400)
+    tokens = tokens_of(tokenizer)
+    in_python = list(dict.fromkeys(learn_in_python([text.encode() for text in texts], 400)))
+    assert tokens[: len(in_python)] == in_python
+    ids = set(tokenizer.ranks.values())
+    assert ids.isdisjoint(tokenizer.special_tokens.values())
+    assert tokenizer.vocab_size == len(tokens) + len(SPECIAL_TOKENS) <= 400 + len(SPECIAL_TOKENS)
+
+
+def test_words_do_not_reach_across_documents() -> None:
+    tokens = tokens_of(learn_bpe([b"xy"] * 50 + [b"qa", b"bq"] * 50, 260))
+    assert b"xy" in tokens
+    assert not {b"yx", b"yq", b"ab"} & set(tokens)
+
+
+def test_learning_prints_nothing() -> None:
+    code = "from prepare.vocabulary import learn_bpe; learn_bpe([b'one two three'] * 9, 260)"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    assert (process.stdout, process.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize("value", ["4k", "", "-1", "255", "300.0", str(MAX_LEARNED_IDS + 1), "²"])
+def test_a_vocabulary_size_out_of_range_is_an_error_that_says_the_range(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be auto, or a number from 256 .* to 65,531"):
+        parse_vocab_size(value, 1000)
+
+
+@pytest.mark.parametrize("value", ["256", "65531"])
+def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
+    assert parse_vocab_size(value, 1000) == int(value)
+
+
+def test_a_sample_that_all_fits_holds_everything() -> None:
+    sample = Sample(1 << 20, seed=0)
+    for source in SOURCES[:5]:
+        sample.add(source)
+    assert sorted(sample.texts()) == sorted(SOURCES[:5])
+
+
+@pytest.mark.parametrize("max_bytes", [1, 60, 500, 2_000])
+def test_a_sample_is_the_same_in_any_order_and_fits(max_bytes: int) -> None:
+    drawing = random.Random(0)
+    texts = [drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)]
+    drawn = []
+    for _ in range(30):
+        sample = Sample(max_bytes, seed=7)
+        for text in drawing.sample(texts, len(texts)):
+            sample.add(text)
+        assert sample.size_bytes == sum(map(len, sample.texts()))
+        assert sample.size_bytes <= max_bytes or len(sample.texts()) == 1
+        drawn.append(sample.texts())
+    assert drawn.count(drawn[0]) == len(drawn)
+
+
+def test_a_published_vocabulary_keeps_its_end_of_text_id_and_gets_the_others_after(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
+    tokenizer = published_tokenizer("gpt2")
+    assert tokenizer.special_tokens == {
+        "<|endoftext|>": 50256, "<|user|>": 50257, "<|assistant|>": 50258,
+        "<|system|>": 50259, "<|end|>": 50260,
+    }  # fmt: skip
+    assert tokenizer.vocab_size == 50261
+    assert tokenizer.encode(END_OF_TEXT) == [27, 91, 437, 1659, 5239, 91, 29]
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r"--tokenizer gpt9: not bpe, .* gpt2, .*r50k_base"):
+        published_tokenizer("gpt9")
+
+
+def test_the_vocabulary_of_a_data_folder_is_taken_with_its_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three " * 99, encoding="utf-8")
+    data = prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer="bpe", vocab_size="270")
+    assert file_tokenizer(data.path / "vocab.tiktoken") == data.tokenizer()
+
+
+def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learned = learn_bpe(SOURCES[:9], 400)
+    path = tmp_path / "mine.tiktoken"
+    path.write_bytes(learned.file_content())
+    tokenizer = file_tokenizer(path)
+    assert (tokenizer.name, tokenizer.ranks) == ("mine", learned.ranks)
+    assert tokenizer.special_tokens == learned.special_tokens
+    assert f"{path}: such a file does not say how text is cut" in caplog.text
+    expected = tiktoken.Encoding(
+        "x", pat_str=GPT2_PATTERN, mergeable_ranks=learned.ranks, special_tokens={}
+    )
+    assert tokenizer.encode("def f(x):") == expected.encode_ordinary("def f(x):")

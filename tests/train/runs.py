@@ -1,0 +1,80 @@
+"""Runs so small that they take a second or two, and what of them must not depend on stops."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from common.config import ModelConfig
+from train import start
+
+TINY: dict[str, Any] = {
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 16,
+    "dropout": 0.1,
+    "tokens_per_step": 64,
+    "batch_size": 2,  # of 4 rows: two micro-steps
+    "learning_rate": 1e-2,
+    "warmup_steps": 5,
+    "eval_tokens": 256,
+    "max_steps": 12,
+    "eval_interval": 6,
+    "save_interval": 4,
+    "log_interval": 2,
+}
+
+
+def options(**changed: Any) -> list[str]:
+    """Return the settings of a tiny run as command-line options."""
+    settings = TINY | changed
+    return [
+        part
+        for name, value in settings.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def pretrain(data: Path, folder: Path, name: str = "tiny", **changed: Any) -> Path:
+    """Train a tiny run in this process, to its end; return its folder in ``folder``/runs."""
+    settings = TINY | changed
+    of_model = {item.name for item in fields(ModelConfig)}
+    stopped_by = start.new_run(
+        data,
+        folder / "runs",
+        name,
+        "tiny",
+        "cpu",
+        model_options={key: value for key, value in settings.items() if key in of_model},
+        train_options={key: value for key, value in settings.items() if key not in of_model},
+    )
+    assert stopped_by is None
+    return folder / "runs" / name
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without what depends on the clock."""
+    timed = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in metrics(run)]
+
+
+def final_bytes(run: Path) -> tuple[bytes, bytes, bytes]:
+    """Return weights and optimizer state after the last step, and which checkpoint is the best."""
+    last = run / (run / "latest").read_text(encoding="utf-8").strip()
+    weights, moments = last / "model.safetensors", last / "optimizer.safetensors"
+    return weights.read_bytes(), moments.read_bytes(), (run / "best").read_bytes()
+
+
+def assert_same_outcome(run: Path, other: Path) -> None:
+    """Hold that two runs logged the same losses and ended in the same bits."""
+    assert numbers(run) == numbers(other)
+    assert final_bytes(run) == final_bytes(other)
+    steps = [line["step"] for line in metrics(run)]
+    assert steps == sorted(set(steps))

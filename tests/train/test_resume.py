@@ -1,0 +1,207 @@
+"""A run that was stopped in any way, and resumed, is the run that was never stopped."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from common.tokenfile import DataFolder
+from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
+from tests.train.runs import assert_same_outcome, metrics, options, pretrain
+from train import start
+
+LONG = {"max_steps": 360, "eval_interval": 120, "save_interval": 20, "log_interval": 10}
+N_STEPS = LONG["max_steps"]
+
+
+def pretrain_command(data: DataFolder) -> list[str]:
+    return ["-m", "train", "pretrain", "--data", str(data.path), "--run", "tiny", *options(**LONG)]
+
+
+RESUME = ["-m", "train", "resume", "tiny"]
+
+
+def last_saved_step(run: Path) -> int:
+    try:
+        return int((run / "latest").read_text(encoding="utf-8").strip().rpartition("-")[2])
+    except FileNotFoundError:
+        return 0
+
+
+def signal_after(
+    arguments: list[str], folder: Path, step: int, number: signal.Signals
+) -> "subprocess.CompletedProcess[str]":
+    """Start a command, send it a signal once it has saved ``step``, and wait for its end."""
+    with start_python(arguments, folder) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while last_saved_step(folder / "runs" / "tiny") < step:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="module")
+def unstopped(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unstopped")
+    ended = run_python(pretrain_command(data), folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "runs" / "tiny"
+
+
+def assert_stopped(
+    ended: "subprocess.CompletedProcess[str]", code: int, run: Path, step: int
+) -> None:
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    saved = last_saved_step(run)
+    assert step <= saved < N_STEPS
+    assert ended.stderr.splitlines()[-1] == (
+        f"Stopped after step {saved}, everything saved. Go on: python -m train resume tiny"
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted_once(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that Ctrl-C ended early; not to be changed."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    ended = signal_after(pretrain_command(data), folder, 60, signal.SIGINT)
+    run = folder / "runs" / "tiny"
+    assert_stopped(ended, 130, run, 60)
+    return run
+
+
+@pytest.fixture
+def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
+    """Return a copy of it, in ``tmp_path``/runs."""
+    return Path(shutil.copytree(interrupted_once, tmp_path / "runs" / "tiny"))
+
+
+def test_a_run_killed_again_and_again_equals_one_never_stopped(
+    data: DataFolder, unstopped: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "tiny"
+    for command, step in ((pretrain_command(data), 40), (RESUME, 160), (RESUME, 240)):
+        ended = signal_after(command, tmp_path, step, signal.SIGKILL)
+        assert ended.returncode == -signal.SIGKILL
+        assert last_saved_step(run) < N_STEPS
+        assert (command == RESUME) == (f"resuming    {Path('runs/tiny')}/step-" in ended.stderr)
+    ended = run_python(RESUME, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "runs/tiny/step-00000360: val loss " in ended.stdout + ended.stderr
+    assert_same_outcome(run, unstopped)
+
+
+def test_signals_let_the_step_end_save_and_say_how_to_go_on(
+    unstopped: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    ended = signal_after(["-m", "train", "resume"], tmp_path, 200, signal.SIGTERM)
+    assert_stopped(ended, 143, interrupted, 200)
+    assert run_python(RESUME, tmp_path).returncode == 0
+    assert_same_outcome(interrupted, unstopped)
+    again = run_python(RESUME, tmp_path)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr == "runs/tiny is finished: 360 steps.\n"
+
+
+def test_resume_steps_back_over_damaged_checkpoints_and_says_so(
+    unstopped: Path, interrupted: Path
+) -> None:
+    folders = sorted(interrupted.glob("step-????????"))
+    assert len(folders) == 2
+    weights = folders[1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x10
+    weights.write_bytes(content)
+    shutil.copytree(folders[1], interrupted / "step-00000450.tmp")  # of a save that was killed
+
+    ended = run_python(RESUME, interrupted.parents[1])
+    assert ended.returncode == 0, ended.stderr
+    relative = [folder.relative_to(interrupted.parents[1]) for folder in folders]
+    assert (
+        f"{relative[1]}/model.safetensors: its content changed after it was written (SHA-256). "
+        "Stepping back to the checkpoint before.\n"
+        f"Using {relative[0]} instead."
+    ) in ended.stderr
+    assert_same_outcome(interrupted, unstopped)
+    assert not list(interrupted.glob("*.tmp"))
+
+
+def test_resume_without_a_sound_checkpoint_is_one_sentence(interrupted: Path) -> None:
+    for manifest in interrupted.glob("step-*/manifest.json"):
+        manifest.unlink()
+    ended = run_python(RESUME, interrupted.parents[1])
+    assert_one_sentence(ended, "runs/tiny: holds no checkpoint that verifies. Train it anew")
+
+
+@pytest.mark.usefixtures("quick_plan")
+def test_the_last_checkpoint_of_a_finished_run_can_be_made_again(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    whole = pretrain(data.path, tmp_path, "whole")
+    shutil.copytree(whole, tmp_path / "runs" / "damaged")
+    (tmp_path / "runs" / "damaged" / "step-00000012" / "state.json").unlink()
+    start.resume_run(tmp_path / "runs" / "damaged", "cpu")
+    assert_same_outcome(tmp_path / "runs" / "damaged", whole)
+
+
+# For N = 1, 2, ... a child trains and is killed at the Nth flush to disk, another resumes; a third
+# may be killed in between. (A kill loses nothing that was written, so flushing itself is left out:
+# it takes most of the time.) The parent trains first, so that its children need not load anything.
+KILLED_AT_EACH_FLUSH = """
+import os, pathlib, signal, sys
+import train.plan
+from tests.train.runs import pretrain
+from train.start import resume_run
+
+data, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+train.plan.MEASURE_S = 0.0
+short = {"max_steps": 6, "eval_interval": 4, "save_interval": 3}
+
+def in_a_child(work, left):
+    def deadly(descriptor):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    child = os.fork()
+    if child == 0:
+        os.fsync = deadly
+        work()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFEXITED(status) and not os.WEXITSTATUS(status) or os.WTERMSIG(status) == 9
+    return os.WIFSIGNALED(status)
+
+pretrain(data, folder, "unstopped", **short)
+for n in range(1, 1000):
+    name = f"killed-at-{n:03d}"
+    run = folder / "runs" / name
+    if not in_a_child(lambda: pretrain(data, folder, name, **short), n):
+        break
+    if (run / "latest").exists():
+        if n % 3 == 0:
+            in_a_child(lambda: resume_run(run, "cpu"), n // 3)
+        in_a_child(lambda: resume_run(run, "cpu"), 0)
+print(n - 1)
+"""
+
+
+def test_a_run_killed_at_any_write_equals_one_never_stopped(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    script = ["-c", KILLED_AT_EACH_FLUSH, str(data.path), str(tmp_path)]
+    driver = run_python(script, tmp_path)
+    assert driver.returncode == 0, driver.stderr
+    assert "Traceback" not in driver.stderr
+    runs = [run for run in (tmp_path / "runs").glob("killed-at-*") if (run / "latest").exists()]
+    assert len(runs) > 20
+    for run in runs:
+        assert_same_outcome(run, tmp_path / "runs" / "unstopped")
+        assert [line["step"] for line in metrics(run)] == [2, 4, 6]
