@@ -22,8 +22,8 @@ PRESETS = {
     "tiny": Preset(
         meaning="A CPU, some minutes.",
         model=ARCHITECTURES["modern"]
-        | {"n_layer": 4, "n_head": 4, "n_embd": 192, "block_size": 128},
-        train={"minutes": 5.0, "tokens_per_step": 4_096, "learning_rate": 2e-3},
+        | {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128},
+        train={"minutes": 5.0, "tokens_per_step": 1_024, "learning_rate": 4e-3},
     ),
     "small": Preset(
         meaning="One GPU, half an hour.",

@@ -23,6 +23,7 @@ from train import start
 from train.cli import main
 from train.presets import PRESETS
 
+RESUME = ["-m", "train", "resume", "--device", "cpu"]
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
 
 
@@ -298,10 +299,10 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(
     (run / "best").write_text("step-00000008\n", encoding="utf-8")
     before = files_of(run / "step-00000008")
     # config.json and the metrics fit, the weights do not
-    ended = run_python(["-m", "train", "resume"], tmp_path, before=limit_file_size(10_000))
+    ended = run_python(RESUME, tmp_path, before=limit_file_size(10_000))
     assert_one_sentence(ended, "runs/tiny/step-00000012: cannot be saved (", "as they were")
     assert files_of(run / "step-00000008") == before
-    assert run_python(["-m", "train", "resume"], tmp_path).returncode == 0
+    assert run_python(RESUME, tmp_path).returncode == 0
     assert (run / "latest").read_text(encoding="utf-8") == "step-00000012\n"
 
 
@@ -313,12 +314,10 @@ def test_a_disk_too_full_for_metrics_is_one_sentence(data: DataFolder, tmp_path:
     (run / "latest").write_text("step-00000008\n", encoding="utf-8")
     size_bytes = (run / "metrics.jsonl").stat().st_size
     # the lines up to step 8 can be written again, that of step 10 cannot
-    ended = run_python(
-        ["-m", "train", "resume"], tmp_path, before=limit_file_size(size_bytes * 4 // 6)
-    )
+    ended = run_python(RESUME, tmp_path, before=limit_file_size(size_bytes * 4 // 6))
     assert_one_sentence(ended)
     verify_checkpoint(run / "step-00000008")
-    assert run_python(["-m", "train", "resume"], tmp_path).returncode == 0
+    assert run_python(RESUME, tmp_path).returncode == 0
     assert_same_outcome(run, whole)
 
 

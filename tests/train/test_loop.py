@@ -102,6 +102,8 @@ def test_it_learns(data: DataFolder, tmp_path: Path) -> None:
     [
         (1e30, {}),  # the first update leaves weights that are large, but numbers
         (1e30, {"eval_interval": 1}),
+        (1e18, {"eval_interval": 1}),  # as here, but their products are none
+        (1e19, {"eval_interval": 1}),
         (1e39, {}),  # and here they are none
         (1e39, {"eval_interval": 1}),
         (1e39, {"max_steps": 1}),
