@@ -40,7 +40,7 @@ Pointer = Literal["latest", "best"]
 
 def new_run(runs_dir: Path, name: str) -> Path:
     """Make the folder of a new run: NAME, or NAME-2, NAME-3 where that exists."""
-    if Path(name).name != name:
+    if not name or Path(name).name != name:
         raise CheckpointError(f"--run {name}: a plain name is needed; --runs-dir says where.")
     number = 1
     while True:
@@ -130,7 +130,7 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: cannot be saved ({error}). Earlier checkpoints are as they were. Free some "
-            f"space, then: python -m train resume {run.name}"
+            f"space, then go on: python -m train resume {run.name} --runs-dir {run.parent}"
         ) from error
     _delete_old(run, folder)
     return folder

@@ -44,7 +44,8 @@ class Conversation:
             del self.turns[0]
         if len(self.turns) < n_turns:
             notices.append(
-                f"The context is full: of {n_turns} earlier turns the last {len(self.turns)} stay."
+                f"The context has no room for the whole conversation: of its {n_turns} turns the "
+                f"last {len(self.turns)} stay."
             )
         return prompt, notices
 

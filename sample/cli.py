@@ -5,6 +5,7 @@ python -m sample chat shakespeare --temperature 1.0
 python -m sample generate --prompt "Once upon a time" > story.txt
 """
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def main() -> None:
     """Talk to a trained GPT."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for stream in (sys.stdin, sys.stdout):  # whatever the locale says: text here is UTF-8
-        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _load(
@@ -79,7 +81,7 @@ def chat(run: str | None, runs_dir: Path, checkpoint: str, device: str, **option
     )
     while True:
         click.echo("\n> ", nl=False, err=True)
-        line = sys.stdin.readline()
+        line = sys.stdin.readline() if sys.stdin else ""  # None where it was closed
         if not line:
             click.echo(err=True)
             return

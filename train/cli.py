@@ -79,6 +79,11 @@ def pretrain(
     from train import start
 
     if may_resume and (unfinished := start.unfinished_run(runs_dir, name, data)) is not None:
+        click.echo(
+            f"{unfinished} is unfinished: it goes on with its own settings, not with those given "
+            "now. --no-resume starts a new run.",
+            err=True,
+        )
         _finish(start.resume_run(unfinished, device))
         return
     _finish(

@@ -41,7 +41,9 @@ class TrainConfig:
     )
     log_interval: int = setting(20, "Updates between progress lines.", at_least=1)
     save_interval: int = setting(
-        0, "Updates between checkpoints; 0: at each evaluation.", at_least=0
+        0,
+        "Updates between checkpoints; 0: each evaluation, and at least every five minutes.",
+        at_least=0,
     )
     seed: int = setting(
         1337, "Of the weights, the order of the data, and dropout.", at_least=0, below=SEEDS_END

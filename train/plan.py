@@ -22,6 +22,7 @@ MEASURE_S = 2.0  # of trial steps, after one that warms up
 MEASURE_SHARE = 0.03  # of --minutes, where that is more
 EVAL_SHARE = 0.15  # of --minutes, at most, goes into evaluations
 MOST_EVALS = 10
+SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
 # quickest, a sixth quicker than 4,096 (2.6 M parameters, two cores).
 CPU_TOKENS = 1_024
@@ -108,7 +109,8 @@ def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
         max_steps=max_steps,
         minutes=None,
         eval_interval=eval_interval,
-        save_interval=config.save_interval or eval_interval,
+        save_interval=config.save_interval
+        or min(eval_interval, max(1, int(SAVE_S / speed.step_s))),
     )
 
 

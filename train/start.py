@@ -3,6 +3,8 @@
 import logging
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +55,8 @@ def new_run(
     torch.manual_seed(config.seed)
     model = GPT(model_config).to(device.torch_device)
     config = fix_batch(config, model, device)
-    speed = measure(config, model, data, device)
+    with _memory_said(config):
+        speed = measure(config, model, data, device)
     config = fix_length(config, speed)
     folder = checkpoint.new_run(runs_dir, name)
     write_json(
@@ -168,20 +171,28 @@ def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     return newest if same_data and not is_finished(newest) else None
 
 
-def _train(run: Run, progress: Progress) -> int | None:
+@contextmanager
+def _memory_said(config: TrainConfig) -> Iterator[None]:
     try:
-        stopped_by = train(run, progress)
+        yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"out of memory with {run.config.batch_size} rows at a time: pass --batch-size "
-            f"{max(1, run.config.batch_size // 2)} (the result is the same)."
+            f"out of memory with {config.batch_size} rows at a time: pass --batch-size "
+            f"{max(1, config.batch_size // 2)} (the result is the same)."
         ) from error
+
+
+def _train(run: Run, progress: Progress) -> int | None:
+    with _memory_said(run.config):
+        stopped_by = train(run, progress)
+    name = run.folder.name
+    if run.folder.parent != Path("runs"):  # the commands' own default
+        name += f" --runs-dir {run.folder.parent}"
     if stopped_by is not None:
         log.info(
-            "Stopped after step %s, everything saved. Go on: python -m train resume %s%s",
+            "Stopped after step %s, everything saved. Go on: python -m train resume %s",
             f"{progress.step:,}",
-            run.folder.name,
-            "" if run.folder.parent == Path("runs") else f" --runs-dir {run.folder.parent}",
+            name,
         )
         return stopped_by
     assert progress.best_val_loss is not None
@@ -190,6 +201,6 @@ def _train(run: Run, progress: Progress) -> int | None:
         "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
         best,
         progress.best_val_loss,
-        run.folder.name,
+        name,
     )
     return None

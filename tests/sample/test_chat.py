@@ -56,10 +56,14 @@ def test_the_oldest_turns_go_first_and_it_is_said() -> None:
         assert ask(talk, text)[1] == []  # turns of 6 ids; 12 of 16 are for turns and prompt
     reply, notices = ask(talk, "cdefg")
     assert reply == "habc"
-    assert notices == ["The context is full: of 2 earlier turns the last 1 stay."]
+    assert notices == [
+        "The context has no room for the whole conversation: of its 2 turns the last 1 stay."
+    ]
     assert ALPHABET.decode_bytes(talk.turns[0]) == b"bcdef\n"
     notices, rest = talk.reply("abcdefghabcd")  # exactly what fits: nothing is cut, all turns go
-    assert notices == ["The context is full: of 2 earlier turns the last 0 stay."]
+    assert notices == [
+        "The context has no room for the whole conversation: of its 2 turns the last 0 stay."
+    ]
     assert "".join(rest) == "efgh"
 
 

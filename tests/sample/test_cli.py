@@ -129,8 +129,8 @@ def test_chat_with_scripted_input(workplace: Path) -> None:
         "\n> The vocabulary has no '\u00e9': left out of the prompt.\n"
         "The prompt has 168 tokens, and 12 fit into the context beside the reply: "
         "the first 156 were cut off.\n"
-        "The context is full: of 1 earlier turns the last 0 stay.\n"
-        "\n> The context is full: of 1 earlier turns the last 0 stay.\n"
+        "The context has no room for the whole conversation: of its 1 turns the last 0 stay.\n"
+        "\n> The context has no room for the whole conversation: of its 1 turns the last 0 stay.\n"
         "\n> \n"
     )
 
