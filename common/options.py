@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -20,6 +21,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config")
 
 CONTEXT = {"show_default": True, "max_content_width": 100}
+
+runs_dir_option = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    help="Folder that holds the runs.",
+)
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
 def _click_type(kind: Any, item: "Field[Any]") -> Any:

@@ -46,9 +46,9 @@ def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) 
     """Turn SRC into token files: files, folders and '-' (standard input), in any of xz, zstd,
     gzip, bzip2 and tar, told by their content.
     """
-    from prepare.documents import find_sources
     from prepare.pipeline import Corpus, prepare_corpus
     from prepare.report import progress_bars, totals_table
+    from prepare.sources import find_sources
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")

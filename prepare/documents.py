@@ -7,9 +7,8 @@ One plain file, one file in a tar, or one JSON line is one document, as UTF-8 by
 
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,12 @@ from typing import Any
 from common.errors import DataError
 from prepare.archives import HEAD_BYTES, Stream, UnreadableError, leaves
 from prepare.config import PrepareConfig
+from prepare.sources import CountedFile, Progress, Source
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 BOM = b"\xef\xbb\xbf"  # a byte-order mark is not text
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01
-
-Progress = Callable[[int], object]  # called with a count of bytes, as they are read from disk
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to read; ``named`` when the person named it, not found in a folder."""
-
-    name: str
-    path: Path
-    named: bool
-
-    @property
-    def size_bytes(self) -> int:
-        """Size on disk."""
-        return self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -66,73 +50,6 @@ class Findings:
         return Counter(entry["reason"] for entry in self.skipped)
 
 
-def find_sources(
-    paths: list[Path], *, stdin: Path | None = None, out: Path | None = None
-) -> list[Source]:
-    """Return the files to read, folders walked in sorted order; '-' is the file ``stdin``.
-
-    Left out of a folder are hidden names, what is no file (pipes, sockets, links to nothing), and
-    the folder ``out`` that is written to.
-
-    Raises: DataError for a path that is no file or folder, or a folder without a single file.
-    """
-    sources: dict[Path, Source] = {}
-    for path in paths:
-        if path == Path("-") and stdin is not None:
-            sources[path] = Source("standard input", stdin, named=True)
-        elif path.is_dir():
-            found = sorted(_files_below(path, out and out.resolve()))
-            if not found:
-                raise DataError(
-                    f"{path}: holds no file. Name a folder with text or archives in it."
-                )
-            for file in found:
-                sources.setdefault(file, Source(_printable(file), file, named=False))
-        elif path.is_file():
-            sources[path] = Source(_printable(path), path, named=True)
-        elif path.exists():
-            raise DataError(
-                f"{path}: neither a file nor a folder. A pipe can be read only once: give it as "
-                "standard input, with '-'."
-            )
-        else:
-            raise DataError(f"{path}: no such file or folder. Check the path.")
-    return list(sources.values())
-
-
-def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
-    # os.walk does not follow links to folders, so a loop of links ends
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and Path(parent, name).resolve() != out
-        ]
-        paths = (Path(parent, name) for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}).") from error
-
-
-def _printable(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-class _CountedFile(io.FileIO):
-    """A file that tells how many of its bytes were read."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        super().__init__(path)
-        self._progress = progress
-
-    def readinto(self, buffer: Any) -> int | None:
-        n_read = super().readinto(buffer)
-        self._progress(n_read or 0)
-        return n_read
-
-
 def read_documents(
     source: Source, config: PrepareConfig, findings: Findings, progress: Progress
 ) -> Iterator[Document]:
@@ -141,7 +58,7 @@ def read_documents(
     Raises: DataError naming the file (and the line or the byte) for whatever cannot be read.
     """
     try:
-        with io.BufferedReader(_CountedFile(source.path, progress), 1 << 20) as stream:
+        with io.BufferedReader(CountedFile(source.path, progress), 1 << 20) as stream:
             for name, leaf in leaves(source.name, stream):
                 try:
                     for text in _texts(name, leaf, config, findings):

@@ -24,13 +24,12 @@ from prepare.config import PrepareConfig
 from prepare.documents import (
     Document,
     Findings,
-    Progress,
-    Source,
     read_dataset,
     read_documents,
 )
 from prepare.encode import EncodersDisagreeError, make_encoder
 from prepare.scan import Scan, parts_of
+from prepare.sources import Progress, Source
 from prepare.split import MIN_DOCUMENTS
 from prepare.vocabulary import (
     file_tokenizer,

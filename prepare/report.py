@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from common.tokenfile import SPLITS, DataFolder
-from prepare.documents import Progress
 from prepare.pipeline import Corpus
+from prepare.sources import Progress
 
 MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in meta.json
 

@@ -14,25 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.config import GenerateConfig
-from common.options import CONTEXT, given, options_for
+from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
 
 if TYPE_CHECKING:
     from common.checkpoint import Loaded
 
 run_argument = click.argument("run", required=False)
-runs_dir_option = click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="runs",
-    help="Folder that holds the runs.",
-)
 checkpoint_option = click.option(
     "--checkpoint",
     type=click.Choice(["best", "latest"]),
     default="best",
     help="Which of the run's checkpoints.",
 )
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
 @click.group(context_settings=CONTEXT)

@@ -10,8 +10,8 @@ from common.model import GPT
 from common.tokenfile import DataFolder, open_data
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, special_ids_after
 from prepare.config import PrepareConfig
-from prepare.documents import find_sources
 from prepare.pipeline import Corpus, prepare_corpus
+from prepare.sources import find_sources
 
 SENTENCE = "the quern turns grain into flour and one person turns it slowly on a stone \u00fcber"
 

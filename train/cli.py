@@ -15,17 +15,9 @@ from typing import Any
 import click
 
 from common.config import ARCHITECTURES, ModelConfig
-from common.options import CONTEXT, given, options_for
+from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
 from train.config import TrainConfig
 from train.presets import PRESETS
-
-runs_dir_option = click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="runs",
-    help="Folder that holds the runs.",
-)
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
 @click.group(context_settings=CONTEXT)

@@ -12,8 +12,8 @@ import numpy as np
 
 from common.tokenfile import DataFolder, Split, open_data
 from prepare.config import PrepareConfig
-from prepare.documents import find_sources
 from prepare.pipeline import Corpus, prepare_corpus
+from prepare.sources import find_sources
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:

@@ -9,7 +9,8 @@ import pytest
 from common.errors import DataError
 from prepare.archives import UnreadableError
 from prepare.config import PrepareConfig
-from prepare.documents import Findings, find_sources, read_documents
+from prepare.documents import Findings, read_documents
+from prepare.sources import find_sources
 from tests.prepare.making import json_lines, tar_of
 
 

@@ -18,8 +18,8 @@ from common.errors import ConfigError, DataError
 from common.tokenfile import SPLITS, DataFolder, open_data, verify_data
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
 from prepare.config import PrepareConfig
-from prepare.documents import find_sources
 from prepare.pipeline import Corpus, prepare_corpus
+from prepare.sources import find_sources
 from prepare.write import BATCH_BYTES
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
