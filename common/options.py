@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,13 +44,21 @@ def _click_type(kind: Any, item: "Field[Any]") -> Any:
     return kind
 
 
+def _shown_default(item: "Field[Any]", preset: Collection[str]) -> str | bool:
+    if item.name in preset:
+        return "the preset's"
+    if isinstance(item.default, bool):
+        return "on" if item.default else "off"
+    return item.default is not None and str(item.default)
+
+
 def options_for(
-    config: type, *, without: tuple[str, ...] = (), default_from: str | None = None
+    config: type, *, without: Collection[str] = (), preset: Collection[str] | None = None
 ) -> Callable[[Command], Command]:
     """Give a click command one option for each setting of a config dataclass.
 
-    With ``default_from`` the options default to None, and help says where the value then comes
-    from: the caller fills it in.
+    With ``preset``, the names of the settings that presets decide, all options default to None
+    and the caller fills the values in; help still says what they will be.
     """
     kinds = get_type_hints(config)
 
@@ -63,8 +71,10 @@ def options_for(
             command = click.option(
                 f"--{name}/--no-{name}" if is_flag else f"--{name}",
                 type=_click_type(kinds[item.name], item),
-                default=None if default_from else item.default,
-                show_default=default_from or item.default is not None,
+                default=item.default if preset is None else None,
+                show_default=item.default is not None
+                if preset is None
+                else _shown_default(item, preset),
                 help=item.metadata["help"],
             )(command)
         return command

@@ -85,3 +85,15 @@ def test_a_mistyped_option_is_wrong_usage_and_names_the_near_one(stage: str) -> 
     )  # fmt: skip
     assert run.returncode == 2
     assert "Did you mean" in run.stderr or "Possible options" in run.stderr
+
+
+def test_help_names_the_default_that_is_used() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "train", "pretrain", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    words = " ".join(run.stdout.split())
+    for name, default in [
+        ("--warmup-steps", "100"), ("--n-layer", "the preset's"), ("--tied-head", "on"),
+    ]:  # fmt: skip
+        assert f"[default: ({default})" in words.partition(f"{name} ")[2].partition("]")[0] + "]"

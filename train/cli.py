@@ -17,7 +17,7 @@ import click
 from common.config import ARCHITECTURES, ModelConfig
 from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
 from train.config import TrainConfig
-from train.presets import PRESETS
+from train.presets import DECIDED, PRESETS
 
 
 @click.group(context_settings=CONTEXT)
@@ -51,8 +51,8 @@ def main() -> None:
 )
 @device_option
 @runs_dir_option
-@options_for(ModelConfig, without=("vocab_size",), default_from="the preset's")
-@options_for(TrainConfig, default_from="the preset's")
+@options_for(ModelConfig, without=("vocab_size",), preset=DECIDED)
+@options_for(TrainConfig, preset=DECIDED)
 def pretrain(
     data: Path,
     name: str,

@@ -19,7 +19,7 @@ class TrainConfig:
     tokens_per_step: int = setting(16_384, "Tokens an update learns from.", at_least=1)
     batch_size: int = setting(
         0,
-        "Rows of --block-size tokens at a time; 0: as many as fit, the same result in any case.",
+        "Rows of --block-size tokens at a time; 0: what suits the machine. It changes no result.",
         at_least=0,
     )
     learning_rate: float = setting(1e-3, "Peak of the learning rate.", at_least=0)

@@ -23,7 +23,12 @@ PRESETS = {
         meaning="A CPU, some minutes.",
         model=ARCHITECTURES["modern"]
         | {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128},
-        train={"minutes": 5.0, "tokens_per_step": 1_024, "learning_rate": 4e-3},
+        train={
+            "minutes": 5.0,
+            "tokens_per_step": 1_024,
+            "learning_rate": 4e-3,
+            "log_interval": 100,
+        },
     ),
     "small": Preset(
         meaning="One GPU, half an hour.",
@@ -32,6 +37,9 @@ PRESETS = {
         train={"minutes": 30.0, "tokens_per_step": 65_536, "learning_rate": 1e-3},
     ),
 }
+
+# The settings that some preset decides.
+DECIDED = {name for preset in PRESETS.values() for name in (*preset.model, *preset.train)}
 
 
 def preset_for(device_type: str) -> str:

@@ -89,7 +89,7 @@ def test_a_setting_of_another_version_is_named() -> None:
 
 
 @click.command()
-@options_for(ModelConfig, without=("vocab_size",), default_from="the preset's")
+@options_for(ModelConfig, without=("vocab_size",), preset=("n_layer",))
 def only_given(**options: Any) -> None:
     """Say which options were given."""
     click.echo(json.dumps(given(ModelConfig, options), sort_keys=True))
