@@ -169,7 +169,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
 def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     data: DataFolder, tmp_path: Path
 ) -> None:
-    settings = options(log_interval=50)
+    settings = options(log_interval=1)  # how many steps there are is up to the machine's speed
     at = settings.index("--max-steps")
     del settings[at : at + 2]
     command = ["-m", "train", "pretrain", "--data", str(data.path), "--minutes", "0.07", *settings]
@@ -179,7 +179,6 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     run = tmp_path / "runs" / "quern"
     config = json.loads((run / "config.json").read_bytes())["train"]
     max_steps = config["max_steps"]
-    assert max_steps > 10
     assert config["minutes"] is None
     assert config["save_interval"] == 200
     assert metrics(run)[-1]["step"] == max_steps
@@ -201,11 +200,12 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     ):
         assert words_of_plan in plan
     progress = [line for line in lines[first_step:] if line.startswith("step ")]
+    assert progress
     number = r"[\d,]+"
     for line in progress:
         assert re.fullmatch(
             rf"step {number}/{max_steps:,} \| loss \d\.\d{{4}} \| lr \d\.\de-\d\d \| "
-            rf"{number} tok/s \| eta \d+s",
+            rf"{number} tok/s \| eta [\dms ]+",
             line,
         )
     evaluations = [line for line in lines if line.startswith("eval ")]
