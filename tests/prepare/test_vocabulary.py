@@ -16,6 +16,7 @@ from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePair
 from prepare.vocabulary import (
     MAX_LEARNED_IDS,
     Sample,
+    auto_vocab_size,
     file_tokenizer,
     learn_bpe,
     learn_in_python,
@@ -170,3 +171,14 @@ def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
         "x", pat_str=GPT2_PATTERN, mergeable_ranks=learned.ranks, special_tokens={}
     )
     assert tokenizer.encode("def f(x):") == expected.encode_ordinary("def f(x):")
+
+
+@pytest.mark.parametrize(
+    ("n_train_bytes", "expected"),
+    [(0, 512), (225_000, 512), (900_000, 1024), (7_000_000, 2048), (10**8, 8192), (10**13, 32_768)],
+)
+def test_the_size_learned_is_the_square_root_of_the_bytes(
+    n_train_bytes: int, expected: int
+) -> None:
+    """Worked out by hand: log2 of the root of 7,000,000 is 11.37, so 2**11."""
+    assert auto_vocab_size(n_train_bytes) == expected
