@@ -47,7 +47,7 @@ corpus: | $(VENV)/ready
 
 # Files that change when a setting or a source does: so make knows what is stale.
 .make/data-settings: FORCE | $(filter corpus,$(SOURCES)) .make
-	@{ echo '$(SRC)|$(DATASET)|$(TOKENIZER)'; ls -lRL $(SOURCES) /dev/null 2>&1 | cksum; } > $@.new
+	@{ echo '$(SRC)|$(DATASET)|$(TOKENIZER)'; $(if $(SOURCES),ls -lRL $(SOURCES) 2>&1 | cksum;) } > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 .make/train-settings: FORCE | .make
 	@echo '$(PRESET)|$(MINUTES)|$(RUN)' > $@.new
