@@ -45,7 +45,7 @@ def make(tmp_path: Path) -> Make:
         commands = tmp_path / "commands"
         commands.write_text("", encoding="utf-8")
         ended = subprocess.run(
-            ["make", *arguments], cwd=tmp_path, env=os.environ | environment, check=False,
+            ["make", *arguments], cwd=tmp_path, env=ENVIRONMENT | environment, check=False,
             capture_output=True,
         )  # fmt: skip
         return ended.returncode, commands.read_text(encoding="utf-8").splitlines()
