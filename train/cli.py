@@ -8,6 +8,7 @@ python -m train presets                                   what the presets set
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 from common.config import ARCHITECTURES, ModelConfig
+from common.errors import ConfigError
 from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
 from train.config import TrainConfig
 from train.presets import DECIDED, PRESETS
@@ -70,6 +72,7 @@ def pretrain(
     """
     from train import start
 
+    _refuse_many_processes()
     if may_resume and (unfinished := start.unfinished_run(runs_dir, name, data)) is not None:
         click.echo(
             f"{unfinished} is unfinished: it goes on with its own settings, not with those given "
@@ -100,7 +103,17 @@ def resume(name: str | None, device: str, runs_dir: Path) -> None:
     from common.checkpoint import find_run
     from train import start
 
+    _refuse_many_processes()
     _finish(start.resume_run(find_run(runs_dir, name), device))
+
+
+def _refuse_many_processes() -> None:
+    n_processes = os.environ.get("WORLD_SIZE", "1")  # as torchrun sets it
+    if n_processes != "1":
+        raise ConfigError(
+            f"WORLD_SIZE is {n_processes}, but training uses one process so far: start it without "
+            "torchrun."
+        )
 
 
 def _finish(stopped_by: int | None) -> None:

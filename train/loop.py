@@ -130,25 +130,25 @@ def _save(run: Run, progress: Progress) -> None:
 def _evaluate(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
     lengths = token_lengths(run.tokenizer)
-    train, val = (
+    on_train, on_val = (
         evaluate(run.model, ids, lengths, run.device, most)
         for ids, most in (
             (run.data.tokens("train"), TRAIN_TOKENS),
             (run.data.tokens("val"), run.config.eval_tokens),
         )
     )
-    if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
-        what = f"the loss is {train.loss} on train and {val.loss} on val"
+    if not (math.isfinite(on_train.loss) and math.isfinite(on_val.loss)):
+        what = f"the loss is {on_train.loss} on train and {on_val.loss} on val"
         raise diverged(progress.step, what, run.config)
-    best = progress.best_val_loss is None or val.loss < progress.best_val_loss
+    best = progress.best_val_loss is None or on_val.loss < progress.best_val_loss
     if best:
-        progress.best_val_loss = val.loss
+        progress.best_val_loss = on_val.loss
         point(run.folder, "best", checkpoint_folder(run.folder, progress.step))
     record = progress.record | {
-        "train_loss": train.loss,
-        "val_loss": val.loss,
-        "train_bpb": train.bpb,
-        "val_bpb": val.bpb,
+        "train_loss": on_train.loss,
+        "val_loss": on_val.loss,
+        "train_bpb": on_train.bpb,
+        "val_bpb": on_val.bpb,
     }
     append_metrics(run.folder, record)
     log.info(evaluation_line(record, run.max_steps, best=best))

@@ -368,3 +368,11 @@ def test_data_is_opened_whatever_the_folder_it_was_moved_to(
 ) -> None:
     shutil.copytree(data.path, tmp_path / "moved")
     assert open_data(tmp_path / "moved").sha256 == data.sha256
+
+
+@pytest.mark.parametrize("command", [["pretrain"], ["resume"]], ids=" ".join)
+def test_one_of_many_processes_is_refused(command: list[str]) -> None:
+    """Else torchrun would start as many runs, each called complete."""
+    result = CliRunner().invoke(main, command, env={"WORLD_SIZE": "2"})
+    assert result.exit_code == 1
+    assert "WORLD_SIZE is 2" in result.stderr
