@@ -100,9 +100,12 @@ def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
     if max_steps is None:
         left_s = 60 * (config.minutes or 0) - speed.spent_s
         n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / max(speed.eval_s, 1e-9))))
-        if config.eval_interval == 0:
+        step_s = speed.step_s
+        if config.eval_interval:
+            step_s += speed.eval_s / config.eval_interval
+        else:
             left_s -= n_evals * speed.eval_s
-        max_steps = max(1, int(left_s / speed.step_s))
+        max_steps = max(1, int(left_s / step_s))
     eval_interval = config.eval_interval or -(-max_steps // n_evals)
     return replace(
         config,
@@ -115,15 +118,14 @@ def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
 
 
 def plan_lines(
-    config: TrainConfig, model: GPT, data: DataFolder, device: Device, speed: Speed, step: int
+    config: TrainConfig, model: GPT, data: DataFolder, device: Device, speed: Speed
 ) -> list[str]:
-    """Return the plan as a person reads it, from ``step`` on."""
+    """Return the plan as a person reads it."""
     block_size = model.config.block_size
     n_rows = rows_per_step(config, block_size)
     max_steps = config.max_steps or 0
     n_train = data.n_tokens("train")
-    left_s = (max_steps - step) * speed.step_s
-    left_s += speed.eval_s * -(-(max_steps - step) // config.eval_interval)
+    left_s = max_steps * speed.step_s + speed.eval_s * -(-max_steps // config.eval_interval)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
     accumulation = n_rows // config.batch_size
     return [

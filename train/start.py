@@ -76,7 +76,7 @@ def new_run(
         },
     )
     log.info("run         %s, preset %s", folder, preset)
-    for line in plan_lines(config, model, data, device, speed, step=0):
+    for line in plan_lines(config, model, data, device, speed):
         log.info(line)
     optimizer = make_optimizer(model, config)
     assert config.max_steps is not None
@@ -135,7 +135,7 @@ def resume_run(folder: Path, device_name: str) -> int | None:
 def _check_same_data(data: DataFolder, newest: Path, state: dict[str, Any]) -> None:
     manifest = checkpoint.read_json(newest / checkpoint.MANIFEST_NAME)
     vocabulary = manifest["files"][state["tokenizer"]["file"]]["sha256"]
-    if vocabulary != data.meta["files"].get(state["tokenizer"]["file"], {}).get("sha256"):
+    if vocabulary != data.vocabulary_sha256:
         raise DataError(
             f"{data.path}: its vocabulary is not the one of {newest}: the same ids stand for other "
             "text. Prepare the data as it was, or train a new run."

@@ -25,6 +25,8 @@ WORKED_OUT_BY_HAND: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
     ({"minutes": 10.0}, (5770, 577, 577)),
     # 60 - 3 s; 15% of 57 s are 4 evaluations; 49 s left
     ({"minutes": 1.0}, (490, 123, 123)),
+    # 57 s; an evaluation each 20 steps adds 0.1 s to each
+    ({"minutes": 1.0, "eval_interval": 20}, (285, 20, 20)),
     ({"minutes": 0.0}, (1, 1, 1)),
 ]
 
@@ -79,7 +81,7 @@ def test_the_plan_says_what_is_to_come(
     config = TrainConfig(
         max_steps=2000, tokens_per_step=64, batch_size=2, eval_interval=500, save_interval=500
     )
-    plan = "\n".join(plan_lines(config, model, data, cpu, SPEED, step=0))
+    plan = "\n".join(plan_lines(config, model, data, cpu, SPEED))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (
         f"{model.n_parameters:,} parameters: 1 layers, 2 heads, 16 channels, context 16",
