@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,9 @@ IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 # Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
 IDX_DTYPE_CODES = {"uint16": 8, "uint32": 4}
+IDX_BLOCK = 1 << 17  # documents whose entries are in memory at a time
+MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
+COPY_BYTES = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":
@@ -51,61 +55,127 @@ def token_dtype(vocab_size: int) -> "np.dtype[Any]":
 
 
 class TokenWriter:
-    """Writes one split under unfinished names: ``split.bin.tmp``, then ``split.idx.tmp``."""
+    """Writes one split as it comes, under unfinished names: ``split.bin.tmp``, ``split.idx.tmp``.
+
+    Nothing of it is kept in memory, neither ids nor lengths.
+    """
 
     def __init__(self, folder: Path, split: Split, dtype: "np.dtype[Any]") -> None:
         self.bin_path = folder / f"{split}.bin"
         self.idx_path = folder / f"{split}.idx"
         self.dtype = dtype
         self.n_tokens = 0
-        self._lengths: list[npt.NDArray[np.int32]] = []
+        self.n_documents = 0
         self._digest = hashlib.sha256()
-        self._file = _unfinished(self.bin_path).open("wb")
+        self._bin: BinaryIO = _unfinished(self.bin_path).open("wb")
+        self._idx = _unfinished(self.idx_path).open("w+b")
+        self._idx.write(bytes(IDX_HEADER.size))  # known at the end
 
     def add(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        """Append documents that lie one after another in ``ids``, end-of-text ids included."""
+        """Append documents that lie one after another in ``ids``, end-of-text ids included.
+
+        Raises: DataError for a document that is too long for the index.
+        """
         assert lengths.sum() == len(ids)
+        self.add_ids(ids)
+        self.add_lengths(lengths)
+
+    def add_ids(self, ids: Ids) -> None:
+        """Append ids of documents whose lengths are added apart."""
         assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
-        raw = ids.astype(self.dtype, copy=False).tobytes()
-        self._file.write(raw)
+        raw = np.ascontiguousarray(ids, self.dtype).data
+        self._bin.write(raw)
         self._digest.update(raw)
-        self._lengths.append(lengths.astype(np.int32))
         self.n_tokens += len(ids)
+
+    def add_file(self, path: Path, n_bytes: int) -> None:
+        """Append ids as the first ``n_bytes`` of a file have them.
+
+        The first such file is not copied: a second name for it is what is written on.
+        """
+        linked = not self.n_tokens and self._linked(path, n_bytes)
+        n_left = n_bytes
+        with path.open("rb") as file:
+            while n_left:
+                raw = file.read(min(COPY_BYTES, n_left))
+                assert raw, f"{path} lacks {n_left} bytes"
+                if not linked:
+                    self._bin.write(raw)
+                self._digest.update(raw)
+                n_left -= len(raw)
+        self.n_tokens += n_bytes // self.dtype.itemsize
+
+    def _linked(self, path: Path, n_bytes: int) -> bool:
+        target = _unfinished(self.bin_path)
+        self._bin.close()
+        target.unlink()
+        try:
+            os.link(path, target)
+        except OSError:  # another file system, or one that has no links
+            self._bin = target.open("wb")
+            return False
+        self._bin = target.open("r+b")
+        self._bin.truncate(n_bytes)
+        self._bin.seek(n_bytes)
+        return True
+
+    def add_lengths(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Append the lengths of documents whose ids are added apart.
+
+        Raises: DataError for a document that is too long for the index.
+        """
+        if len(lengths) and int(lengths.max()) > MAX_DOCUMENT_TOKENS:
+            raise DataError(
+                f"{self.bin_path}: a document of {int(lengths.max()):,} tokens, but the index "
+                f"holds at most {MAX_DOCUMENT_TOKENS:,} of one. Cut it: --separator."
+            )
+        self._idx.write(lengths.astype("<i4").tobytes())
+        self.n_documents += len(lengths)
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Flush both files to disk; return the size and SHA-256 of each by its final name."""
-        self._sync_and_close()
-        lengths = np.concatenate([*self._lengths, np.zeros(0, np.int32)])
-        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(lengths)]
+        start = 0
+        for lengths in self._lengths():
+            ends = start + np.cumsum(lengths, dtype=np.int64)
+            self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
+            start = int(ends[-1])
+        for first in range(0, self.n_documents + 1, IDX_BLOCK):
+            last = min(first + IDX_BLOCK, self.n_documents + 1)
+            self._idx.write(np.arange(first, last, dtype="<i8").tobytes())
         code = IDX_DTYPE_CODES[self.dtype.name]
-        header = IDX_HEADER.pack(IDX_MAGIC, 1, code, len(lengths), len(lengths) + 1)
-        documents = np.arange(len(lengths) + 1, dtype=np.int64)
-        index = header + lengths.tobytes() + starts.tobytes() + documents.tobytes()
-        self._file = _unfinished(self.idx_path).open("wb")
-        self._file.write(index)
-        self._sync_and_close()
+        self._idx.seek(0)
+        self._idx.write(IDX_HEADER.pack(IDX_MAGIC, 1, code, self.n_documents, self.n_documents + 1))
+        for file in (self._bin, self._idx):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        idx_tmp = _unfinished(self.idx_path)
         return {
             self.bin_path.name: {
                 "size_bytes": self.n_tokens * self.dtype.itemsize,
                 "sha256": self._digest.hexdigest(),
             },
             self.idx_path.name: {
-                "size_bytes": len(index),
-                "sha256": hashlib.sha256(index).hexdigest(),
+                "size_bytes": idx_tmp.stat().st_size,
+                "sha256": sha256_of(idx_tmp),
             },
         }
 
-    def _sync_and_close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def _lengths(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Read back the lengths, block by block, leaving the file where it was."""
+        for first in range(0, self.n_documents, IDX_BLOCK):
+            n_read = min(IDX_BLOCK, self.n_documents - first)
+            end = self._idx.tell()
+            self._idx.seek(IDX_HEADER.size + 4 * first)
+            raw = self._idx.read(4 * n_read)
+            self._idx.seek(end)
+            yield np.frombuffer(raw, "<i4")
 
     def discard(self) -> None:
         """Delete what was written and not committed."""
-        self._file.close()
-        _unfinished(self.bin_path).unlink(missing_ok=True)
-        _unfinished(self.idx_path).unlink(missing_ok=True)
+        for file, path in ((self._bin, self.bin_path), (self._idx, self.idx_path)):
+            file.close()
+            _unfinished(path).unlink(missing_ok=True)
 
 
 def _unfinished(path: Path) -> Path:

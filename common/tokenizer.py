@@ -8,13 +8,17 @@ it yields ordinary ids, and a special id only ever comes from the program.
 """
 
 import base64
+import binascii
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tiktoken
 
 from common.errors import DataError
@@ -88,6 +92,10 @@ class BytePairTokenizer:
                 "about a million blanks: shorten such runs in the source."
             ) from error
 
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """Return the ids of ``text``, which holds no lone surrogates, without a list in between."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
     def missing(self, text: str) -> list[str]:
         """Return the characters of ``text`` that cannot be encoded: none, as any byte can be."""
         return []
@@ -96,10 +104,15 @@ class BytePairTokenizer:
         """Return the UTF-8 bytes of ``ids``; special ids add none."""
         return b"".join(self.token_bytes[i] for i in ids)
 
+    @cached_property
+    def _file_content(self) -> bytes:
+        in_order = sorted(self.ranks.items(), key=itemgetter(1))
+        encode = binascii.b2a_base64
+        return b"".join([encode(t, newline=False) + b" %d\n" % rank for t, rank in in_order])
+
     def file_content(self) -> bytes:
         """Return the ranks in tiktoken's own format: base64 of the token, space, rank."""
-        in_order = sorted(self.ranks.items(), key=lambda pair: pair[1])
-        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in in_order)
+        return self._file_content
 
 
 @dataclass(frozen=True)

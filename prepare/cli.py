@@ -6,10 +6,11 @@ python -m prepare text dump.tar.xz notes/ --tokenizer gpt2
 cat story.txt | python -m prepare text - --tokenizer char
 python -m prepare inspect data --show 3                what is in there
 python -m prepare verify data                          every hash and count again
+python -m prepare export data shards --to llmc         for other projects
 """
 
+import hashlib
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from common.errors import EXIT_SKIPPED
 from common.options import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
 
+COPY_BYTES = 1 << 20
+
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
@@ -35,6 +38,15 @@ def main() -> None:
     "src", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[SRC]..."
 )
 @click.option("--dataset", metavar="NAME", help="A Hugging Face data set, or a folder saved by it.")
+@click.option("--config", help="Configuration of the --dataset, where it has several.")
+@click.option("--split", default="train", help="Split of the --dataset to read.")
+@click.option(
+    "--val-files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Files or folders that are the validation set, whole; SRC is then all for training. "
+    "May be repeated.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -42,36 +54,80 @@ def main() -> None:
     help="Folder to write; a data set already there is replaced when the new one is complete.",
 )
 @options_for(PrepareConfig)
-def text(src: tuple[Path, ...], dataset: str | None, out: Path, **options: Any) -> None:
-    """Turn SRC into token files: files, folders and '-' (standard input), in any of xz, zstd,
-    gzip, bzip2 and tar, told by their content.
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    show_default="as many as there are cores, and work for",
+    help="Processes that read and encode.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where they run: on this machine, or as tasks of Ray (requirements-ray.txt).",
+)
+@click.option(
+    "--ray-address",
+    help="Ray cluster to join; without, one is started here. Its nodes must see SRC and --out.",
+)
+def text(
+    src: tuple[Path, ...],
+    dataset: str | None,
+    config: str | None,
+    split: str,
+    val_files: tuple[Path, ...],
+    out: Path,
+    workers: int | None,
+    engine: str,
+    ray_address: str | None,
+    **options: Any,
+) -> None:
+    """Turn SRC into token files: files, folders, patterns and '-' (standard input), in any of xz,
+    zstd, gzip, bzip2, zip and tar, told by their content; in them text, JSON or parquet.
+
+    Stopped or killed, the same command goes on where it was. Run again with nothing changed, it
+    does nothing.
     """
-    from prepare.pipeline import Corpus, prepare_corpus
+    from prepare.engine import Engine
+    from prepare.pipeline import prepare_corpus
     from prepare.report import progress_bars, totals_table
-    from prepare.sources import find_sources
+    from prepare.sources import Source, find_sources
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
-    config = PrepareConfig(**given(PrepareConfig, options))
+    if ray_address is not None and engine != "ray":
+        raise click.UsageError("--ray-address is of use only with --engine ray.")
+    settings = PrepareConfig(**given(PrepareConfig, options))
     with _standard_input(src) as stdin:
-        corpus = Corpus(find_sources(list(src), stdin=stdin, out=out), dataset)
-        with progress_bars(corpus) as new_progress:
-            meta = prepare_corpus(corpus, config, out, new_progress)
+        sources = find_sources(list(src), val_paths=list(val_files), stdin=stdin, out=out)
+        if dataset is not None:
+            sources.append(
+                Source(name=dataset, path=Path(dataset), dataset=True, config=config, split=split)
+            )
+        where = Engine(kind=engine, workers=workers, ray_address=ray_address)  # type: ignore[arg-type]
+        with progress_bars() as new_progress:
+            meta = prepare_corpus(sources, settings, out, new_progress, where)
     click.echo(totals_table(meta, out))
-    if meta["skipped"]:
+    if meta["reasons"]:
         sys.exit(EXIT_SKIPPED)
 
 
 @contextmanager
-def _standard_input(paths: tuple[Path, ...]) -> Iterator[Path | None]:
+def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
     """Copy what '-' stands for into a file: sources are read twice, and a pipe can be read once."""
+    from prepare.sources import Source
+
     if Path("-") not in paths:
         yield None
         return
+    digest = hashlib.sha256()
     with tempfile.NamedTemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
+        while block := sys.stdin.buffer.read(COPY_BYTES):
+            digest.update(block)
+            spool.write(block)
         spool.flush()
-        yield Path(spool.name)
+        path = Path(spool.name)
+        yield Source(name="standard input", path=path, content=digest.hexdigest())
 
 
 @main.command()
@@ -87,16 +143,29 @@ def corpus(folder: Path) -> None:
 @main.command()
 @click.argument("data", type=click.Path(path_type=Path), default="data")
 @click.option("--show", type=click.IntRange(min=0), default=0, help="Decode this many documents.")
-def inspect(data: Path, show: int) -> None:
-    """Say what is in a data folder, by split and by source."""
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw it too: a .png, .svg or .pdf.",
+)
+def inspect(data: Path, show: int, plot: Path | None) -> None:
+    """Say what is in a data folder: by split and by source, how long, which tokens."""
     from common.tokenfile import open_data
-    from prepare.report import first_documents, sources_table, totals_table
+    from prepare.inspection import first_documents, inspection, tables
+    from prepare.report import totals_table
 
     opened = open_data(data)
+    found = inspection(opened)
     click.echo(totals_table(opened.meta, data))
-    click.echo("\n" + sources_table(opened.meta))
+    click.echo("\n" + tables(found))
     for document in first_documents(opened, show):
         click.echo("\n" + document)
+    if plot is not None:
+        from prepare.plot import draw
+
+        draw(found, plot)
+        click.echo(f"\n{plot}: drawn.", err=True)
 
 
 @main.command()
@@ -108,3 +177,23 @@ def verify(data: Path) -> None:
     opened = open_data(data)
     verify_data(opened)
     click.echo(f"{data}: {len(opened.meta['files'])} files are as they were written.")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--to",
+    type=click.Choice(["llmc", "text", "datatrove"]),
+    required=True,
+    help="llmc: shards for llm.c and modded-nanogpt; text: the documents again, as JSON lines; "
+    "datatrove: its .ds files. Megatron-LM, GPT-NeoX and nanoGPT open DATA as it is.",
+)
+def export(data: Path, folder: Path, to: str) -> None:
+    """Write the data set DATA into FOLDER in a form that other projects read."""
+    from common.tokenfile import open_data
+    from prepare.export import export_datatrove, export_llmc, export_text
+
+    write = {"llmc": export_llmc, "text": export_text, "datatrove": export_datatrove}[to]
+    for path in write(open_data(data), folder):
+        click.echo(str(path))

@@ -19,12 +19,37 @@ class PrepareConfig:
         "auto", "Ids to learn for bpe, special ones apart; auto: by the size of the corpus."
     )
     text_key: str = setting(
-        "text", "Key (or column) that holds the text in JSON lines and data sets."
+        "text", "Key (or column) that holds the text in JSON, parquet and data sets; a.b: b in a."
     )
     separator: str | None = setting(
         None, r"Cut each plain file into documents at this text; \n and \t are understood."
     )
-    split: Literal["auto", "hash", "tail"] = setting(
+    encoding: str = setting(
+        "auto", "Of plain files: auto (UTF-8, a byte-order mark, else detected), or a codec's name."
+    )
+    newlines: Literal["lf", "keep"] = setting(
+        "lf",
+        "lf: CR LF in plain files becomes LF, so that no ids are spent on telling them apart.",
+    )
+    strip_gutenberg: bool = setting(
+        False, "Cut Project Gutenberg's header and licence off plain files."
+    )
+    collapse_newlines: bool = setting(
+        False, "Strip documents and make three or more newlines two, as OpenWebText at the hub."
+    )
+    on_bad_bytes: Literal["replace", "skip", "fail"] = setting(
+        "replace", "What to do with a document that is not UTF-8: put U+FFFD, leave it out, stop."
+    )
+    on_error: Literal["fail", "skip"] = setting(
+        "fail", "What to do with a damaged file or record: stop, or leave it out and list it."
+    )
+    max_ratio: float = setting(
+        1000, "Refuse archives that expand to more than this many times their size.", at_least=1
+    )
+    dedup: Literal["none", "exact"] = setting(
+        "none", "exact: of documents that are equal only the first stays."
+    )
+    split_rule: Literal["auto", "hash", "tail"] = setting(
         "auto",
         "hash: whole documents, by a hash of their content; tail: the end of each document; "
         "auto: tail below 1,000 documents.",
@@ -34,9 +59,6 @@ class PrepareConfig:
     )
     seed: int = setting(
         1337, "Another seed puts other documents into val.", at_least=0, below=1 << 64
-    )
-    on_bad_bytes: Literal["replace", "skip", "fail"] = setting(
-        "replace", "What to do with a document that is not UTF-8: put U+FFFD, leave it out, stop."
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,5 @@
-"""What prepare shows: progress over compressed bytes, the closing table, decoded documents."""
+"""What prepare shows: progress over compressed bytes, the closing table."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,25 +7,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import DataError
-from common.tokenfile import SPLITS, DataFolder
-from prepare.pipeline import Corpus
+from common.tokenfile import SPLITS
 from prepare.sources import Progress
 
 MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in meta.json
 
 
 @contextmanager
-def progress_bars(corpus: Corpus) -> Iterator[Callable[[str], Progress]]:
-    """Give each pass over the sources a bar in compressed bytes, with the time that is left."""
-    total = sum(size or 0 for _, size in corpus.sizes())
+def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
+    """Give each pass over the sources a bar in bytes on disk, with the time that is left."""
     bars: list[tqdm[Any]] = []
 
-    def new_progress(name: str) -> Progress:
+    def new_progress(name: str, size_bytes: int) -> Progress:
         for bar in bars:
             bar.close()
         bars.append(
-            tqdm(desc=f"{name:<6}", total=total or None, unit="B", unit_scale=True, mininterval=0.5)
+            tqdm(
+                desc=f"{name:<6}",
+                total=size_bytes or None,
+                unit="B",
+                unit_scale=True,
+                mininterval=0.5,
+            )
         )
         return bars[-1].update
 
@@ -55,47 +57,23 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
     )
     for count, what in [
         (meta["n_empty"], "empty documents left out"),
+        (meta["n_duplicates"], f"documents equal to an earlier one, {_kept(meta)}"),
         (meta["n_bad_bytes"], "documents that were not UTF-8"),
         (meta["n_with_nul"], "documents with NUL characters, kept"),
+        (meta["n_crlf"], "files whose line ends were CR LF, now LF"),
+        (meta["n_forced_cuts"], "cuts inside of words of millions of characters"),
+        *((count, f"files read as {name}") for name, count in meta["encodings"].items()),
     ]:
         if count:
             lines.append(f"{count:,} {what}.")
-    for reason, count in Counter(entry["reason"] for entry in meta["skipped"]).items():
+    lines += meta["warnings"][:MAX_LISTED]
+    for reason, count in meta["reasons"].items():
         names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
         more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
         lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
     return "\n".join(lines)
 
 
-def sources_table(meta: dict[str, Any]) -> str:
-    """Return documents and tokens of each source, those with most tokens first."""
-    by_tokens = sorted(meta["sources"], key=lambda s: -sum(s[split]["tokens"] for split in SPLITS))
-    lines = [f"{'source':<50}{'documents':>13}{'tokens':>16}"]
-    for source in by_tokens[:MAX_LISTED]:
-        documents, tokens = (
-            sum(source[split][key] for split in SPLITS) for key in ("documents", "tokens")
-        )
-        lines.append(f"{source['name'][-48:]:<50}{documents:>13,}{tokens:>16,}")
-    if len(by_tokens) > MAX_LISTED:
-        lines.append(f"and {len(by_tokens) - MAX_LISTED:,} more")
-    return "\n".join(lines)
-
-
-def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
-    """Yield the first documents, decoded, those of train before those of val."""
-    tokenizer = data.tokenizer()
-    for split in SPLITS:
-        ids, bounds = data.tokens(split), data.document_bounds(split)
-        n_shown = min(n_documents, len(bounds) - 1)
-        for i in range(n_shown):
-            shown = ids[bounds[i] : bounds[i + 1]]
-            if (shown >= tokenizer.vocab_size).any():
-                raise DataError(
-                    f"{data.path / split}.bin: document {i} holds id {shown.max()}, but the "
-                    f"vocabulary ends at {tokenizer.vocab_size - 1}. The file changed after it was "
-                    "written: prepare it again."
-                )
-            text = tokenizer.decode_bytes(shown.tolist())
-            heading = f"--- {split} document {i}: {bounds[i + 1] - bounds[i]:,} tokens ---"
-            yield f"{heading}\n{text.decode('utf-8', 'replace')}"
-        n_documents -= n_shown
+def _kept(meta: dict[str, Any]) -> str:
+    options = meta.get("made_from", {}).get("options", {})
+    return "left out" if options.get("dedup") == "exact" else "kept (--dedup exact drops them)"

@@ -1,5 +1,6 @@
-"""What the person named -> the files to read: paths, folders, standard input."""
+"""What the person named -> the files and data sets to read, in an order that depends on nothing."""
 
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -12,52 +13,97 @@ from common.errors import DataError
 Progress = Callable[[int], object]  # called with a count of bytes, as they are read from disk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file to read; ``named`` when the person named it, not found in a folder."""
+    """One file to read, or one data set of Hugging Face's ``datasets``."""
 
-    name: str
+    name: str  # as it is shown
     path: Path
-    named: bool
+    named: bool = True  # by the person, not found in a folder
+    val: bool = False  # one of --val-files
+    content: str = ""  # SHA-256, where the file is only a copy of standard input
+    dataset: bool = False  # ``path`` is its folder, or its name at the hub
+    config: str | None = None  # of a data set
+    split: str = "train"  # of a data set
+    span: tuple[int, int] | None = None  # the range of bytes to read, where not the whole
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk."""
-        return self.path.stat().st_size
+        """Size on disk; 0 for a data set."""
+        return 0 if self.dataset else self.path.stat().st_size
+
+    @property
+    def n_read(self) -> int:
+        """Bytes on disk that are read."""
+        return self.span[1] - self.span[0] if self.span else self.size_bytes
+
+    def state(self) -> list[Any]:
+        """Return what changes when the source does, as JSON: size and time, or hash.
+
+        Raises: DataError when the file is gone.
+        """
+        known = [self.name, self.val, self.content, self.config, self.split]
+        if self.content or (self.dataset and not self.path.is_dir()):
+            return known
+        try:
+            files = sorted(self.path.rglob("*")) if self.dataset else [self.path]
+            stats = [file.stat() for file in files]
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read ({error.strerror}).") from error
+        return [*known, [[stat.st_size, stat.st_mtime_ns] for stat in stats]]
 
 
 def find_sources(
-    paths: list[Path], *, stdin: Path | None = None, out: Path | None = None
+    paths: list[Path],
+    *,
+    val_paths: list[Path] | None = None,
+    stdin: Source | None = None,
+    out: Path | None = None,
 ) -> list[Source]:
-    """Return the files to read, folders walked in sorted order; '-' is the file ``stdin``.
+    """Return the files to read, sorted by path, each once; '-' is ``stdin``.
 
-    Left out of a folder are hidden names, what is no file (pipes, sockets, links to nothing), and
-    the folder ``out`` that is written to.
+    A path may be a file, a folder, or a pattern such as 'dumps/*.zst'. Left out of a folder are
+    hidden names, what is no file (pipes, sockets, links to nothing), and the folder ``out``.
 
     Raises: DataError for a path that is no file or folder, or a folder without a single file.
     """
     sources: dict[Path, Source] = {}
-    for path in paths:
-        if path == Path("-") and stdin is not None:
-            sources[path] = Source("standard input", stdin, named=True)
-        elif path.is_dir():
-            found = sorted(_files_below(path, out and out.resolve()))
-            if not found:
+
+    def add(path: Path, *, named: bool, val: bool) -> None:
+        if known := sources.get(path.resolve()):  # by another name, or in a folder, or as val
+            path = min(path, known.path, key=os.fsencode)
+            named, val = named or known.named, val or known.val
+        sources[path.resolve()] = Source(name=_printable(path), path=path, named=named, val=val)
+
+    for group, val in ((paths, False), (val_paths or [], True)):
+        for path in (p for pattern in group for p in _expanded(pattern)):
+            if path == Path("-") and stdin is not None:
+                sources[path] = stdin
+            elif path.is_dir():
+                found = list(_files_below(path, out and out.resolve()))
+                if not found:
+                    raise DataError(
+                        f"{path}: holds no file. Name a folder with text or archives in it."
+                    )
+                for file in found:
+                    add(file, named=False, val=val)
+            elif path.is_file():
+                add(path, named=True, val=val)
+            elif path.exists():
                 raise DataError(
-                    f"{path}: holds no file. Name a folder with text or archives in it."
+                    f"{path}: neither a file nor a folder. A pipe can be read only once: give it "
+                    "as standard input, with '-'."
                 )
-            for file in found:
-                sources.setdefault(file, Source(_printable(file), file, named=False))
-        elif path.is_file():
-            sources[path] = Source(_printable(path), path, named=True)
-        elif path.exists():
-            raise DataError(
-                f"{path}: neither a file nor a folder. A pipe can be read only once: give it as "
-                "standard input, with '-'."
-            )
-        else:
-            raise DataError(f"{path}: no such file or folder. Check the path.")
-    return list(sources.values())
+            else:
+                raise DataError(f"{path}: no such file or folder. Check the path.")
+    # standard input first: it lies under a name that is never the same
+    return sorted(sources.values(), key=lambda s: b"" if s.content else os.fsencode(s.path))
+
+
+def _expanded(pattern: Path) -> list[Path]:
+    if pattern.exists() or not glob.has_magic(str(pattern)):
+        return [pattern]
+    return [Path(name) for name in glob.glob(str(pattern), recursive=True)] or [pattern]
 
 
 def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
@@ -81,14 +127,22 @@ def _printable(path: Path) -> str:
 
 
 class CountedFile(io.FileIO):
-    """A file that tells how many of its bytes were read."""
+    """A file, or a span of it, that tells how many of its bytes were read."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, progress: Progress, span: tuple[int, int] | None = None) -> None:
         super().__init__(path)
         self._progress = progress
+        self._end: int | None = None
+        self.n_read = 0
+        if span is not None:
+            self.seek(span[0])
+            self._end = span[1]
 
     def readinto(self, buffer: Any) -> int | None:
         """Read into ``buffer`` and tell how much."""
-        n_read = super().readinto(buffer)
-        self._progress(n_read or 0)
+        if self._end is not None:
+            buffer = memoryview(buffer)[: max(0, self._end - self.tell())]
+        n_read = super().readinto(buffer) or 0
+        self.n_read += n_read
+        self._progress(n_read)
         return n_read

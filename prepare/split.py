@@ -7,16 +7,25 @@ documents come later, and exact duplicates never stand on both sides.
 from hashlib import blake2b
 
 from common.tokenfile import Split
+from prepare.config import PrepareConfig
 
 # Below this many documents a split by document is too coarse: one in ten of 30 says little.
 MIN_DOCUMENTS = 1_000
 
 
+def split_hash(seed: int, text: bytes = b"") -> blake2b:
+    """Return the hash of ``text``, to which more can be added, that decides a document's split."""
+    return blake2b(text, digest_size=8, salt=seed.to_bytes(16, "little"))
+
+
+def fraction_of(digest: blake2b) -> float:
+    """Return a number in [0, 1) that depends on nothing but what was hashed."""
+    return int.from_bytes(digest.digest(), "little") / 2**64
+
+
 def hash_fraction(text: bytes, seed: int) -> float:
     """Return a number in [0, 1) that depends on nothing but the text and the seed."""
-    salt = seed.to_bytes(16, "little")
-    digest = blake2b(text, digest_size=8, salt=salt).digest()
-    return int.from_bytes(digest, "little") / 2**64
+    return fraction_of(split_hash(seed, text))
 
 
 def split_of(text: bytes, val_fraction: float, seed: int) -> Split:
@@ -24,9 +33,34 @@ def split_of(text: bytes, val_fraction: float, seed: int) -> Split:
     return "val" if hash_fraction(text, seed) < val_fraction else "train"
 
 
-def tail_start(text: bytes, val_fraction: float) -> int:
-    """Return where a document's val part begins: at its last tenth, never inside a character."""
-    cut = int(len(text) * (1 - val_fraction))
+def tail_cut(n_bytes: int, val_fraction: float) -> int:
+    """Return where the last tenth of a document of ``n_bytes`` begins, maybe in a character."""
+    return int(n_bytes * (1 - val_fraction))
+
+
+def character_at(text: bytes, cut: int) -> int:
+    """Return where the first character begins that does not begin before ``cut``."""
     while cut < len(text) and text[cut] & 0xC0 == 0x80:  # a byte that continues a character
         cut += 1
     return cut
+
+
+def tail_start(text: bytes, val_fraction: float) -> int:
+    """Return where a document's val part begins: at its last tenth, never inside a character."""
+    return character_at(text, tail_cut(len(text), val_fraction))
+
+
+def parts_of(
+    text: bytes, rule: str, config: PrepareConfig, *, val: bool
+) -> list[tuple[Split, bytes]]:
+    """Return the split, or the two splits, that a document belongs to, with its text there.
+
+    ``val``: it comes from one of --val-files.
+    """
+    if rule == "files":
+        return [("val" if val else "train", text)]
+    if rule == "hash":
+        return [(split_of(text, config.val_fraction, config.seed), text)]
+    cut = tail_start(text, config.val_fraction)
+    halves: list[tuple[Split, bytes]] = [("train", text[:cut]), ("val", text[cut:])]
+    return [(split, part) for split, part in halves if part]

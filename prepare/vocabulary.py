@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 
@@ -27,7 +28,6 @@ from common.tokenizer import (
     read_ranks,
     special_ids_after,
 )
-from prepare.split import hash_fraction
 
 log = logging.getLogger(__name__)
 
@@ -63,35 +63,57 @@ def parse_vocab_size(value: str, n_train_bytes: int) -> int:
     return int(value)
 
 
-class Sample:
-    """At most ``max_bytes`` of the training documents, chosen by hash: the same in any order.
+class Sampled(NamedTuple):
+    """A piece of a document that a vocabulary may be learned from."""
 
-    Kept are the documents with the smallest hashes that fit (bottom-k sampling). One that did not
+    fraction: float  # its hash, from 0 to 1
+    text: bytes
+    start: int  # where it begins in its document
+    n_document_bytes: int
+    in_val: bool  # where documents are split by their hash
+    of_val_file: bool
+
+
+class Sample:
+    """At most ``max_bytes`` of pieces, chosen by hash: the same in any order.
+
+    Kept are the pieces with the smallest hashes that fit (bottom-k sampling). One that did not
     fit bars all with larger hashes, also those that come later and would: else order would count.
     """
 
-    def __init__(self, max_bytes: int, seed: int) -> None:
+    def __init__(self, max_bytes: int, barred_from: float = 1.0) -> None:
         self.max_bytes = max_bytes
-        self.seed = seed
         self.size_bytes = 0
-        self._heap: list[tuple[float, bytes]] = []  # largest hash first, by its negative
-        self._barred_from = 1.0  # the smallest hash that did not fit; every hash is below 1
+        self.barred_from = barred_from  # the smallest hash that did not fit; every hash is below 1
+        self._heap: list[tuple[float, Sampled]] = []  # largest hash first, by its negative
 
-    def add(self, text: bytes) -> None:
-        """Offer one document."""
-        fraction = hash_fraction(text, self.seed + 1)
-        if fraction >= self._barred_from:
+    def add(self, piece: Sampled) -> None:
+        """Offer one piece."""
+        if piece.fraction >= self.barred_from:
             return
-        heapq.heappush(self._heap, (-fraction, text))
-        self.size_bytes += len(text)
-        while self.size_bytes > self.max_bytes and len(self._heap) > 1:
-            negative, left_out = heapq.heappop(self._heap)
-            self._barred_from = -negative
-            self.size_bytes -= len(left_out)
+        heapq.heappush(self._heap, (-piece.fraction, piece))
+        self.size_bytes += len(piece.text)
+        self._shrink()
 
-    def texts(self) -> list[bytes]:
-        """Return the documents kept, in the order of their hashes."""
-        return [text for _, text in sorted(self._heap, reverse=True)]
+    def merge(self, other: "Sample") -> None:
+        """Take in another sample, as if all its pieces had been offered here."""
+        self.barred_from = min(self.barred_from, other.barred_from)
+        self._shrink()
+        for piece in other.pieces():
+            self.add(piece)
+
+    def _shrink(self) -> None:
+        while len(self._heap) > 1 and (
+            self.size_bytes > self.max_bytes
+            or -self._heap[0][0] >= self.barred_from  # equal to one that did not fit
+        ):
+            negative, left_out = heapq.heappop(self._heap)
+            self.barred_from = min(self.barred_from, -negative)
+            self.size_bytes -= len(left_out.text)
+
+    def pieces(self) -> list[Sampled]:
+        """Return the pieces kept, in the order of their hashes."""
+        return [piece for _, piece in sorted(self._heap, reverse=True)]
 
 
 def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:

@@ -10,7 +10,7 @@ from common.model import GPT
 from common.tokenfile import DataFolder, open_data
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, special_ids_after
 from prepare.config import PrepareConfig
-from prepare.pipeline import Corpus, prepare_corpus
+from prepare.pipeline import prepare_corpus
 from prepare.sources import find_sources
 
 SENTENCE = "the quern turns grain into flour and one person turns it slowly on a stone \u00fcber"
@@ -26,9 +26,9 @@ def prepare_text(text: str, folder: Path, tokenizer: str = "char") -> DataFolder
     """Prepare ``text`` as one document into ``folder``/data."""
     source = folder / "source.txt"
     source.write_text(text, encoding="utf-8")
-    corpus = Corpus(find_sources([source]))
     config = PrepareConfig(tokenizer=tokenizer, vocab_size="300")
-    prepare_corpus(corpus, config, folder / "data", lambda name: lambda n_bytes: None)
+    sources = find_sources([source])
+    prepare_corpus(sources, config, folder / "data", lambda name, size: lambda n_bytes: None)
     return open_data(folder / "data")
 
 

@@ -1,27 +1,39 @@
 """Prepare against the usual way: datasets.map + tiktoken + memmap, as nanoGPT's prepare does it.
 
-Floor: a document must be decompressed, parsed and encoded once. On two cores zstd gives about
-370 MB/s of text on one, json about 400, gigatoken about 230 on both.
+Floor, on two cores, for each MB of this text: zstd 2.7 ms or xz 6.4 ms on one; JSON 2 ms, gigatoken
+2.5 ms and all else 1.5 ms on the other. So about 160 MB/s each way, after 0.4 s to start Python,
+import numpy and load the vocabulary.
 """
 
 import json
+import lzma
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import tiktoken
 import zstandard
 
-from common.tokenizer import GPT2_PATTERN, BytePairTokenizer
-from prepare.corpus import documentation
+from common.errors import UserError
+from common.tokenizer import BytePairTokenizer
 from prepare.encode import make_encoder
-from prepare.vocabulary import learn_bpe
+from prepare.vocabulary import learn_bpe, published_tokenizer
+from tests.bench.table import compare
 
-COPIES = 6  # of the documentation of this machine: about 48 MB
-N_IDS = 8_192
+MB = 1_000_000
+SMALL, LARGE = 100 * MB, 1_000 * MB
+TEXT_SUFFIXES = (".py", ".pyi", ".md", ".rst", ".txt", ".html", ".h", ".hpp", ".json")
+N_ARCHIVES = 16
+N_IDS = 8_192  # learned, where GPT-2's vocabulary is not on this machine
 
 # The peer, a process of its own as ours is: argv = jsonl.zst, vocabulary, folder.
 PEER = """
@@ -51,62 +63,233 @@ for split, rows in done.items():
 """
 
 
-def main() -> None:
-    """Print both tables."""
-    from tests.bench.table import compare
+def machine_texts(n_bytes: int) -> Iterator[str]:
+    """Yield texts of this Python installation, each once, then again with a mark; about n_bytes."""
+    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    n_given = turn = 0
+    while True:
+        for path in (p for folder in folders for p in sorted(folder.rglob("*"))):
+            if path.suffix not in TEXT_SUFFIXES or not path.is_file():
+                continue
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+            if text.strip() and len(text) < 4 * MB:
+                yield f"{text}\n{turn}" if turn else text
+                n_given += len(text)
+                if n_given >= n_bytes:
+                    return
+        turn += 1
 
-    texts = [f"{text}{i}" for i in range(COPIES) for _, text in documentation()]
+
+def main() -> None:
+    """Print the tables."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vocabulary = _vocabulary(folder)
+        _encoding(vocabulary)
+        source = _json_lines(folder / "small.jsonl.zst", SMALL)
+        _against_datasets(folder, source)
+        _against_xz(folder)
+        _many_archives(folder)
+        _growth(folder, source)
+
+
+def _vocabulary(folder: Path) -> BytePairTokenizer:
+    try:
+        tokenizer = published_tokenizer("gpt2")
+    except UserError:
+        tokenizer = learn_bpe([text.encode() for text in machine_texts(20 * MB)], N_IDS)
+    (folder / "vocab.tiktoken").write_bytes(tokenizer.file_content())
+    (folder / "vocab.tiktoken.pattern").write_text(tokenizer.pattern, encoding="utf-8")
+    sys.stdout.write(f"Vocabulary: {tokenizer.name}, {len(tokenizer.ranks):,} ids\n")
+    return tokenizer
+
+
+def _encoding(tokenizer: BytePairTokenizer) -> None:
+    texts = list(machine_texts(SMALL))
     raw = [text.encode("utf-8") for text in texts]
-    n_mb = sum(map(len, raw)) / 1e6
-    tokenizer = learn_bpe(raw[: len(raw) // COPIES], N_IDS)
-    name, encode_batch = make_encoder(tokenizer)
+    n_mb = sum(map(len, raw)) / MB
     peer = tiktoken.Encoding(
-        "peer", pat_str=GPT2_PATTERN, mergeable_ranks=tokenizer.ranks, special_tokens={}
+        "peer", pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens={}
     )
 
-    def ours() -> float:
-        start = time.perf_counter()
-        encode_batch(raw)
-        return n_mb / (time.perf_counter() - start)
-
-    def tiktoken_batch() -> float:
-        start = time.perf_counter()
-        peer.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
-        return n_mb / (time.perf_counter() - start)
+    def ours() -> None:
+        name, encode = make_encoder(tokenizer)  # a new one: what it has seen before is quicker
+        assert name == "gigatoken"
+        for start in range(0, len(raw), 400):
+            encode(raw[start : start + 400])
 
     compare(
-        f"Encoding {n_mb:.0f} MB, {len(raw):,} documents, {N_IDS:,} ids", "MB/s",
-        {f"ours ({name}, a sample judged)": ours, "tiktoken encode_ordinary_batch": tiktoken_batch},
-        repeats=3,
+        f"Encoding {n_mb:.0f} MB, {len(raw):,} documents", "MB/s",
+        {
+            "ours, one core, a sample judged": _rate(n_mb, ours),
+            f"tiktoken encode_ordinary_batch on {os.cpu_count()}": _rate(
+                n_mb, lambda: peer.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
+            ),
+        },
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        _whole_process(Path(folder), texts, tokenizer, n_mb)
 
 
-def _whole_process(
-    folder: Path, texts: list[str], tokenizer: BytePairTokenizer, n_mb: float
-) -> None:
-    from tests.bench.table import compare
+def _rate(n_mb: float, act: Callable[[], object]) -> Callable[[], float]:
+    def measure() -> float:
+        start = time.perf_counter()
+        act()
+        return n_mb / (time.perf_counter() - start)
 
-    source, vocabulary = folder / "corpus.jsonl.zst", folder / "vocab.tiktoken"
-    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
-    source.write_bytes(zstandard.ZstdCompressor().compress(lines))
-    vocabulary.write_bytes(tokenizer.file_content())
-    Path(f"{vocabulary}.pattern").write_text(GPT2_PATTERN, encoding="utf-8")
+    return measure
 
-    def run(arguments: list[str]) -> float:
+
+def _json_lines(path: Path, n_bytes: int) -> Path:
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as writer:
+        for text in machine_texts(n_bytes):
+            writer.write(json.dumps({"text": text}).encode() + b"\n")
+    return path
+
+
+def _tar_xz(path: Path, texts: list[str]) -> Path:
+    with lzma.open(path, "wb", preset=6) as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        for i, text in enumerate(texts):
+            raw = text.encode()
+            member = tarfile.TarInfo(f"openwebtext/{i:07}.txt")
+            member.size = len(raw)
+            tar.addfile(member, BytesIO(raw))
+    return path
+
+
+def _ours(folder: Path, *arguments: str | Path, core: int | None = None) -> None:
+    """Run prepare as a process of its own, into a folder that is deleted afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [
+            sys.executable, "-m", "prepare", "text", *map(str, arguments),
+            "--tokenizer", str(folder / "vocab.tiktoken"), "--out", out,
+        ]  # fmt: skip
+        pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
+        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin)
+
+
+def _against_datasets(folder: Path, source: Path) -> None:
+    def peer() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments, out], check=True, capture_output=True)
-            return n_mb / (time.perf_counter() - start)
+            vocabulary = str(folder / "vocab.tiktoken")
+            subprocess.run(
+                [sys.executable, "-c", PEER, str(source), vocabulary, out],
+                check=True, capture_output=True,
+            )  # fmt: skip
 
-    ours = ["-m", "prepare", "text", str(source), "--tokenizer", str(vocabulary), "--out"]
-    peer = ["-c", PEER, str(source), str(vocabulary)]
+    n_mb = SMALL / MB
     compare(
         f".jsonl.zst to .bin, {n_mb:.0f} MB of text, whole process", "MB/s",
         {
-            "ours": lambda: run(ours),
-            f"datasets.map on {os.cpu_count()}, tiktoken, memmap": lambda: run(peer),
+            "ours": _rate(n_mb, lambda: _ours(folder, source)),
+            f"datasets.map on {os.cpu_count()}, tiktoken, memmap": _rate(n_mb, peer),
         },
-        repeats=3,
     )  # fmt: skip
+
+
+def _against_xz(folder: Path) -> None:
+    if shutil.which("xz") is None:
+        sys.stdout.write("\nNo xz on this machine: one .tar.xz against xz -dc is left out.\n")
+        return
+    _one_xz(folder, 100)
+    _one_xz(folder, 400)
+
+
+def _one_xz(folder: Path, n_mb: int) -> None:
+    source = _tar_xz(folder / "one.tar.xz", list(machine_texts(n_mb * MB)))
+    xz = ["xz", "-dc", str(source)]
+    compare(
+        f"One .tar.xz of {n_mb} MB of text to .bin, whole process; 0.80: a quarter longer", "MB/s",
+        {
+            "ours": _rate(n_mb, lambda: _ours(folder, source)),
+            "xz -dc to nowhere": _rate(
+                n_mb, lambda: subprocess.run(xz, check=True, stdout=subprocess.DEVNULL)
+            ),
+        },
+    )  # fmt: skip
+    source.unlink()
+
+
+def _many_archives(folder: Path) -> None:
+    texts = list(machine_texts(4 * SMALL))
+    archives = folder / "archives"
+    archives.mkdir()
+    for i in range(N_ARCHIVES):
+        _tar_xz(archives / f"{i:02}.tar.xz", texts[i::N_ARCHIVES])
+    n_mb = 4 * SMALL / MB
+    compare(
+        f"{N_ARCHIVES} .tar.xz of {n_mb:.0f} MB of text in all", "MB/s",
+        {
+            "on two cores": _rate(n_mb, lambda: _ours(folder, archives)),
+            "on one": _rate(n_mb, lambda: _ours(folder, archives, core=0)),
+        },
+    )  # fmt: skip
+    with Memory() as memory:
+        _ours(folder, archives, "--workers", "2")
+    sys.stdout.write(f"Peak memory, all processes together: {memory.peak_bytes / MB:,.0f} MB\n")
+    shutil.rmtree(archives)
+
+
+def _growth(folder: Path, small: Path) -> None:
+    large = _json_lines(folder / "large.jsonl.zst", LARGE)
+    peaks: dict[Path, float] = {}
+
+    def run(source: Path) -> None:
+        with Memory() as memory:
+            _ours(folder, source)
+        peaks[source] = max(peaks.get(source, 0), memory.peak_bytes / MB)
+
+    compare(
+        "Growth: one .jsonl.zst, ten times as much", "MB/s",
+        {
+            "1,000 MB": _rate(LARGE / MB, lambda: run(large)),
+            "100 MB": _rate(SMALL / MB, lambda: run(small)),
+        },
+    )  # fmt: skip
+    sys.stdout.write(
+        f"Peak memory: {peaks[large]:,.0f} MB against {peaks[small]:,.0f} MB, "
+        f"{peaks[large] / peaks[small]:.2f} times\n"
+    )
+
+
+class Memory:
+    """The most memory that the processes begun inside have at any one time, by Linux's PSS.
+
+    PSS shares out what several processes have in common, so that it adds up.
+    """
+
+    def __enter__(self) -> "Memory":
+        self.peak_bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            total = sum(map(_pss_bytes, _descendants(os.getpid())))
+            self.peak_bytes = max(self.peak_bytes, total)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(c) for t in tasks for c in (t / "children").read_text("ascii").split()]
+    except OSError:  # it ended meanwhile
+        return
+    for child in children:
+        yield child
+        yield from _descendants(child)
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+    except OSError:
+        return 0
+    return 1024 * sum(int(x.split()[1]) for x in rollup.splitlines() if x.startswith("Pss:"))

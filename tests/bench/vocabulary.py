@@ -58,7 +58,7 @@ def main(seconds: float) -> None:
                     "".join(json.dumps({"text": text}) + "\n" for text in kept), encoding="utf-8"
                 )
             run(
-                "prepare", "text", str(source), "--vocab-size", str(size), "--split", "hash",
+                "prepare", "text", str(source), "--vocab-size", str(size), "--split-rule", "hash",
                 "--out", str(folder / f"{n_bytes}-{size}"),
             )  # fmt: skip
         # the speed does not depend on the corpus

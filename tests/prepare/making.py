@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import tarfile
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from common.tokenfile import DataFolder, Split, open_data
 from prepare.config import PrepareConfig
-from prepare.pipeline import Corpus, prepare_corpus
+from prepare.pipeline import prepare_corpus
 from prepare.sources import find_sources
 
 
@@ -32,10 +33,20 @@ def json_lines(texts: list[str], key: str = "text") -> bytes:
     return "".join(json.dumps({key: text}) + "\n" for text in texts).encode("ascii")
 
 
-def prepare(sources: list[Path], out: Path, **settings: Any) -> DataFolder:
+def prepare(
+    sources: list[Path],
+    out: Path,
+    val_files: Collection[Path] = (),
+    config: PrepareConfig | None = None,
+    **settings: Any,
+) -> DataFolder:
     """Prepare ``sources`` into ``out`` in this process, by characters where not said otherwise."""
-    config = PrepareConfig(**{"tokenizer": "char"} | settings)
-    prepare_corpus(Corpus(find_sources(sources)), config, out, lambda name: lambda n_bytes: None)
+    prepare_corpus(
+        find_sources(sources, val_paths=list(val_files), out=out),
+        config or PrepareConfig(**{"tokenizer": "char"} | settings),
+        out,
+        lambda name, size: lambda n_bytes: None,
+    )
     return open_data(out)
 
 
