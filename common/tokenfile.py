@@ -47,6 +47,7 @@ IDX_DTYPE_CODES = {"uint16": 8, "uint32": 4}
 IDX_BLOCK = 1 << 17  # documents whose entries are in memory at a time
 MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
 COPY_BYTES = 1 << 20
+CHECKED_TOKENS = 1 << 20  # at a time
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":
@@ -236,16 +237,19 @@ class DataFolder:
         Raises: DataError when the .idx is not the one that meta.json counts documents of.
         """
         path = self.path / f"{split}.idx"
-        raw = path.read_bytes()
         n_documents = int(self.meta["splits"][split]["documents"])
         code = IDX_DTYPE_CODES[self.dtype.name]
-        if not raw.startswith(IDX_HEADER.pack(IDX_MAGIC, 1, code, n_documents, n_documents + 1)):
+        with path.open("rb") as file:
+            header = file.read(IDX_HEADER.size)
+            lengths = np.fromfile(file, "<i4", count=n_documents)
+        if header != IDX_HEADER.pack(IDX_MAGIC, 1, code, n_documents, n_documents + 1):
             raise DataError(
-                f"{path}: begins with {raw[: IDX_HEADER.size]!r}, which is not how the index of "
+                f"{path}: begins with {header!r}, which is not how the index of "
                 f"{n_documents:,} documents begins. It is damaged: prepare the data again."
             )
-        lengths = np.frombuffer(raw, "<i4", count=n_documents, offset=IDX_HEADER.size)
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        bounds = np.zeros(n_documents + 1, np.int64)
+        np.cumsum(lengths, out=bounds[1:])
+        return bounds
 
     def tokenizer(self) -> Tokenizer:
         """Load the vocabulary the ids belong to."""
@@ -320,8 +324,11 @@ def verify_data(data: DataFolder) -> None:
     for split in SPLITS:
         promised = data.meta["splits"][split]
         ids, bounds = data.tokens(split), data.document_bounds(split)
-        n_eot = int((ids == tokenizer.eot_id).sum())
-        largest = int(ids.max()) if len(ids) else 0
+        n_eot = largest = 0
+        for start in range(0, len(ids), CHECKED_TOKENS):
+            block = ids[start : start + CHECKED_TOKENS]
+            n_eot += int((block == tokenizer.eot_id).sum())
+            largest = max(largest, int(block.max()))
         for what, count, expected in [
             ("tokens in the .bin", len(ids), promised["tokens"]),
             ("tokens in the .idx", int(bounds[-1]), promised["tokens"]),

@@ -70,12 +70,16 @@ def leaves(
     try:
         for member_name, member in members:
             inner_name = f"{name}/{member_name}"
-            yield from leaves(inner_name, member, budget, findings, depth + 1, overlap=overlap)
-    except UnreadableError as error:  # said when it is read, so that what comes after it can be too
+            inner = leaves(inner_name, member, budget, findings, depth + 1, overlap=overlap)
+            try:
+                yield from inner
+            except DataError as error:  # said when it is read, so that what follows can be too
+                yield inner_name, _refused(error)
+    except UnreadableError as error:
         yield name, _refused(error)
 
 
-def _refused(error: UnreadableError) -> Stream:
+def _refused(error: DataError) -> Stream:
     def refuse() -> Iterator[bytes]:
         raise error
         yield b""

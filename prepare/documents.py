@@ -84,8 +84,12 @@ def _file_documents(
             for name, leaf in found:
                 try:
                     yield from _leaf_documents(name, leaf, config, findings)
-                except UnreadableError as error:
-                    if source.named and name == source.name:
+                except DataError as error:
+                    # what holds no text is left out where it was found, and no error there
+                    is_found = not source.named or name != source.name
+                    if config.on_error == "fail" and not (
+                        is_found and isinstance(error, UnreadableError)
+                    ):
                         raise
                     yield b"", DROP
                     _skip(name, error.message, findings)

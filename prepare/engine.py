@@ -14,10 +14,17 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait as wait_for_connection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -174,26 +181,10 @@ def _on_ray(
         raise DataError(
             "--engine ray needs the package ray: .venv/bin/pip install -r requirements-ray.txt"
         ) from error
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    thread = ThreadPoolExecutor(1)  # kept to the end: on Linux Ray's processes end with it
     try:
-        _check_answers(address)
-        ray.init(
-            address=address or "local",  # None would join any cluster that is found
-            num_cpus=None if address else workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}},
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise DataError(f"--engine ray: Ray does not start here ({error}).") from error
-        raise DataError(
-            f"--ray-address {address}: no Ray cluster answers there ({error}). Start one with "
-            "'ray start --head', or leave the address out to start one on this machine."
-        ) from error
-    try:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would exit with another code
+        _begin_ray(ray, thread, address, workers)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray put its own below it
         held = ray.put(job)
         work = ray.remote(max_retries=N_RETRIES, num_cpus=1)(_ray_task)
         limit = workers or AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -210,6 +201,35 @@ def _on_ray(
                 progress(task.size_bytes)
     finally:
         ray.shutdown()
+        thread.shutdown()
+
+
+def _begin_ray(
+    ray: Any, thread: ThreadPoolExecutor, address: str | None, workers: int | None
+) -> None:
+    start = partial(
+        ray.init,
+        address=address or "local",  # None would join any cluster that is found
+        num_cpus=None if address else workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}},
+    )
+    try:
+        _check_answers(address)
+        begun = thread.submit(start)
+        try:
+            begun.result()
+        finally:
+            wait([begun])  # stopped halfway it would leave processes, hence the thread
+    except (OSError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise DataError(f"--engine ray: Ray does not start here ({error}).") from error
+        raise DataError(
+            f"--ray-address {address}: no Ray cluster answers there ({error}). Start one with "
+            "'ray start --head', or leave the address out to start one on this machine."
+        ) from error
 
 
 def _check_answers(address: str | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.files import sha256_of
 from common.tokenfile import META_NAME, open_data
 from prepare.config import PrepareConfig
 from prepare.tasks import Task
@@ -22,6 +23,7 @@ def made_from_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
     return {
         "recipe": RECIPE,
         "options": asdict(config),
+        "vocabulary": sha256_of(path) if (path := Path(config.tokenizer)).is_file() else None,
         "sources": [
             state
             for task in tasks
@@ -61,10 +63,12 @@ def why_again(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         if old["options"].get(name) != value:
             option = "--" + name.replace("_", "-")
             return f"{option} was {old['options'].get(name)}, and is {value}"
-    before = {json.dumps(state) for state in old["sources"]}
-    now = [json.dumps(state) for state in new["sources"]]
-    changed = [state for state in now if state not in before]
-    if changed or len(before) != len(now):
+    if old["vocabulary"] != new["vocabulary"]:
+        return f"--tokenizer {new['options']['tokenizer']} is another file than it was"
+    # sets: a source of which several tasks read a span each is listed as often
+    before, now = ({json.dumps(state) for state in made["sources"]} for made in (old, new))
+    if before != now:
+        changed = sorted(now - before)
         first = json.loads(changed[0])[0] if changed else "one is gone"
         return f"{max(len(changed), 1):,} of the sources changed ({first})"
     for package in ("tiktoken", "gigatoken"):

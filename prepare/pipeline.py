@@ -54,7 +54,8 @@ UNFINISHED = ".unfinished"
 SCAN_NAME = "scan.json"
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 # For the estimate of disk space; low, so that nothing is refused that would fit.
-EXPANSION = 3  # bytes of text in a byte of archive
+EXPANSION = 3  # bytes of text in a byte of a packed file
+PACKED_SUFFIXES = (".xz", ".zst", ".gz", ".bz2", ".zip", ".parquet")
 BYTES_PER_ID = {"char": 1.0}
 USUAL_BYTES_PER_ID = 5.0
 
@@ -188,10 +189,14 @@ class _Run:
         if scan is not None and self.learns:
             n_text = scan.n_bytes
         else:
-            n_text = EXPANSION * sum(source.size_bytes for source in self.sources)
+            n_text = sum(
+                s.size_bytes * (EXPANSION if s.path.suffix in PACKED_SUFFIXES else 1)
+                for s in self.sources
+            )
         per_id = BYTES_PER_ID.get(self.config.tokenizer, USUAL_BYTES_PER_ID)
         there = sum(file.stat().st_size for file in self.work.glob("*.bin"))
-        needed = int(2 * 2 * n_text / per_id) - there
+        n_copies = 2 if len(self.tasks) > 1 else 1  # the ids of the first task are not copied
+        needed = int(2 * n_copies * n_text / per_id) - there
         free = shutil.disk_usage(self.out).free
         if needed > free:
             raise DataError(

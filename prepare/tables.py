@@ -41,7 +41,7 @@ def parquet_documents(
                 record = {column: value.as_py()}
                 yield _text(f"{name}, row {number:,}", record, config, findings), END
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of text not UTF-8
         raise DataError(
             f"{name}: damaged or cut short parquet ({error}). Fetch it again."
         ) from error

@@ -28,11 +28,13 @@ from common.tokenizer import (
     read_ranks,
     special_ids_after,
 )
+from prepare.pieces import LAST_BORDER, whole_characters
 
 log = logging.getLogger(__name__)
 
 MIN_LEARNED_IDS = 256  # the single bytes
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
+MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square
 MAX_LEARNED_IDS = (1 << 16) - len(SPECIAL_TOKENS)  # ids stay within uint16
 
 
@@ -116,8 +118,21 @@ class Sample:
         return [piece for _, piece in sorted(self._heap, reverse=True)]
 
 
+def _without_long_words(text: bytes) -> Iterator[bytes]:
+    """Cut a text between words, and words of more than MAX_WORD_BYTES inside."""
+    start = 0
+    while len(text) - start > MAX_WORD_BYTES:
+        part = text[start : start + MAX_WORD_BYTES]
+        border = LAST_BORDER.match(part)
+        part = part[: border.end() if border else whole_characters(part)]
+        yield part
+        start += len(part)
+    yield text[start:]
+
+
 def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
     """Learn ``vocab_size`` byte pairs (fewer where the text has no more) from ``texts``."""
+    texts = [part for text in texts for part in _without_long_words(text)]
     try:
         import gigatoken
     except ImportError:

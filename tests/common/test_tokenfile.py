@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from common.errors import DataError
 from common.tokenfile import (
+    MAX_DOCUMENT_TOKENS,
     SPLITS,
     DataFolder,
     TokenWriter,
@@ -73,6 +75,67 @@ def test_documents_may_come_several_at_a_time(tmp_path: Path) -> None:
         assert files[name] == {"size_bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
+@pytest.mark.parametrize("n_documents", [0, 1, 2, 3, 7, 8])
+@pytest.mark.parametrize("block", [1, 2, 7])
+def test_the_index_is_the_same_however_many_documents_are_in_memory(
+    block: int, n_documents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[0] * i + [3] for i in range(n_documents)]
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    write(tmp_path / "1", {"train": rows, "val": []})
+    monkeypatch.setattr("common.tokenfile.IDX_BLOCK", block)
+    write(tmp_path / "2", {"train": rows, "val": []})
+    lengths = list(range(1, n_documents + 1))
+    pointers = [2 * sum(lengths[:i]) for i in range(n_documents)]
+    expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, n_documents, n_documents + 1)
+    expected += struct.pack(f"<{n_documents}i{n_documents}q", *lengths, *pointers)
+    expected += struct.pack(f"<{n_documents + 1}q", *range(n_documents + 1))
+    for name in ("1", "2"):
+        assert (tmp_path / name / "train.idx").read_bytes() == expected
+        assert open_data(tmp_path / name).document_bounds("train").tolist() == [
+            sum(lengths[:i]) for i in range(n_documents + 1)
+        ]
+
+
+def test_a_long_document_may_come_in_blocks(tmp_path: Path) -> None:
+    row = [*range(3), *range(3), 1, 3]
+    other = write(tmp_path / "whole", {"train": [[1, 3], row, [2, 3]], "val": []})
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
+    writer.add(np.array([1, 3], np.uint32), np.array([2]))
+    for i in range(0, len(row), 3):
+        writer.add_ids(np.array(row[i : i + 3], np.uint16))
+    for ids in ([], [2], [3]):
+        writer.add_ids(np.array(ids, np.uint16))
+    writer.add_lengths(np.array([len(row), 2]))
+    assert (writer.n_documents, writer.n_tokens) == (3, 12)
+    writer.finish()
+    for name in ("train.bin", "train.idx"):
+        assert (tmp_path / f"{name}.tmp").read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_a_document_too_long_for_the_index_is_a_sentence(
+    in_blocks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.tokenfile.MAX_DOCUMENT_TOKENS", 5)
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
+    writer.add(np.array([0, 1, 2, 0, 3]), np.array([5]))
+    row = np.array([0, 1, 2, 0, 1, 3])
+    message = r"train\.bin: a document of 6 tokens, .* at most 5 of one\. Cut it: --separator"
+    add = partial(writer.add_lengths, np.array([6]))
+    if not in_blocks:
+        add = partial(writer.add, row, np.array([6]))
+    with pytest.raises(DataError, match=message):
+        add()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_document_of_the_index_is_one_of_int32s() -> None:
+    assert np.iinfo(np.int32).max == MAX_DOCUMENT_TOKENS
+
+
 @pytest.mark.parametrize(
     ("vocab_size", "dtype"), [(1, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (200_000, "<u4")]
 )
@@ -108,7 +171,7 @@ def test_an_empty_split_is_read(tmp_path: Path) -> None:
 def test_nothing_has_its_name_before_all_is_finished(tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
     writer.add(np.array([3], np.uint32), np.array([1]))
-    assert {path.name for path in tmp_path.iterdir()} == {"train.bin.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"train.bin.tmp", "train.idx.tmp"}
     writer.finish()
     assert {path.name for path in tmp_path.iterdir()} == {"train.bin.tmp", "train.idx.tmp"}
     writer.discard()
@@ -198,3 +261,30 @@ def test_a_meta_json_of_another_kind_is_an_error(
     (tmp_path / "meta.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=f"^{tmp_path}/meta.json: {message}"):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_ids_come_from_files_as_if_they_had_been_added(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first file another name is written on; the file itself keeps what is promised of it."""
+    if not links:
+        monkeypatch.setattr("os.link", refuse_to_link)
+    monkeypatch.setattr("common.tokenfile.COPY_BYTES", 3)
+    rows = [[0, 1, 3], [2, 3], [1, 1, 1, 3]]
+    other = write(tmp_path / "whole", {"train": rows, "val": []})
+    first, second = tmp_path / "first.bin", tmp_path / "second.bin"
+    first.write_bytes(np.array([*rows[0], *rows[1], 7, 7], "<u2").tobytes())  # and more behind it
+    second.write_bytes(np.array(rows[2], "<u2").tobytes())
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
+    writer.add_file(first, 10)
+    writer.add_file(second, 8)
+    writer.add_lengths(np.array([3, 2, 4]))
+    files = writer.finish()
+    assert files == {n: open_data(other).meta["files"][n] for n in ("train.bin", "train.idx")}
+    assert (tmp_path / "train.bin.tmp").read_bytes() == (other / "train.bin").read_bytes()
+    assert first.read_bytes()[:10] == np.array([*rows[0], *rows[1]], "<u2").tobytes()
+
+
+def refuse_to_link(source: Path, target: Path) -> None:
+    raise OSError(f"no link from {source} to {target} here")
