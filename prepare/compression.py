@@ -329,6 +329,7 @@ def ahead(chunks: Iterator[bytes], n_chunks: int = 4) -> Generator[bytes, None, 
     if first:
         yield first
     if len(first) < GATHER_BYTES:
+        yield from parts  # nothing, or the error that came then
         return
     room = threading.Semaphore(n_chunks)
     made: SimpleQueue[bytes | BaseException] = SimpleQueue()
@@ -365,11 +366,16 @@ def ahead(chunks: Iterator[bytes], n_chunks: int = 4) -> Generator[bytes, None, 
 def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
     held: list[bytes] = []
     n_held = 0
-    for chunk in chunks:
-        held.append(chunk)
-        n_held += len(chunk)
-        if n_held >= GATHER_BYTES:
-            yield b"".join(held)
-            held, n_held = [], 0
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            n_held += len(chunk)
+            if n_held >= GATHER_BYTES:
+                yield b"".join(held)
+                held, n_held = [], 0
+    except DataError:
+        if held:
+            yield b"".join(held)  # what came before the damage is good
+        raise
     if held:
         yield b"".join(held)

@@ -184,7 +184,7 @@ def _on_ray(
     thread = ThreadPoolExecutor(1)  # kept to the end: on Linux Ray's processes end with it
     try:
         _begin_ray(ray, thread, address, workers)
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray put its own below it
+        _take_sigterm_back()
         held = ray.put(job)
         work = ray.remote(max_retries=N_RETRIES, num_cpus=1)(_ray_task)
         limit = workers or AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -202,6 +202,7 @@ def _on_ray(
     finally:
         ray.shutdown()
         thread.shutdown()
+        _take_sigterm_back()
 
 
 def _begin_ray(
@@ -230,6 +231,11 @@ def _begin_ray(
             f"--ray-address {address}: no Ray cluster answers there ({error}). Start one with "
             "'ray start --head', or leave the address out to start one on this machine."
         ) from error
+
+
+def _take_sigterm_back() -> None:
+    """Set Python's handler again: beginning and ending, Ray puts another one below it."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _check_answers(address: str | None) -> None:

@@ -195,7 +195,7 @@ class _Run:
             )
         per_id = BYTES_PER_ID.get(self.config.tokenizer, USUAL_BYTES_PER_ID)
         there = sum(file.stat().st_size for file in self.work.glob("*.bin"))
-        n_copies = 2 if len(self.tasks) > 1 else 1  # the ids of the first task are not copied
+        n_copies = 2 - 1 / max(1, len(self.tasks))  # the ids of the first task are not copied
         needed = int(2 * n_copies * n_text / per_id) - there
         free = shutil.disk_usage(self.out).free
         if needed > free:
@@ -336,6 +336,8 @@ class _Run:
     def _refuse_empty(self, n_documents: int, findings: Findings) -> None:
         if n_documents:
             return
+        for path in (*self.work.glob("*.scan"), *self.work.glob("*.json")):
+            path.unlink()  # it would be found again, and is nothing to go on from
         names = ", ".join(source.name for source in self.sources[:5])
         left_out = [f"{count:,} {reason}" for reason, count in findings.reasons.items()]
         left_out += [f"{findings.n_empty:,} empty"] if findings.n_empty else []

@@ -22,17 +22,27 @@ class ChunkReader(io.RawIOBase):
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")
+        self._begun = False
+        self._error: DataError | None = None
 
     def readable(self) -> bool:
         """Return True: that is all it is for."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer``, short only at the end."""
+        """Fill ``buffer``, short only at the end, or where an error is raised by the next call."""
+        if self._error is not None:
+            raise self._error
         n_filled = 0
         while n_filled < len(buffer):
             if not self._rest:
-                chunk = next(self._chunks, b"")
+                try:
+                    chunk = next(self._chunks, b"")
+                except DataError as error:
+                    if not n_filled or not self._begun:  # what it is, half a head does not tell
+                        raise
+                    self._error = error  # what came before it is good
+                    break
                 if not chunk:
                     break
                 self._rest = memoryview(chunk)
@@ -40,6 +50,7 @@ class ChunkReader(io.RawIOBase):
             buffer[n_filled : n_filled + len(part)] = part
             self._rest = self._rest[len(part) :]
             n_filled += len(part)
+        self._begun = True
         return n_filled
 
 

@@ -267,7 +267,7 @@ def test_a_meta_json_of_another_kind_is_an_error(
 def test_ids_come_from_files_as_if_they_had_been_added(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first file another name is written on; the file itself keeps what is promised of it."""
+    """The first file is written on under another name, and keeps what was promised of it."""
     if not links:
         monkeypatch.setattr("os.link", refuse_to_link)
     monkeypatch.setattr("common.tokenfile.COPY_BYTES", 3)

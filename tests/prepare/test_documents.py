@@ -1,26 +1,45 @@
+"""What a source is read as, by its content; what is left out of it, and what is an error."""
+
 import gzip
+import io
 import json
+import lzma
 import os
+import threading
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import DataError
-from prepare.archives import UnreadableError
 from prepare.config import PrepareConfig
-from prepare.documents import Findings, read_documents
+from prepare.documents import read_source
+from prepare.findings import Findings, UnreadableError
+from prepare.pieces import DROP, MORE, Piece
 from prepare.sources import find_sources
 from tests.prepare.making import json_lines, tar_of
+
+
+def whole(pieces: Iterator[Piece]) -> Iterator[bytes]:
+    held = b""
+    for text, fate in pieces:
+        held += text
+        if fate is not MORE:
+            if fate is not DROP:
+                yield held
+            held = b""
+    assert not held
 
 
 def read(path: Path, **settings: Any) -> tuple[list[bytes], Findings]:
     findings = Findings()
     config = PrepareConfig(**settings)
     texts = [
-        document.text
+        text
         for source in find_sources([path])
-        for document in read_documents(source, config, findings, lambda n_bytes: None)
+        for text in whole(read_source(source, config, findings, lambda n_bytes: None))
     ]
     return texts, findings
 
@@ -31,47 +50,20 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_folders_are_walked_in_the_order_of_names_without_hidden_ones(tmp_path: Path) -> None:
-    for name in ["b/2.txt", "b/1.txt", "a.txt", ".hidden", ".git/config", "b/.hidden/3.txt"]:
-        written(tmp_path / name, b"x")
-    found = find_sources([tmp_path])
-    assert [s.name for s in found] == [f"{tmp_path}/{n}" for n in ("a.txt", "b/1.txt", "b/2.txt")]
-    assert not any(source.named for source in found)
-
-
-def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.txt", b"x")
-    assert len(find_sources([tmp_path, file, file])) == 1
-    assert find_sources([tmp_path, file])[0].named
-
-
-def test_what_is_no_file_is_left_out_of_a_folder(tmp_path: Path) -> None:
-    written(tmp_path / "a.txt", b"x")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "broken link").symlink_to(tmp_path / "nothing")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert [source.path.name for source in find_sources([tmp_path])] == ["a.txt"]
-
-
-def test_a_named_pipe_is_an_error_that_says_how_to_read_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match=r"pipe: neither a file nor a folder.*'-'"):
-        find_sources([tmp_path / "pipe"])
+def zip_of(members: dict[str, bytes]) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return raw.getvalue()
 
 
 def test_every_byte_read_is_told_to_the_progress_bar(tmp_path: Path) -> None:
     files = [written(tmp_path / "a.gz", gzip.compress(b"a" * 5000)), written(tmp_path / "b", b"bb")]
     told: list[int] = []
     for source in find_sources([tmp_path]):
-        list(read_documents(source, PrepareConfig(), Findings(), told.append))
+        list(read_source(source, PrepareConfig(), Findings(), told.append))
     assert sum(told) == sum(file.stat().st_size for file in files)
-
-
-def test_each_json_line_is_a_document_whatever_line_ends_stand_in_its_text(tmp_path: Path) -> None:
-    texts = ["one\u2028two\x85three\x0bfour\x0cfive\rsix\nseven", "the last, without a newline"]
-    lines = "\n\n \n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
-    found, _ = read(written(tmp_path / "a.jsonl", lines.encode()))
-    assert found == [text.encode() for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -83,153 +75,212 @@ def test_each_json_line_is_a_document_whatever_line_ends_stand_in_its_text(tmp_p
         b"\xef\xbb\xbf" + json_lines(["after a byte-order mark", "other"]),
         b"\n" + json_lines(["after an empty line", "other"]),
         b'{"text": "caf\xe9"}\n' + json_lines(["other"]),
+        json.dumps([{"text": "in an array"}, {"text": "other"}], indent=1).encode(),
+        json_lines(["in UTF-16", "other"]).decode().encode("utf-16"),
+        json_lines(["in UTF-32", "other"]).decode().encode("utf-32"),
     ],
-    ids=["short", "long", "longer", "byte-order mark", "empty line", "not UTF-8"],
+    ids=[
+        *["short", "long", "longer", "byte-order mark", "empty line", "not UTF-8", "array"],
+        *["UTF-16", "UTF-32"],
+    ],
 )
-@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.tar"])
-def test_json_lines_are_known_by_their_first_line(
-    name: str, content: bytes, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.tar", "a.zip"])
+def test_json_is_known_in_any_wrapping(name: str, content: bytes, tmp_path: Path) -> None:
     wrapped = {
         "a.json": content,
         "a.json.gz": gzip.compress(content),
         "a.tar": tar_of({"a": content}),
+        "a.zip": zip_of({"a": content}),
     }
-    found, _ = read(written(tmp_path / name, wrapped[name]))
+    found, findings = read(written(tmp_path / name, wrapped[name]))
     assert len(found) == 2
     assert found[1] == b"other"
+    assert findings.reasons == {}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"{ text in braces }",
-        b'{"other": "key"}\n',
-        b'{\n "text": "pretty"\n}',
-        b'{"text',
-        b"[1, 2]",
-    ],
-)
-def test_other_text_that_begins_like_json_is_one_plain_document(
-    content: bytes, tmp_path: Path
-) -> None:
-    assert read(written(tmp_path / "a.txt", content))[0] == [content]
+def test_plain_text_that_only_begins_as_json_stays_text(tmp_path: Path) -> None:
+    for text in ["{ text in braces }", '{"other": "key"}\n', "[1, 2]"]:
+        assert read(written(tmp_path / "a.txt", text.encode()))[0] == [text.encode()]
+        assert read(written(tmp_path / "a.txt", text.encode("utf-16")))[0] == [text.encode()]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            b'{"body": "x", "id": 1}',
-            r"line 3: no text under the key 'text'; found the keys 'body', 'id'",
-        ),
-        (b'{"text": 5}', r"line 3: no text under the key 'text'; found the keys 'text'"),
-        (b'["text"]', r"line 3: no text under the key 'text'; found a list instead of an object"),
-        (b"not JSON", r"line 3: not a JSON object .* Found b'not JSON"),
-        (b"[" * 200_000, r"line 3: not a JSON object"),
-        (b'{"text": "cut', r"line 3: not a JSON object"),
-    ],
-    ids=["no key", "a number", "a list", "no JSON", "deep", "cut short"],
-)
-def test_a_bad_json_line_is_an_error_that_names_it(
-    line: bytes, message: str, tmp_path: Path
-) -> None:
-    path = written(tmp_path / "a.jsonl", json_lines(["one", "two"]) + line + b"\n")
-    with pytest.raises(DataError, match=rf"^{path}, {message}"):
-        read(path)
+def test_newlines_are_collapsed_in_json_as_in_text(tmp_path: Path) -> None:
+    text = "\n\n one\n\n\n\ntwo \n"
+    for name, content in [("a.txt", text.encode()), ("a.jsonl", json_lines([text]))]:
+        path = written(tmp_path / name, content)
+        assert read(path, collapse_newlines=True)[0] == [b"one\n\ntwo"]
+        assert read(path)[0] == [text.encode()]
 
 
-def test_text_key_names_another_key(tmp_path: Path) -> None:
-    path = written(tmp_path / "a", json_lines(["one", "two"], key="body"))
-    assert read(path, text_key="body")[0] == [b"one", b"two"]
+def test_line_ends_become_lf_in_plain_files_only(tmp_path: Path) -> None:
+    text = "one\r\ntwo\r\n"
+    found, findings = read(written(tmp_path / "a.txt", text.encode()))
+    assert (found, findings.n_crlf) == ([b"one\ntwo\n"], 1)
+    found, findings = read(tmp_path / "a.txt", newlines="keep")
+    assert (found, findings.n_crlf) == ([text.encode()], 0)
+    found, findings = read(written(tmp_path / "a.jsonl", json_lines([text])))
+    assert (found, findings.n_crlf) == ([text.encode()], 0)
+
+
+def test_latin_1_is_decoded_and_counted(tmp_path: Path) -> None:
+    text = "Un caf\u00e9 cr\u00e8me et un th\u00e9, s'il vous pla\u00eet: o\u00f9 est-ce?"
+    written(tmp_path / "in" / "a.txt", text.encode("latin-1"))
+    written(tmp_path / "in" / "b.tar", tar_of({"a": text.encode("latin-1"), "b": text.encode()}))
+    found, findings = read(tmp_path / "in")
+    assert found == [text.encode()] * 3
+    assert findings.encodings == {"cp1252": 2}  # the same for every letter of Latin-1
+    assert findings.n_bad_bytes == 0
 
 
 def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
-    found, findings = read(written(tmp_path / "a.jsonl", json_lines(["", "one", " \n\t", "two"])))
-    assert found == [b"one", b"two"]
-    assert findings.n_empty == 2
+    written(tmp_path / "a.jsonl", json_lines(["", "one", " \n\t", "two"]))
+    written(tmp_path / "b.tar", tar_of({"empty": b"", "three": b"three", "blank": b"\n \xc2\xa0"}))
+    found, findings = read(tmp_path)
+    assert found[:3] == [b"one", b"two", b"three"]
+    assert findings.n_empty + len(found) == 7
+    assert findings.n_empty >= 3
     assert findings.skipped == []
 
 
-BAD, MENDED = b"caf\xe9 au lait", b"caf\xef\xbf\xbd au lait"
-
-
-def test_bytes_that_are_no_utf8_are_replaced_or_skipped_as_asked(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.tar", tar_of({"bad": BAD, "good": b"good"}))
+def test_zero_bytes_in_json_are_counted_by_document(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", json_lines(["\0" * 9, "none", "x\0y\0"]))
     found, findings = read(path)
-    assert found == [MENDED, b"good"]
-    assert findings.n_bad_bytes == 1
-    assert findings.skipped == []
-    found, findings = read(path, on_bad_bytes="skip")
-    assert found == [b"good"]
-    assert findings.skipped == [{"name": f"{path}/bad, byte 0", "reason": "not UTF-8"}]
+    assert found == [b"\0" * 9, b"none", b"x\0y\0"]
+    assert findings.n_with_nul == 2
 
 
-def test_one_bad_json_line_costs_one_document(tmp_path: Path) -> None:
-    lines = b'{"text": "one"}\n{"text": "caf\xe9"}\n{"text": "three"}\n'
-    path = written(tmp_path / "a.jsonl", lines)
-    assert read(path)[0] == [b"one", b"caf\xef\xbf\xbd", b"three"]
-    found, findings = read(path, on_bad_bytes="skip")
-    assert found == [b"one", b"three"]
-    assert findings.skipped == [{"name": f"{path}, line 2", "reason": "not UTF-8"}]
+BINARY = b"text" * 24 + b"\0\0\1\1"
 
 
-def test_bytes_that_are_no_utf8_are_an_error_where_asked(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", b"good==" + BAD)
-    with pytest.raises(DataError, match=rf"^{path}, byte 6: byte 3 from there, 0xe9, is not UTF-8"):
-        read(path, on_bad_bytes="fail", separator="==")
-
-
-def test_lone_surrogates_are_replaced_and_pairs_joined(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", rb'{"text": "\ud800 \ud83d\ude00 \udc00"}')
-    found, findings = read(path)
-    assert found == ["\ufffd \U0001f600 \ufffd".encode()]
-    assert findings.n_bad_bytes == 1
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "a.txt", b"\xef\xbb\xbftext"))[0] == [b"text"]
-
-
-@pytest.mark.parametrize(
-    ("separator", "expected"),
-    [
-        ("==", [b"a\nb", b"c\nd\t", b"e"]),
-        (r"\n", [b"a", b"b==c", b"d\t==e"]),
-        (r"\t==", [b"a\nb==c\nd", b"e"]),
-        ("b==c", [b"a\n", b"\nd\t==e"]),
-        (None, [b"a\nb==c\nd\t==e"]),
-        ("", [b"a\nb==c\nd\t==e"]),
-    ],
-)
-def test_a_separator_cuts_plain_files(
-    separator: str | None, expected: list[bytes], tmp_path: Path
-) -> None:
-    path = written(tmp_path / "a.txt", b"a\nb==c\nd\t==e")
-    assert read(path, separator=separator)[0] == expected
-
-
-def test_a_few_zero_bytes_are_kept_and_counted(tmp_path: Path) -> None:
-    text = b"x" * 99 + b"\0"
-    found, findings = read(written(tmp_path / "a.txt", text))
-    assert found == [text]
-    assert findings.n_with_nul == 1
-
-
-@pytest.mark.parametrize("content", [b"text" * 24 + b"\0\0", "text".encode("utf-16"), b"\0" * 999])
-def test_a_binary_file_is_an_error_where_named_and_skipped_where_found(
-    content: bytes, tmp_path: Path
-) -> None:
-    path = written(tmp_path / "a.bin", content)
+def test_a_binary_file_is_an_error_where_named_and_skipped_where_found(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.bin", BINARY)
     with pytest.raises(UnreadableError, match=rf"^{path}: binary, not text"):
         read(path)
     found, findings = read(tmp_path)
     assert found == []
-    assert findings.skipped == [{"name": str(path), "reason": "binary, not text"}]
+    assert [entry["name"] for entry in findings.skipped] == [str(path)]
+    assert findings.reasons == {"binary, not text": 1}
 
 
-def test_a_binary_file_in_a_named_archive_is_skipped(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.tar", tar_of({"image": b"\0" * 50, "text": b"text"}))
+@pytest.mark.parametrize("wrap", [tar_of, zip_of])
+def test_what_is_no_text_in_a_named_archive_is_skipped(wrap: Any, tmp_path: Path) -> None:
+    members = {
+        "image": BINARY,
+        "letter.docx": zip_of({"[Content_Types].xml": b"<x/>", "word.xml": b"<y/>"}),
+        "table.json": b'{"id": 1}',
+        "large.json": b'{"id": 1}\n' * 9,
+        "text": b"text",
+    }
+    path = written(tmp_path / "a", wrap(members))
     found, findings = read(path)
     assert found == [b"text"]
-    assert findings.skipped == [{"name": f"{path}/image", "reason": "binary, not text"}]
+    names = [f"{path}/{name}" for name in members if name != "text"]
+    assert [entry["name"] for entry in findings.skipped] == names
+    assert findings.reasons == {
+        "binary, not text": 1,
+        "an office document or e-book, not text": 1,
+        "no text under the key 'text'": 2,
+    }
+
+
+def test_many_skipped_files_are_few_reasons(tmp_path: Path) -> None:
+    members = {f"{i}.bin": b"\0" * (i + 9) for i in range(200)}
+    _, findings = read(written(tmp_path / "a.tar", tar_of(members)))
+    assert findings.reasons == {"binary, not text": 200}
+
+
+TEXTS = [f"document {i} and more of it, {i * i} words" * 5 for i in range(900)]
+
+
+def damaged(kind: str) -> tuple[str, bytes]:
+    """Return a file's name and content, good at its beginning and damaged near its end."""
+    lines = json_lines(TEXTS)
+    members = tar_of({f"{i:03}": text.encode() for i, text in enumerate(TEXTS)})
+    return {
+        "cut xz": ("b.jsonl.xz", lzma.compress(lines)[:-40]),
+        "cut gz": ("b.jsonl.gz", gzip.compress(lines)[:-9]),
+        "cut tar": ("b.tar", members[: 300 * 1024 + 520]),
+        "cut tar.gz": ("b.tar.gz", gzip.compress(members)[:-500]),
+        "gz after gz": ("b.jsonl.gz", gzip.compress(lines) + b"something else"),
+        "cut text": ("b.txt.gz", gzip.compress(b"one long text, " * 9000)[:-9]),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut xz", "cut gz", "cut tar", "cut tar.gz", "gz after gz", "cut text"]
+)
+def test_a_damaged_source_is_an_error_or_keeps_the_documents_before_the_damage(
+    kind: str, tmp_path: Path
+) -> None:
+    name, content = damaged(kind)
+    path = written(tmp_path / name, content)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/b.*: ") as caught:
+        read(path)
+    written(tmp_path / "a.txt", b"before")
+    written(tmp_path / "c.txt", b"behind")
+    found, findings = read(tmp_path, on_error="skip")
+    assert found[0] == b"before"
+    assert found[-1] == b"behind"
+    assert found[1:-1] == [text.encode() for text in TEXTS[: len(found) - 2]]
+    assert str(path).startswith(findings.skipped[0]["name"].partition(".tar")[0])
+    assert findings.skipped[0]["detail"] == caught.value.message
+    assert sum(findings.reasons.values()) == 1
+    (reason,) = findings.reasons
+    assert not any(character.isdigit() for character in reason)
+    assert reason in caught.value.message
+    if kind == "cut tar":
+        assert len(found) == 2 + 300
+    if kind == "cut text":
+        assert len(found) == 2
+
+
+def test_one_bad_record_costs_one_document_where_asked(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", json_lines(["one"]) + b"{\n" + json_lines(["two"]))
+    with pytest.raises(DataError, match=rf"^{path}, line 2: not a JSON object"):
+        read(path)
+    found, findings = read(path, on_error="skip")
+    assert found == [b"one", b"two"]
+    assert findings.skipped == [{"name": f"{path}, line 2", "reason": "not JSON"}]
+
+
+def test_a_file_that_is_gone_is_an_error_or_skipped(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"text")
+    (source,) = find_sources([path])
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read \(No such file"):
+        list(read_source(source, PrepareConfig(), Findings(), lambda n_bytes: None))
+    findings = Findings()
+    config = PrepareConfig(on_error="skip")
+    assert list(whole(read_source(source, config, findings, lambda n_bytes: None))) == []
+    assert findings.reasons == {"cannot be read": 1}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"text")
+    path.chmod(0)
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read \(Permission denied"):
+        read(path)
+
+
+def test_an_archive_that_expands_too_much_is_an_error_that_names_the_option(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "a.xz", lzma.compress(b"all the same " * 8_000_000, preset=0))
+    with pytest.raises(DataError, match=rf"^{path}: expands to .* --max-ratio is 1,000"):
+        read(path)
+    found, _ = read(path, max_ratio=1e6)
+    assert len(found[0]) == 104_000_000
+
+
+def test_reading_can_be_given_up_anywhere(tmp_path: Path) -> None:
+    """The thread that decompresses ends with it, and the file is closed."""
+    content = lzma.compress(json_lines(["some text " * 1000] * 5_000), preset=0)
+    (source,) = find_sources([written(tmp_path / "a.jsonl.xz", content)])
+    before = threading.active_count()
+    pieces = read_source(source, PrepareConfig(), Findings(), lambda n_bytes: None)
+    for _ in range(600):  # 6 MB: the first 4 MiB need no thread
+        next(pieces)
+    assert threading.active_count() == before + 1
+    pieces.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -3,8 +3,14 @@
 import base64
 import gzip
 import json
+import logging
 import lzma
+import os
+import re
+import shutil
+import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,12 +21,14 @@ import tiktoken
 import zstandard
 
 from common.errors import ConfigError, DataError
-from common.tokenfile import SPLITS, DataFolder, open_data, verify_data
+from common.tokenfile import SPLITS, DataFolder, commit, open_data, verify_data
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
+from prepare import made_from
 from prepare.config import PrepareConfig
-from prepare.pipeline import Corpus, prepare_corpus
+from prepare.parts import BATCH_BYTES
+from prepare.pipeline import prepare_corpus
 from prepare.sources import find_sources
-from prepare.write import BATCH_BYTES
+from prepare.vocabulary import learn_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
 EACH_TOKENIZER = ["char", "bpe", "gpt2"]
@@ -34,15 +42,23 @@ def gpt2(shared: Path, monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
 
 @pytest.fixture(scope="module")
 def speeches(shared: Path) -> dict[str, bytes]:
-    """Some speeches as they are, the Latin-1 ones among them."""
+    """Some speeches as they are: in UTF-8, in cp1252, and in Big5, from an office in Taiwan."""
     found = {path.name: path.read_bytes() for path in (shared / "data/state_union").glob("*.txt")}
-    in_latin_1 = [name for name in sorted(found) if b"\xef\xbf\xbd" in mended(found[name])]
-    assert len(in_latin_1) > 1
-    return {name: found[name] for name in [*in_latin_1[:4], *sorted(found)[:20]]}
+    not_utf8 = [name for name in sorted(found) if codec_of(found[name]) != "utf-8"]
+    return {name: found[name] for name in [*not_utf8[:4], *sorted(found)[:20]]}
 
 
-def mended(raw: bytes) -> bytes:
-    return raw.decode("utf-8", "replace").encode()
+def codec_of(raw: bytes) -> str:
+    try:
+        raw.decode()
+        return "utf-8"
+    except UnicodeDecodeError:
+        return "big5hkscs" if b"\xa1X" in raw else "cp1252"  # an em dash, as no other text has one
+
+
+def as_text(raw: bytes) -> bytes:
+    """Return what a plain file is read as."""
+    return raw.decode(codec_of(raw)).replace("\r\n", "\n").encode()
 
 
 def joined(data: DataFolder) -> list[bytes]:
@@ -83,15 +99,19 @@ def test_openwebtexts_tar_and_json_lines_give_the_same_documents(
         )
         for i in range(3)
     }
-    in_order = [mended(speeches[name]) for i in range(3) for name in names[i::3]]
+    in_order = [as_text(speeches[name]) for i in range(3) for name in names[i::3]]
     (tmp_path / "openwebtext.tar.xz").write_bytes(lzma.compress(tar_of(inner), preset=0))
     lines = json_lines([text.decode() for text in in_order])
     (tmp_path / "dump.jsonl.zst").write_bytes(zstandard.compress(lines))
-    settings = {"tokenizer": tokenizer, "vocab_size": "1000"}
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": "1000"}
     from_tar = prepare([tmp_path / "openwebtext.tar.xz"], tmp_path / "1", **settings)
     from_lines = prepare([tmp_path / "dump.jsonl.zst"], tmp_path / "2", **settings)
     assert joined(from_tar) == joined(from_lines) == in_order
-    assert from_tar.meta["n_bad_bytes"] > 1
+    assert from_tar.meta["n_bad_bytes"] == 0
+    assert from_tar.meta["encodings"] == Counter(
+        codec for raw in speeches.values() if (codec := codec_of(raw)) != "utf-8"
+    )
+    assert len(from_tar.meta["encodings"]) == 2
     for name in ("train.bin", "val.bin", "train.idx", "val.idx"):
         assert (from_tar.path / name).read_bytes() == (from_lines.path / name).read_bytes()
     everything = b"".join(joined(from_tar))
@@ -110,13 +130,13 @@ def test_other_nestings_give_the_same_documents(
         for name, raw in speeches.items():
             (source / f"{name}.xz").write_bytes(lzma.compress(raw, preset=0))
     elif wrapping == "jsonl.gz.tar":
-        lines = json_lines([mended(raw).decode() for raw in speeches.values()])
+        lines = json_lines([as_text(raw).decode() for raw in speeches.values()])
         source.write_bytes(tar_of({"part.jsonl.gz": gzip.compress(lines)}))
     else:
         tar = tar_of(speeches)
         source.write_bytes(tar if wrapping == "tar" else gzip.compress(tar))
     data = prepare([source], tmp_path / "data")
-    assert sorted(joined(data)) == sorted(map(mended, speeches.values()))
+    assert sorted(joined(data)) == sorted(map(as_text, speeches.values()))
 
 
 @pytest.mark.parametrize("in_json", [False, True], ids=["texts", "json lines"])
@@ -129,8 +149,10 @@ def test_every_id_of_real_text_is_tiktokens(
         texts = [json.loads(line)["question"] for line in lines if line]
     else:
         sources = sorted((shared / "data").rglob("*.txt"))
-        texts = [path.read_bytes().decode("utf-8", "replace") for path in sources]
-    data = prepare(sources, tmp_path / "data", tokenizer="gpt2", split="hash", text_key="question")
+        texts = [as_text(path.read_bytes()).decode() for path in sources]
+    data = prepare(
+        sources, tmp_path / "data", tokenizer="gpt2", split_rule="hash", text_key="question"
+    )
     assert data.meta["encoder"] == "gigatoken"
     found = Counter(tuple(row) for split in SPLITS for row in token_rows(data, split))
     assert found == Counter((*gpt2.encode_ordinary(text), 50256) for text in texts)
@@ -143,7 +165,7 @@ def test_the_only_end_of_text_ids_are_those_after_documents(
 ) -> None:
     texts = [f"{i}: {END_OF_TEXT} and {''.join(SPECIAL_TOKENS)} in text" * 3 for i in range(40)]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
-    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", tokenizer=tokenizer, split=rule)
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", tokenizer=tokenizer, split_rule=rule)
     special_ids = set(data.meta["tokenizer"]["special_tokens"].values())
     for split in SPLITS:
         raw = np.memmap(data.path / f"{split}.bin", dtype=np.uint16, mode="r")
@@ -158,14 +180,14 @@ def test_meta_json_counts_what_is_there(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(json_lines(["one", "", "two", "three"]))
-    (folder / "b.txt").write_bytes(b"caf\xe9")
+    (folder / "b.txt").write_bytes("caf\u00e9, th\u00e9".encode() + b"\xff")
     (folder / "c.bin").write_bytes(b"\0" * 9)
-    data = prepare([folder], tmp_path / "data", split="hash", val_fraction=0.4)
+    data = prepare([folder], tmp_path / "data", split_rule="hash", val_fraction=0.4)
     meta = data.meta
     texts = {split: texts_of(data, split) for split in SPLITS}
     assert meta["n_documents"] == 4
     assert sorted(texts["train"] + texts["val"]) == sorted(
-        [b"one", b"two", b"three", mended(b"caf\xe9")]
+        [b"one", b"two", b"three", "caf\u00e9, th\u00e9\ufffd".encode()]
     )
     for split in SPLITS:
         assert meta["splits"][split] == {
@@ -181,7 +203,8 @@ def test_meta_json_counts_what_is_there(tmp_path: Path) -> None:
     counted = [sum(s[split]["documents"] for split in SPLITS) for s in meta["sources"]]
     assert counted == [3, 1, 0]
     assert (meta["n_empty"], meta["n_bad_bytes"], meta["n_with_nul"]) == (1, 1, 0)
-    assert meta["skipped"] == [{"name": str(folder / "c.bin"), "reason": "binary, not text"}]
+    assert meta["reasons"] == {"binary, not text": 1}
+    assert [entry["name"] for entry in meta["skipped"]] == [str(folder / "c.bin")]
     assert meta["split"] == {"rule": "hash", "val_fraction": 0.4, "seed": 1337}
     assert meta["dtype"] == "uint16"
 
@@ -230,27 +253,39 @@ def test_more_than_65536_ids_are_written_in_four_bytes(tmp_path: Path) -> None:
     verify_data(data)
 
 
-@pytest.mark.parametrize("change", ["more documents", "another character"])
-def test_a_source_that_changes_between_the_passes_is_an_error_and_leaves_no_data(
-    change: str, tmp_path: Path
+def prepare_watched(path: Path, out: Path, watch: Callable[[str, int], Any]) -> None:
+    """Prepare a file, ``watch`` being called with the name of each pass, and bytes as they go."""
+
+    def new_progress(name: str, size: int) -> Callable[[int], None]:
+        watch(name, 0)
+        return lambda n_bytes: watch(name, n_bytes)
+
+    prepare_corpus(find_sources([path]), PrepareConfig(tokenizer="char"), out, new_progress)
+
+
+@pytest.mark.parametrize("when", ["before scan", "in scan", "before encode", "in encode"])
+@pytest.mark.parametrize("change", ["more documents", "another character", "gone"])
+def test_a_source_that_changes_while_it_is_read_is_an_error_and_leaves_no_data(
+    change: str, when: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(json_lines(["one", "two"]))
-    after = ["one", "two", "one"] if change == "more documents" else ["one", "tw\u00f6"]
+    path.write_bytes(json_lines(["one of them", "two of them"]))
+    after = ["one of them", "tw\u00f6 of them"] + ["a third one"] * (change == "more documents")
 
-    def new_progress(name: str) -> Any:
-        if name == "encode":
-            path.write_bytes(json_lines(after))
-        return lambda n_bytes: None
+    def watch(name: str, n_bytes: int) -> None:
+        if when == f"{'in' if n_bytes else 'before'} {name}":
+            path.unlink(missing_ok=True)
+            if change != "gone":
+                path.write_bytes(json_lines(after))
 
-    with pytest.raises(DataError, match="changed while they were read"):
-        prepare_corpus(
-            Corpus(find_sources([path])),
-            PrepareConfig(tokenizer="char"),
-            tmp_path / "data",
-            new_progress,
-        )
-    assert snapshot(tmp_path / "data") == {}
+    said = "cannot be read" if change == "gone" else "changed while it was read"
+    with pytest.raises(DataError, match=rf"^{path}: {said}"):
+        prepare_watched(path, tmp_path / "data", watch)
+    left = {name for name in snapshot(tmp_path / "data") if not name.startswith(".unfinished/")}
+    assert left == set()
+    path.write_bytes(json_lines(after))
+    assert joined(prepare([path], tmp_path / "data")) == [text.encode() for text in after]
+    assert not (tmp_path / "data" / ".unfinished").exists()
 
 
 def test_a_wrong_vocabulary_size_is_said_before_anything_is_read(tmp_path: Path) -> None:
@@ -288,15 +323,222 @@ def test_a_vocabulary_of_an_earlier_data_set_does_not_stay(tmp_path: Path) -> No
     assert (tmp_path / "data" / "vocab.tiktoken").exists()
 
 
-def test_the_folder_written_to_is_no_source(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a story", encoding="utf-8")
-    out = tmp_path / "data"
-    prepare([tmp_path], out)
-    assert (out / "meta.json").exists()
-    assert [source.path.name for source in find_sources([tmp_path], out=out)] == ["a.txt"]
+def written_at(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_standard_input_is_named_so(tmp_path: Path) -> None:
-    (tmp_path / "spool").write_text("a story", encoding="utf-8")
-    (source,) = find_sources([Path("-"), Path("-")], stdin=tmp_path / "spool")
-    assert (source.name, source.path) == ("standard input", tmp_path / "spool")
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "dedup": "exact"}])
+def test_nothing_is_done_where_nothing_changed(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / "in" / f"{i}.txt").write_text(f"text {i} " * 30, encoding="utf-8")
+    first = prepare([tmp_path / "in"], tmp_path / "data", **settings)
+    before = written_at(first.path)
+    caplog.set_level(logging.INFO)
+    again = prepare([tmp_path / "in"], tmp_path / "data", **settings)
+    assert f"{first.path}: made of these sources, with these options: nothing to do" in caplog.text
+    assert written_at(again.path) == before
+    assert again.meta == first.meta
+
+
+def changed_option(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"val_fraction": 0.25}
+
+
+def changed_source(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    (folder / "in" / "1.txt").write_text("another text", encoding="utf-8")
+    return {}
+
+
+def touched_source(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    os.utime(folder / "in" / "1.txt", ns=(0, 0))
+    return {}
+
+
+def new_source(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    (folder / "in" / "3.txt").write_text("one more", encoding="utf-8")
+    return {}
+
+
+def gone_source(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    (folder / "in" / "1.txt").unlink()
+    return {}
+
+
+def changed_tiktoken(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setattr(made_from, "versions", lambda: made_from_versions() | {"tiktoken": "99.0"})
+    return {}
+
+
+def changed_python(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setattr(made_from, "versions", lambda: made_from_versions() | {"python": "3.99"})
+    return {}
+
+
+def changed_recipe(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setattr(made_from, "RECIPE", 99)
+    return {}
+
+
+def changed_ranks(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    ranks = learn_bpe([b"quite another text"], 265)
+    (folder / "ranks.tiktoken").write_bytes(ranks.file_content())
+    return {}
+
+
+def damaged_data(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    os.truncate(folder / "data" / "train.bin", 2)
+    return {}
+
+
+made_from_versions = made_from.versions
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (changed_option, r"--val-fraction was 0\.1, and is 0\.25"),
+        (changed_source, r"1 of the sources changed \(.*/in/1\.txt\)"),
+        (touched_source, r"1 of the sources changed \(.*/in/1\.txt\)"),
+        (new_source, r"1 of the sources changed \(.*/in/3\.txt\)"),
+        (gone_source, r"1 of the sources changed \(one is gone\)"),
+        (changed_tiktoken, r"tiktoken was \d.*, is 99\.0"),
+        (changed_recipe, "this version of prepare writes other files"),
+        (changed_ranks, r"--tokenizer .*/ranks\.tiktoken is another file than it was"),
+        (changed_python, None),
+        (damaged_data, None),
+    ],
+)
+def test_what_changed_is_made_again_and_the_reason_is_said(
+    change: Callable[[Path, pytest.MonkeyPatch], dict[str, Any]],
+    reason: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / "in" / f"{i}.txt").write_text(f"text {i} " * 30, encoding="utf-8")
+    learned = learn_bpe([b"text of which to learn " * 9], 265)
+    (tmp_path / "ranks.tiktoken").write_bytes(learned.file_content())
+    settings: dict[str, Any] = {"tokenizer": str(tmp_path / "ranks.tiktoken")}
+    before = prepare([tmp_path / "in"], tmp_path / "data", **settings)
+    written = written_at(before.path)
+    settings |= change(tmp_path, monkeypatch)
+    caplog.set_level(logging.INFO)
+    again = prepare([tmp_path / "in"], tmp_path / "data", **settings)
+    fresh = prepare([tmp_path / "in"], tmp_path / "fresh", **settings)
+    assert again.meta["files"] == fresh.meta["files"]
+    verify_data(again)
+    if change is changed_python:
+        assert written_at(again.path) == written
+    elif reason is not None:
+        assert re.search(f"data: made again: {reason}", caplog.text)
+    assert (written_at(again.path) == written) == (change is changed_python)
+
+
+def test_a_prepare_while_another_writes_there_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("some text", encoding="utf-8")
+    refused = []
+
+    def watch(name: str, n_bytes: int) -> None:
+        if n_bytes:
+            with pytest.raises(DataError, match="data: another prepare is writing there") as error:
+                prepare([path], tmp_path / "data", tokenizer="bpe")
+            refused.append(error.value)
+
+    prepare_watched(path, tmp_path / "data", watch)
+    assert len(refused) == 2
+    data = open_data(tmp_path / "data")
+    verify_data(data)
+    assert data.tokenizer().kind == "char"
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe", "ranks"])
+def test_a_disk_too_small_is_a_sentence_with_numbers_before_anything_is_written(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("some text " * 10_000, encoding="utf-8")
+    if tokenizer == "ranks":
+        tokenizer = str(tmp_path / "ranks.tiktoken")
+        ranks = learn_bpe([b"some text"], 260)
+        (tmp_path / "ranks.tiktoken").write_bytes(ranks.file_content())
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: nearly_full)
+        with pytest.raises(
+            DataError, match=r"data: about 0\.\d GB are needed there, but 0\.0 GB are free"
+        ):
+            prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=tokenizer)
+    assert {name for name in snapshot(tmp_path / "data") if name.endswith(".bin")} == set()
+    prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 3])
+@pytest.mark.parametrize("tokenizer", EACH_TOKENIZER)
+def test_enough_room_is_never_refused(
+    tokenizer: str,
+    n_tasks: int,
+    shared: Path,
+    gpt2: tiktoken.Encoding,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that has room for all that was ever there at once is large enough."""
+    text = (shared / "data/tinyshakespeare.txt").read_bytes()
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_bytes(text[i::3] if tokenizer == "char" else text[: 2**18])
+    largest = 0
+
+    def watched(*arguments: Any, **named: Any) -> dict[str, Any]:
+        nonlocal largest
+        inodes = {path.stat().st_ino: path.stat().st_size for path in tmp_path.rglob("1/**/*")}
+        largest = max(largest, sum(inodes.values()))
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr("prepare.tasks.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
+    sources = sorted(tmp_path.glob("*.txt"))
+    with monkeypatch.context() as patch:
+        patch.setattr("prepare.pipeline.commit", watched)
+        prepare(sources, tmp_path / "1", tokenizer=tokenizer)
+    room = shutil.disk_usage(tmp_path)._replace(free=largest)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    prepare(sources, tmp_path / "2", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("dedup", ["none", "exact"])
+def test_equal_documents_are_counted_and_left_out_where_asked(dedup: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["one", "two", "one"]))
+    (tmp_path / "b.txt").write_text("two", encoding="utf-8")
+    (tmp_path / "c.txt").write_text("three", encoding="utf-8")
+    data = prepare([tmp_path], tmp_path / "data", dedup=dedup, split_rule="hash", val_fraction=0)
+    assert data.meta["n_duplicates"] == 2
+    kept = [b"one", b"two", b"one", b"two", b"three"]
+    assert texts_of(data, "train") == (kept if dedup == "none" else [b"one", b"two", b"three"])
+    counted = [source["train"]["documents"] for source in data.meta["sources"]]
+    assert counted == ([3, 1, 1] if dedup == "none" else [2, 0, 1])
+    assert data.meta["n_documents"] == sum(counted)
+
+
+def test_of_equal_documents_in_train_and_val_files_the_first_in_order_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["one", "two"]))
+    (tmp_path / "b.jsonl").write_bytes(json_lines(["three", "two"]))
+    data = prepare([tmp_path], tmp_path / "data", [tmp_path / "a.jsonl"], dedup="exact")
+    assert texts_of(data, "val") == [b"one", b"two"]
+    assert texts_of(data, "train") == [b"three"]
+
+
+@pytest.mark.parametrize("with_gigatoken", [True, False])
+def test_a_million_blanks_go_through(
+    with_gigatoken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_gigatoken:
+        monkeypatch.setitem(sys.modules, "gigatoken", None)
+    text = b"words " * 99 + b" " * 1_200_000 + b"x"
+    (tmp_path / "a.txt").write_bytes(text)
+    data = prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer="bpe", vocab_size="260")
+    assert data.meta["encoder"] == ("gigatoken" if with_gigatoken else "tiktoken")
+    assert joined(data) == [text]

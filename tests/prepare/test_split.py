@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.tokenfile import SPLITS
-from prepare.split import hash_fraction, split_of, tail_start
+from prepare.config import PrepareConfig
+from prepare.split import fraction_of, hash_fraction, parts_of, split_hash, split_of, tail_start
 from tests.prepare.making import json_lines, prepare, texts_of
 
 TEXTS = [f"document number {i}, which is about {i * i}" for i in range(10_000)]
@@ -41,6 +42,35 @@ def test_the_tail_is_cut_between_characters_at_the_first_place_past_the_share(
     raw[:cut].decode(), raw[cut:].decode()
     wanted = int(len(raw) * (1 - val_fraction))
     assert wanted <= cut < wanted + 4
+
+
+@given(st.lists(st.binary()), st.integers(0, (1 << 64) - 1))
+def test_a_document_in_pieces_has_the_hash_of_the_whole(texts: list[bytes], seed: int) -> None:
+    digest = split_hash(seed)
+    for text in texts:
+        digest.update(text)
+    assert fraction_of(digest) == hash_fraction(b"".join(texts), seed)
+
+
+@pytest.mark.parametrize("val", [False, True])
+@pytest.mark.parametrize("rule", ["hash", "tail", "files"])
+def test_the_parts_of_a_document_are_it_again(rule: str, val: bool) -> None:
+    config = PrepareConfig(val_fraction=0.3)
+    for text in TEXTS[:200]:
+        parts = parts_of(text.encode(), rule, config, val=val)
+        assert b"".join(part for _, part in parts) == text.encode()
+        sides = [split for split, _ in parts]
+        if rule == "tail":
+            assert sides == ["train", "val"]
+        else:
+            side = "val" if val else "train"
+            assert sides == [split_of(text.encode(), 0.3, 1337) if rule == "hash" else side]
+
+
+@pytest.mark.parametrize(("text", "side"), [(b"a", "val"), ("\u00e9".encode(), "train")])
+def test_of_a_document_too_short_for_two_halves_the_whole_is_one(text: bytes, side: str) -> None:
+    """By hand: int(1 * 0.9) is 0; int(2 * 0.9) is 1, inside of the one character."""
+    assert parts_of(text, "tail", PrepareConfig(), val=False) == [(side, text)]
 
 
 def test_the_split_is_the_same_for_any_order_and_layout_and_duplicates_never_straddle(
@@ -87,6 +117,38 @@ def test_the_tail_of_each_document_goes_to_val(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rule", ["hash", "tail"])
 def test_no_validation_is_possible(rule: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS[:20]))
-    data = prepare([tmp_path], tmp_path / "out", val_fraction=0, split=rule)
+    data = prepare([tmp_path], tmp_path / "out", val_fraction=0, split_rule=rule)
     assert texts_of(data, "train") == [text.encode() for text in TEXTS[:20]]
     assert texts_of(data, "val") == []
+
+
+def test_whole_files_are_val_and_the_rest_is_train(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(json_lines(["one", "two"]))
+    (tmp_path / "in" / "b.jsonl").write_bytes(json_lines(["three", "four"]))
+    (tmp_path / "held out.txt").write_text("five", encoding="utf-8")
+    val_files = [tmp_path / "held out.txt", tmp_path / "in" / "b.jsonl"]
+    data = prepare([tmp_path / "in"], tmp_path / "out", val_files, split_rule="hash")
+    assert data.meta["split"]["rule"] == "files"
+    assert texts_of(data, "train") == [b"one", b"two"]
+    assert texts_of(data, "val") == [b"five", b"three", b"four"]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_all_of_a_corpus_may_be_validation(tokenizer: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("only validation", encoding="utf-8")
+    data = prepare([], tmp_path / "out", [tmp_path / "a.txt"], tokenizer=tokenizer)
+    assert texts_of(data, "train") == []
+    assert texts_of(data, "val") == [b"only validation"]
+
+
+def test_a_vocabulary_is_learned_from_train_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ababab " * 50, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("xyxyxy " * 50, encoding="utf-8")
+    data = prepare(
+        [tmp_path / "a.txt"], tmp_path / "out", [tmp_path / "b.txt"],
+        tokenizer="bpe", vocab_size="300",
+    )  # fmt: skip
+    learned = [token for token in data.tokenizer().token_bytes[256:] if token]
+    assert b"ab" in learned
+    assert not any(b"x" in token for token in learned)

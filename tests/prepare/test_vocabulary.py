@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
+from prepare.split import hash_fraction
 from prepare.vocabulary import (
     MAX_LEARNED_IDS,
     Sample,
+    Sampled,
     auto_vocab_size,
     file_tokenizer,
     learn_bpe,
@@ -86,6 +89,21 @@ def test_a_text_that_runs_out_of_pairs_gives_a_smaller_vocabulary_without_duplic
     assert tokenizer.vocab_size == len(tokens) + len(SPECIAL_TOKENS) <= 400 + len(SPECIAL_TOKENS)
 
 
+def test_a_text_teaches_what_its_words_do() -> None:
+    """A text is cut up where it is long, between words only."""
+    whole = b"\n".join(SOURCES)
+    words = [word.encode() for word in regex.findall(GPT2_PATTERN, whole.decode())]
+    assert tokens_of(learn_bpe([whole], 600)) == tokens_of(learn_bpe(words, 600))
+
+
+@pytest.mark.parametrize("unit", ["ab", " ", "\u6f22"])
+def test_a_word_of_a_million_characters_takes_no_longer_than_others(unit: str) -> None:
+    start = time.perf_counter()
+    tokens = tokens_of(learn_bpe([(unit * 1_000_000).encode()], 270))
+    assert time.perf_counter() - start < 5  # as one word it would take a minute
+    assert (unit * 2).encode() in tokens
+
+
 def test_words_do_not_reach_across_documents() -> None:
     tokens = tokens_of(learn_bpe([b"xy"] * 50 + [b"qa", b"bq"] * 50, 260))
     assert b"xy" in tokens
@@ -111,26 +129,59 @@ def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
     assert parse_vocab_size(value, 1000) == int(value)
 
 
+def offered(texts: list[bytes]) -> list[Sampled]:
+    return [
+        Sampled(hash_fraction(text, seed=7), text, i, len(texts), i % 2 == 0, i % 3 == 0)
+        for i, text in enumerate(texts)
+    ]
+
+
 def test_a_sample_that_all_fits_holds_everything() -> None:
-    sample = Sample(1 << 20, seed=0)
-    for source in SOURCES[:5]:
-        sample.add(source)
-    assert sorted(sample.texts()) == sorted(SOURCES[:5])
+    sample = Sample(1 << 20)
+    pieces = offered(SOURCES[:5])
+    for piece in pieces:
+        sample.add(piece)
+    assert sample.pieces() == sorted(pieces)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 60, 500, 2_000])
 def test_a_sample_is_the_same_in_any_order_and_fits(max_bytes: int) -> None:
     drawing = random.Random(0)
-    texts = [drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)]
+    pieces = offered([drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)])
     drawn = []
     for _ in range(30):
-        sample = Sample(max_bytes, seed=7)
-        for text in drawing.sample(texts, len(texts)):
-            sample.add(text)
-        assert sample.size_bytes == sum(map(len, sample.texts()))
-        assert sample.size_bytes <= max_bytes or len(sample.texts()) == 1
-        drawn.append(sample.texts())
+        sample = Sample(max_bytes)
+        for piece in drawing.sample(pieces, len(pieces)):
+            sample.add(piece)
+        kept = sample.pieces()
+        assert sample.size_bytes == sum(len(piece.text) for piece in kept)
+        assert sample.size_bytes <= max_bytes or len(kept) == 1
+        drawn.append(kept)
     assert drawn.count(drawn[0]) == len(drawn)
+    # those of the smallest hashes, up to the first that does not fit
+    in_order = sorted(pieces)
+    assert drawn[0] == in_order[: len(drawn[0])]
+    assert sum(len(piece.text) for piece in in_order[: len(drawn[0]) + 1]) > max_bytes
+
+
+@pytest.mark.parametrize("max_bytes", [1, 60, 500, 2_000, 100_000])
+def test_samples_of_shares_in_any_order_are_the_sample_of_the_whole(max_bytes: int) -> None:
+    drawing = random.Random(1)
+    pieces = offered([drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)])
+    whole = Sample(max_bytes)
+    for piece in pieces:
+        whole.add(piece)
+    for _ in range(100):
+        n_shares = drawing.randrange(1, 30)
+        shares = [Sample(max_bytes) for _ in range(n_shares)]
+        for piece in pieces:
+            drawing.choice(shares).add(piece)
+        total = Sample(max_bytes)
+        for share in shares:
+            total.merge(share)
+        assert total.pieces() == whole.pieces()
+        assert total.barred_from == whole.barred_from
+        assert total.size_bytes == whole.size_bytes
 
 
 def test_a_published_vocabulary_keeps_its_end_of_text_id_and_gets_the_others_after(
