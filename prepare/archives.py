@@ -70,9 +70,8 @@ def leaves(
     try:
         for member_name, member in members:
             inner_name = f"{name}/{member_name}"
-            inner = leaves(inner_name, member, budget, findings, depth + 1, overlap=overlap)
             try:
-                yield from inner
+                yield from leaves(inner_name, member, budget, findings, depth + 1, overlap=overlap)
             except DataError as error:  # said when it is read, so that what follows can be too
                 yield inner_name, _refused(error)
     except UnreadableError as error:

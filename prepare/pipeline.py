@@ -283,7 +283,8 @@ class _Run:
         if config.tokenizer == "char":
             return CharTokenizer(tuple(sorted(scan.characters)))
         if config.tokenizer == "bpe":
-            n_train_bytes = int(scan.n_bytes * (1 - config.val_fraction))
+            val_fraction = 0 if rule == "files" else config.val_fraction
+            n_train_bytes = int(scan.n_bytes * (1 - val_fraction))
             vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
             return learn_bpe(training_texts(scan.sample, rule, config), vocab_size)
         path = Path(config.tokenizer)

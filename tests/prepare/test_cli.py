@@ -20,6 +20,7 @@ from tests.processes import assert_one_sentence, run_python, start_python
 
 TEXT = ["text", "--tokenizer", "char", "--out", "data"]
 CUT_XZ = lzma.compress(b"text" * 99)[:-20]
+BAD_UTF8 = "caf\u00e9, th\u00e9, ".encode() + b"\xe9"
 # A module of this name in the current folder is found before the installed one.
 NO_GIGATOKEN = "raise ImportError('absent, for this test')\n"
 
@@ -42,7 +43,7 @@ def sources(tmp_path: Path) -> Path:
         "cut.tar": tar_of({"a": b"text" * 300})[:900],
         "named.xz": b"<html>404</html>",
         "key.jsonl": json_lines(["one"]) + b'{"body": "two"}\n',
-        "bad.txt": b"caf\xe9",
+        "bad.txt": BAD_UTF8,
         "image.png": b"\0\1" * 50,
         "binary/image.png": b"\0\1" * 50,
         "mixed/image.png": b"\0\1" * 50,
@@ -61,7 +62,7 @@ MENDABLE = {
     "missing": (["nowhere.txt"], ["nowhere.txt: no such file or folder"]),
     "hollow folder": (["hollow"], ["hollow: holds no file"]),
     "binary folder": (["binary"], ["binary/image.png: no text", "1 binary, not text"]),
-    "binary file": (["image.png"], ["image.png: binary, not text: 50 of its 100 bytes are zero"]),
+    "binary file": (["image.png"], ["image.png: binary, not text: 50 of its first 100 bytes are"]),
     "empty": (["empty.txt"], ["empty.txt: no text found", "1 empty"]),
     "blank": (["blank.txt", "empty.txt"], ["blank.txt, empty.txt: no text found", "2 empty"]),
     "cut xz": (["good.txt", "cut.txt.xz"], ["cut.txt.xz: cut short", f"at byte {len(CUT_XZ)}"]),
@@ -71,7 +72,7 @@ MENDABLE = {
     "no key": (["key.jsonl"], ["key.jsonl, line 2", "'text'", "'body'", "--text-key"]),
     "bad bytes": (
         ["good.txt", "bad.txt", "--on-bad-bytes", "fail"],
-        ["bad.txt, byte 0", "0xe9", "not UTF-8", "--on-bad-bytes replace"],
+        ["bad.txt, byte 13: 0xe9 is not UTF-8", "--on-bad-bytes replace"],
     ),
     "unknown tokenizer": (["good.txt", "--tokenizer", "gpt9"], ["--tokenizer gpt9", "gpt2"]),
     "wrong tokenizer": (["good.txt", "--tokenizer", "wrong.tiktoken"], ["wrong.tiktoken, line 1"]),
@@ -106,7 +107,7 @@ def test_a_failure_leaves_the_data_set_that_was_there_as_it_was(case: str, sourc
     "arguments",
     [
         ["text"],
-        ["text", "good.txt", "--split", "sideways"],
+        ["text", "good.txt", "--split-rule", "sideways"],
         ["text", "good.txt", "--val-fraction", "1"],
         ["text", "good.txt", "--seed", "-1"],
         ["text", "good.txt", "--no-such-option"],
@@ -128,7 +129,7 @@ def test_bytes_that_are_no_utf8_are_replaced_counted_and_no_failure(sources: Pat
     assert process.returncode == 0
     assert "1 documents that were not UTF-8" in process.stdout
     texts = [text for split in SPLITS for text in texts_of(open_data(sources / "data"), split)]
-    assert b"".join(texts) == "caf\N{REPLACEMENT CHARACTER}".encode()
+    assert b"".join(texts) == "caf\u00e9, th\u00e9, \ufffd".encode()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_standard_input_gives_the_ids_of_the_file(tmp_path: Path) -> None:
 
 def test_json_lines_on_standard_input_are_documents(tmp_path: Path) -> None:
     lines = json_lines(["long " * 50_000, "two", "three"]).decode()
-    process = prepare_here(tmp_path, *TEXT, "-", "--split", "hash", typed=lines)
+    process = prepare_here(tmp_path, *TEXT, "-", "--split-rule", "hash", typed=lines)
     assert process.returncode == 0
     assert open_data(tmp_path / "data").meta["n_documents"] == 3
 
@@ -235,6 +236,11 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def of_data_set(folder: Path) -> dict[str, bytes]:
+    """Return the files of a data folder but those of work that is to be gone on with."""
+    return {n: raw for n, raw in snapshot(folder).items() if not n.startswith(".unfinished/")}
+
+
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "over another"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_writing_leaves_what_was_there(
@@ -252,16 +258,18 @@ def test_a_signal_while_writing_leaves_what_was_there(
     with (tmp_path / "large.jsonl").open("wb") as file:
         for i in range(400):
             file.write(json_lines([f"{i} words and more words " * 4_000]))
-    arguments = ["text", "large.jsonl", "--tokenizer", "bytes.tiktoken", "--split", "hash"]
+    arguments = ["text", "large.jsonl", "--tokenizer", "bytes.tiktoken", "--split-rule", "hash"]
+    arguments += ["--workers", "1"]
     with start_python(["-m", "prepare", *arguments], tmp_path, heed_interrupts) as process:
-        unfinished = out / "train.bin.tmp"
-        while process.poll() is None and not (unfinished.exists() and unfinished.stat().st_size):
+        while process.poll() is None and not any(
+            path.stat().st_size for path in out.glob(".unfinished/*-train.bin")
+        ):
             time.sleep(0.01)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
-    assert snapshot(out) == before
+    assert of_data_set(out) == before
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path) -> None:
@@ -274,13 +282,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path) -
     limited = "import os; os.execvp('bash', ['bash', '-c', {!r}])".format(command)  # noqa: UP032
     process = run_python(["-c", limited], tmp_path)
     assert_one_sentence(process, "data: cannot be written")
-    assert snapshot(tmp_path / "data") == before
+    assert of_data_set(tmp_path / "data") == before
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     (tmp_path / "a.jsonl").write_bytes(json_lines([f"document {i}" for i in range(30)]))
-    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", split="hash", val_fraction=0.3)
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", split_rule="hash", val_fraction=0.3)
     assert all(data.meta["splits"][split]["documents"] > 1 for split in SPLITS)
     return data.path
 
@@ -358,7 +366,10 @@ def test_verify_finds_a_flipped_bit(name: str, data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "position", "words"),
-    [("train.bin", 1, ["document 0 holds id"]), ("train.idx", 20, ["train.idx: begins with"])],
+    [
+        ("train.bin", 1, ["train.bin: holds id", "the vocabulary ends at"]),
+        ("train.idx", 20, ["train.idx: begins with"]),
+    ],
 )
 def test_inspect_ends_with_a_sentence_where_it_meets_damage(
     name: str, position: int, words: list[str], data: Path
@@ -399,40 +410,133 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["saved", "splits", "lines"])
-def test_a_data_set_in_a_folder_is_read(
-    name: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    arguments = ["--dataset", str(dataset_folder / name), "--text-key", "body", "--split", "hash"]
-    process = prepare_here(tmp_path, *TEXT, *arguments)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("arguments", "n_rows"),
+    [(["saved"], 40), (["splits"], 40), (["splits", "--split", "test"], 1), (["lines"], 40)],
+)
+def test_a_data_set_in_a_folder_is_read(
+    arguments: list[str], n_rows: int, dataset_folder: Path, tmp_path: Path
+) -> None:
+    name, *others = arguments
+    arguments = ["--dataset", str(dataset_folder / name), *others, "--split-rule", "hash"]
+    process = prepare_here(tmp_path, *TEXT, *arguments, "--text-key", "body")
     assert process.returncode == 0, process.stderr
     data = open_data(tmp_path / "data")
     texts = [text for split in SPLITS for text in texts_of(data, split)]
-    assert sorted(texts) == sorted(f"row {i}".encode() for i in range(40))
+    assert sorted(texts) == sorted(f"row {i}".encode() for i in range(n_rows))
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
-    ("name", "key", "words"),
+    ("arguments", "words"),
     [
-        ("saved", "text", ["row 0", "no text in column 'text'", "'body'", "--text-key"]),
-        ("nowhere", "text", ["--dataset", "nowhere: cannot be opened"]),
+        (["saved"], ["row 0", "no text under the key 'text'", "'body'", "--text-key"]),
+        (["splits", "--split", "dev"], ["no split 'dev'; there are 'train', 'test'"]),
+        (["nowhere"], ["--dataset", "nowhere: cannot be opened", "--config", "--split"]),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_one_sentence(
-    name: str,
-    key: str,
-    words: list[str],
-    dataset_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], words: list[str], dataset_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    arguments = ["--dataset", str(dataset_folder / name), "--text-key", key]
-    assert_one_sentence(prepare_here(tmp_path, *TEXT, *arguments), *words)
+    name, *others = arguments
+    process = prepare_here(tmp_path, *TEXT, "--dataset", str(dataset_folder / name), *others)
+    assert_one_sentence(process, *words)
     assert snapshot(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_truncated_archive_among_good_ones_stops_or_is_listed(
+    on_error: str, tmp_path: Path
+) -> None:
+    texts = [f"{i} of some texts that xz cannot pack to nothing: {i * i}" for i in range(9_000)]
+    shares = [texts[:3_000], texts[3_000:6_000], texts[6_000:]]
+    for name, share in zip("abc", shares, strict=True):
+        (tmp_path / f"{name}.jsonl.xz").write_bytes(lzma.compress(json_lines(share)))
+    whole = (tmp_path / "b.jsonl.xz").read_bytes()
+    (tmp_path / "b.jsonl.xz").write_bytes(whole[: len(whole) // 2])
+    names = [f"{name}.jsonl.xz" for name in "abc"]
+    options = ["--split-rule", "hash", "--val-fraction", "0", "--on-error", on_error]
+    process = prepare_here(tmp_path, *TEXT, *options, *names)
+    if on_error == "fail":
+        said = f"the xz data stops at byte {len(whole) // 2:,}, before its end mark"
+        assert_one_sentence(process, "b.jsonl.xz: cut short", said)
+        assert of_data_set(tmp_path / "data") == {}
+        return
+    assert process.returncode == 3, process.stderr
+    assert "1 skipped, cut short: b.jsonl." in process.stdout
+    found = [text.decode() for text in texts_of(open_data(tmp_path / "data"), "train")]
+    n_of_b = len(found) - 6_000
+    assert 0 < n_of_b < 3_000
+    assert found == shares[0] + shares[1][:n_of_b] + shares[2]
+
+
+def test_again_with_nothing_changed_does_nothing_and_with_another_option_says_why(
+    sources: Path,
+) -> None:
+    first = prepare_here(sources, *TEXT, "good.txt", "mixed")
+    before = {path.name: path.stat().st_mtime_ns for path in (sources / "data").iterdir()}
+    again = prepare_here(sources, *TEXT, "mixed", "good.txt")
+    assert (again.returncode, again.stdout) == (first.returncode, first.stdout)
+    assert "data: made of these sources, with these options: nothing to do." in again.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in (sources / "data").iterdir()} == before
+    other = prepare_here(sources, *TEXT, "good.txt", "mixed", "--val-fraction", "0.5")
+    assert "data: made again: --val-fraction was 0.1, and is 0.5." in other.stderr
+    assert open_data(sources / "data").meta["split"]["val_fraction"] == 0.5
+
+
+def test_standard_input_of_the_same_text_is_nothing_new(tmp_path: Path) -> None:
+    for typed, said in [("some text", False), ("some text", True), ("other text", False)]:
+        process = prepare_here(tmp_path, *TEXT, "-", typed=typed)
+        assert process.returncode == 0
+        assert ("nothing to do" in process.stderr) == said
+
+
+def test_whole_files_are_val_where_they_are_named_so(tmp_path: Path) -> None:
+    for name in ["in/a.txt", "in/b.txt", "c.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
+    process = prepare_here(tmp_path, *TEXT, "in", "--val-files", "in/b.txt", "--val-files", "c.txt")
+    assert process.returncode == 0, process.stderr
+    assert "split by files" in process.stdout
+    data = open_data(tmp_path / "data")
+    assert texts_of(data, "train") == [b"text of in/a.txt"]
+    assert sorted(texts_of(data, "val")) == [b"text of c.txt", b"text of in/b.txt"]
+
+
+def test_patterns_that_no_shell_expanded_are(tmp_path: Path) -> None:
+    for name in ["a.txt", "b.txt", "c.md"]:
+        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
+    process = prepare_here(tmp_path, *TEXT, "*.txt")
+    assert process.returncode == 0, process.stderr
+    assert [s["name"] for s in open_data(tmp_path / "data").meta["sources"]] == ["a.txt", "b.txt"]
+
+
+def test_an_archive_that_expands_too_much_is_one_sentence(tmp_path: Path) -> None:
+    packed = lzma.compress(b"all the same " * 8_000_000, preset=0)
+    (tmp_path / "a.xz").write_bytes(packed)
+    assert_one_sentence(
+        prepare_here(tmp_path, *TEXT, "a.xz"), "a.xz: expands to", "--max-ratio is 1,000"
+    )
+    process = prepare_here(tmp_path, *TEXT, "a.xz", "--max-ratio", "2")
+    assert_one_sentence(process, "--max-ratio is 2: raise it")
+
+
+def test_a_name_that_is_not_utf8_is_shown_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.txt")).write_text("some text", encoding="utf-8")
+    process = prepare_here(tmp_path, *TEXT, "in")
+    assert process.returncode == 0, process.stderr
+    (source,) = open_data(tmp_path / "data").meta["sources"]
+    assert source["name"] == "in/caf\ufffd.txt"
+    for command in ["inspect", "verify"]:
+        assert prepare_here(tmp_path, command, "data").returncode == 0
 
 
 def test_corpus_text_inspect_and_verify_follow_one_another(tmp_path: Path) -> None:
