@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from common.errors import DataError
-from prepare.compression import CODECS, Budget, ahead, codec_of, decompressed
+from prepare.ahead import ahead
+from prepare.compression import CODECS, Budget, codec_of, decompressed
 from prepare.findings import Findings, UnreadableError
-from prepare.streams import HEAD_BYTES, ChunkReader, Members, Stream
+from prepare.streams import HEAD_BYTES, ChunkReader, FileProgress, Members, Stream
 from prepare.tar import begins_tar, tar_members
 from prepare.zip import ZIP_MAGICS, zip_members
 
@@ -34,14 +35,13 @@ def leaves(
     stream: Stream,
     budget: Budget,
     findings: Findings,
+    progress: FileProgress | None = None,
     depth: int = 0,
-    *,
-    overlap: bool = True,
 ) -> Members:
     """Yield (name, stream) of each plain file inside ``stream``; read one before taking the next.
 
-    The outermost compression is undone in a thread of its own (``overlap``), which ends with this
-    generator: close it before ``stream``.
+    With the ``progress`` of the file that ``stream`` reads, its outermost layer is decompressed by
+    a process of its own, which ends with this generator.
 
     Raises: DataError on truncated or corrupt layers, with the name and the offset; a stream that
     was yielded can raise it too, and UnreadableError for an office document.
@@ -53,11 +53,11 @@ def leaves(
     codec = codec_of(head)
     if codec is not None:
         chunks = decompressed(name, stream, codec, budget)
-        with closing(ahead(chunks) if overlap else chunks) as chunks:
+        with closing(ahead(chunks, progress) if progress else chunks) as chunks:
             inner = io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
             suffix = next((c.suffix for c in CODECS if name.endswith(c.suffix)), "")
             name = name.removesuffix(suffix)
-            yield from leaves(name, inner, budget, findings, depth + 1, overlap=False)
+            yield from leaves(name, inner, budget, findings, depth=depth + 1)
         return
     if head.startswith(ZIP_MAGICS):
         members = zip_members(name, stream, budget)
@@ -71,7 +71,7 @@ def leaves(
         for member_name, member in members:
             inner_name = f"{name}/{member_name}"
             try:
-                yield from leaves(inner_name, member, budget, findings, depth + 1, overlap=overlap)
+                yield from leaves(inner_name, member, budget, findings, depth=depth + 1)
             except DataError as error:  # said when it is read, so that what follows can be too
                 yield inner_name, _refused(error)
     except UnreadableError as error:

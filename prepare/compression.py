@@ -1,6 +1,6 @@
 """Decompress xz, zstd, gzip and bzip2 as they stream by, in chunks of a bounded size.
 
-    stream --decompressed--> bytes, bytes, ... --ahead--> the same, made in a thread of its own
+    stream --decompressed--> bytes, bytes, ...
 
 Python's own xz reader stops at padding, python-zstandard's readers take a cut file for a whole one
 and let a few KiB become hundreds of MiB at once: hence one loop over small decoders instead.
@@ -8,13 +8,10 @@ and let a few KiB become hundreds of MiB at once: hence one loop over small deco
 
 import bz2
 import lzma
-import sys
-import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias
 
 import zstandard
@@ -24,15 +21,9 @@ from prepare.streams import Stream
 
 Buffer: TypeAlias = bytes | memoryview
 
-# What is decompressed at a time. Each call of a decoder gives up the interpreter's lock, and to get
-# it back from a thread that runs Python code can cost 5 ms: large calls make that rare.
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20  # decompressed at a time
 READ_BYTES = 1 << 20  # compressed bytes read at a time
 FIRST_FEED_BYTES = 1 << 14  # what follows a stream's end is copied: little where streams are short
-GATHER_BYTES = 1 << 20  # smaller chunks are joined before they go from thread to thread
-# How long a thread waits for the interpreter's lock before it asks for it. Python's 5 ms are half
-# of what zstd takes for a chunk: reading 100 MB of .tar.xz took 1.8 s with them, 1.2 s with this.
-SWITCH_SECONDS = 0.0002
 FREE_BYTES = 64 << 20  # no harm can be done with so little, whatever it was made from
 ZSTD_BLOCK_BYTES = 128 << 10  # content of a block at most; source: RFC 8878, section 3.1.1.2.3
 ZSTD_WINDOW_BYTES = 1 << 31  # of archives made with --long=31
@@ -43,27 +34,25 @@ class Budget:
 
     def __init__(self, max_ratio: float, n_read: Callable[[], int]) -> None:
         self.n_out = 0
+        self.n_read = n_read  # how many bytes of the source were read from disk so far
         self._max_ratio = max_ratio
-        self._n_read = n_read  # how many bytes of the source were read from disk so far
-        self._lock = threading.Lock()  # the outermost layer spends in a thread of its own
 
     def spend(self, name: str, n_bytes: int) -> None:
         """Count ``n_bytes`` of content; ``name`` is the layer they come from.
 
         Raises: DataError when it is too much for what was read.
         """
-        with self._lock:
-            self.n_out += n_bytes
-            if self.n_out <= FREE_BYTES:
-                return
-            n_read = max(1, self._n_read())
-            ratio = self.n_out / n_read
-            if ratio > self._max_ratio:
-                raise DataError(
-                    f"{name}: expands to {self.n_out:,} bytes from {n_read:,} read, {ratio:,.0f} "
-                    f"times as many. --max-ratio is {self._max_ratio:,g}: raise it if the file is "
-                    "to be trusted."
-                )
+        self.n_out += n_bytes
+        if self.n_out <= FREE_BYTES:
+            return
+        n_read = max(1, self.n_read())
+        ratio = self.n_out / n_read
+        if ratio > self._max_ratio:
+            raise DataError(
+                f"{name}: expands to {self.n_out:,} bytes from {n_read:,} read, {ratio:,.0f} "
+                f"times as many. --max-ratio is {self._max_ratio:,g}: raise it if the file is "
+                "to be trusted."
+            )
 
 
 class Decoder(Protocol):
@@ -316,66 +305,3 @@ def decoded(
             budget.spend(name, len(content))
             yield content
     source.give_back(len(decoder.unused_data))
-
-
-def ahead(chunks: Iterator[bytes], n_chunks: int = 4) -> Generator[bytes, None, None]:
-    """Yield the same bytes, made in a thread of its own, at most ``n_chunks`` before their use.
-
-    The thread ends when this generator is closed, after the chunk that it is at. Content of less
-    than GATHER_BYTES, such as that of one small file of many, needs no thread.
-    """
-    parts = _gathered(chunks)
-    first = next(parts, b"")
-    if first:
-        yield first
-    if len(first) < GATHER_BYTES:
-        yield from parts  # nothing, or the error that came then
-        return
-    room = threading.Semaphore(n_chunks)
-    made: SimpleQueue[bytes | BaseException] = SimpleQueue()
-    stopped = False
-
-    def make() -> None:
-        try:
-            part = b"more"
-            while part:
-                room.acquire()
-                if stopped:
-                    break
-                part = next(parts, b"")
-                made.put(part)
-        except BaseException as error:  # whatever it is, it is raised where the bytes are wanted
-            made.put(error)
-
-    sys.setswitchinterval(SWITCH_SECONDS)
-    # a daemon: an interrupt must not wait for it
-    thread = threading.Thread(target=make, name="decompress", daemon=True)
-    thread.start()
-    try:
-        while part := made.get():
-            if isinstance(part, BaseException):
-                raise part
-            room.release()
-            yield part
-    finally:
-        stopped = True
-        room.release()
-        thread.join()
-
-
-def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
-    n_held = 0
-    try:
-        for chunk in chunks:
-            held.append(chunk)
-            n_held += len(chunk)
-            if n_held >= GATHER_BYTES:
-                yield b"".join(held)
-                held, n_held = [], 0
-    except DataError:
-        if held:
-            yield b"".join(held)  # what came before the damage is good
-        raise
-    if held:
-        yield b"".join(held)

@@ -79,8 +79,7 @@ def _file_documents(
         start = source.span[0] if source.span else 0
         top = f"from byte {start:,} of {source.name}" if start else source.name
         budget = Budget(config.max_ratio, lambda: file.n_read)
-        # closed before the file is: a thread may be reading from it
-        with closing(leaves(top, stream, budget, findings)) as found:
+        with closing(leaves(top, stream, budget, findings, file)) as found:
             for name, leaf in found:
                 try:
                     yield from _leaf_documents(name, leaf, config, findings)

@@ -143,6 +143,14 @@ class CountedFile(io.FileIO):
         if self._end is not None:
             buffer = memoryview(buffer)[: max(0, self._end - self.tell())]
         n_read = super().readinto(buffer) or 0
-        self.n_read += n_read
-        self._progress(n_read)
+        self.catch_up(self.n_read + n_read)
         return n_read
+
+    def catch_up(self, n_read: int) -> None:
+        """Tell that ``n_read`` bytes have been read by now."""
+        self._progress(n_read - self.n_read)
+        self.n_read = n_read
+
+    def mute(self) -> None:
+        """Tell nobody any more."""
+        self._progress = lambda n_bytes: None
