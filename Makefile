@@ -37,7 +37,7 @@ $(VENV)/ready: requirements.txt
 	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.txt
 	@touch $@
 
-$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+$(VENV)/ready-dev: requirements-dev.txt requirements-ray.txt $(VENV)/ready
 	@echo 'Installing requirements-dev.txt, what the tests need besides.'
 	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements-dev.txt
 	@touch $@

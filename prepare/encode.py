@@ -44,20 +44,18 @@ class EncodersDisagreeError(Exception):
     """gigatoken gave other ids than tiktoken: what it encoded in this run is not to be trusted."""
 
 
-def make_encoder(
-    tokenizer: Tokenizer, *, fast: bool = True, n_judged: int = JUDGE_FIRST
-) -> tuple[str, Encode]:
+def make_encoder(tokenizer: Tokenizer, *, fast: bool = True) -> tuple[str, Encode]:
     """Return the name of the library that encodes, and the function that does it.
 
-    ``n_judged`` pieces from the first on are encoded by tiktoken too, besides the drawn ones. The
-    function raises EncodersDisagreeError when gigatoken fails; ``fast=False`` gives tiktoken's.
+    The function raises EncodersDisagreeError when gigatoken fails its judge; ``fast=False`` gives
+    tiktoken's.
     """
     if isinstance(tokenizer, CharTokenizer):
         return "characters", _character_encoder(tokenizer)
     encoder = _gigatoken(tokenizer) if fast else None
     if encoder is None:
         return "tiktoken", _tiktoken_encoder(tokenizer)
-    return "gigatoken", _Judged(encoder, tokenizer, n_judged)
+    return "gigatoken", Judged(encoder, tokenizer)
 
 
 def _gigatoken(tokenizer: BytePairTokenizer) -> Any:
@@ -120,15 +118,16 @@ def _tiktokens_ids(tokenizer: BytePairTokenizer, text: bytes) -> PieceIds:
         return np.concatenate(parts)
 
 
-class _Judged:
+class Judged:
     """gigatoken's encoding, a sample of it compared with tiktoken's."""
 
-    def __init__(self, encoder: Any, tokenizer: BytePairTokenizer, n_judged: int) -> None:
+    def __init__(self, encoder: Any, tokenizer: BytePairTokenizer) -> None:
+        self.n_left = JUDGE_FIRST  # pieces that tiktoken is to encode too, drawn or not
         self._encode = encoder.encode
         self._tokenizer = tokenizer
-        self._n_left = n_judged
 
     def __call__(self, texts: list[bytes]) -> list[PieceIds]:
+        """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree."""
         rows = []
         for text in texts:
             if not text.isascii() and UNICODE_17.search(text):
@@ -136,8 +135,8 @@ class _Judged:
                 continue
             # A copy: what gigatoken returns lies in a buffer as large as the text could need.
             rows.append(ids := self._encode(text).copy())
-            if self._n_left > 0 or xxhash.xxh3_64_intdigest(text) % JUDGE_ONE_IN == 0:
-                self._n_left -= 1
+            if self.n_left > 0 or xxhash.xxh3_64_intdigest(text) % JUDGE_ONE_IN == 0:
+                self.n_left -= 1
                 self._judge(text, ids)
         return rows
 

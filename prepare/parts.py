@@ -25,7 +25,7 @@ from common.tokenfile import SPLITS, Split, token_dtype
 from common.tokenizer import Tokenizer
 from prepare.config import PrepareConfig
 from prepare.documents import read_source
-from prepare.encode import JUDGE_FIRST, Encode, PieceIds, make_encoder
+from prepare.encode import JUDGE_FIRST, Encode, Judged, PieceIds, make_encoder
 from prepare.findings import Findings
 from prepare.pieces import DROP, END, MORE, Fate
 from prepare.sources import Progress
@@ -135,6 +135,10 @@ class EncodeJob:
     # (task, document) -> bytes, of those in several pieces, where their end goes to val
     lengths: dict[tuple[int, int], int]
 
+    @cached_property
+    def _encoder(self) -> tuple[str, Encode]:
+        return make_encoder(self.tokenizer, fast=self.fast)
+
     def __call__(self, task: Task, progress: Progress) -> str:
         """Write the parts of a task that are not there yet; return the library that encoded.
 
@@ -142,10 +146,10 @@ class EncodeJob:
         """
         done = parts_done(self.folder, self.keys[task.number])
         n_done = int(done[-1].manifest["n_documents"]) if done else 0
-        # Each earlier task has one document at least, so the run's first are among these.
-        name, encode = make_encoder(
-            self.tokenizer, fast=self.fast, n_judged=JUDGE_FIRST - task.number
-        )
+        name, encode = self._encoder
+        if isinstance(encode, Judged):
+            # Each earlier task has one document at least, so the run's first are among these.
+            encode.n_left = JUDGE_FIRST - task.number
         if is_complete(done):
             return name
         task.check_unchanged()

@@ -6,8 +6,6 @@ import random
 import shutil
 import struct
 import subprocess
-import threading
-import time
 import tracemalloc
 import zlib
 from collections import deque
@@ -22,13 +20,11 @@ from prepare.compression import (
     CHUNK_BYTES,
     CODECS,
     FREE_BYTES,
-    GATHER_BYTES,
     READ_BYTES,
     ZSTD_BLOCK_BYTES,
     Budget,
     Deflate,
     Input,
-    ahead,
     codec_of,
     decoded,
     decompressed,
@@ -370,73 +366,6 @@ def test_input_gives_back_looks_ahead_and_counts() -> None:
         found += piece
     assert bytes(found) == content
     assert source.head(8) == b""
-
-
-def n_threads() -> int:
-    return sum(thread.name == "decompress" for thread in threading.enumerate())
-
-
-PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
-
-
-def test_chunks_made_ahead_are_the_same() -> None:
-    assert b"".join(ahead(iter(PARTS))) == b"".join(PARTS)
-    assert list(ahead(iter([]))) == []
-    assert n_threads() == 0
-
-
-def test_small_content_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "Thread", None)
-    assert b"".join(ahead(iter([b"a", b"b", b"c"]))) == b"abc"
-
-
-def test_chunks_are_made_only_so_far_ahead() -> None:
-    made = []
-
-    def make() -> Iterator[bytes]:
-        for i in range(40):
-            made.append(i)
-            yield bytes(GATHER_BYTES)
-
-    chunks = ahead(make(), n_chunks=3)
-    for n_used in range(1, 10):
-        assert len(next(chunks)) == GATHER_BYTES
-        time.sleep(0.01)
-        assert len(made) <= n_used + 3
-    chunks.close()
-    assert len(made) <= 13
-    assert n_threads() == 0
-
-
-def test_an_error_in_the_thread_is_raised_where_the_chunks_are_used() -> None:
-    def make() -> Iterator[bytes]:
-        yield from PARTS[:20]
-        raise DataError(f"in the thread {threading.current_thread().name}")
-
-    chunks = ahead(make())
-    with pytest.raises(DataError, match="in the thread decompress"):
-        deque(chunks, maxlen=0)
-    assert n_threads() == 0
-
-
-@pytest.mark.parametrize("n_used", [1, 2, 5])
-def test_the_thread_ends_when_its_user_stops_early(n_used: int) -> None:
-    chunks = ahead(iter(PARTS))
-    for _ in range(n_used):
-        next(chunks)
-    if n_used > 1:
-        thread = next(thread for thread in threading.enumerate() if thread.name == "decompress")
-        assert thread.daemon
-    chunks.close()
-    assert n_threads() == 0
-
-
-def test_the_thread_ends_when_what_it_feeds_is_forgotten() -> None:
-    chunks = ahead(iter(PARTS))
-    next(chunks), next(chunks)
-    assert n_threads() == 1
-    del chunks
-    assert n_threads() == 0
 
 
 @pytest.mark.parametrize("n_bytes", [1, 5, 4096, 1 << 22])
