@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from common.errors import DataError
+from prepare.ahead import forbid
 from prepare.sources import Progress
 from prepare.tasks import Task
 
@@ -161,6 +162,7 @@ def _begin_worker(job: Job[Any], counter: Any) -> None:
         with counter.get_lock():
             counter.value += n_bytes
 
+    forbid()
     _job, _progress = job, report
 
 
@@ -247,6 +249,7 @@ def _check_answers(address: str | None) -> None:
 
 def _ray_task(job: Job[Any], task: Task, folder: str) -> Any:
     os.chdir(folder)  # what the paths are relative to
+    forbid()
     return job(task, lambda n_bytes: None)
 
 

@@ -1,8 +1,8 @@
 """Prepare against the usual way: datasets.map + tiktoken + memmap, as nanoGPT's prepare does it.
 
-Floor, on two cores, for each MB of this text: zstd 2.7 ms or xz 6.4 ms on one; JSON 2 ms, gigatoken
-2.5 ms and all else 1.5 ms on the other. So about 160 MB/s each way, after 0.4 s to start Python,
-import numpy and load the vocabulary.
+Floor, on two cores, for each MB of such text: zstd 2.7 ms or xz 9.5 ms on one; on the other JSON
+2 ms, gigatoken 1.8 ms, and all else, hashes and writing among it, 5 ms, a tar's members 3 ms more.
+Starting Python, numpy and GPT-2's vocabulary takes 0.45 s besides.
 """
 
 import json
@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import threading
@@ -25,13 +24,15 @@ import zstandard
 
 from common.errors import UserError
 from common.tokenizer import BytePairTokenizer
+from prepare.corpus import documentation
 from prepare.encode import make_encoder
 from prepare.vocabulary import learn_bpe, published_tokenizer
 from tests.bench.table import compare
 
 MB = 1_000_000
 SMALL, LARGE = 100 * MB, 1_000 * MB
-TEXT_SUFFIXES = (".py", ".pyi", ".md", ".rst", ".txt", ".html", ".h", ".hpp", ".json")
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"  # speeches, Wikipedia, plays, sums
+DOCUMENT_CHARACTERS = 5_000  # as OpenWebText's
 N_ARCHIVES = 16
 N_IDS = 8_192  # learned, where GPT-2's vocabulary is not on this machine
 
@@ -63,21 +64,23 @@ for split, rows in done.items():
 """
 
 
-def machine_texts(n_bytes: int) -> Iterator[str]:
-    """Yield texts of this Python installation, each once, then again with a mark; about n_bytes."""
-    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+def natural_texts(n_bytes: int) -> Iterator[str]:
+    """Yield documents of natural text, of about n_bytes; each turn through them bears another mark.
+
+    One turn is longer than what xz looks back (8 MiB), so that repetition makes it no quicker.
+    """
+    paths = sorted(SHARED.rglob("*.txt")) + sorted(SHARED.rglob("*.jsonl"))
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+    if not texts:
+        sys.stdout.write("No shared/data beside this folder: measured on documentation instead.\n")
+        texts = [text for _, text in documentation()]
     n_given = turn = 0
     while True:
-        for path in (p for folder in folders for p in sorted(folder.rglob("*"))):
-            if path.suffix not in TEXT_SUFFIXES or not path.is_file():
-                continue
-            try:
-                text = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
-            if text.strip() and len(text) < 4 * MB:
-                yield f"{text}\n{turn}" if turn else text
-                n_given += len(text)
+        for text in texts:
+            for start in range(0, len(text), DOCUMENT_CHARACTERS):
+                document = f"{text[start : start + DOCUMENT_CHARACTERS]}\n{turn}"
+                yield document
+                n_given += len(document.encode())
                 if n_given >= n_bytes:
                     return
         turn += 1
@@ -91,8 +94,9 @@ def main() -> None:
         _encoding(vocabulary)
         source = _json_lines(folder / "small.jsonl.zst", SMALL)
         _against_datasets(folder, source)
-        _against_xz(folder)
-        _many_archives(folder)
+        parts = _archives(folder)
+        _against_xz(folder, parts)
+        _many_archives(folder, parts)
         _growth(folder, source)
 
 
@@ -100,7 +104,7 @@ def _vocabulary(folder: Path) -> BytePairTokenizer:
     try:
         tokenizer = published_tokenizer("gpt2")
     except UserError:
-        tokenizer = learn_bpe([text.encode() for text in machine_texts(20 * MB)], N_IDS)
+        tokenizer = learn_bpe([text.encode() for text in natural_texts(20 * MB)], N_IDS)
     (folder / "vocab.tiktoken").write_bytes(tokenizer.file_content())
     (folder / "vocab.tiktoken.pattern").write_text(tokenizer.pattern, encoding="utf-8")
     sys.stdout.write(f"Vocabulary: {tokenizer.name}, {len(tokenizer.ranks):,} ids\n")
@@ -108,7 +112,7 @@ def _vocabulary(folder: Path) -> BytePairTokenizer:
 
 
 def _encoding(tokenizer: BytePairTokenizer) -> None:
-    texts = list(machine_texts(SMALL))
+    texts = list(natural_texts(SMALL))
     raw = [text.encode("utf-8") for text in texts]
     n_mb = sum(map(len, raw)) / MB
     peer = tiktoken.Encoding(
@@ -143,7 +147,7 @@ def _rate(n_mb: float, act: Callable[[], object]) -> Callable[[], float]:
 
 def _json_lines(path: Path, n_bytes: int) -> Path:
     with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as writer:
-        for text in machine_texts(n_bytes):
+        for text in natural_texts(n_bytes):
             writer.write(json.dumps({"text": text}).encode() + b"\n")
     return path
 
@@ -188,16 +192,26 @@ def _against_datasets(folder: Path, source: Path) -> None:
     )  # fmt: skip
 
 
-def _against_xz(folder: Path) -> None:
+def _archives(folder: Path) -> list[Path]:
+    """Return four .tar.xz of SMALL in all."""
+    texts = list(natural_texts(SMALL))
+    return [_tar_xz(folder / f"part{i}.tar.xz", texts[i::4]) for i in range(4)]
+
+
+def _against_xz(folder: Path, parts: list[Path]) -> None:
     if shutil.which("xz") is None:
         sys.stdout.write("\nNo xz on this machine: one .tar.xz against xz -dc is left out.\n")
         return
-    _one_xz(folder, 100)
-    _one_xz(folder, 400)
+    source = folder / "one.tar.xz"
+    for n_times in (1, 4):
+        with source.open("wb") as file:  # archives joined are one, to xz and to us
+            for part in parts * n_times:
+                file.write(part.read_bytes())
+        _one_xz(folder, source, n_times * SMALL // MB)
+    source.unlink()
 
 
-def _one_xz(folder: Path, n_mb: int) -> None:
-    source = _tar_xz(folder / "one.tar.xz", list(machine_texts(n_mb * MB)))
+def _one_xz(folder: Path, source: Path, n_mb: int) -> None:
     xz = ["xz", "-dc", str(source)]
     compare(
         f"One .tar.xz of {n_mb} MB of text to .bin, whole process; 0.80: a quarter longer", "MB/s",
@@ -208,16 +222,14 @@ def _one_xz(folder: Path, n_mb: int) -> None:
             ),
         },
     )  # fmt: skip
-    source.unlink()
 
 
-def _many_archives(folder: Path) -> None:
-    texts = list(machine_texts(4 * SMALL))
+def _many_archives(folder: Path, parts: list[Path]) -> None:
     archives = folder / "archives"
     archives.mkdir()
     for i in range(N_ARCHIVES):
-        _tar_xz(archives / f"{i:02}.tar.xz", texts[i::N_ARCHIVES])
-    n_mb = 4 * SMALL / MB
+        shutil.copy(parts[i % len(parts)], archives / f"{i:02}.tar.xz")
+    n_mb = N_ARCHIVES // len(parts) * SMALL / MB
     compare(
         f"{N_ARCHIVES} .tar.xz of {n_mb:.0f} MB of text in all", "MB/s",
         {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.ahead import GATHER_BYTES, ahead
+from prepare.ahead import GATHER_BYTES, ahead, forbid
 from prepare.sources import CountedFile
 
 PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
@@ -125,3 +125,10 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
     os.kill(int(process), signal.SIGINT)
     assert b"".join([*PARTS[:0], *chunks]) != b""
     assert children() == []
+
+
+def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prepare.ahead._forbidden", False)
+    forbid()
+    monkeypatch.delattr(os, "fork")
+    assert b"".join(ahead(iter(PARTS), Progress())) == b"".join(PARTS)
