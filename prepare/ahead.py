@@ -6,7 +6,6 @@ process is forked, since it goes on in the middle of an iterator; it runs decode
 """
 
 import os
-import pickle
 import signal
 import struct
 from collections.abc import Generator, Iterator
@@ -17,7 +16,7 @@ from common.errors import DataError
 from prepare.streams import FileProgress
 
 FRAME = struct.Struct("<BQQ")  # kind, bytes that follow, bytes read from disk until then
-PART, END, ERROR = range(3)  # kinds
+PART, END, DAMAGED, UNREADABLE, FAILED = range(5)  # kinds
 GATHER_BYTES = 1 << 20  # smaller chunks are joined: each way through the pipe costs time
 PIPE_BYTES = 1 << 20
 
@@ -71,13 +70,18 @@ def _make(parts: Iterator[bytes], progress: FileProgress, writer: int) -> None:
         progress.mute()
         with os.fdopen(writer, "wb", buffering=0) as pipe:
             _set_size(pipe)
-            kind, content = END, b""
+            kind, text = END, ""
             try:
                 for part in parts:
                     _write(pipe, FRAME.pack(PART, len(part), progress.n_read))
                     _write(pipe, part)
+            except DataError as error:
+                kind, text = DAMAGED, error.message
+            except OSError as error:
+                kind, text = UNREADABLE, error.strerror or str(error)
             except Exception as error:
-                kind, content = ERROR, pickle.dumps(error)
+                kind, text = FAILED, repr(error)
+            content = text.encode("utf-8", "replace")
             _write(pipe, FRAME.pack(kind, len(content), progress.n_read) + content)
     finally:
         os._exit(0)  # nothing that belongs to the other process is to be flushed or cleaned up
@@ -106,10 +110,11 @@ def _parts_from(pipe: BinaryIO, progress: FileProgress) -> Iterator[bytes]:
         content = pipe.read(n_bytes)
         if len(content) < n_bytes:
             break
-        if kind == ERROR:
-            raise pickle.loads(content)  # noqa: S301  from a process of our own
         if kind == END:
             return
+        if kind != PART:
+            text = content.decode("utf-8")
+            raise {DAMAGED: DataError, UNREADABLE: OSError, FAILED: RuntimeError}[kind](text)
         yield content
     raise DataError(
         "The process that decompresses was killed, or there was no memory left for it. Run the "

@@ -87,6 +87,16 @@ def test_its_error_is_raised_here_behind_what_came_before_it(n_before: int) -> N
     assert children() == []
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a mistake")])
+def test_other_errors_come_through_too(error: Exception) -> None:
+    def make() -> Iterator[bytes]:
+        yield from PARTS
+        raise error
+
+    with pytest.raises((OSError, RuntimeError), match=r"Input/output error|a mistake"):
+        deque(ahead(make(), Progress()), maxlen=0)
+
+
 @pytest.mark.parametrize("n_used", [1, 2, 5])
 def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
     chunks = ahead(iter(PARTS), Progress())
