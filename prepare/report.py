@@ -56,16 +56,17 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
         f"encoded by {meta['encoder']}."
     )
     for count, what in [
-        (meta["n_empty"], "empty documents left out"),
+        (meta["n_empty"], "documents without text, left out"),
         (meta["n_duplicates"], f"documents equal to an earlier one, {_kept(meta)}"),
-        (meta["n_bad_bytes"], "documents that were not UTF-8"),
+        (meta["n_bad_bytes"], "documents with bytes that are no text"),
         (meta["n_with_nul"], "documents with NUL characters, kept"),
-        (meta["n_crlf"], "files whose line ends were CR LF, now LF"),
+        (meta["n_crlf"], "files with CR LF for line ends, now LF"),
         (meta["n_forced_cuts"], "cuts inside of words of millions of characters"),
         *((count, f"files read as {name}") for name, count in meta["encodings"].items()),
     ]:
         if count:
-            lines.append(f"{count:,} {what}.")
+            noun, _, rest = what.partition(" ")
+            lines.append(f"{count:,} {noun.removesuffix('s') if count == 1 else noun} {rest}.")
     lines += meta["warnings"][:MAX_LISTED]
     for reason, count in meta["reasons"].items():
         names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
