@@ -45,7 +45,7 @@ def test_the_corpus_is_text_that_differs_the_same_each_time_and_prepare_reads_al
     n_bytes = sum(len(text.encode()) for text in texts)
     assert written == [(len(documents), n_bytes)] * 2
     assert n_bytes >= enough_bytes
-    data = prepare([tmp_path / "1"], tmp_path / "data", tokenizer="bpe", split="hash")
+    data = prepare([tmp_path / "1"], tmp_path / "data", tokenizer="bpe", split_rule="hash")
     assert data.meta["skipped"] == []
     assert data.meta["n_bad_bytes"] == data.meta["n_with_nul"] == data.meta["n_empty"] == 0
     assert {text.decode() for split in SPLITS for text in texts_of(data, split)} == texts

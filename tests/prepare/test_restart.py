@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds proces
 # Prepare with tasks, parts and pieces so small that a short text has many of each. The workers,
 # spawned, read this file too.
 SMALL = """
+import os, time
 import prepare.parts, prepare.pieces, prepare.scan, prepare.tasks
 
 prepare.tasks.GROUP_BYTES = 2_000
@@ -32,6 +33,13 @@ prepare.parts.PART_BYTES = 6_000
 prepare.parts.BATCH_BYTES = 1_000
 prepare.pieces.PIECE_BYTES = 3_000
 prepare.scan.SAMPLE_BYTES = 20_000
+write_json = prepare.parts.write_json
+
+def write_slowly(path, value):  # so that a signal finds the run still at work
+    time.sleep(float(os.environ.get("QUERN_TEST_PACE", "0")))
+    write_json(path, value)
+
+prepare.parts.write_json = write_slowly
 
 if __name__ == "__main__":
     from common.options import run
@@ -382,8 +390,9 @@ def test_workers_end_with_the_process_that_began_them(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_signals_stop_all_at_once_and_the_next_run_goes_on(
-    workers: int, work: Path, unstopped: Unstopped, mark: str
+    workers: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
     lock = work / UNFINISHED / "lock"
     n_seconds = 0.0  # after the beginning; the workers import for some tenths of a second
     for number, code, to_all, n_finished in [
