@@ -127,7 +127,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], sources: Path) -> None:
 def test_bytes_that_are_no_utf8_are_replaced_counted_and_no_failure(sources: Path) -> None:
     process = prepare_here(sources, *TEXT, "bad.txt")
     assert process.returncode == 0
-    assert "1 documents that were not UTF-8" in process.stdout
+    assert "1 document with bytes that are no text" in process.stdout
     texts = [text for split in SPLITS for text in texts_of(open_data(sources / "data"), split)]
     assert b"".join(texts) == "caf\u00e9, th\u00e9, \ufffd".encode()
 
