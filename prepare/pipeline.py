@@ -56,8 +56,7 @@ SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 # For the estimate of disk space; low, so that nothing is refused that would fit.
 EXPANSION = 3  # bytes of text in a byte of a packed file
 PACKED_SUFFIXES = (".xz", ".zst", ".gz", ".bz2", ".zip", ".parquet")
-BYTES_PER_ID = {"char": 1.0}
-USUAL_BYTES_PER_ID = 5.0
+BYTES_PER_ID = 5  # of byte pairs; characters have one or more
 
 NewProgress = Callable[[str, int], Progress]  # of a pass: its name, and its bytes on disk
 
@@ -193,7 +192,7 @@ class _Run:
                 s.size_bytes * (EXPANSION if s.path.suffix in PACKED_SUFFIXES else 1)
                 for s in self.sources
             )
-        per_id = BYTES_PER_ID.get(self.config.tokenizer, USUAL_BYTES_PER_ID)
+        per_id = 1 if self.config.tokenizer == "char" else BYTES_PER_ID
         there = sum(file.stat().st_size for file in self.work.glob("*.bin"))
         n_copies = 2 - 1 / max(1, len(self.tasks))  # the ids of the first task are not copied
         needed = int(2 * n_copies * n_text / per_id) - there
