@@ -18,7 +18,7 @@ SOURCES := $(if $(DATASET),,$(SRC))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train chat generate test test-slow check format bench smoke clean FORCE
+.PHONY: help setup setup-dev data train chat generate test test-slow setup-browser test-browser check format bench smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,15 @@ test: setup-dev ## Run the tests that end within minutes
 
 test-slow: setup-dev ## Run the tests that take longer
 	$(PY) -m pytest -m slow
+
+# On Debian; the browser that is there is kept, whatever brought it.
+setup-browser: ## Install Chromium for make test-browser, where there is none (Debian; as root)
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || \
+	{ apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+test-browser: setup-dev ## Run the tests that drive the page in Chromium
+	$(PY) -m pytest -m browser
 
 # A copy of the tracked files, in a folder of its own: what was installed or made here by hand
 # cannot help it along.

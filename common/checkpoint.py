@@ -2,18 +2,21 @@
 
     runs/NAME/config.json      every effective setting (train writes it)
     runs/NAME/metrics.jsonl    one JSON object a logged step
-    runs/NAME/step-00000500/   model.safetensors, optimizer.safetensors, state.json, the vocabulary,
-                               and manifest.json, the SHA-256 of each
+    runs/NAME/step-00000500/   model.safetensors, optimizer.safetensors (with --shard optimizer/, a
+                               file of each process), state.json, the vocabulary, and
+                               manifest.json, the SHA-256 of each
     runs/NAME/latest, best     text files that hold a checkpoint's folder name
 
-A checkpoint is written under another name, flushed to disk, then renamed. No pickle is written or
-read. A reader takes the newest checkpoint that verifies, and says so when it had to step back.
+A checkpoint is written under another name, flushed to disk, read back from there and compared with
+its manifest, then renamed; only then are older ones deleted. No pickle is written or read. A reader
+takes the newest checkpoint that verifies, and says so when it had to step back.
 """
 
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,20 +24,31 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from common.config import ModelConfig, from_dict
 from common.errors import CheckpointError
-from common.files import fsync_file, fsync_folder, sha256_of, write_json, write_text
+from common.files import (
+    forget_cached,
+    fsync_file,
+    fsync_folder,
+    sha256_of,
+    write_json,
+    write_text,
+)
+from common.metricsfile import METRICS_NAME as METRICS_NAME
+from common.metricsfile import read_metrics as read_metrics
+from common.metricsfile import val_loss_at as val_loss_at
 from common.model import GPT
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-CONFIG_NAME, METRICS_NAME, MANIFEST_NAME = "config.json", "metrics.jsonl", "manifest.json"
+CONFIG_NAME, MANIFEST_NAME = "config.json", "manifest.json"
 MODEL_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
-KEEP_LATEST = 2  # the newest, and one to step back to; the best is kept besides
+SHARDS_NAME = "optimizer"  # a folder, in place of OPTIMIZER_NAME
 Pointer = Literal["latest", "best"]
 
 
@@ -96,22 +110,35 @@ def save_checkpoint(
     run: Path,
     step: int,
     model: GPT,
-    optimizer: dict[str, Tensor],
+    optimizer: dict[str, Tensor] | Path,
     state: dict[str, Any],
     tokenizer: Tokenizer,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    keep: int = 2,
+    good_step: int | None = None,
 ) -> Path:
-    """Write step-STEP/ whole, point ``latest`` at it, delete what is no longer needed.
+    """Write step-STEP/ whole, read it back, point ``latest`` at it, then delete older ones.
 
-    Raises: CheckpointError when the disk will not take it; earlier checkpoints are untouched.
+    The last ``keep`` stay, the best, and the newest up to ``good_step``, the last step whose
+    weights are known to be of use. Of a network that is sharded over processes, ``weights`` are
+    all of it, and ``optimizer`` is a folder of this run with every process's share; it is moved.
+
+    Raises: CheckpointError when the disk will not take it, or does not give it back as it was
+    written; earlier checkpoints are untouched.
     """
     folder = checkpoint_folder(run, step)
     unfinished = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        weights = model.state_dict() if weights is None else weights
+        weights = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(weights, unfinished / MODEL_NAME)
-        save_file(optimizer, unfinished / OPTIMIZER_NAME)
+        if isinstance(optimizer, Path):
+            os.rename(optimizer, unfinished / SHARDS_NAME)
+        else:
+            save_file(optimizer, unfinished / OPTIMIZER_NAME)
         save_tokenizer(tokenizer, unfinished)
         description = {
             "format": FORMAT_VERSION,
@@ -121,18 +148,22 @@ def save_checkpoint(
         }
         write_json(unfinished / STATE_NAME, description | state)
         _write_manifest(unfinished)
+        _read_back(unfinished)
         if folder.exists():  # the same step again, after a resume from before it
             shutil.rmtree(folder)
         os.rename(unfinished, folder)
         fsync_folder(run)
         point(run, "latest", folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        remedy = "Free some space"
+        if isinstance(error, CheckpointError):
+            remedy = "The disk gave back other bytes than were written: copy the run to another"
         raise CheckpointError(
-            f"{folder}: cannot be saved ({error}). Earlier checkpoints are as they were. Free some "
-            f"space, then go on: python -m train resume {run.name} --runs-dir {run.parent}"
+            f"{folder}: cannot be saved ({error}). Earlier checkpoints are as they were. {remedy}, "
+            f"then go on: python -m train resume {run.name} --runs-dir {run.parent}"
         ) from error
-    _delete_old(run, folder)
+    _delete_old(run, folder, keep, step if good_step is None else good_step)
     return folder
 
 
@@ -141,12 +172,34 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / f"step-{step:08d}"
 
 
+def shards_folder(run: Path, step: int) -> Path:
+    """Return where processes write their shares of the optimizer before save_checkpoint.
+
+    By its name, what is left there of a killed run is deleted as an unfinished checkpoint is.
+    """
+    return run / f"{checkpoint_folder(run, step).name}.{SHARDS_NAME}.tmp"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def _write_manifest(folder: Path) -> None:
     files = {}
-    for path in sorted(folder.iterdir()):
+    for path in _files(folder):
         fsync_file(path)
-        files[path.name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    if (folder / SHARDS_NAME).is_dir():
+        fsync_folder(folder / SHARDS_NAME)
     write_json(folder / MANIFEST_NAME, {"format": FORMAT_VERSION, "files": files})
+
+
+def _read_back(folder: Path) -> None:
+    """Verify what was just written as the disk holds it, not as memory still does."""
+    for path in _files(folder):
+        forget_cached(path)
+    verify_checkpoint(folder)
 
 
 def point(run: Path, pointer: Pointer, folder: Path) -> None:
@@ -167,19 +220,56 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(folder for folder in run.glob("step-????????*") if folder.suffix != ".tmp")
 
 
-def _delete_old(run: Path, newest: Path) -> None:
+def last_good(run: Path, good_step: int) -> Path | None:
+    """Return the newest checkpoint up to ``good_step`` that verifies, None where there is none.
+
+    Raises: CheckpointError when none of those that there are verifies.
+    """
+    if not _up_to(run, good_step):
+        return None
+    return newest_valid(run, "latest", last_step=good_step)
+
+
+def step_back_to(run: Path, folder: Path | None) -> None:
+    """Make ``folder`` the latest checkpoint, or none; delete those after it.
+
+    A best one that was deleted is no longer named.
+    """
+    if folder is None:
+        (run / "latest").unlink(missing_ok=True)
+    else:
+        point(run, "latest", folder)
+    later = [each for each in checkpoints(run) if folder is None or each > folder]
+    if pointed(run, "best") in later:
+        (run / "best").unlink()
+    _delete(run, later)
+
+
+def _up_to(run: Path, step: int) -> list[Path]:
+    return [folder for folder in checkpoints(run) if folder <= checkpoint_folder(run, step)]
+
+
+def _delete_old(run: Path, newest: Path, keep: int, good_step: int) -> None:
     # those after the newest are damaged: the run stepped back behind them
     up_to_newest = [folder for folder in checkpoints(run) if folder <= newest]
-    keep = {*up_to_newest[-KEEP_LATEST:], pointed(run, "best")}
-    for folder in set(checkpoints(run)) - keep:
+    kept = {*up_to_newest[-keep:], *_up_to(run, good_step)[-1:], pointed(run, "best")}
+    _delete(run, set(checkpoints(run)) - kept)
+
+
+def _delete(run: Path, folders: Iterable[Path]) -> None:
+    for folder in folders:
         doomed = folder.with_name(folder.name + ".tmp")  # half deleted must not look damaged
         os.rename(folder, doomed)
     for unfinished in run.glob("step-*.tmp"):  # also what a killed run left
         shutil.rmtree(unfinished)
 
 
-def verify_checkpoint(folder: Path) -> None:
+def verify_checkpoint(folder: Path, *, without: str | None = None) -> None:
     """Read a checkpoint's files and compare sizes and SHA-256 with its manifest.
+
+    The file called ``without`` is not read, where it is not needed either (nor are the shards that
+    may be there in place of the optimizer's): its size is compared in no time, its hash takes twice
+    as long as that of the weights.
 
     Raises: CheckpointError that names the first file that is not as it was written.
     """
@@ -198,21 +288,28 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(
                 f"{path}: {there}, but the manifest promises {size_bytes:,} bytes."
             )
-        if sha256_of(path) != sha256:
+        unread = name == without or (without == OPTIMIZER_NAME and path.parent.name == SHARDS_NAME)
+        if not unread and sha256_of(path) != sha256:
             raise CheckpointError(f"{path}: its content changed after it was written (SHA-256).")
 
 
-def newest_valid(run: Path, first: Pointer) -> Path:
+def newest_valid(
+    run: Path, first: Pointer, *, last_step: int | None = None, without: str | None = None
+) -> Path:
     """Return the checkpoint that ``first`` names or, where it fails, the newest that verifies.
+
+    With ``last_step``, of those up to that step; ``without`` as in verify_checkpoint.
 
     Raises: CheckpointError when none does.
     """
     preferred = pointed(run, first)
     candidates = [preferred] if preferred is not None else []
     candidates += [folder for folder in reversed(checkpoints(run)) if folder != preferred]
+    if last_step is not None:
+        candidates = [folder for folder in candidates if folder in _up_to(run, last_step)]
     for folder in candidates:
         try:
-            verify_checkpoint(folder)
+            verify_checkpoint(folder, without=without)
         except CheckpointError as error:
             log.warning("%s Stepping back to the checkpoint before.", error.message)
         else:
@@ -233,47 +330,38 @@ class Loaded:
     state: dict[str, Any]
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> Loaded:
+class Undrawn(TorchFunctionMode):
+    """Within it networks are made without drawing their weights: the file's will replace them.
+
+    The memory that they would have is only reserved. The meta device would do as much, but imports
+    torch's compiler, a second and more.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False) -> Loaded:
     """Load a checkpoint that was verified: nothing outside its folder is needed.
+
+    Where they are ``mapped``, weights on the CPU stay in the file until they are read, and take no
+    memory of their own: for those who do not change them.
 
     Raises: CheckpointError when its parts do not fit together.
     """
     state = read_json(folder / STATE_NAME)
-    model = GPT(from_dict(ModelConfig, state["model"], str(folder / STATE_NAME)))
+    with Undrawn():
+        model = GPT(from_dict(ModelConfig, state["model"], str(folder / STATE_NAME)))
     try:
-        model.load_state_dict(load_file(folder / MODEL_NAME))
+        weights = load_file(folder / MODEL_NAME)  # a memory map
+        if not mapped:
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
+        model.load_state_dict(weights, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / MODEL_NAME}: does not fit its state.json ({error})."
         ) from error
     tokenizer = load_tokenizer(folder, state["tokenizer"])
     return Loaded(model.to(device), tokenizer, state)
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises: CheckpointError that names a line before it that is damaged.
-    """
-    path = run / METRICS_NAME
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path}, line {number}: damaged ({error}). Delete that line."
-            ) from error
-    return records
-
-
-def val_loss_at(run: Path, step: int) -> float | None:
-    """Return the validation loss that was measured at ``step``, or None where none was."""
-    for line in read_metrics(run):
-        if line["step"] == step and "val_loss" in line:
-            return float(line["val_loss"])
-    return None

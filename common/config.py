@@ -17,10 +17,19 @@ SEEDS_END = 1 << 63  # what torch takes, with room for a conversation to count o
 
 
 def setting(
-    default: Any, meaning: str, *, at_least: float | None = None, below: float | None = None
+    default: Any,
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    below: float | None = None,
+    auto: bool = False,
 ) -> Any:
-    """Declare one field of a config: ``meaning`` is its help, the bounds its range."""
-    return field(default=default, metadata={"help": meaning, "at_least": at_least, "below": below})
+    """Declare one field of a config: ``meaning`` is its help, the bounds its range.
+
+    With ``auto`` the command line takes that word for 0.
+    """
+    metadata = {"help": meaning, "at_least": at_least, "below": below, "auto": auto}
+    return field(default=default, metadata=metadata)
 
 
 def check_ranges(config: Any) -> None:
@@ -69,16 +78,32 @@ class ModelConfig:
     )
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation.")
     norm_first: bool = setting(True, "Normalise before each sublayer; off: after its residual sum.")
-    positions: Literal["rope", "learned"] = setting("rope", "Rotary or learned positions.")
-    mlp: Literal["swiglu", "gelu", "relu"] = setting("swiglu", "Kind of MLP.")
+    positions: Literal["rope", "learned", "sinusoidal"] = setting(
+        "rope", "Rotary, learned, or fixed sines and cosines that are added."
+    )
+    mlp: Literal["swiglu", "gelu", "relu", "relu2"] = setting(
+        "swiglu", "Kind of MLP; relu2: the square of relu."
+    )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys, with weights.")
     bias: bool = setting(False, "Add biases to Linear and LayerNorm, as GPT-2 does.")
     tied_head: bool = setting(True, "Share the embedding's weights with the output head.")
+    head_bias: bool = setting(False, "Add a bias to the output head, also to a shared one.")
+    ngrams: int = setting(
+        0,
+        "Embed the last 2, 3 ... up to this many ids together as well, by hashed tables; 0: none.",
+        at_least=0,
+    )
+    ngram_rows: int = setting(1 << 15, "Rows of each of these tables.", at_least=1)
+    pad_vocab: int = setting(
+        1,
+        "Round the rows of embedding and head up to a multiple of this, for speed; 64 suits GPUs.",
+        at_least=1,
+    )
     dropout: float = setting(
         0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0
     )
-    attention: Literal["sdpa", "manual"] = setting(
-        "sdpa", "PyTorch's fused attention, or the same written out."
+    attention: Literal["auto", "sdpa", "manual"] = setting(
+        "auto", "PyTorch's fused attention, or the same written out; auto: the faster one."
     )
 
     def __post_init__(self) -> None:
@@ -99,6 +124,11 @@ class ModelConfig:
                 f"{self.head_size} channels: rotary positions turn channels in pairs, "
                 "so it must be even."
             )
+        if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
+            raise ConfigError(
+                f"--n-embd is {self.n_embd}: sinusoidal positions fill channels in pairs, "
+                "so it must be even."
+            )
 
     @property
     def head_size(self) -> int:
@@ -109,6 +139,16 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def n_recent(self) -> int:
+        """How many of the newest ids are embedded at a position: 1 without n-grams."""
+        return max(1, self.ngrams)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the head: the vocabulary and what --pad-vocab adds."""
+        return -(-self.vocab_size // self.pad_vocab) * self.pad_vocab
 
     @property
     def inner_size(self) -> int:
@@ -132,6 +172,13 @@ class GenerateConfig:
     top_k: int = setting(0, "Choose among this many likeliest tokens; 0: among all.", at_least=0)
     top_p: float = setting(
         0.95, "Choose among the likeliest tokens that together have this probability.", at_least=0
+    )
+    min_p: float = setting(
+        0.0, "Leave out tokens below this share of the likeliest's probability.", at_least=0,
+        below=1.0,
+    )  # fmt: skip
+    repetition_penalty: float = setting(
+        1.0, "Above 1: make tokens that the text already holds less likely.", at_least=0.01
     )
     seed: int = setting(
         1337, "The same seed and prompt give the same text.", at_least=0, below=SEEDS_END

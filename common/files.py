@@ -6,6 +6,7 @@ A reader never meets half a file: until the rename it sees the old one, or none.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,16 @@ def fsync_file(path: Path) -> None:
     """Flush a file's content to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def forget_cached(path: Path) -> None:
+    """Let the system forget what it holds of a flushed file: the next read is the disk's.
+
+    Only Linux can be told so; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager

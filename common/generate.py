@@ -1,18 +1,29 @@
-"""Generate: prompt -> logits -> filters -> one more id, again and again, with a KV cache.
+"""Generate: prompt -> scores -> filters -> one more id, again and again, with a KV cache.
+
+A Decoder holds several texts, one a row, and gives each one more token a step. Which tokens a row
+gets is a function of its own prompt, config and seed, whatever the other rows do.
 
 When the context is full it is re-based: the newer half of the tokens stays and is read again from
 position 0. Which tokens a prediction sees is thus a function of how many there are
 (``window_start``), so that generation with and without the cache are the same computation.
 """
 
+import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from common.cache import KVCache
 from common.config import GenerateConfig
 from common.errors import CheckpointError
-from common.model import GPT, KVCache
+from common.filters import choices, draw
+from common.model import GPT
+from common.network import Network
+from common.ngrams import preceding
+from common.packed import MIN_ROWS
 from common.tokenizer import Tokenizer
 
 
@@ -28,31 +39,157 @@ def window_start(n_tokens: int, block_size: int) -> int:
     return -(-(n_tokens - block_size) // half) * half
 
 
-def filter_logits(logits: Tensor, config: GenerateConfig) -> Tensor:
-    """Return probabilities (V,) from scores (V,): temperature, then top-k, then top-p.
+@dataclass(frozen=True)
+class Token:
+    """One id chosen, and what the network itself, before any filter, thought of it.
 
-    Top-p keeps the smallest set of likeliest tokens that reaches the probability, at least one.
-    Source of top-p: Holtzman et al. 2020, section 3.1 (arXiv:1904.09751).
+    ``logprob`` is the natural logarithm of its probability among all ids of the vocabulary;
+    ``top`` are the likeliest ids with theirs, as many as were asked for.
     """
-    if config.temperature == 0:
-        chosen = torch.zeros_like(logits)
-        chosen[logits.argmax()] = 1.0
-        return chosen
-    # from the largest down: a temperature near 0 must not make infinities to subtract
-    logits = (logits - logits.max()) / config.temperature
-    if 0 < config.top_k < len(logits):
-        kept = logits.topk(config.top_k).indices
-        masked = torch.full_like(logits, float("-inf"))
-        masked[kept] = logits[kept]
-        logits = masked
-    probabilities = logits.softmax(dim=-1)
-    if config.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens already reach
-        beyond = before >= config.top_p
-        beyond[0] = False
-        probabilities[order[beyond]] = 0.0
-    return probabilities / probabilities.sum()
+
+    idx: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Row:
+    """A text that grows: its ids, how they are chosen, and how many of them the cache holds."""
+
+    def __init__(self, ids: list[int], config: GenerateConfig, n_top: int, vocab_size: int) -> None:
+        self.ids, self.config, self.n_top = ids, config, n_top
+        # drawn on the CPU by Python, whose numbers are the same on every machine
+        self.random = random.Random(config.seed)
+        self.start = self.n_cached = 0
+        self.scores: Tensor | None = None  # (V,) for the next token, where they are known already
+        self.seen: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
+        if config.repetition_penalty != 1:
+            self.seen = np.zeros(vocab_size, np.bool_)
+            self.seen[ids] = True
+
+    def newest(self, n: int) -> list[int]:
+        """Return the last ``n`` ids that are seen, the last first; zeros where there are fewer."""
+        ids = self.ids[max(self.start, len(self.ids) - n) :][::-1]
+        return ids + [0] * (n - len(ids))
+
+    def append(self, idx: int) -> None:
+        """Add one id to the text."""
+        self.ids.append(idx)
+        self.scores = None
+        if self.seen is not None:
+            self.seen[idx] = True
+
+
+class Decoder:
+    """Rows of one network, each a text of its own, decoded together."""
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, n_rows: int, network: Network | None = None
+    ) -> None:
+        """Lay out the network for ``n_rows`` texts at most; ``network`` where it is already."""
+        self.network = network or Network(model)
+        self.tokenizer = tokenizer
+        self.block_size = model.config.block_size
+        self.cache = KVCache(model.config, n_rows, like=self.network.wte)
+        self.rows: list[Row | None] = [None] * n_rows
+        # GPUs choose a way to add up by the number of rows: there it is always the same
+        self.is_fixed = self.network.wte.device.type != "cpu"
+        # only ids that stand for text, and end-of-text, are ever chosen
+        banned = [not token for token in tokenizer.token_bytes[: model.config.vocab_size]]
+        banned += [True] * (model.config.vocab_size - len(banned))
+        banned[tokenizer.eot_id] = False
+        self.banned = np.array(banned)  # (V,)
+
+    def admit(
+        self, row: int, prompt: Sequence[int], config: GenerateConfig, n_top: int = 0
+    ) -> None:
+        """Begin a text in a free row: its prompt is read in one pass.
+
+        An empty prompt is end-of-text: what precedes every document. With ``n_top`` each Token
+        says which ids were the likeliest.
+        """
+        if self.rows[row] is not None:
+            raise ValueError(f"row {row} is busy")
+        ids = list(prompt) or [self.tokenizer.eot_id]
+        text = Row(ids, config, n_top, len(self.banned))
+        self._read(row, text)
+        self.rows[row] = text
+
+    def step(self) -> dict[int, Token]:
+        """Return one more token for every busy row.
+
+        End-of-text and max_new_tokens are the caller's to heed, who releases the row.
+
+        Raises: CheckpointError when the network's scores are not finite numbers.
+        """
+        self._score()
+        tokens = {}
+        for number, row in enumerate(self.rows):
+            if row is not None:
+                tokens[number] = self._choose(row)
+                row.append(tokens[number].idx)
+        return tokens
+
+    def release(self, row: int) -> None:
+        """Forget a row's text; the row is free again."""
+        self.rows[row] = None
+
+    @torch.inference_mode()
+    def _read(self, number: int, row: Row) -> None:
+        """Fill the cache with the tokens that the next prediction sees, and score it."""
+        row.start = window_start(len(row.ids), self.block_size)
+        seen = row.ids[row.start :]
+        idx = torch.tensor([seen], device=self.network.wte.device)  # (1, T)
+        positions = torch.arange(len(seen), device=idx.device)[None]
+        recent = preceding(idx, self.network.config.n_recent)
+        hidden = self.network.hidden(recent, positions, self.cache.reading(number))
+        row.scores = self.network.logits(hidden[:, -1:])[0, 0].cpu()
+        row.n_cached = len(seen)
+
+    @torch.inference_mode()
+    def _score(self) -> None:
+        """Score the next token of every row that is not scored, one token each in one pass."""
+        waiting = []
+        for number, row in enumerate(self.rows):
+            if row is None or row.scores is not None:
+                continue
+            if window_start(len(row.ids), self.block_size) != row.start:
+                self._read(number, row)
+            else:
+                waiting.append((number, row))
+        if not waiting:
+            return
+        places = [(number, row.n_cached) for number, row in waiting]
+        newest = [row.newest(self.network.config.n_recent) for _, row in waiting]
+        n_computed = len(self.rows) if self.is_fixed else MIN_ROWS  # see packed.py
+        n_more = max(0, n_computed - len(newest))
+        device = self.network.wte.device
+        recent = torch.tensor(newest + newest[:1] * n_more, device=device)[:, None].unbind(2)
+        positions = torch.tensor([[at] for _, at in places + places[:1] * n_more], device=device)
+        attend = self.cache.continuing(places, n_more, alone=self.is_fixed)
+        hidden = self.network.hidden(recent, positions, attend)
+        scores = self.network.logits(hidden)[:, 0].cpu()  # (B, V)
+        for i, (_, row) in enumerate(waiting):
+            row.scores = scores[i]
+            row.n_cached += 1
+
+    def _choose(self, row: Row) -> Token:
+        assert row.scores is not None
+        scores = row.scores.numpy()
+        most = float(scores.max())
+        if not np.isfinite(most):  # also where one of them is no number
+            raise CheckpointError(
+                "The network's scores are not finite numbers: its training has diverged. Use an "
+                "earlier checkpoint, or train anew with a lower --learning-rate."
+            )
+        log_total = most + float(np.log(np.exp(scores - most).sum(dtype=np.float64)))
+        allowed = np.where(self.banned, np.float32(-np.inf), scores)
+        ids, probabilities = choices(allowed, row.config, row.seen)
+        idx = draw(ids, probabilities, row.random.random())
+        top: tuple[tuple[int, float], ...] = ()
+        if row.n_top:
+            likeliest = row.scores.topk(min(row.n_top, len(scores))).indices.tolist()
+            top = tuple((i, float(scores[i]) - log_total) for i in likeliest)
+        return Token(idx, float(scores[idx]) - log_total, top)
 
 
 def generate(
@@ -65,35 +202,10 @@ def generate(
 
     Raises: CheckpointError when the network's scores are not finite numbers.
     """
-    device = model.wte.weight.device
-    stands_for_text = torch.tensor([bool(token) for token in tokenizer.token_bytes])  # (V,)
-    stands_for_text[tokenizer.eot_id] = True
-    banned = ~stands_for_text.to(device)
-    generator = torch.Generator().manual_seed(config.seed)
-    cache = KVCache(model.config, 1, like=model.wte.weight)
-    ids = list(prompt) or [tokenizer.eot_id]
-    start = 0
+    decoder = Decoder(model, tokenizer, n_rows=1)
+    decoder.admit(0, prompt, config)
     for _ in range(config.max_new_tokens):
-        new_start = window_start(len(ids), model.config.block_size)
-        if new_start != start:
-            start, cache.length = new_start, 0
-        logits = _next_logits(model, ids[start + cache.length :], cache)
-        # drawn on the CPU, so that a seed gives the same text whatever the device
-        probabilities = filter_logits(logits.masked_fill(banned, float("-inf")), config).cpu()
-        if not bool(probabilities.isfinite().all()):
-            raise CheckpointError(
-                "The network's scores are not finite numbers: its training has diverged. Use an "
-                "earlier checkpoint, or train anew with a lower --learning-rate."
-            )
-        idx = int(torch.multinomial(probabilities, 1, generator=generator))
+        idx = decoder.step()[0].idx
         if idx == tokenizer.eot_id:
             return
-        ids.append(idx)
         yield idx
-
-
-@torch.inference_mode()
-def _next_logits(model: GPT, new_ids: Sequence[int], cache: KVCache) -> Tensor:
-    """Return scores (V,) for the token after those in the cache and ``new_ids``."""
-    idx = torch.tensor([new_ids], device=model.wte.weight.device)  # (1, T)
-    return model.logits(model.hidden(idx, cache)[0, -1]).float()  # (V,)

@@ -31,6 +31,14 @@ runs_dir_option = click.option(
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
+class AutoOrInt(click.IntRange):
+    """A whole number, or the word auto, which stands for 0."""
+
+    def convert(self, value: Any, *context: Any) -> Any:
+        """Return the number."""
+        return 0 if value == "auto" else super().convert(value, *context)
+
+
 def _click_type(kind: Any, item: "Field[Any]") -> Any:
     if get_origin(kind) in (Union, types.UnionType):  # X | None
         kind = next(arm for arm in get_args(kind) if arm is not type(None))
@@ -38,7 +46,8 @@ def _click_type(kind: Any, item: "Field[Any]") -> Any:
         return click.Choice(get_args(kind))
     at_least, below = item.metadata["at_least"], item.metadata["below"]
     if kind is int and at_least is not None:
-        return click.IntRange(min=int(at_least))
+        range_kind = AutoOrInt if item.metadata["auto"] else click.IntRange
+        return range_kind(min=int(at_least))
     if kind is float and at_least is not None:
         return click.FloatRange(min=at_least, max=below, max_open=below is not None)
     return kind

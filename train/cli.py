@@ -3,23 +3,34 @@
 python -m train pretrain --data data                      the preset for this machine
 python -m train pretrain --data data --run shakespeare --minutes 10
 python -m train pretrain --data data --max-steps 2000 --n-layer 4 --n-embd 128
+python -m train pretrain --data notes --init-from quern   with the weights of another run
 python -m train resume                                    the newest run, from where it stopped
+python -m train resume quern --max-steps 8000             for longer
+torchrun --nproc-per-node 2 -m train pretrain ...         two processes: a GPU each, or CPUs
+python -m train plot quern quern-2 --out loss.png         or, without --out, in the terminal
+python -m train compare                                   all runs, in a table
 python -m train presets                                   what the presets set
 """
 
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.config import ARCHITECTURES, ModelConfig
-from common.errors import ConfigError
 from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
 from train.config import TrainConfig
 from train.presets import DECIDED, PRESETS
+from train.signals import StopRequest
+
+if TYPE_CHECKING:
+    from train.distributed import Ranks
 
 
 @click.group(context_settings=CONTEXT)
@@ -32,7 +43,13 @@ def main() -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path), default="data", help="Folder written by prepare."
 )
-@click.option("--run", "name", default="quern", help="Name of the run; NAME-2 if it exists.")
+@click.option(
+    "--run",
+    "--run-name",  # torchrun takes the first for a shortened option of its own, and ends
+    "name",
+    default="quern",
+    help="Name of the run; NAME-2 if it exists.",
+)
 @click.option(
     "--preset",
     type=click.Choice(["auto", *PRESETS]),
@@ -51,6 +68,12 @@ def main() -> None:
     default=False,
     help="Go on with the newest run of this name if it is unfinished and has the same data.",
 )
+@click.option(
+    "--init-from",
+    metavar="RUN[:best|:latest]",
+    default=None,
+    help="Begin with the weights of this run's best (or latest) checkpoint, and with its shape.",
+)
 @device_option
 @runs_dir_option
 @options_for(ModelConfig, without=("vocab_size",), preset=DECIDED)
@@ -61,59 +84,147 @@ def pretrain(
     preset: str,
     architecture: str | None,
     may_resume: bool,
+    init_from: str | None,
     device: str,
     runs_dir: Path,
     **options: Any,
 ) -> None:
     """Train a new network on DATA.
 
-    Ctrl-C finishes the step, saves, and says how to go on. Exit codes: 0 trained, 1 something to
-    mend, 2 wrong usage, 130 or 143 stopped by a signal with everything saved.
+    Ctrl-C finishes the step, saves, and says how to go on; a second one leaves at once. Exit codes:
+    0 trained, 1 something to mend, 2 wrong usage; 130, 143 or 138 stopped by SIGINT (Ctrl-C),
+    SIGTERM or SIGUSR1 with everything saved.
     """
-    from train import start
+    with _stoppable() as stop, _together(device) as (ranks, device):
+        from train import resume, start
 
-    _refuse_many_processes()
-    if may_resume and (unfinished := start.unfinished_run(runs_dir, name, data)) is not None:
-        click.echo(
-            f"{unfinished} is unfinished: it goes on with its own settings, not with those given "
-            "now. --no-resume starts a new run.",
-            err=True,
-        )
-        _finish(start.resume_run(unfinished, device))
-        return
-    _finish(
-        start.new_run(
-            data,
-            runs_dir,
-            name,
-            preset,
-            device,
-            model_options=ARCHITECTURES.get(architecture or "", {}) | given(ModelConfig, options),
-            train_options=given(TrainConfig, options),
-        )
-    )
+        unfinished = None
+        if may_resume:
+            unfinished = ranks.first(lambda: resume.unfinished_run(runs_dir, name, data))
+        if unfinished is not None:
+            logging.info(
+                "%s is unfinished: it goes on with its own settings, not with those "
+                "given now. --no-resume starts a new run.",
+                unfinished,
+            )
+            stopped_by = resume.resume_run(Path(unfinished), device, stop, ranks=ranks)
+        else:
+            switches = ARCHITECTURES.get(architecture or "", {})
+            stopped_by = start.new_run(
+                data,
+                runs_dir,
+                name,
+                preset,
+                device,
+                stop,
+                model_options=switches | given(ModelConfig, options),
+                train_options=given(TrainConfig, options),
+                init_from=None if init_from is None else start.weights_of(runs_dir, init_from),
+                ranks=ranks,
+            )
+    _finish(stopped_by)
+
+
+@main.command("resume")
+@click.argument("name", required=False)
+@click.option(
+    "--max-steps",
+    type=click.IntRange(min=1),
+    help="Train to this many updates in all, also after the end.  [default: as planned]",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Train about this much longer instead, at the speed so far.",
+)
+@click.option(
+    "--data",
+    "data_path",
+    type=click.Path(path_type=Path),
+    help="Where its data is now.  [default: where it was]",
+)
+@click.option(
+    "--allow-data-change",
+    "data_may_differ",
+    is_flag=True,
+    help="Go on although the data is not what it was; its vocabulary must be.",
+)
+@click.option(
+    "--shard/--no-shard",
+    default=None,
+    help="Share out the weights over the processes, or no longer.  [default: as it was]",
+)
+@device_option
+@runs_dir_option
+def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> None:
+    """Go on with run NAME (the newest by default) as if it had never stopped."""
+    with _stoppable() as stop, _together(device) as (ranks, device):
+        from common.checkpoint import find_run
+        from train import resume
+
+        run = ranks.first(lambda: str(find_run(runs_dir, name)))
+        stopped_by = resume.resume_run(Path(run), device, stop, resume.Changes(**changes), ranks)
+    _finish(stopped_by)
 
 
 @main.command()
-@click.argument("name", required=False)
-@device_option
+@click.argument("names", metavar="[RUN]...", nargs=-1)
+@click.option(
+    "--x", type=click.Choice(["steps", "tokens", "seconds"]), default="steps", help="Over what."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw into this .png or .svg file, in place of a chart in the terminal.",
+)
 @runs_dir_option
-def resume(name: str | None, device: str, runs_dir: Path) -> None:
-    """Go on with run NAME (the newest by default) as if it had never stopped."""
+def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> None:
+    """Draw loss, learning rate, gradient and speed of runs (the newest by default)."""
     from common.checkpoint import find_run
-    from train import start
+    from train.plot import draw, text_chart
 
-    _refuse_many_processes()
-    _finish(start.resume_run(find_run(runs_dir, name), device))
+    runs = [find_run(runs_dir, name) for name in names or (None,)]
+    if out is None:
+        click.echo(text_chart(runs, x, shutil.get_terminal_size().columns))
+        return
+    draw(runs, x, out)
+    click.echo(f"{out}: {', '.join(str(run) for run in runs)} over {x}.", err=True)
 
 
-def _refuse_many_processes() -> None:
-    n_processes = os.environ.get("WORLD_SIZE", "1")  # as torchrun sets it
-    if n_processes != "1":
-        raise ConfigError(
-            f"WORLD_SIZE is {n_processes}, but training uses one process so far: start it without "
-            "torchrun."
-        )
+@main.command()
+@click.argument("names", metavar="[RUN]...", nargs=-1)
+@runs_dir_option
+def compare(names: tuple[str, ...], runs_dir: Path) -> None:
+    """Print a table of runs (all by default): size, tokens, time, loss, speed, what differs."""
+    from common import checkpoint
+    from train.compare import compare as compare_runs
+
+    runs = [checkpoint.find_run(runs_dir, name) for name in names]
+    runs = runs or sorted(checkpoint.list_runs(runs_dir)) or [checkpoint.find_run(runs_dir, None)]
+    click.echo(compare_runs(runs))
+
+
+@contextmanager
+def _stoppable() -> Iterator[StopRequest]:
+    """Heed signals, from before the heavy imports until after the last save."""
+    with StopRequest() as stop:
+        try:
+            yield stop
+        except SystemExit:
+            if stop.signal is not None:
+                click.echo("Stopped before the first step: nothing is lost.", err=True)
+            raise
+
+
+@contextmanager
+def _together(device: str) -> "Iterator[tuple[Ranks, str]]":
+    """Meet the other processes where torchrun started several; yield them and our own device."""
+    from train import distributed
+
+    place = distributed.place_in(os.environ)
+    device = distributed.device_of(place, device)
+    with distributed.joined(place, device) as ranks:
+        yield ranks, device
 
 
 def _finish(stopped_by: int | None) -> None:
@@ -122,9 +233,13 @@ def _finish(stopped_by: int | None) -> None:
 
 
 @main.command()
-def presets() -> None:
-    """List the presets and what they set."""
-    for name, preset in PRESETS.items():
-        click.echo(f"{name}: {preset.meaning}")
-        for key, value in (preset.model | preset.train).items():
-            click.echo(f"  --{key.replace('_', '-')} {value}")
+@click.argument("name", type=click.Choice(list(PRESETS)), required=False)
+@device_option
+def presets(name: str | None, device: str) -> None:
+    """List the presets with what they take on this machine, or all settings of NAME."""
+    from common.device import choose_device
+    from train import preset_table
+
+    lines = preset_table.settings(name) if name else preset_table.table(choose_device(device))
+    for line in lines:
+        click.echo(line)

@@ -1,9 +1,12 @@
 """Settings of a training run: each one's type, default and meaning, once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from common.config import SEEDS_END, check_ranges, setting
 from common.errors import ConfigError
+
+LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # the settings that say how long to train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +19,37 @@ class TrainConfig:
         "Train about this long instead: the speed is measured, then the steps are fixed.",
         at_least=0,
     )
+    tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1)
+    epochs: float | None = setting(None, "Read train this many times instead.", at_least=0)
     tokens_per_step: int = setting(16_384, "Tokens an update learns from.", at_least=1)
     batch_size: int = setting(
         0,
-        "Rows of --block-size tokens at a time; 0: what suits the machine. It changes no result.",
+        "Rows of --block-size tokens at a time; auto or 0: what suits the machine, halved where "
+        "memory runs out. It changes no result.",
         at_least=0,
+        auto=True,
+    )
+    optimizer: Literal["muon", "adamw"] = setting(
+        "adamw", "muon: hidden matrices by Muon, all else by AdamW; adamw: everything by AdamW."
     )
     learning_rate: float = setting(1e-3, "Peak of the learning rate.", at_least=0)
+    matrix_lr: float | None = setting(
+        None, "That of what Muon updates.  [default: --learning-rate]", at_least=0
+    )
+    table_lr: float | None = setting(
+        None, "That of n-gram tables, by Adagrad.  [default: --learning-rate]", at_least=0
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting(
+        "cosine", "How the rate falls from peak to floor; wsd: flat, then down; constant: never."
+    )
+    decay_share: float = setting(
+        0.2, "Share of the updates in which wsd goes down, the last ones.", at_least=0, below=1
+    )
     min_lr: float | None = setting(
         None, "Its floor at the end.  [default: a tenth of the peak]", at_least=0
     )
     warmup_steps: int = setting(100, "Updates until the peak.", at_least=0)
+    momentum: float = setting(0.95, "Muon's memory of the gradient.", at_least=0, below=1)
     weight_decay: float = setting(0.1, "Decay of matrices; vectors have none.", at_least=0)
     beta1: float = setting(0.9, "AdamW's memory of the gradient.", at_least=0, below=1)
     beta2: float = setting(0.99, "AdamW's memory of its square.", at_least=0, below=1)
@@ -45,14 +68,47 @@ class TrainConfig:
         "Updates between checkpoints; 0: each evaluation, and at least every five minutes.",
         at_least=0,
     )
+    keep: int = setting(
+        2, "Last checkpoints kept, one of them to step back to; the best besides.", at_least=2
+    )
+    patience: int = setting(
+        0, "End after this many evaluations without a better val loss; 0: never.", at_least=0
+    )
+    target_loss: float | None = setting(None, "End once the val loss is at most this.", at_least=0)
+    # one bad batch passes in one; after ten it is the weights, and to wait longer is lost time
+    max_bad_steps: int = setting(
+        10,
+        "After this many updates in a row without a finite loss: back to the last good checkpoint, "
+        "at half the learning rate.",
+        at_least=1,
+    )
+    tracker: Literal["none", "wandb", "tensorboard"] = setting(
+        "none", "Send the records of metrics.jsonl there too."
+    )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "Compile the network; auto: in runs long enough to repay it."
+    )
+    activation_checkpointing: bool = setting(
+        False, "Keep only what enters each block, and compute the rest again: less memory, slower."
+    )
+    shard: bool = setting(
+        False,
+        "Of several processes, each keeps only its share of weights and optimizer state (FSDP2).",
+    )
+    zero_init: bool = setting(
+        False, "Begin with every block as the identity: its output projections at zero."
+    )
     seed: int = setting(
         1337, "Of the weights, the order of the data, and dropout.", at_least=0, below=SEEDS_END
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.max_steps is not None and self.minutes is not None:
-            raise ConfigError("--max-steps and --minutes are both given: one decides the length.")
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) > 1:
+            flags = " and ".join("--" + name.replace("_", "-") for name in given)
+            how_many = "both" if len(given) == 2 else "all"
+            raise ConfigError(f"{flags} are {how_many} given: one decides the length.")
 
     @property
     def lr_floor(self) -> float:

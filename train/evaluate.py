@@ -7,12 +7,12 @@ with different vocabularies compare.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.config import GenerateConfig
 from common.device import Device
@@ -21,6 +21,7 @@ from common.model import GPT
 from common.tokenfile import Ids
 from common.tokenizer import Tokenizer
 from train.batches import read_rows
+from train.distributed import ALONE, Ranks
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or three
 # How much of train is scored, evenly spread: enough to compare with val, and quick.
@@ -67,26 +68,60 @@ def _batches(rows: Iterator[tuple[Tensor, Tensor]], n_rows: int) -> Iterator[tup
         yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
 
 
-@torch.inference_mode()
 def evaluate(
-    model: GPT, ids: Ids, token_bytes: npt.NDArray[np.int64], device: Device, max_tokens: int
+    model: GPT,
+    ids: Ids,
+    token_bytes: npt.NDArray[np.int64],
+    device: Device,
+    max_tokens: int,
+    ranks: Ranks = ALONE,
 ) -> Score:
-    """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id."""
+    """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id.
+
+    Several processes share the batches out, and each returns the loss over all of them.
+    """
     block_size = model.config.block_size
     batch_tokens = BATCH_TOKENS.get(device.torch_device.type, BATCH_TOKENS_ELSEWHERE)
     n_rows = max(1, batch_tokens // block_size)
     lengths = torch.from_numpy(token_bytes)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
-    for x, y in _batches(windows(ids, block_size, max_tokens), n_rows):
-        n_tokens += y.numel()
-        n_bytes += int(lengths[y].sum())
-        x, y = x.to(device.torch_device), y.to(device.torch_device)
-        with device.autocast():
-            logits, _ = model(x)
-        nats += float(F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum"))
+    # gathered weights that were made in inference mode could not be trained with later
+    with torch.no_grad() if ranks.sharded else torch.inference_mode():
+        for x, y, counts in _shared(_batches(windows(ids, block_size, max_tokens), n_rows), ranks):
+            x, y = x.to(device.torch_device), y.to(device.torch_device)
+            with device.autocast():
+                loss = float(model(x, y))
+            if counts:
+                nats += loss * y.numel()
+                n_tokens += y.numel()
+                n_bytes += int(lengths[y.cpu()].sum())
+    if ranks.sharded:  # what is gathered last stays so, until a backward pass, in place of shares
+        cast(Any, model).reshard()
     model.train()
-    return Score(nats / n_tokens, nats / math.log(2) / max(1, n_bytes), n_tokens)
+    nats, all_tokens, all_bytes = ranks.total(nats, n_tokens, n_bytes)
+    return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
+
+
+def _shared(
+    batches: Iterator[tuple[Tensor, Tensor]], ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Yield (x, y, whether it counts): every batch counts in one process.
+
+    All processes get equally many, as a sharded network needs them all for each.
+    """
+    mine = None
+    for number, (x, y) in enumerate(batches):
+        place = number % ranks.n
+        if place == 0:
+            mine = x, y, False
+        if place == ranks.rank:
+            mine = x, y, True
+        if place == ranks.n - 1 and mine is not None:
+            yield mine
+            mine = None
+    if mine is not None:
+        yield mine
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -1,30 +1,41 @@
-"""The loop: update, log, save, evaluate, until the last step or a signal.
+"""The loop: update, log, save, evaluate, until the last step, a reason to end, or a signal.
 
 A checkpoint is written before the evaluation of the same step, so that a crash there loses
 nothing; a run resumed from it evaluates again and goes on as if it had never stopped.
+
+What is written leaves by two doors, _save and _record: where several processes train, only the
+first goes through them.
 """
 
 import logging
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from common.checkpoint import checkpoint_folder, point, save_checkpoint
+from common.checkpoint import checkpoint_folder, point, save_checkpoint, shards_folder
 from common.device import Device
 from common.model import GPT
 from common.tokenfile import DataFolder
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
+from train.distributed import ALONE, Ranks
+from train.eta import Pace, saves_left, times_left
 from train.evaluate import PROMPT_TOKENS, TRAIN_TOKENS, evaluate, sample_line, token_lengths
-from train.metrics import append_metrics, evaluation_line, progress_line
-from train.optimizer import optimizer_tensors
+from train.flops import mfu
+from train.metrics import append_metrics, evaluation_line, progress_line, read_history
+from train.optimizer import Optimizers, optimizer_tensors
 from train.schedule import learning_rate_at
+from train.sharding import local, save_shards, whole_weights
 from train.signals import StopRequest
-from train.step import diverged, rows_per_step, train_step
+from train.step import Stepper, rows_per_step
+from train.stopping import Losses, overfitting_line, reason_to_end
+from train.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +46,16 @@ class Run:
 
     folder: Path
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizers
     data: DataFolder
     tokenizer: Tokenizer
     config: TrainConfig
     device: Device
     max_steps: int
+    stepper: Stepper
+    tracker: Tracker
+    ranks: Ranks = ALONE
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass
@@ -51,47 +66,82 @@ class Progress:
     n_tokens: int = 0
     seconds: float = 0.0  # since the run began, evaluations and saves included, stops not
     update_s: float = 0.0  # of them spent in updates
+    eval_s: float = 0.0  # the last evaluation took this long, and the last save
+    save_s: float = 0.0
     best_val_loss: float | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the last update, as it is logged
+    n_skipped: int = 0  # updates whose loss or gradient was not finite
+    n_bad: int = 0  # of them in a row, until now
+    good_step: int = 0  # the last step whose weights gave a finite loss and gradient
+    lr_scale: float = 1.0  # halved at each return to an earlier checkpoint
+    n_returns: int = 0
 
 
-def train(run: Run, progress: Progress) -> int | None:
-    """Train from where ``progress`` is to the last step; return the signal that ended it early."""
-    config, first_step = run.config, progress.step
+class DivergedError(Exception):
+    """The weights are no use any more: the loss, the gradient or they themselves are not finite."""
+
+
+def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
+    """Train from where ``progress`` is to the end; return the signal that ended it early, if any.
+
+    Raises: DivergedError when only an earlier checkpoint can help; ``progress`` is how far it came.
+    """
+    first_step = progress.step
+    lines = run.ranks.first(lambda: [asdict(each) for each in read_history(run.folder)])
+    history = [Losses(**each) for each in lines]
     mark = replace(progress)  # where the speed is measured from
-    with StopRequest() as stop:
-        while True:
-            step = progress.step
-            stopping = stop.signal is not None
-            eval_due = is_eval_step(step, run)
-            if step > first_step:
-                if step % config.log_interval == 0:
-                    mark = _log(run, progress, mark)
-                    if not eval_due:
-                        append_metrics(run.folder, progress.record)
-                if eval_due or stopping or step % config.save_interval == 0:
-                    _save(run, progress)
-            if eval_due and not stopping:
-                _evaluate(run, progress)
-            if stopping or step == run.max_steps:
-                return stop.signal
-            _update(run, progress)
+    while True:
+        step = progress.step
+        # with no step made there is nothing to save: the first one is made yet
+        stopping = step > 0 and stop.requested() is not None
+        eval_due = is_eval_step(step, run.config)
+        if step > first_step:
+            if step % run.config.log_interval == 0:
+                mark = _log(run, progress, mark)
+            if (step % run.config.log_interval == 0 or progress.n_bad) and not eval_due:
+                _record(run, progress.record)
+            # weights after a bad update are doubtful: saved only where something depends on it
+            if (
+                eval_due
+                or stopping
+                or (step % run.config.save_interval == 0 and not progress.n_bad)
+            ):
+                _save(run, progress)
+        if eval_due and not stopping:
+            if _evaluate(run, progress, history):
+                return None
+            stopping = stop.requested() is not None  # this step is saved already
+        if stopping:
+            return stop.requested()
+        _update(run, progress)
 
 
-def is_eval_step(step: int, run: Run) -> bool:
-    """Tell whether the run is evaluated after ``step`` updates."""
-    return step > 0 and (step % run.config.eval_interval == 0 or step == run.max_steps)
+def is_eval_step(step: int, config: TrainConfig) -> bool:
+    """Tell whether a run is evaluated after ``step`` updates."""
+    return step > 0 and (step % config.eval_interval == 0 or step == config.max_steps)
+
+
+def first_said(step: int, config: TrainConfig) -> int:
+    """Return the first step that a run which goes on after ``step`` puts on record.
+
+    An evaluation that is due at that very step is made again, and its line written again.
+    """
+    return step + (0 if is_eval_step(step, config) else 1)
 
 
 def _update(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
-    lr = learning_rate_at(progress.step, run.max_steps, run.config)
-    loss, grad_norm = train_step(
-        run.model, run.optimizer, run.data, run.config, run.device, step=progress.step, lr=lr
-    )
+    lr = progress.lr_scale * learning_rate_at(progress.step, run.max_steps, run.config)
+    update = run.stepper.step(progress.step, progress.lr_scale)
     dt_s = time.perf_counter() - start
+    run.pace.add(dt_s)
     block_size = run.model.config.block_size
     n_tokens = rows_per_step(run.config, block_size) * block_size
+    if update.finite:
+        progress.good_step, progress.n_bad = progress.step, 0
+    else:
+        progress.n_skipped += 1
+        progress.n_bad += 1
     progress.step += 1
     progress.n_tokens += n_tokens
     progress.seconds += dt_s
@@ -100,58 +150,123 @@ def _update(run: Run, progress: Progress) -> None:
         "step": progress.step,
         "tokens": progress.n_tokens,
         "seconds": round(progress.seconds, 3),
-        "loss": loss,
+        "loss": update.loss if math.isfinite(update.loss) else None,  # JSON knows no nan
         "lr": lr,
-        "grad_norm": grad_norm,
+        "grad_norm": update.grad_norm if math.isfinite(update.grad_norm) else None,
         "tokens_per_second": round(n_tokens / dt_s, 1),
+        "skipped_steps": progress.n_skipped,
     }
+    if not update.finite:
+        what = f"the loss is {update.loss}, the norm of the gradient {update.grad_norm}"
+        log.warning("step %s: %s: update skipped, weights stay", f"{progress.step:,}", what)
+        if progress.n_bad >= run.config.max_bad_steps:
+            raise DivergedError(f"{what}, as after {progress.n_bad} updates in a row")
 
 
 def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
     """Show the progress line, its speed measured since ``mark``; return the new mark."""
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
-    # evaluations are part of what is left, as they were part of what is done
-    eta_s = progress.seconds / progress.step * (run.max_steps - progress.step)
-    log.info(progress_line(progress.record, run.max_steps, eta_s))
+    if (share := mfu(run.model, run.device, speed)) is not None:
+        progress.record["mfu"] = round(share, 4)
+    done, last, config = (
+        progress.step - 1,
+        run.max_steps,
+        run.config,
+    )  # what follows this step is not
+    eta_s = (
+        run.pace.step_s * (last - progress.step)
+        + progress.eval_s * times_left(done, last, config.eval_interval)
+        + progress.save_s * saves_left(done, last, config.save_interval, config.eval_interval)
+    )
+    log.info(progress_line(progress.record, last, eta_s))
     return replace(progress)
+
+
+def _record(run: Run, record: dict[str, Any]) -> None:
+    if run.ranks.is_first:
+        append_metrics(run.folder, record)
+        run.tracker.log(record)
 
 
 def _save(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
-    if not all(bool(weights.isfinite().all()) for weights in run.model.parameters()):
-        raise diverged(progress.step, "weights are no longer finite", run.config)
-    state = {"progress": asdict(progress), "data_sha256": run.data.sha256}
-    tensors = optimizer_tensors(run.optimizer, run.model)
-    save_checkpoint(run.folder, progress.step, run.model, tensors, state, run.tokenizer)
-    progress.seconds += time.perf_counter() - start
+    finite = [local(weights).isfinite().all() for weights in run.model.parameters()]
+    if run.ranks.most(not torch.stack(finite).all()):
+        raise DivergedError("weights are no longer finite")
+    state = {
+        "progress": asdict(progress),
+        "stepper": run.stepper.state(),
+        "data_sha256": run.data.sha256,
+    }
+    optimizer: dict[str, Tensor] | Path = optimizer_tensors(run.optimizer, run.model)
+    weights = None
+    if run.ranks.sharded:
+        weights, optimizer = _gathered(run, progress.step)
+
+    def save() -> None:
+        save_checkpoint(
+            run.folder,
+            progress.step,
+            run.model,
+            optimizer,
+            state,
+            run.tokenizer,
+            weights=weights,
+            keep=run.config.keep,
+            good_step=progress.good_step,
+        )
+
+    run.ranks.first(save)
+    progress.save_s = time.perf_counter() - start
+    progress.seconds += progress.save_s
 
 
-def _evaluate(run: Run, progress: Progress) -> None:
+def _gathered(run: Run, step: int) -> tuple[dict[str, Tensor], Path]:
+    """Return all weights, in the first process, and where each put its share of the optimizer's."""
+    shards = shards_folder(run.folder, step)
+    run.ranks.first(lambda: shutil.rmtree(shards, ignore_errors=True))
+    save_shards(optimizer_tensors(run.optimizer, run.model), shards)
+    return whole_weights(run.model, keep=run.ranks.is_first), shards
+
+
+def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
+    """Score both splits, show and record it; tell whether there is a reason to end."""
     start = time.perf_counter()
     lengths = token_lengths(run.tokenizer)
     on_train, on_val = (
-        evaluate(run.model, ids, lengths, run.device, most)
+        evaluate(run.model, ids, lengths, run.device, most, run.ranks)
         for ids, most in (
             (run.data.tokens("train"), TRAIN_TOKENS),
             (run.data.tokens("val"), run.config.eval_tokens),
         )
     )
     if not (math.isfinite(on_train.loss) and math.isfinite(on_val.loss)):
-        what = f"the loss is {on_train.loss} on train and {on_val.loss} on val"
-        raise diverged(progress.step, what, run.config)
+        raise DivergedError(f"the loss is {on_train.loss} on train and {on_val.loss} on val")
+    history.append(Losses(on_train.loss, on_val.loss))
     best = progress.best_val_loss is None or on_val.loss < progress.best_val_loss
     if best:
         progress.best_val_loss = on_val.loss
-        point(run.folder, "best", checkpoint_folder(run.folder, progress.step))
+        best_now = checkpoint_folder(run.folder, progress.step)
+        run.ranks.first(lambda: point(run.folder, "best", best_now))
     record = progress.record | {
         "train_loss": on_train.loss,
         "val_loss": on_val.loss,
         "train_bpb": on_train.bpb,
         "val_bpb": on_val.bpb,
     }
-    append_metrics(run.folder, record)
+    ended = reason_to_end(progress.step, run.max_steps, history, run.config)
+    _record(run, record | ({"ended": ended} if ended else {}))
     log.info(evaluation_line(record, run.max_steps, best=best))
-    prompt = run.data.tokens("val")[:PROMPT_TOKENS].tolist()
-    log.info(sample_line(run.model, run.tokenizer, prompt, run.config.seed))
-    progress.seconds += time.perf_counter() - start
+    if (warning := overfitting_line(history)) is not None:
+        log.warning(warning)
+    if not run.ranks.sharded:  # for this the first process would need all of the network
+        prompt = run.data.tokens("val")[:PROMPT_TOKENS].tolist()
+        run.ranks.first(
+            lambda: log.info(sample_line(run.model, run.tokenizer, prompt, run.config.seed))
+        )
+    if ended and progress.step < run.max_steps:
+        log.info("ended after step %s: %s", f"{progress.step:,}", ended)
+    progress.eval_s = time.perf_counter() - start
+    progress.seconds += progress.eval_s
+    return ended is not None

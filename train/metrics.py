@@ -5,29 +5,46 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import METRICS_NAME, read_metrics
 from common.files import write_text
+from common.metricsfile import METRICS_NAME, read_metrics
+from train.stopping import Losses
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
     """Add one line; it is on disk when this returns."""
     with (run / METRICS_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Forget what was logged at ``step`` and after: a resumed run says it again."""
-    kept = [line for line in read_metrics(run) if line["step"] < step]
+    """Forget what was logged at ``step`` and after, and that the run had ended."""
+    kept = [
+        {key: value for key, value in line.items() if key != "ended"}
+        for line in read_metrics(run)
+        if line["step"] < step
+    ]
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def read_history(run: Path) -> list[Losses]:
+    """Return the evaluations so far."""
+    return [
+        Losses(line["train_loss"], line["val_loss"])
+        for line in read_metrics(run)
+        if "val_loss" in line
+    ]
+
+
 def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:
-    """Return the line shown each log interval."""
+    """Return the line shown each log interval; mfu where it is known, skipped where some were."""
+    loss = "nan" if record["loss"] is None else f"{record['loss']:.4f}"
+    mfu = f" | mfu {record['mfu']:.1%}" if "mfu" in record else ""
+    skipped = f" | skipped {record['skipped_steps']:,}" if record["skipped_steps"] else ""
     return (
-        f"step {record['step']:,}/{max_steps:,} | loss {record['loss']:.4f} | "
-        f"lr {record['lr']:.1e} | {record['tokens_per_second']:,.0f} tok/s | eta {duration(eta_s)}"
+        f"step {record['step']:,}/{max_steps:,} | loss {loss} | lr {record['lr']:.1e} | "
+        f"{record['tokens_per_second']:,.0f} tok/s{mfu}{skipped} | eta {duration(eta_s)}"
     )
 
 

@@ -1,6 +1,9 @@
-"""Learning-rate schedule: linear warmup, then cosine decay to a floor, as a pure function.
+"""Learning-rate schedule as a pure function: linear warmup, then from the peak to a floor.
 
-Source: Brown et al. 2020, appendix B (arXiv:2005.14165).
+cosine     half a wave               Brown et al. 2020, appendix B (arXiv:2005.14165)
+linear     straight down             Defazio et al. 2023 (arXiv:2310.07831)
+wsd        flat, then straight down  Hu et al. 2024, section 4 (arXiv:2404.06395)
+constant   at the peak to the end
 """
 
 import math
@@ -15,6 +18,13 @@ def learning_rate_at(step: int, max_steps: int, config: TrainConfig) -> float:
     if step < warmup_steps:
         # +1: at update 0 a rate of zero would waste a whole batch
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))  # 1 at the peak, 0 at the floor
-    return config.lr_floor + cosine * (config.learning_rate - config.lr_floor)
+    if config.schedule == "constant":
+        return config.learning_rate
+    first = warmup_steps  # where it begins to fall
+    if config.schedule == "wsd":
+        first = max(warmup_steps, max_steps - math.ceil(config.decay_share * max_steps))
+    progress = min(1.0, max(0, step - first) / max(1, max_steps - first))
+    share = 1.0 - progress  # of the way from the floor to the peak
+    if config.schedule == "cosine":
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.lr_floor + share * (config.learning_rate - config.lr_floor)

@@ -1,34 +1,35 @@
-"""Begin a run, or go on with one: settings, checks, the plan, then the loop."""
+"""Begin a run: settings, checks, the plan, then its first step."""
 
 import logging
 import platform
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import secrets
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from common import checkpoint
-from common.checkpoint import CONFIG_NAME, FORMAT_VERSION, OPTIMIZER_NAME
+from common.checkpoint import CONFIG_NAME, FORMAT_VERSION
 from common.config import ModelConfig, from_dict
-from common.device import choose_device
+from common.device import Device, choose_device
 from common.errors import ConfigError, DataError
 from common.files import write_json
-from common.model import GPT
 from common.tokenfile import SPLITS, DataFolder, open_data
-from train.config import TrainConfig
-from train.loop import Progress, Run, is_eval_step, train
-from train.metrics import cut_metrics
-from train.optimizer import load_optimizer_tensors, make_optimizer
-from train.plan import fix_batch, fix_length, measure, plan_lines
+from train.config import LENGTHS, TrainConfig
+from train.distributed import ALONE, Ranks
+from train.loop import Progress
+from train.plan import fix_batch, fix_length, fix_steps, measure, plan_lines
 from train.presets import PRESETS, preset_for
+from train.session import assemble, drive, initial_model, share_out
+from train.signals import StopRequest
+from train.tracker import open_tracker, package
 
 log = logging.getLogger(__name__)
+
+# What a network's weights do not depend on.
+FREE = {"dropout", "attention"}
 
 
 def new_run(
@@ -37,59 +38,126 @@ def new_run(
     name: str,
     preset: str,
     device_name: str,
+    stop: StopRequest,
     *,
     model_options: dict[str, Any],
     train_options: dict[str, Any],
+    init_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> int | None:
-    """Train a new network; return the signal that stopped it early, or None."""
+    """Train a new network, or one that begins with the weights of the checkpoint ``init_from``.
+
+    Return the signal that stopped it early, or None.
+    """
     device = choose_device(device_name)
     data = open_data(data_path)
     tokenizer = data.tokenizer()
     if preset == "auto":
         preset = preset_for(device.torch_device.type)
-    model_settings = PRESETS[preset].model | model_options
-    model_config = ModelConfig(**model_settings, vocab_size=tokenizer.vocab_size)
+    if init_from is None:
+        shape = ModelConfig(
+            **(PRESETS[preset].model | model_options), vocab_size=tokenizer.vocab_size
+        )
+    else:
+        shape = _shape_of(init_from, data, model_options)
     config = _train_config(preset, train_options)
-    _check_sizes(data, model_config.block_size)
+    _check_sizes(data, shape.block_size)
+    package(config.tracker)  # missing, it is to be said before a run is made
 
-    torch.manual_seed(config.seed)
-    model = GPT(model_config).to(device.torch_device)
-    config = fix_batch(config, model, device)
-    with _memory_said(config):
-        speed = measure(config, model, data, device)
+    model = share_out(initial_model(shape, config, device, init_from), config, device, ranks)
+    config = fix_steps(fix_batch(config, model, device, ranks), model, data)
+    speed = measure(config, model, data, device, ranks)
     config = fix_length(config, speed)
-    folder = checkpoint.new_run(runs_dir, name)
-    write_json(
-        folder / CONFIG_NAME,
-        {
-            "format": FORMAT_VERSION,
-            "preset": preset,
-            "model": asdict(model_config),
-            "train": asdict(config),
-            "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
-            "device": str(device),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": version("numpy"),
-            },
-        },
-    )
+    stop.wait_for_steps()
+    settings = _settings(preset, shape, config, data, device, init_from)
+    folder = Path(ranks.first(lambda: _new_folder(runs_dir, name, settings)))
     log.info("run         %s, preset %s", folder, preset)
-    for line in plan_lines(config, model, data, device, speed):
+    if init_from is not None:
+        log.info("weights     of %s", init_from)
+    for line in plan_lines(config, model, data, device, speed, ranks):
         log.info(line)
-    optimizer = make_optimizer(model, config)
-    assert config.max_steps is not None
-    run = Run(folder, model, optimizer, data, tokenizer, config, device, config.max_steps)
-    return _train(run, Progress())
+    kind = config.tracker if ranks.is_first else "none"
+    tracker = open_tracker(kind, folder, 0, settings)
+    run = assemble(folder, model, data, tokenizer, config, device, tracker, ranks)
+    return drive(run, Progress(eval_s=speed.eval_s), stop)
+
+
+def _new_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
+    folder = checkpoint.new_run(runs_dir, name)
+    write_json(folder / CONFIG_NAME, settings)
+    return str(folder)
+
+
+def weights_of(runs_dir: Path, named: str) -> Path:
+    """Return the checkpoint that ``RUN``, ``RUN:best`` or ``RUN:latest`` means; best by default.
+
+    Raises: CheckpointError when there is no such run, or nothing sound in it.
+    """
+    name, _, pointer = named.partition(":")
+    if pointer not in ("", "best", "latest"):
+        raise ConfigError(f"--init-from {named}: after the colon comes best or latest.")
+    run = checkpoint.find_run(runs_dir, name)
+    return checkpoint.newest_valid(run, "latest" if pointer == "latest" else "best")
+
+
+def _settings(
+    preset: str,
+    shape: ModelConfig,
+    config: TrainConfig,
+    data: DataFolder,
+    device: Device,
+    init_from: Path | None,
+) -> dict[str, Any]:
+    """Return what config.json holds."""
+    return {
+        "format": FORMAT_VERSION,
+        "preset": preset,
+        "init_from": None if init_from is None else str(init_from.resolve()),
+        "model": asdict(shape),
+        "train": asdict(config),
+        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        "device": str(device),
+        "tracker_id": secrets.token_hex(8),  # another run of this name is another there
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": version("numpy"),
+        },
+    }
+
+
+def _shape_of(saved: Path, data: DataFolder, options: dict[str, Any]) -> ModelConfig:
+    """Return the shape of the network in ``saved``, with what may differ taken from ``options``.
+
+    Raises: ConfigError, DataError when the weights do not fit what is asked for.
+    """
+    state = checkpoint.read_json(saved / checkpoint.STATE_NAME)
+    shape = from_dict(ModelConfig, state["model"], str(saved / checkpoint.STATE_NAME))
+    manifest = checkpoint.read_json(saved / checkpoint.MANIFEST_NAME)
+    if manifest["files"][state["tokenizer"]["file"]]["sha256"] != data.vocabulary_sha256:
+        raise DataError(
+            f"{data.path}: its vocabulary is not the one of {saved}: the same ids stand for other "
+            "text. Prepare it with that vocabulary: python -m prepare text SRC --tokenizer "
+            f"{saved / state['tokenizer']['file']}"
+        )
+    free = FREE if shape.positions == "learned" else FREE | {"block_size"}
+    for item in fields(ModelConfig):
+        asked = options.get(item.name, getattr(shape, item.name))
+        if item.name not in free and asked != getattr(shape, item.name):
+            raise ConfigError(
+                f"--{item.name.replace('_', '-')} is {asked}, but the weights of {saved} were "
+                f"trained with {getattr(shape, item.name)}: leave it out, or leave out --init-from."
+            )
+    return replace(shape, **options)
 
 
 def _train_config(preset: str, options: dict[str, Any]) -> TrainConfig:
-    settings = PRESETS[preset].train | options
-    if "max_steps" in options and "minutes" not in options:
-        settings.pop("minutes", None)
-    if settings.get("minutes") is None and settings.get("max_steps") is None:
-        raise ConfigError("Say how long to train: --minutes or --max-steps.")
+    settings = PRESETS[preset].train
+    if set(LENGTHS) & set(options):  # a length given takes the place of the preset's own
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    settings = settings | options
+    if all(settings.get(name) is None for name in LENGTHS):
+        raise ConfigError("Say how long to train: --minutes, --max-steps, --tokens or --epochs.")
     return TrainConfig(**settings)
 
 
@@ -102,105 +170,3 @@ def _check_sizes(data: DataFolder, block_size: int) -> None:
                 f"{data.path / split}.bin: holds {n_tokens:,} tokens, but --block-size "
                 f"{block_size} needs {block_size + 1:,}: {remedy}prepare more text."
             )
-
-
-def resume_run(folder: Path, device_name: str) -> int | None:
-    """Go on with the run in ``folder``; return the signal that stopped it early, or None.
-
-    Raises: UserError when it has no sound checkpoint, or its data is no longer the same.
-    """
-    settings = checkpoint.read_json(folder / CONFIG_NAME)
-    config = from_dict(TrainConfig, settings["train"], str(folder / CONFIG_NAME))
-    newest = checkpoint.newest_valid(folder, "latest")
-    device = choose_device(device_name)
-    loaded = checkpoint.load_checkpoint(newest, device.torch_device)
-    data = open_data(Path(settings["data"]["path"]))
-    _check_same_data(data, newest, loaded.state)
-
-    model = loaded.model.train()
-    optimizer = make_optimizer(model, config)
-    load_optimizer_tensors(optimizer, model, load_file(newest / OPTIMIZER_NAME))
-    progress = Progress(**loaded.state["progress"])
-    assert config.max_steps is not None
-    run = Run(folder, model, optimizer, data, loaded.tokenizer, config, device, config.max_steps)
-    if progress.step == config.max_steps and is_finished(folder):
-        log.info("%s is finished: %s steps.", folder, f"{config.max_steps:,}")
-        return None
-    log.info("resuming    %s after step %s", newest, f"{progress.step:,}")
-    # an evaluation that is due at this very step is made again, and its line written again
-    cut_metrics(folder, progress.step + (0 if is_eval_step(progress.step, run) else 1))
-    return _train(run, progress)
-
-
-def _check_same_data(data: DataFolder, newest: Path, state: dict[str, Any]) -> None:
-    manifest = checkpoint.read_json(newest / checkpoint.MANIFEST_NAME)
-    vocabulary = manifest["files"][state["tokenizer"]["file"]]["sha256"]
-    if vocabulary != data.vocabulary_sha256:
-        raise DataError(
-            f"{data.path}: its vocabulary is not the one of {newest}: the same ids stand for other "
-            "text. Prepare the data as it was, or train a new run."
-        )
-    if state["data_sha256"] != data.sha256:
-        raise DataError(
-            f"{data.path}: SHA-256 {data.sha256[:12]}, but {newest} was trained on "
-            f"{state['data_sha256'][:12]}: the data changed since. Prepare it as it was, or train "
-            "a new run."
-        )
-
-
-def is_finished(folder: Path) -> bool:
-    """Tell whether a run was evaluated after its last step."""
-    max_steps = checkpoint.read_json(folder / CONFIG_NAME)["train"]["max_steps"]
-    return checkpoint.val_loss_at(folder, max_steps) is not None
-
-
-def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
-    """Return the newest run called NAME or NAME-2 ... if it can go on with this data."""
-    runs = [
-        run
-        for run in checkpoint.list_runs(runs_dir)
-        if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)
-    ]
-    saved = [run for run in runs if checkpoint.pointed(run, "latest") is not None]
-    if not saved:
-        return None
-    newest = max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
-    same_data = (
-        checkpoint.read_json(newest / CONFIG_NAME)["data"]["sha256"] == open_data(data_path).sha256
-    )
-    return newest if same_data and not is_finished(newest) else None
-
-
-@contextmanager
-def _memory_said(config: TrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"out of memory with {config.batch_size} rows at a time: pass --batch-size "
-            f"{max(1, config.batch_size // 2)} (the result is the same)."
-        ) from error
-
-
-def _train(run: Run, progress: Progress) -> int | None:
-    with _memory_said(run.config):
-        stopped_by = train(run, progress)
-    name = run.folder.name
-    if run.folder.parent != Path("runs"):  # the commands' own default
-        name += f" --runs-dir {run.folder.parent}"
-    if stopped_by is not None:
-        log.info(
-            "Stopped after step %s, everything saved. Go on: python -m train resume %s",
-            f"{progress.step:,}",
-            name,
-        )
-        return stopped_by
-    assert progress.best_val_loss is not None
-    best = checkpoint.pointed(run.folder, "best")
-    log.info(
-        "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
-        best,
-        progress.best_val_loss,
-        name,
-    )
-    return None

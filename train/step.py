@@ -1,67 +1,299 @@
-"""One update: forward and backward over micro-batches, clipping, AdamW."""
+"""One update: forward and backward over micro-batches, clipping, the optimizer.
 
+Nothing changes the weights before the loss and the gradient are known to be finite. Until then
+the update can be redone from its beginning, and it is: with half the rows at a time where memory
+ran out, uncompiled where compiled code failed, at half the loss scale where float16 overflowed.
+
+Of several processes, none may leave a backward pass in which others wait for its gradients. What
+can fail is therefore tried first by each for itself, and all give way together.
+"""
+
+import gc
+import logging
 import math
+import time
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from common.device import Device
-from common.errors import UserError
+from common.device import Device, multiply_fast, out_of_memory
+from common.errors import ConfigError
 from common.model import GPT
 from common.tokenfile import DataFolder
-from train.batches import read_rows, window_starts
+from train.batches import Ahead, cut_windows, micro_batch_rows, window_starts
+from train.compiling import Forward
 from train.config import TrainConfig
+from train.distributed import ALONE, Ranks, lost_another
+from train.optimizer import Optimizers
+from train.schedule import learning_rate_at
+from train.sharding import local
+
+log = logging.getLogger(__name__)
+
+# float16 reaches down to 6e-8: small gradients survive only if the loss is multiplied. A power of
+# two, so that nothing is rounded; doubled after so many updates without overflow.
+# Source: Micikevicius et al. 2018, section 3.2 (arXiv:1710.03740); the values are torch.amp's.
+LOSS_SCALE, GROWTH_STEPS = 2.0**16, 2_000
+# Updates that several processes rehearse: the second one finds the optimizer's state in memory.
+N_REHEARSED = 2
 
 
-def train_step(
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    data: DataFolder,
-    config: TrainConfig,
-    device: Device,
-    *,
-    step: int,
-    lr: float,
-) -> tuple[float, float]:
-    """Make update ``step``; return its loss, in nats a token, and the norm of its gradient.
+@dataclass(frozen=True)
+class Update:
+    """What one update did: loss in nats a token, norm of the gradient before clipping.
 
-    Everything random in it is a function of (seed, step). The loss and the gradient are checked
-    before the weights change.
-
-    Raises: UserError when either is not finite.
+    ``finite`` is False where either was no number: the update was then skipped, and weights and
+    optimizer are as they were.
     """
-    block_size = model.config.block_size
-    n_rows = rows_per_step(config, block_size)
-    ids = data.tokens("train")
-    starts = window_starts(config.seed, step, n_rows, len(ids), block_size)
-    torch.manual_seed(dropout_seed(config.seed, step))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=device.torch_device)
-    grad_accum_steps = n_rows // config.batch_size
-    for rows in starts.reshape(grad_accum_steps, config.batch_size):
-        x, y = (t.to(device.torch_device) for t in read_rows(ids, rows, block_size))
-        with device.autocast():
-            _, loss = model(x, y)
-        (loss / grad_accum_steps).backward()
-        total += loss.detach() / grad_accum_steps
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    loss_value, norm_value = float(total), float(norm)
-    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        raise diverged(
-            step, f"the loss is {loss_value} and the norm of the gradient {norm_value}", config
+
+    loss: float
+    grad_norm: float
+    finite: bool
+
+
+class Stepper:
+    """Makes updates: everything random in update ``step`` is a function of (seed, step, rank)."""
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizers,
+        data: DataFolder,
+        config: TrainConfig,
+        device: Device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Take a config whose batch_size is filled in.
+
+        Raises: ConfigError when the processes cannot share the rows of an update evenly.
+        """
+        self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
+        self.ranks = ranks
+        model.activation_checkpointing = config.activation_checkpointing
+        for table in model.wge:
+            assert isinstance(table, torch.nn.Embedding)
+            # a step meets some hundred rows of each; on GPUs a dense gradient costs little
+            table.sparse = device.torch_device.type == "cpu" and not ranks.joined
+        self.forward = Forward(
+            ranks.parallel(model, device.torch_device), compiled=config.compile == "on"
         )
-    optimizer.step()
-    return loss_value, norm_value
+        block_size = model.config.block_size
+        # of an update, in this process
+        self.n_rows = ranks.share(rows_per_step(config, block_size), block_size)
+        self.batch_size = micro_batch_rows(self.n_rows, config.batch_size)
+        self._n_rehearsed = 0
+        self.busy_s = 0.0  # spent in forward, backward and update; all else is overhead
+        self._loss_scale = LOSS_SCALE if device.dtype == torch.float16 else 1.0
+        self._n_unscaled = 0  # updates since the scale last changed
+        self._ids = data.tokens("train")
+        # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
+        on_gpu = device.torch_device.type == "cuda"
+        self._windows = Ahead(self._cut, n_ahead=2 if on_gpu else 0)
+        multiply_fast(device.torch_device)
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        """Make update ``step``, counted from 0, at the schedule's learning rate times a factor.
+
+        Raises: ConfigError when memory does not suffice for a single row.
+        """
+        max_steps = self.config.max_steps or 1
+        self.optimizer.set_lr(lr_scale * learning_rate_at(step, max_steps, self.config))
+        windows = self._windows.get(step).to(self.device.torch_device, non_blocking=True)
+        start = time.perf_counter()
+        loss, norm = self._gradient(step, windows)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            self._apply()
+        self.busy_s += time.perf_counter() - start
+        return Update(loss, norm, finite)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it, for JSON."""
+        return {
+            "batch_size": self.batch_size,
+            "loss_scale": self._loss_scale,
+            "n_unscaled": self._n_unscaled,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what state() returned."""
+        # other processes than there were may share the rows
+        self.batch_size = micro_batch_rows(self.n_rows, state["batch_size"])
+        if self.device.dtype == torch.float16 and state["loss_scale"] > 0:
+            self._loss_scale, self._n_unscaled = state["loss_scale"], state["n_unscaled"]
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self._windows.close()
+
+    def _cut(self, step: int) -> Tensor:
+        """Return this process's windows of a step, (n_rows, T + 1)."""
+        block_size, n_all = self.model.config.block_size, self.n_rows * self.ranks.n
+        starts = window_starts(self.config.seed, step, n_all, len(self._ids), block_size)
+        own = starts[self.ranks.rank * self.n_rows :][: self.n_rows]
+        windows = cut_windows(self._ids, own, block_size)
+        return windows.pin_memory() if self.device.torch_device.type == "cuda" else windows
+
+    def _gradient(self, step: int, windows: Tensor) -> tuple[float, float]:
+        """Leave the clipped gradient in the parameters; return the loss and the norm before."""
+        while True:
+            self._rehearse(windows)
+            torch.manual_seed(dropout_seed(self.config.seed, step, self.ranks.rank))
+            self.optimizer.zero_grad()
+            try:
+                loss, norm = self._accumulate(windows)
+            except Exception as error:
+                self._give_way(error)
+            else:
+                if not self._overflowed(loss, norm):
+                    return loss, norm
+                continue
+            # only here, outside of except, has the traceback let go of the activations
+            self._free()
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _rehearse(self, windows: Tensor) -> None:
+        """Before the first updates of several processes, have what may fail fail in private."""
+        # sharded, not even a forward pass is private
+        while self.ranks.n > 1 and not self.ranks.sharded and self._n_rehearsed < N_REHEARSED:
+            trouble: Exception | None = None
+            try:
+                for rows in torch.split(windows, self.batch_size)[:2]:  # the second adds to grad
+                    with self.ranks.micro_step(self.model, last=False):
+                        self._backward(rows)
+            except Exception as error:
+                if not (out_of_memory(error) or self.forward.compiled):
+                    raise
+                trouble = error.with_traceback(None)  # it would hold the activations
+            self.optimizer.zero_grad()
+            self._free()
+            self._agree(trouble)
+
+    def _agree(self, trouble: Exception | None) -> None:
+        """Give way to the worst trouble of any process, in each of them."""
+        self.ranks.meet()  # compiling takes one longer than another
+        memory = trouble is not None and out_of_memory(trouble)
+        if self.ranks.most(memory):
+            self._halve(trouble if memory and trouble else MemoryError("in another process"))
+        elif self.ranks.most(trouble is not None):
+            self._give_way(trouble or RuntimeError("in another process"))
+        else:
+            self._n_rehearsed += 1
+            return
+        self._n_rehearsed = 0
+
+    def _backward(self, rows: Tensor) -> Tensor:
+        """Add the gradient of a micro-batch; return its share of the loss."""
+        with self.device.autocast():
+            loss = self.forward(rows[:, :-1], rows[:, 1:])
+        loss = loss * (self.batch_size / self.n_rows)
+        (loss * self._loss_scale).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _accumulate(self, windows: Tensor) -> tuple[float, float]:
+        total = torch.zeros((), device=self.device.torch_device)
+        micro_batches = torch.split(windows, self.batch_size)
+        for number, rows in enumerate(micro_batches, 1):
+            with self.ranks.micro_step(self.model, last=number == len(micro_batches)):
+                total += self._backward(rows)
+        self.ranks.sum_(total).div_(self.ranks.n)  # gradients are means over the processes too
+        norm = self._clip()
+        # both at once: the only time in a step that the CPU waits for a GPU
+        loss_value, norm_value = torch.stack((total, norm)).tolist()
+        return loss_value, norm_value
+
+    def _clip(self) -> Tensor:
+        """Undo the loss scale and clip, without waiting; return the norm before clipping."""
+        gradients = [_numbers(p) for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.ranks.sharded:
+            norm = self.ranks.sum_(norm.square()).sqrt()
+        norm = norm / self._loss_scale
+        factor = torch.full_like(norm, 1 / self._loss_scale)
+        if self.config.grad_clip:
+            # 1e-6: as torch.nn.utils.clip_grad_norm_, for a gradient of 0
+            factor *= (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+        if self.config.grad_clip or self._loss_scale != 1:
+            torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def _give_way(self, error: Exception) -> None:
+        """Make it possible to redo the update, or raise the error again."""
+        if lost_another(error):
+            raise error
+        if out_of_memory(error):
+            if self.ranks.n > 1 and self._n_rehearsed in (0, N_REHEARSED):
+                self._end(error)
+            self._halve(error)
+        elif self.forward.compiled:
+            self.forward.give_up(error)
+        else:
+            raise error
+
+    def _end(self, error: Exception) -> None:
+        raise ConfigError(
+            f"{self.ranks}: out of memory with {self.batch_size} rows at a time, while others wait "
+            "for its gradients. Free memory that others hold and go on: train resume. Or train a "
+            f"new run with --batch-size {max(1, self.batch_size // 2)}: it changes no result."
+        ) from error
+
+    def _halve(self, error: Exception) -> None:
+        block_size = self.model.config.block_size
+        if self.batch_size == 1:
+            raise ConfigError(
+                f"out of memory with a single row of {block_size:,} tokens: the network of "
+                f"{self.model.n_parameters:,} parameters does not fit here. Pass a shorter "
+                "--block-size, fewer --n-layer or --n-embd, or free memory that others hold."
+            ) from error
+        self.batch_size = micro_batch_rows(self.n_rows, self.batch_size // 2)
+        log.warning(
+            "out of memory: from now on %d x %d rows of %d%s, as many tokens a step as before",
+            self.n_rows // self.batch_size,
+            self.batch_size,
+            block_size,
+            f" in each of {self.ranks.n} processes" if self.ranks.n > 1 else "",
+        )
+
+    def _overflowed(self, loss: float, norm: float) -> bool:
+        """Tell whether the loss scale was too large; it is then halved, else raised in time."""
+        if self._loss_scale > 1 and math.isfinite(loss) and not math.isfinite(norm):
+            self._loss_scale, self._n_unscaled = self._loss_scale / 2, 0
+            return True
+        if self.device.dtype == torch.float16:
+            self._n_unscaled += 1
+            if self._n_unscaled == GROWTH_STEPS:
+                self._loss_scale, self._n_unscaled = self._loss_scale * 2, 0
+        return False
+
+    def _apply(self) -> None:
+        try:
+            self.optimizer.step()
+        except Exception as error:
+            if out_of_memory(error):  # some weights may have changed: this cannot be redone
+                raise ConfigError(
+                    f"out of memory in the optimizer: {self.model.n_parameters:,} parameters with "
+                    "their state do not fit here. Pass fewer --n-layer or --n-embd, or free "
+                    "memory that others hold."
+                ) from error
+            raise
 
 
-def diverged(step: int, what: str, config: TrainConfig) -> UserError:
-    """Return the error of a run in which something stopped being a finite number."""
-    return UserError(
-        f"step {step}: {what}: the run has diverged. It stops here, and earlier checkpoints are as "
-        f"they were. Train anew with a lower --learning-rate than {config.learning_rate:g}."
-    )
+def _numbers(parameter: Tensor) -> Tensor:
+    """Return a parameter's gradient; of a sparse one the numbers that are there, as a view."""
+    gradient = parameter.grad
+    assert gradient is not None
+    gradient = local(gradient)
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()
+    return parameter.grad._values()
 
 
 def rows_per_step(config: TrainConfig, block_size: int) -> int:
@@ -69,7 +301,7 @@ def rows_per_step(config: TrainConfig, block_size: int) -> int:
     return max(1, config.tokens_per_step // block_size)
 
 
-def dropout_seed(seed: int, step: int) -> int:
-    """Return the seed of the random numbers inside update ``step``."""
+def dropout_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of the random numbers inside update ``step``, in the process ``rank``."""
     # counter word 2 set: apart from the numbers that place the windows
-    return int(np.random.Philox(key=seed, counter=[0, 0, 1, step]).random_raw()) >> 1
+    return int(np.random.Philox(key=seed, counter=[0, rank, 1, step]).random_raw()) >> 1

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,21 +19,23 @@ from common.checkpoint import (
     Loaded,
     checkpoints,
     find_run,
+    last_good,
     load_checkpoint,
     new_run,
     newest_valid,
     point,
-    read_metrics,
+    pointed,
     save_checkpoint,
-    val_loss_at,
+    step_back_to,
     verify_checkpoint,
 )
 from common.config import ModelConfig
 from common.errors import CheckpointError
-from common.files import write_json
+from common.files import forget_cached, fsync_file, write_json
+from common.metricsfile import ending, read_metrics, val_loss_at
 from common.model import GPT
 from common.tokenizer import CharTokenizer
-from tests.processes import REPOSITORY, run_python
+from tests.processes import REPOSITORY, environment, run_python
 from tests.tiny import random_model
 
 ABC = CharTokenizer(tuple("abc\n"))
@@ -39,11 +44,11 @@ CPU = torch.device("cpu")
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "vocab.json", "manifest.json"]
 
 
-def save(run: Path, step: int, model: GPT | None = None) -> Path:
+def save(run: Path, step: int, model: GPT | None = None, **kept: Any) -> Path:
     """Save a checkpoint whose weights are those of ``random_model`` at seed ``step``."""
     model = model or random_model(TINY, seed=step)
     optimizer = {"wte.weight:exp_avg": torch.full((3,), float(step))}
-    return save_checkpoint(run, step, model, optimizer, {"progress": {"step": step}}, ABC)
+    return save_checkpoint(run, step, model, optimizer, {"progress": {"step": step}}, ABC, **kept)
 
 
 @pytest.fixture
@@ -203,6 +208,77 @@ def test_old_checkpoints_go_and_the_best_stays(run: Path) -> None:
     assert names(run) == ["step-00000050", "step-00000060"]
 
 
+@pytest.mark.parametrize("keep", [2, 3, 5])
+def test_so_many_of_the_last_are_kept_and_the_last_good_one(run: Path, keep: int) -> None:
+    for step in range(30, 90, 10):
+        save(run, step, keep=keep, good_step=20)
+    last = [f"step-{step:08d}" for step in range(90 - 10 * keep, 90, 10)]
+    assert names(run) == ["step-00000020", *last]
+    save(run, 90, keep=keep, good_step=89)
+    assert names(run) == [*last[1:], "step-00000090"]
+
+
+def test_stepping_back_deletes_what_came_after(run: Path) -> None:
+    save(run, 30)
+    point(run, "best", run / "step-00000030")
+    assert last_good(run, 29) == run / "step-00000020"
+    step_back_to(run, run / "step-00000020")
+    assert names(run) == ["step-00000020"]
+    assert newest_valid(run, "latest") == run / "step-00000020"
+    assert pointed(run, "best") is None  # it was deleted
+    assert last_good(run, 19) is None
+    step_back_to(run, None)
+    assert names(run) == []
+    assert pointed(run, "latest") is None
+
+
+def test_the_last_good_checkpoint_is_one_that_verifies(run: Path) -> None:
+    save(run, 30)
+    empty(run / "step-00000030" / "state.json")
+    assert last_good(run, 30) == run / "step-00000020"
+    empty(run / "step-00000020" / "state.json")
+    with pytest.raises(CheckpointError, match="holds no checkpoint that verifies"):
+        last_good(run, 30)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_gives_back_other_bytes_costs_no_earlier_checkpoint(
+    run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake: when what memory holds of a flushed file is dropped, a bit of it has flipped."""
+
+    def forgetful(path: Path) -> None:
+        if path.name == name:
+            flip_a_bit(path)
+
+    monkeypatch.setattr("common.checkpoint.forget_cached", forgetful)
+    before = names(run)
+    with pytest.raises(CheckpointError, match=rf"cannot be saved \(.*{name}.* other bytes than"):
+        save(run, 30)
+    assert names(run) == before
+    assert newest_valid(run, "latest") == run / "step-00000020"
+    assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot be told to forget")
+def test_what_is_read_back_comes_from_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1 << 20))
+    fsync_file(path)
+    if pages_in_memory(path) == 0:
+        pytest.skip("this file system keeps nothing in memory")
+    forget_cached(path)
+    assert pages_in_memory(path) == 0
+
+
+def pages_in_memory(path: Path) -> int:
+    """Return what Linux says of a file by mincore(2), through util-linux."""
+    if shutil.which("fincore") is None:
+        pytest.skip("fincore is not installed")
+    command = ["fincore", "--noheadings", "--output", "PAGES", str(path)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_a_checkpoint_saved_after_stepping_back_is_kept(run: Path) -> None:
     point(run, "best", run / "step-00000010")
     for step in (30, 40):
@@ -250,6 +326,16 @@ def test_a_metrics_line_cut_short_is_left_out(run: Path) -> None:
     assert read_metrics(run) == [{"step": 10, "val_loss": 2.5}, {"step": 20}]
     assert val_loss_at(run, 10) == 2.5
     assert val_loss_at(run, 20) is None
+
+
+def test_a_run_is_finished_where_its_last_line_says_so(run: Path) -> None:
+    assert ending(run) is None
+    (run / "metrics.jsonl").write_text('{"step": 1, "ended": "why"}\n', encoding="utf-8")
+    assert ending(run) == ending(run, 1) == "why"
+    assert ending(run, 2) is None  # it was made again from an earlier checkpoint
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2}\n')
+    assert ending(run) is None
 
 
 def test_damaged_metrics_are_an_error_that_names_the_line(run: Path) -> None:
@@ -338,3 +424,40 @@ def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_as_they_were(run: 
     assert ended.stdout.startswith(f"CheckpointError {run / 'step-00000030'}: cannot be saved")
     assert "Earlier checkpoints are as they were." in ended.stdout
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# In namespaces of its own a process may mount a disk of 64 kB: it holds one checkpoint, not three.
+ON_A_SMALL_DISK = """
+import pathlib, subprocess, sys
+disk = pathlib.Path(sys.argv[1])
+mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)])
+if mounted.returncode != 0:
+    sys.exit("no mount")
+from tests.common import test_checkpoint as t
+run = t.new_run(disk, "tiny")
+for step in range(10, 100, 10):
+    try:
+        t.save(run, step)
+    except t.CheckpointError as error:
+        print(step, t.newest_valid(run, "latest").name, list(run.glob("*.tmp")), error.message)
+        break
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="util-linux is not installed")
+def test_a_disk_that_fills_up_is_a_sentence_and_the_checkpoint_before_is_whole(
+    tmp_path: Path,
+) -> None:
+    command = ["unshare", "-Urm", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    ended = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    if "no mount" in ended.stderr or "unshare failed" in ended.stderr:
+        pytest.skip("this system lets nobody mount")
+    assert ended.returncode == 0, ended.stderr
+    step, latest, unfinished, message = ended.stdout.split(maxsplit=3)
+    assert int(step) >= 20
+    assert latest == f"step-{int(step) - 10:08d}"
+    assert unfinished == "[]"
+    assert "No space left on device" in message
+    assert "Earlier checkpoints are as they were. Free some space, then go on: " in message

@@ -1,9 +1,11 @@
 """The device is decided once, said in a line, or refused in a sentence."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from common.device import Device, choose_device
+from common.device import Device, choose_device, out_of_memory
 from common.errors import ConfigError
 
 
@@ -36,3 +38,42 @@ def test_another_dtype_is_that_of_matrix_products() -> None:
 def test_a_device_that_is_not_here_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^--device {name}: this machine cannot use it .*auto"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)]
+)
+def test_a_gpu_computes_in_the_sixteen_bits_it_has(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, dtype: torch.dtype
+) -> None:
+    fake = {
+        "device": lambda device: nullcontext(),
+        "is_bf16_supported": lambda including_emulation: has_bfloat16,
+        "get_device_name": lambda device: "Tesla V100",
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    device = choose_device("cuda:1")
+    assert device.dtype == dtype
+    assert str(device).endswith(": Tesla V100, as asked for")
+
+
+def test_running_out_of_memory_is_told_from_other_errors() -> None:
+    # for real: the CPU's allocator refuses 2^60 bytes
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    said = [
+        refused.value,
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ]
+    assert all(out_of_memory(error) for error in said)
+    for other in (
+        RuntimeError("shapes cannot be multiplied"),
+        ValueError("out of memory"),
+        OSError(),
+    ):
+        assert not out_of_memory(other)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
-from common.generate import filter_logits, generate, window_start
+from common.errors import CheckpointError
+from common.generate import Decoder, Token, generate, window_start
 from common.model import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import byte_tokenizer, random_model, successor_model
@@ -24,7 +25,7 @@ def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]
         while len(ids) - start > block_size:
             start += math.ceil(block_size / 2)
         with torch.inference_mode():
-            logits, _ = model(torch.tensor([ids[start:]]))
+            logits = model(torch.tensor([ids[start:]]))
         ids.append(int(logits[0, -1, :256].argmax()))
     return ids[len(prompt) :]
 
@@ -39,6 +40,8 @@ def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]
         {"positions": "learned", "tied_head": False, "n_kv_head": 1},
         {"n_kv_head": 2},
         {"attention": "manual", "n_kv_head": 2},
+        {"norm_first": False},
+        ARCHITECTURES["gpt2"] | {"norm_first": False, "tied_head": False},
         ARCHITECTURES["gpt2"],
     ],
     ids=str,
@@ -78,44 +81,6 @@ WINDOWS = [
 )
 def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: int) -> None:
     assert window_start(n_tokens, block_size) == start
-
-
-# Probabilities by the logits' order; "b" and "d" are the likeliest.
-P = [0.1, 0.5, 0.15, 0.25]
-FILTERED: list[tuple[dict[str, Any], list[float]]] = [
-    ({"temperature": 1.0, "top_p": 1.0}, P),
-    ({"temperature": 0.0}, [0, 1, 0, 0]),
-    # squares 0.01 0.25 0.0225 0.0625 over their sum 0.345, all four times 400
-    ({"temperature": 0.5, "top_p": 1.0}, [4 / 138, 100 / 138, 9 / 138, 25 / 138]),
-    ({"temperature": 1.0, "top_k": 1, "top_p": 1.0}, [0, 1, 0, 0]),
-    ({"temperature": 1.0, "top_k": 2, "top_p": 1.0}, [0, 2 / 3, 0, 1 / 3]),
-    ({"temperature": 1.0, "top_k": 4, "top_p": 1.0}, P),
-    ({"temperature": 1.0, "top_k": 99, "top_p": 1.0}, P),
-    ({"temperature": 1.0, "top_p": 0.0}, [0, 1, 0, 0]),
-    ({"temperature": 1.0, "top_p": 0.49}, [0, 1, 0, 0]),
-    ({"temperature": 1.0, "top_p": 0.51}, [0, 2 / 3, 0, 1 / 3]),
-    ({"temperature": 1.0, "top_p": 0.76}, [0, 5 / 9, 1.5 / 9, 2.5 / 9]),
-    ({"temperature": 1.0, "top_p": 0.91}, P),
-    # of the two that top-k leaves the first has 2/3
-    ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
-    # 0.25/0.345 = 0.72 reaches 0.7 alone; at temperature 1 it took two
-    ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
-    ({"temperature": 1e-40, "top_p": 1.0}, [0, 1, 0, 0]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("settings", "expected"), FILTERED)
-def test_filters_worked_out_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
-    logits = torch.tensor(P).log() + 3.0  # softmax does not see the 3
-    probabilities = filter_logits(logits, GenerateConfig(**settings))
-    torch.testing.assert_close(probabilities, torch.tensor(expected, dtype=torch.float32))
-
-
-def test_filters_leave_what_is_banned_at_zero() -> None:
-    logits = torch.tensor([*P, 0.9]).log()
-    logits[4] = float("-inf")
-    config = GenerateConfig(temperature=2.0, top_k=5, top_p=0.999)
-    assert filter_logits(logits, config)[4] == 0
 
 
 def test_ids_are_drawn_as_often_as_their_probabilities_say() -> None:
@@ -169,3 +134,112 @@ def test_max_new_tokens_are_written_and_no_more() -> None:
     model = successor_model(ABC, {"a": {"a": 9}})
     config = GenerateConfig(max_new_tokens=50, temperature=0)
     assert list(generate(model, [0], config, ABC)) == [0] * 50
+
+
+def decode(decoder: Decoder, row: int, n_new: int) -> list[Token]:
+    """Return a row's next tokens, while the other rows go on as well."""
+    return [decoder.step()[row] for _ in range(n_new)]
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"n_kv_head": 2, "tied_head": False},
+    ARCHITECTURES["gpt2"] | {"n_embd": 48},
+    ARCHITECTURES["gpt2"] | {"norm_first": False},
+]
+
+
+@pytest.mark.parametrize("changed", SHAPES, ids=str)
+def test_a_row_gets_the_same_tokens_alone_and_among_others(changed: dict[str, Any]) -> None:
+    shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
+    prompts = [list(range(1, 1 + n)) for n in (1, 2, 3, 23, 24, 60, 5, 5)]
+    configs = [GenerateConfig(temperature=1.2, top_p=0.99, seed=seed) for seed in range(8)]
+    alone = []
+    for prompt, config in zip(prompts, configs, strict=True):
+        decoder = Decoder(model, BYTES, n_rows=1)
+        decoder.admit(0, prompt, config, n_top=2)
+        alone.append(decode(decoder, 0, 40))
+    together = Decoder(model, BYTES, n_rows=9)
+    got: dict[int, list[Token]] = {row: [] for row in range(8)}
+    for step in range(40 + 7):  # one joins at each step, and leaves after its 40 tokens
+        if step < 8:
+            together.admit(step, prompts[step], configs[step], n_top=2)
+        for row, token in together.step().items():
+            got[row].append(token)
+            if len(got[row]) == 40:
+                together.release(row)
+    assert [got[row] for row in range(8)] == alone  # to the last bit of every logprob
+
+
+def test_a_fixed_number_of_rows_each_attending_alone_gives_the_same_tokens() -> None:
+    # as on GPUs, where it cannot be tested here
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    steps = []
+    for is_fixed in (False, True):
+        decoder = Decoder(model, BYTES, n_rows=6)
+        decoder.is_fixed = is_fixed
+        for row in (1, 2, 4):
+            decoder.admit(row, [7, 8], GenerateConfig(seed=row))
+        steps.append([decoder.step() for _ in range(30)])
+    assert steps[0] == steps[1]
+
+
+def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    decoder = Decoder(model, BYTES, n_rows=5)
+    for row in range(5):
+        decoder.admit(row, [1, 2, 3], GenerateConfig(temperature=1.5, seed=row))
+    steps = [decoder.step() for _ in range(30)]
+    for row in range(5):
+        config = GenerateConfig(temperature=1.5, seed=row, max_new_tokens=30)
+        alone = list(generate(model, [1, 2, 3], config, BYTES))
+        assert [step[row].idx for step in steps][: len(alone)] == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_the_networks_own_whatever_the_filters(temperature: float) -> None:
+    scores = {"a": math.log(6.0), "b": math.log(3.0), "c": math.log(1.0)}
+    never = dict.fromkeys(ABC.special_tokens, -50.0)
+    model = successor_model(ABC, dict.fromkeys("abc", scores | never))
+    config = GenerateConfig(temperature=temperature, top_k=2, repetition_penalty=1.1)
+    decoder = Decoder(model, ABC, n_rows=1)
+    decoder.admit(0, [0], config, n_top=2)
+    expected = {0: math.log(0.6), 1: math.log(0.3)}
+    for token in decode(decoder, 0, 10):
+        assert token.logprob == pytest.approx(expected[token.idx], abs=1e-5)
+        assert dict(token.top) == pytest.approx(expected, abs=1e-5)
+        assert [idx for idx, _ in token.top] == [0, 1]
+
+
+def test_the_repetition_penalty_counts_prompt_and_new_text() -> None:
+    likes = {"a": 5.0, "b": 4.0, "c": 3.0}
+    model = successor_model(ABC, dict.fromkeys("abc", likes))
+    config = GenerateConfig(max_new_tokens=4, temperature=0, repetition_penalty=2.0)
+    # a is in the prompt: 2.5; then b is: 2; then c: 1.5; then a has the most again
+    assert list(generate(model, [0], config, ABC)) == [1, 2, 0, 0]
+
+
+def test_a_busy_row_takes_no_other_text_and_a_released_one_does() -> None:
+    decoder = Decoder(successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}}), ABC, n_rows=2)
+    decoder.admit(1, [0], LIKELIEST)
+    with pytest.raises(ValueError, match="row 1 is busy"):
+        decoder.admit(1, [0], LIKELIEST)
+    assert decoder.step()[1].idx == 1
+    decoder.release(1)
+    assert decoder.step() == {}
+    decoder.admit(1, [1], LIKELIEST)
+    assert decoder.step()[1].idx == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_an_error_in_words(value: float) -> None:
+    model = successor_model(ABC, {"a": {"b": 9}})
+    with torch.no_grad():
+        model.lm_head.weight.fill_(value)
+    with pytest.raises(CheckpointError, match="training has diverged"):
+        list(generate(model, [0], LIKELIEST, ABC))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.config import ARCHITECTURES, ModelConfig
-from common.model import GPT, KVCache
+from common.model import GPT
 from tests.common.hf_weights import gpt2_like, qwen3_like
 from tests.tiny import random_model
 
@@ -25,11 +26,17 @@ SWITCHES: list[dict[str, Any]] = [
     {"norm": "layernorm", "bias": True},
     {"norm_first": False},
     {"positions": "learned"},
+    {"positions": "sinusoidal"},
     {"mlp": "gelu"},
     {"mlp": "relu"},
+    {"mlp": "relu2"},
+    {"ngrams": 3, "ngram_rows": 40},
     {"qk_norm": False},
     {"bias": True},
     {"tied_head": False},
+    {"head_bias": True},
+    {"pad_vocab": 16},
+    {"pad_vocab": 16, "tied_head": False, "head_bias": True},
     {"n_kv_head": 2},
     {"n_kv_head": 1},
     {"n_inner": 24},
@@ -49,8 +56,7 @@ def some_ids(config: ModelConfig, n_rows: int = 3) -> Tensor:
 
 def logits_of(model: GPT, idx: Tensor) -> Tensor:
     with torch.inference_mode():
-        logits, _ = model(idx)
-    assert isinstance(logits, Tensor)
+        logits: Tensor = model(idx)
     return logits
 
 
@@ -113,28 +119,12 @@ def test_written_out_attention_equals_the_fused_kernel(changed: dict[str, Any]) 
     torch.testing.assert_close(logits_of(fused, idx), logits_of(manual, idx), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cuts", [[12], [1] * 12, [5, 1, 4, 2], [11, 1]], ids=str)
-@switches
-def test_logits_behind_a_cache_equal_those_without(
-    changed: dict[str, Any], cuts: list[int]
-) -> None:
-    model = random_model(ModelConfig(**SIZES | changed))
-    idx = some_ids(model.config)
-    cache = KVCache(model.config, n_rows=len(idx), like=model.wte.weight)
-    with torch.inference_mode():
-        pieces = [model.logits(model.hidden(part, cache)) for part in torch.split(idx, cuts, dim=1)]
-    torch.testing.assert_close(
-        torch.cat(pieces, dim=1), logits_of(model, idx), atol=1e-5, rtol=1e-5
-    )
-
-
 @switches
 def test_initial_loss_is_that_of_guessing(changed: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(**SIZES | changed | {"vocab_size": 257}))
     idx = some_ids(model.config, n_rows=32)
-    _, loss = model(idx, idx.roll(-1, dims=1))
-    assert loss is not None
+    loss = model(idx, idx.roll(-1, dims=1))
     assert loss.item() == pytest.approx(math.log(257), abs=0.1)
 
 
@@ -146,8 +136,7 @@ def test_one_batch_can_be_learned_by_heart(changed: dict[str, Any]) -> None:
     targets = torch.randint(model.config.vocab_size, idx.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(100):
-        _, loss = model(idx, targets)
-        assert loss is not None
+        loss = model(idx, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -178,13 +167,8 @@ def test_dropout_reaches_the_attention_weights() -> None:
 
 def test_more_tokens_than_the_context_are_refused() -> None:
     model = GPT(ModelConfig(**SIZES))
-    cache = KVCache(model.config, n_rows=1, like=model.wte.weight)
     with pytest.raises(ValueError, match="13 tokens, but the context holds 12"):
         model(torch.zeros(1, 13, dtype=torch.int64))
-    with torch.inference_mode():
-        model.hidden(torch.zeros(1, 12, dtype=torch.int64), cache)
-    with pytest.raises(ValueError, match="13 tokens, but the context holds 12"):
-        model.hidden(torch.zeros(1, 1, dtype=torch.int64), cache)
 
 
 def test_number_of_parameters_worked_out_by_hand() -> None:
@@ -194,6 +178,108 @@ def test_number_of_parameters_worked_out_by_hand() -> None:
     assert GPT(config).n_parameters == 61 * 32 + 2 * (attention + mlp + 2 * 32) + 32
     untied = GPT(replace(config, tied_head=False))
     assert untied.n_parameters == GPT(config).n_parameters + 61 * 32
+
+
+def test_sinusoidal_positions_worked_out_by_hand() -> None:
+    """Section 3.5: channels 2i and 2i + 1 are sine and cosine of pos / 10,000^(2i/C)."""
+    model = GPT(ModelConfig(**SIZES | {"n_embd": 4, "n_head": 2, "positions": "sinusoidal"}))
+    expected = torch.tensor([math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)])
+    assert model.added_positions is not None
+    torch.testing.assert_close(model.added_positions[3], expected)
+    assert not any(
+        "waves" in name for name in [*model.state_dict(), *dict(model.named_parameters())]
+    )
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_a_head_bias_is_added_to_the_scores(tied_head: bool) -> None:
+    plain = random_model(ModelConfig(**SIZES, tied_head=tied_head))
+    biased = GPT(replace(plain.config, head_bias=True)).eval()
+    bias = torch.randn(61)
+    biased.load_state_dict(plain.state_dict() | {"head_bias": bias})
+    idx = some_ids(plain.config)
+    torch.testing.assert_close(logits_of(biased, idx), logits_of(plain, idx) + bias)
+    assert biased.n_parameters == plain.n_parameters + 61
+
+
+def padded_like(model: GPT, pad_vocab: int) -> GPT:
+    """Return ``model`` with rows of noise behind its vocabulary."""
+    padded = GPT(replace(model.config, pad_vocab=pad_vocab)).train(model.training)
+    state = model.state_dict()
+    for name in state.keys() & {"wte.weight", "lm_head.weight", "head_bias"}:
+        noise = 9 * torch.randn_like(padded.state_dict()[name])
+        noise[: model.config.vocab_size] = state[name]
+        state[name] = noise
+    padded.load_state_dict(state)
+    return padded
+
+
+@pytest.mark.parametrize("changed", [{}, {"tied_head": False, "head_bias": True}], ids=str)
+def test_padding_changes_neither_scores_nor_loss_nor_gradients(changed: dict[str, Any]) -> None:
+    model = random_model(ModelConfig(**SIZES, **changed))
+    padded = padded_like(model, pad_vocab=32)
+    assert padded.wte.weight.shape == (64, 32)
+    idx = some_ids(model.config)
+    torch.testing.assert_close(logits_of(padded, idx), logits_of(model, idx))
+    losses = [each(idx, idx.roll(-1, dims=1)) for each in (model, padded)]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    expected = dict(model.named_parameters())
+    for name, parameter in padded.named_parameters():
+        ours, theirs = parameter.grad, expected[name].grad
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(ours[: len(theirs)], theirs)
+        assert not ours[len(theirs) :].any()
+
+
+def gradients(model: GPT, idx: Tensor) -> tuple[Tensor, list[Tensor], int]:
+    """Return the loss, its gradients, and the bytes that were kept for backward."""
+    n_bytes = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal n_bytes
+        n_bytes += tensor.nbytes
+        return tensor
+
+    torch.manual_seed(7)  # of dropout
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(idx, idx.roll(-1, dims=1))
+    loss.backward()
+    return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None], n_bytes
+
+
+@pytest.mark.parametrize("changed", [{}, GPT2, {"norm_first": False}], ids=str)
+def test_activation_checkpointing_changes_no_bit_and_keeps_less(changed: dict[str, Any]) -> None:
+    model = random_model(ModelConfig(**SIZES | changed | {"dropout": 0.2})).train()
+    idx = some_ids(model.config)
+    loss, grads, n_bytes = gradients(model, idx)
+    model.activation_checkpointing = True
+    loss_again, grads_again, n_bytes_again = gradients(model, idx)
+    assert torch.equal(loss, loss_again)
+    assert len(grads) == len(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+    assert n_bytes_again < n_bytes / 4
+
+
+@switches
+def test_zero_init_makes_every_block_the_identity(changed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**SIZES | changed | {"norm_first": True}), zero_init=True).eval()
+    x = torch.randn(2, 12, 32)
+    angles = (model.cos, model.sin) if model.config.positions == "rope" else None
+    for block in model.h:
+        assert torch.equal(block(x, angles), x)
+
+
+def test_parameters_can_be_counted_without_memory_for_them() -> None:
+    config = ModelConfig(**GPT2, n_layer=48, n_head=25, n_embd=1600, vocab_size=50_257)
+    with torch.device("meta"):
+        model = GPT(replace(config, block_size=1024))
+        theirs = GPT2LMHeadModel(GPT2Config(n_layer=48, n_head=25, n_embd=1600))
+    assert model.n_parameters == sum(p.numel() for p in theirs.parameters()) == 1_557_611_200
 
 
 def test_residual_projections_begin_narrower_with_depth() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 from common.config import ModelConfig
 from train import start
+from train.signals import StopRequest
 
 TINY: dict[str, Any] = {
     "n_layer": 1,
     "n_head": 2,
     "n_embd": 16,
     "block_size": 16,
+    "ngram_rows": 64,
     "dropout": 0.1,
     "tokens_per_step": 64,
     "batch_size": 2,  # of 4 rows: two micro-steps
@@ -36,8 +38,15 @@ def options(**changed: Any) -> list[str]:
     ]
 
 
-def pretrain(data: Path, folder: Path, name: str = "tiny", **changed: Any) -> Path:
-    """Train a tiny run in this process, to its end; return its folder in ``folder``/runs."""
+def pretrain(
+    data: Path,
+    folder: Path,
+    name: str = "tiny",
+    stop: StopRequest | None = None,
+    init_from: Path | None = None,
+    **changed: Any,
+) -> Path:
+    """Train a tiny run in this process, to its end or until ``stop`` asks; return its folder."""
     settings = TINY | changed
     of_model = {item.name for item in fields(ModelConfig)}
     stopped_by = start.new_run(
@@ -46,10 +55,12 @@ def pretrain(data: Path, folder: Path, name: str = "tiny", **changed: Any) -> Pa
         name,
         "tiny",
         "cpu",
+        stop or StopRequest(),
         model_options={key: value for key, value in settings.items() if key in of_model},
         train_options={key: value for key, value in settings.items() if key not in of_model},
+        init_from=init_from,
     )
-    assert stopped_by is None
+    assert stopped_by is None or stop is not None
     return folder / "runs" / name
 
 

@@ -1,10 +1,13 @@
 """Where training windows begin, and what is in them."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from common.tokenfile import DataFolder
-from train.batches import micro_batch_rows, read_rows, window_starts
+from train.batches import Ahead, micro_batch_rows, read_rows, window_starts
 
 IDS = np.arange(100, 200, dtype=np.uint16)
 
@@ -94,3 +97,52 @@ def test_rows_of_a_micro_batch_divide_those_of_a_step(
     n_rows: int, most: int, expected: int
 ) -> None:
     assert micro_batch_rows(n_rows, most) == expected
+
+
+def test_what_is_made_ahead_is_what_each_step_asks_for() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * step
+
+    ahead = Ahead(make, n_ahead=2)
+    # as a run goes that returns to an earlier step, and then jumps ahead
+    wanted = [0, 1, 2, 3, 1, 2, 3, 50, 51]
+    assert [ahead.get(step) for step in wanted] == [step * step for step in wanted]
+    ahead.close()
+    assert set(made) <= {0, 1, 2, 3, 4, 5, 50, 51, 52, 53}
+
+
+def test_the_next_steps_are_made_while_this_one_is_at_work_and_no_more_of_them() -> None:
+    made: list[int] = []
+    ahead = Ahead(made.append, n_ahead=2)
+    ahead.get(0)
+    deadline = time.monotonic() + 10
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2]
+    ahead.close()
+
+
+def test_an_error_in_the_background_is_raised_where_its_step_is_asked_for() -> None:
+    def make(step: int) -> int:
+        return 6 // (step - 2)
+
+    ahead = Ahead(make, n_ahead=2)
+    assert [ahead.get(0), ahead.get(1)] == [-3, -6]
+    with pytest.raises(ZeroDivisionError):
+        ahead.get(2)
+    assert ahead.get(3) == 6
+    ahead.close()
+
+
+@pytest.mark.parametrize("n_ahead", [0, 1, 3])
+def test_no_thread_is_left_and_without_any_ahead_none_is_made(n_ahead: int) -> None:
+    before = set(threading.enumerate())
+    ahead = Ahead(lambda step: step, n_ahead=n_ahead)
+    assert ahead.get(7) == 7
+    assert len(set(threading.enumerate()) - before) == min(n_ahead, 1)
+    ahead.close()
+    assert set(threading.enumerate()) == before

@@ -3,18 +3,33 @@
 from dataclasses import replace
 from typing import Any
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 from common.config import ModelConfig
 from common.device import Device
 from common.model import GPT
+from common.options import options_for
 from common.tokenfile import DataFolder
 from tests.tiny import random_model
 from train.config import TrainConfig
-from train.plan import Speed, fix_batch, fix_length, measure, plan_lines
+from train.distributed import ALONE
+from train.plan import (
+    Speed,
+    compiling_pays,
+    fix_batch,
+    fix_length,
+    fix_steps,
+    measure,
+    plan_lines,
+    step_time,
+)
 
-SPEED = Speed(step_s=0.1, eval_s=2.0, spent_s=3.0, memory_bytes=1_500_000_000)
+SPEED = Speed(
+    step_s=0.1, eval_s=2.0, spent_s=3.0, memory_bytes=1_500_000_000, batch_size=2, compiled=False
+)
 WORKED_OUT_BY_HAND: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
     # settings, then max_steps, eval_interval and save_interval
     ({"max_steps": 1000}, (1000, 100, 100)),
@@ -38,6 +53,44 @@ def test_length_worked_out_by_hand(
     config = fix_length(TrainConfig(**settings), SPEED)
     assert (config.max_steps, config.eval_interval, config.save_interval) == expected
     assert config.minutes is None
+    assert (config.batch_size, config.compile) == (2, "off")  # as the trials found
+
+
+# Of 4,500 tokens or so to train on: a step of 4 rows of 16 is 64 tokens.
+STEPS_BY_HAND: list[tuple[dict[str, Any], int]] = [
+    ({"tokens": 64}, 1),
+    ({"tokens": 65}, 2),
+    ({"tokens": 6400}, 100),
+    ({"tokens": 1}, 1),
+    ({"tokens": 6400, "tokens_per_step": 79}, 100),  # what a step reads is whole rows
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), STEPS_BY_HAND, ids=str)
+def test_tokens_and_epochs_become_steps(
+    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any], expected: int
+) -> None:
+    config = TrainConfig(**({"tokens_per_step": 64} | settings))
+    fixed = fix_steps(config, GPT(tiny_config), data)
+    assert (fixed.max_steps, fixed.tokens, fixed.epochs) == (expected, None, None)
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
+def test_epochs_read_the_data_as_often(
+    data: DataFolder, tiny_config: ModelConfig, epochs: float
+) -> None:
+    fixed = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    assert fixed.max_steps is not None
+    n_read = fixed.max_steps * 64
+    assert 0 <= n_read - epochs * data.n_tokens("train") < 64
+
+
+@pytest.mark.parametrize("settings", [{"minutes": 1.0}, {"max_steps": 5}])
+def test_other_lengths_are_left_as_they_are(
+    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any]
+) -> None:
+    config = TrainConfig(**settings)
+    assert fix_steps(config, GPT(tiny_config), data) == config
 
 
 @pytest.mark.parametrize(
@@ -51,16 +104,82 @@ def test_rows_at_a_time_divide_those_of_a_step(
     assert fix_batch(config, GPT(tiny_config), cpu).batch_size == expected
 
 
-def test_rows_that_fit_are_found_where_none_are_given(
-    tiny_config: ModelConfig, cpu: Device
-) -> None:
-    config = TrainConfig(tokens_per_step=16 * 64)
+def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
+    @click.command()
+    @options_for(TrainConfig)
+    def command(**options: Any) -> None:
+        click.echo(options["batch_size"])
+
+    runner = CliRunner()
+    assert runner.invoke(command, ["--batch-size", "auto"]).output == "0\n"
+    assert runner.invoke(command, ["--batch-size", "7"]).output == "7\n"
+    for wrong in ("-1", "many", ""):
+        assert runner.invoke(command, ["--batch-size", wrong]).exit_code == 2
+    config = TrainConfig(tokens_per_step=16 * 64, batch_size=0)
     batch_size = fix_batch(config, GPT(tiny_config), cpu).batch_size
     assert 64 % batch_size == 0
     assert batch_size > 1
 
 
-@pytest.mark.usefixtures("quick_plan")
+class Clocked:
+    """Stands in for a Stepper: each update takes as long as is said, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first_s: float, then_s: float) -> None:
+        self.ranks = ALONE
+        self.now, self.n_steps = 100.0, 0
+        self.times = (first_s, then_s)
+        monkeypatch.setattr("train.plan.time.perf_counter", lambda: self.now)
+
+    def step(self, step: int, lr_scale: float) -> None:
+        assert lr_scale == 0.0
+        self.now += self.times[min(self.n_steps, 1)]
+        self.n_steps += 1
+
+
+# Settings; the first update and the others in seconds; updates made; the time found.
+TRIALS_BY_HAND: list[tuple[dict[str, Any], float, float, int, float]] = [
+    # the first warms up; 2 % of 10 s are 0.2 s: two of 0.06 s, which are the least, and a third
+    ({"minutes": 1 / 6}, 0.5, 0.06, 1 + 3, 0.06),
+    ({"minutes": 1 / 6}, 0.5, 1.0, 1 + 2, 1.0),
+    # never more than 5 s
+    ({"minutes": 600.0}, 0.5, 0.4, 1 + 12, 0.4),
+    # 2 % of 1,000 updates of 0.1 s are 2 s
+    ({"max_steps": 1000}, 9.0, 0.125, 1 + 20, 0.125),
+    # of less than 100 updates one is more than that
+    ({"max_steps": 3}, 0.2, 0.1, 1 + 1, 0.1),
+    ({"max_steps": 40}, 0.2, 0.1, 1 + 1, 0.1),
+]
+
+
+@pytest.mark.parametrize(("settings", "first_s", "then_s", "n_steps", "found"), TRIALS_BY_HAND)
+def test_trials_are_a_small_share_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    first_s: float,
+    then_s: float,
+    n_steps: int,
+    found: float,
+) -> None:
+    clocked: Any = Clocked(monkeypatch, first_s, then_s)
+    assert step_time(clocked, TrainConfig(**settings)) == pytest.approx(found)
+    assert clocked.n_steps == n_steps
+
+
+def test_only_long_runs_are_compiled_by_themselves(cpu: Device) -> None:
+    gpu = Device(torch.device("cuda"), torch.bfloat16, "a test")
+    apple = Device(torch.device("mps"), torch.float32, "a test")
+    for settings, expected in (
+        ({"minutes": 6.0}, [False, True, False]),
+        ({"minutes": 4.0}, [False, False, False]),
+        ({"minutes": 60.0}, [True, True, False]),
+        ({"max_steps": 20_000}, [True, True, False]),  # of 0.1 s: 2,000 s
+        ({"max_steps": 20_000, "compile": "off"}, [False] * 3),
+        ({"max_steps": 20_000, "compile": "on"}, [False] * 3),  # it is already
+    ):
+        config = TrainConfig(**settings)
+        assert [compiling_pays(config, each, 0.1) for each in (cpu, gpu, apple)] == expected
+
+
 def test_trial_steps_leave_no_trace(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
@@ -72,6 +191,7 @@ def test_trial_steps_leave_no_trace(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
+    assert (speed.batch_size, speed.compiled) == (2, False)
 
 
 def test_the_plan_says_what_is_to_come(

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from common.metricsfile import ending
 from common.tokenfile import DataFolder
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
-from train import start
+from train.resume import resume_run
+from train.signals import StopRequest
 
 LONG = {"max_steps": 360, "eval_interval": 120, "save_interval": 20, "log_interval": 10}
 N_STEPS = LONG["max_steps"]
@@ -108,7 +110,7 @@ def test_signals_let_the_step_end_save_and_say_how_to_go_on(
     assert_same_outcome(interrupted, unstopped)
     again = run_python(RESUME, tmp_path)
     assert (again.returncode, again.stdout) == (0, "")
-    assert again.stderr == "runs/tiny is finished: 360 steps.\n"
+    assert again.stderr == "runs/tiny is finished: all 360 steps are made.\n"
 
 
 def test_resume_steps_back_over_damaged_checkpoints_and_says_so(
@@ -148,7 +150,7 @@ def test_the_last_checkpoint_of_a_finished_run_can_be_made_again(
     whole = pretrain(data.path, tmp_path, "whole")
     shutil.copytree(whole, tmp_path / "runs" / "damaged")
     (tmp_path / "runs" / "damaged" / "step-00000012" / "model.safetensors").unlink()
-    start.resume_run(tmp_path / "runs" / "damaged", "cpu")
+    resume_run(tmp_path / "runs" / "damaged", "cpu", StopRequest())
     assert_same_outcome(tmp_path / "runs" / "damaged", whole)
 
 
@@ -159,7 +161,8 @@ KILLED_AT_EACH_FLUSH = """
 import os, pathlib, signal, sys
 import train.plan
 from tests.train.runs import pretrain
-from train.start import resume_run
+from train.resume import resume_run
+from train.signals import StopRequest
 
 data, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 train.plan.MEASURE_S = 0.0
@@ -188,8 +191,8 @@ for n in range(1, 1000):
         break
     if (run / "latest").exists():
         if n % 3 == 0:
-            in_a_child(lambda: resume_run(run, "cpu"), n // 3)
-        in_a_child(lambda: resume_run(run, "cpu"), 0)
+            in_a_child(lambda: resume_run(run, "cpu", StopRequest()), n // 3)
+        in_a_child(lambda: resume_run(run, "cpu", StopRequest()), 0)
 print(n - 1)
 """
 
@@ -206,3 +209,60 @@ def test_a_run_killed_at_any_write_equals_one_never_stopped(
     for run in runs:
         assert_same_outcome(run, tmp_path / "runs" / "unstopped")
         assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+# Children train and go on, and each is killed after a random part of the time that a whole run
+# takes; after each kill the run is read. The parent loads torch once for all of them.
+KILLED_AT_RANDOM = """
+import os, pathlib, random, signal, sys, time
+import torch
+import train.plan
+from common.checkpoint import load_checkpoint, newest_valid
+from tests.train.runs import final_bytes, pretrain
+from train.resume import resume_run
+from train.signals import StopRequest
+
+data, folder, n_kills = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+train.plan.MEASURE_S = 0.0
+long = {"max_steps": 120, "eval_interval": 40, "save_interval": 3, "log_interval": 1}
+draw = random.Random(int(sys.argv[4])).uniform
+start = time.monotonic()
+pretrain(data, folder, "unstopped", **long)
+whole_s = time.monotonic() - start
+
+def killed(work):
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    time.sleep(draw(0, 0.4 * whole_s))
+    os.kill(child, signal.SIGKILL)  # a child that has ended is not yet waited for
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+    return os.WIFSIGNALED(status)
+
+n, number = 0, 0
+while n < n_kills:
+    number += 1
+    run = folder / "runs" / f"killed-{number:02d}"
+    going = killed(lambda: pretrain(data, folder, run.name, **long))
+    while going and (run / "latest").exists():
+        n += 1
+        load_checkpoint(newest_valid(run, "latest"), torch.device("cpu"))
+        going = killed(lambda: resume_run(run, "cpu", StopRequest()))
+print(n, number)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_equals_one_never_stopped(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    seed = time.time_ns() % 10_000
+    script = ["-c", KILLED_AT_RANDOM, str(data.path), str(tmp_path), "20", str(seed)]
+    driver = run_python(script, tmp_path)
+    assert driver.returncode == 0, (seed, driver.stderr)
+    ended = [run for run in (tmp_path / "runs").glob("killed-*") if ending(run) is not None]
+    assert ended, seed
+    for run in ended:
+        assert_same_outcome(run, tmp_path / "runs" / "unstopped")

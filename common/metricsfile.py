@@ -1,0 +1,51 @@
+"""Reading metrics.jsonl, one JSON object a logged step (no torch)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+
+METRICS_NAME = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises: CheckpointError that names a line before it that is damaged.
+    """
+    path = run / METRICS_NAME
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(_record(line))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number}: damaged ({error}). Delete that line."
+            ) from error
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        raise ValueError("it is no object with a step")
+    return value
+
+
+def ending(run: Path, step: int | None = None) -> str | None:
+    """Return why a run is finished, in words, or None: it is not, or not after ``step``."""
+    last: dict[str, Any] = next(reversed(read_metrics(run)), {})
+    return last.get("ended") if step in (None, last.get("step")) else None
+
+
+def val_loss_at(run: Path, step: int) -> float | None:
+    """Return the validation loss that was measured at ``step``, or None where none was."""
+    for line in read_metrics(run):
+        if line["step"] == step and "val_loss" in line:
+            return float(line["val_loss"])
+    return None

@@ -1,0 +1,37 @@
+"""Which row of an n-gram table the last few ids have: a hash, so that tables stay small.
+
+    ids ... a b c  ->  hash(b c) of the table of pairs, hash(a b c) of that of triples ...
+
+A small network spends its first thousand steps on learning which ids follow which few. Looked up in
+tables instead, that costs no arithmetic. N-grams that meet in one row share it.
+
+Sources: hashed n-gram features, Joulin et al. 2016, section 2.2 (arXiv:1607.01759); beside the
+embeddings of a transformer, Huang et al. 2025 (arXiv:2501.16975).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+# Odd 64-bit numbers without pattern; products wrap around, the high bits are mixed best.
+# Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (multiplicative hashing).
+STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
+
+
+def preceding(idx: Tensor, n: int) -> list[Tensor]:
+    """Return n tensors like ``idx`` (..., T): the ids themselves, those one place before, and so on.
+
+    What precedes the first counts as id 0.
+    """
+    T = idx.shape[-1]  # noqa: N806
+    return [F.pad(idx, (j, 0))[..., :T] for j in range(n)]
+
+
+def ngram_rows(recent: Sequence[Tensor], n_rows: int) -> list[Tensor]:
+    """Return the row, below ``n_rows``, of the last 2, 3 ... ids; ``recent`` is as of preceding."""
+    rows, key = [], recent[0]
+    for before in recent[1:]:
+        key = key * STEP + before + 1
+        rows.append((key * MIX >> 33 & 0x7FFFFFFF) % n_rows)
+    return rows

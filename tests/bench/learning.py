@@ -1,0 +1,104 @@
+"""Time to a loss, and loss after a time: `tiny` against nanoGPT's recipe for a CPU.
+
+Whole processes, from the start of Python on. The peer's own time is the measure: `tiny` is given an
+eighth of it, and then all of it. The peer runs in the same trainer (preset
+nanogpt-shakespeare-cpu), so whatever makes every network faster here makes it faster too.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"
+SEEDS = (1, 2, 3)
+NANOGPT_LOSS = 1.886  # nanoGPT itself on tinyshakespeare, over all of val, in nats a character
+SHARE = 1 / 8  # of the peer's time, for the short runs
+START_S = 4.0  # of each process goes by before training and after it, about
+EVALUATION = re.compile(r"eval .*val loss ([\d.]+) \(([\d.]+) bits/byte\)")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run said at each evaluation, with the seconds since its process began."""
+
+    evaluations: list[tuple[float, float, float]]  # seconds, val loss, bits a byte
+    seconds: float  # until the process ended
+
+    def first(self, loss: float) -> float | None:
+        """Return the seconds until the val loss was at most ``loss``, or None."""
+        return next((at for at, val, _ in self.evaluations if val <= loss), None)
+
+
+def train(folder: Path, seed: int, *options: str) -> Result:
+    """Run ``train pretrain`` on the data in ``folder``."""
+    command = [sys.executable, "-m", "train", "pretrain", "--data", str(folder / "data")]
+    command += ["--runs-dir", str(folder / "runs"), "--seed", str(seed), *options]
+    start, evaluations = time.perf_counter(), []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := EVALUATION.match(line):
+                seconds = time.perf_counter() - start
+                evaluations.append((seconds, float(found[1]), float(found[2])))
+    assert process.returncode == 0, command
+    return Result(evaluations, time.perf_counter() - start)
+
+
+def tiny(folder: Path, seed: int, seconds: float) -> Result:
+    """Run the preset ``tiny`` so that its whole process takes about ``seconds``."""
+    return train(folder, seed, "--preset", "tiny", "--minutes", f"{(seconds - START_S) / 60:.4f}")
+
+
+def measure(name: str, source: Path, tokenizer: str, target: float | None) -> None:
+    """Print the table of one corpus; the target is the peer's own last loss where None."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare = [sys.executable, "-m", "prepare", "text", str(source), "--tokenizer", tokenizer]
+        subprocess.run(
+            [*prepare, "--out", str(folder / "data")], check=True, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        rows = []
+        for seed in SEEDS:
+            peer = train(folder, seed, "--preset", "nanogpt-shakespeare-cpu")
+            wanted = peer.evaluations[-1][1] if target is None else target
+            until = peer.first(wanted) or peer.seconds
+            short = tiny(folder, seed, SHARE * until)
+            reached = short.first(wanted)
+            long = tiny(folder, seed, peer.seconds)
+            rows.append((seed, peer, wanted, until, short, reached, long))
+    out = [
+        f"\n{name}: tiny against nanogpt-shakespeare-cpu, whole processes",
+        f"{'seed':<6}{'peer: val, in s':>20}{'to reach':>10}{'after s':>9}"
+        f"{'tiny: val, in s':>20}{'share':>8}{'val after the whole':>22}{'bits/byte less':>16}",
+    ]
+    shares, losses, less = [], [], []
+    for seed, peer, wanted, until, short, reached, long in rows:
+        share = None if reached is None else reached / until
+        saved = 1 - long.evaluations[-1][2] / peer.evaluations[-1][2]
+        shares.append(share if share is not None else float("inf"))
+        losses.append(long.evaluations[-1][1])
+        less.append(saved)
+        said = "not yet" if share is None else f"1/{1 / share:.1f}"
+        out.append(
+            f"{seed:<6}{peer.evaluations[-1][1]:>12.4f},{peer.seconds:>6.1f}s{wanted:>10.4f}"
+            f"{until:>8.1f}s{short.evaluations[-1][1]:>12.4f},{short.seconds:>6.1f}s{said:>8}"
+            f"{long.evaluations[-1][1]:>13.4f},{long.seconds:>6.1f}s{saved:>16.1%}"
+        )
+    out.append(
+        f"median: 1/{1 / median(shares):.1f} of the time; val {median(losses):.4f} and "
+        f"{median(less):.1%} fewer bits a byte after the peer's whole time"
+    )
+    sys.stdout.write("\n".join(out) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Print both tables."""
+    measure("tinyshakespeare", SHARED / "tinyshakespeare.txt", "char", NANOGPT_LOSS)
+    measure("wikitext-2", SHARED / "wikitext-2", "bpe", None)

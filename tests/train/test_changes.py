@@ -1,0 +1,174 @@
+"""Runs that go on otherwise than planned: longer, on other data, from another run's weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.errors import ConfigError, DataError
+from common.tokenfile import DataFolder
+from tests.tiny import prepare_text, words
+from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
+from tests.train.stops import StopAfter
+from train.resume import Changes, resume_run
+from train.signals import StopRequest
+from train.start import weights_of
+
+pytestmark = pytest.mark.usefixtures("quick_plan")
+FLAT = {"min_lr": TINY["learning_rate"], "warmup_steps": 0}  # no step's rate depends on the length
+
+
+def go_on(run: Path, stop: StopRequest | None = None, **changes: Any) -> int | None:
+    return resume_run(run, "cpu", stop or StopRequest(), Changes(**changes))
+
+
+def settings(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "config.json").read_bytes()))
+
+
+def test_a_finished_run_made_longer_is_the_run_planned_so_where_the_rate_is_flat(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    run = pretrain(data.path, tmp_path, max_steps=8, eval_interval=4, **FLAT)
+    assert go_on(run) is None  # finished
+    assert go_on(run, max_steps=12) is None
+    planned = pretrain(data.path, tmp_path, "planned", max_steps=12, eval_interval=4, **FLAT)
+    assert final_bytes(run) == final_bytes(planned)
+    assert numbers(run) == numbers(planned)
+    assert settings(run)["train"]["max_steps"] == 12
+    assert settings(run)["changes"][0]["max_steps"] == 8
+
+
+def test_the_schedule_of_a_longer_run_is_that_of_all_its_steps(
+    data: DataFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = pretrain(data.path, tmp_path, max_steps=8, log_interval=1)
+    go_on(run, max_steps=16)
+    planned = pretrain(data.path, tmp_path, "planned", max_steps=16, log_interval=1)
+    rates = [[line["lr"] for line in metrics(each)] for each in (run, planned)]
+    assert rates[0][8:] == rates[1][8:]
+    assert rates[0][:8] != rates[1][:8]
+    assert "16 steps in place of 8: from here on the learning rate is that of a " in caplog.text
+
+
+def test_minutes_more_are_steps_at_the_speed_so_far(data: DataFolder, tmp_path: Path) -> None:
+    run = pretrain(data.path, tmp_path)
+    seconds = json.loads((run / "step-00000012" / "state.json").read_bytes())["progress"]["seconds"]
+    go_on(run, minutes=4.5 * seconds / 12 / 60)
+    assert metrics(run)[-1]["ended"] == "all 16 steps are made"
+
+
+def test_a_run_cannot_become_shorter_than_it_is(data: DataFolder, tmp_path: Path) -> None:
+    run = pretrain(data.path, tmp_path)
+    with pytest.raises(ConfigError, match=r"--max-steps 11: .* has made 12 steps already"):
+        go_on(run, max_steps=11)
+    with pytest.raises(ConfigError, match="--max-steps and --minutes are both given"):
+        go_on(run, max_steps=20, minutes=1)
+
+
+@pytest.fixture
+def changed(data: DataFolder, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a stopped run, and a data folder of other text with its vocabulary."""
+    run = pretrain(data.path, tmp_path, stop=StopAfter(6))
+    (tmp_path / "other").mkdir()
+    return run, prepare_text(words(1000, seed=5), tmp_path / "other").path
+
+
+def test_changed_data_is_refused_until_it_is_allowed_and_that_is_recorded(
+    data: DataFolder, changed: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, other = changed
+    with pytest.raises(DataError, match=r"the data changed since\. .* --allow-data-change goes on"):
+        go_on(run, data_path=other)
+    assert go_on(run, data_path=other, data_may_differ=True) is None
+    assert "going on with other data, as allowed" in caplog.text
+    assert settings(run)["data"]["path"] == str(other)
+    assert settings(run)["data"]["sha256"] != data.sha256
+    assert settings(run)["changes"] == [
+        {"step": 6, "max_steps": 12, "data": {"path": str(data.path), "sha256": data.sha256}}
+    ]
+    assert metrics(run)[-1]["ended"] == "all 12 steps are made"
+
+
+def test_data_that_only_moved_is_the_same_data(
+    data: DataFolder, tmp_path: Path, changed: tuple[Path, Path]
+) -> None:
+    run, _ = changed
+    moved = Path(shutil.copytree(data.path, tmp_path / "moved"))
+    assert go_on(run, data_path=moved) is None
+    assert final_bytes(run) == final_bytes(pretrain(data.path, tmp_path, "unmoved"))
+
+
+def test_another_vocabulary_is_refused_always(tmp_path: Path, changed: tuple[Path, Path]) -> None:
+    run, _ = changed
+    (tmp_path / "third").mkdir()
+    third = prepare_text(words(1000).replace("q", "x"), tmp_path / "third").path
+    with pytest.raises(DataError, match="its vocabulary is not the one of"):
+        go_on(run, data_path=third, data_may_differ=True)
+    with pytest.raises(DataError, match=r"its vocabulary .* --tokenizer .*vocab\.json"):
+        pretrain(third, tmp_path, "new", init_from=weights_of(run.parent, "tiny"))
+
+
+def test_a_run_begins_with_the_weights_of_another(data: DataFolder, tmp_path: Path) -> None:
+    first = pretrain(data.path, tmp_path, dropout=0.0)
+    best = weights_of(first.parent, "tiny")
+    assert best == first / (first / "best").read_text(encoding="utf-8").strip()
+    assert weights_of(first.parent, "tiny:latest") == first / "step-00000012"
+    # at a rate of 0 they stay what they are; the shape given is another preset's, not this
+    second = pretrain(
+        data.path, tmp_path, "second", init_from=best, max_steps=2, learning_rate=0.0, min_lr=0.0
+    )
+    folders = best, second / "step-00000002"
+    there, here = (load_file(folder / "model.safetensors") for folder in folders)
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[name], here[name]) for name in there)
+    assert settings(second)["init_from"] == str(best)
+    evaluated = {line["step"]: line.get("val_loss") for line in metrics(first)}
+    assert metrics(second)[-1]["val_loss"] == evaluated[int(best.name[-8:])]
+
+
+def test_only_what_the_weights_do_not_depend_on_may_differ(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    weights = weights_of(pretrain(data.path, tmp_path).parent, "tiny")
+    second = pretrain(data.path, tmp_path, "b", init_from=weights, max_steps=1, block_size=8)
+    assert settings(second)["model"]["block_size"] == 8
+    with pytest.raises(ConfigError, match=r"--n-layer is 2, but the weights of .* with 1: leave"):
+        pretrain(data.path, tmp_path, "c", init_from=weights, n_layer=2)
+    learned = pretrain(data.path, tmp_path, "d", positions="learned", max_steps=1)
+    with pytest.raises(ConfigError, match="--block-size is 8, but the weights of"):
+        pretrain(data.path, tmp_path, "e", init_from=weights_of(learned.parent, "d"), block_size=8)
+    with pytest.raises(ConfigError, match="after the colon comes best or latest"):
+        weights_of(tmp_path / "runs", "tiny:newest")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"patience": 2, "learning_rate": 0.0, "min_lr": 0.0}, "no better val loss in 2 evaluat"),
+        ({"target_loss": 50.0}, "has reached --target-loss 50"),
+    ],
+    ids=str,
+)
+def test_a_run_that_ended_early_is_finished_and_says_why(
+    data: DataFolder,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    run = pretrain(data.path, tmp_path, eval_interval=2, **changes)
+    last = metrics(run)[-1]
+    assert reason in last["ended"]
+    assert last["step"] == (6 if "patience" in changes else 2)
+    assert (run / "best").read_text(encoding="utf-8") == "step-00000002\n"
+    assert f"ended after step {last['step']}: {last['ended']}" in caplog.text
+    assert go_on(run) is None
+    assert f"{run} is finished: {last['ended']}." in caplog.text
+    assert metrics(run)[-1] == last

@@ -1,0 +1,230 @@
+"""Losses and weights that are no numbers: skipped, gone back from, and never saved."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.checkpoint import checkpoints, load_checkpoint
+from common.device import Device
+from common.errors import UserError
+from common.tokenfile import DataFolder
+from tests.train.runs import final_bytes, metrics, numbers, pretrain
+from tests.train.stops import StopAfter
+from train.resume import resume_run
+from train.signals import StopRequest
+from train.step import Stepper, Update
+
+pytestmark = pytest.mark.usefixtures("quick_plan")
+
+
+class OneBadUpdate(Stepper):
+    """Has weights that are not numbers during update 7, and only then."""
+
+    bad: tuple[int, ...] = (7,)
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        if step not in self.bad:
+            return super().step(step, lr_scale)
+        weights = self.model.wte.weight.data
+        kept = weights.clone()
+        weights.fill_(math.nan)
+        update = super().step(step, lr_scale)
+        weights.copy_(kept)
+        return update
+
+
+class TwoBadUpdates(OneBadUpdate):
+    bad = (3, 7)
+
+
+class SpoiltAt7(Stepper):
+    """Spoils its weights at update 7, if the learning rate is as planned."""
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        if step == 7 and lr_scale == 1.0:
+            self.model.wte.weight.data.fill_(math.nan)
+        return super().step(step, lr_scale)
+
+
+class SpoiltAlways(Stepper):
+    """Spoils its weights at update 7, at whatever learning rate."""
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        if step == 7:
+            self.model.wte.weight.data.fill_(math.nan)
+        return super().step(step, lr_scale)
+
+
+class TooLargeAfter6(Stepper):
+    """Leaves finite weights after update 5 whose products are none, if the rate is as planned."""
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        update = super().step(step, lr_scale)
+        if step == 5 and lr_scale == 1.0:
+            self.model.get_parameter("ln_f.weight").data.fill_(3e38)
+        return update
+
+
+class HalfFrom(Stepper):
+    """Halves the learning rate from update ``first`` on: what a return there should come to."""
+
+    first = 6
+
+    def step(self, step: int, lr_scale: float = 1.0) -> Update:
+        return super().step(step, lr_scale * (0.5 if step >= self.first else 1.0))
+
+
+class HalfFrom4(HalfFrom):
+    first = 4
+
+
+def with_stepper(monkeypatch: pytest.MonkeyPatch, kind: type[Stepper]) -> None:
+    monkeypatch.setattr("train.session.Stepper", kind)
+
+
+def state(run: Path) -> dict[str, Any]:
+    latest = run / (run / "latest").read_text(encoding="utf-8").strip()
+    return dict(json.loads((latest / "state.json").read_bytes())["progress"])
+
+
+def test_a_bad_update_leaves_weights_alone_and_the_run_goes_on(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    with_stepper(monkeypatch, OneBadUpdate)
+    run = pretrain(data.path, tmp_path, eval_interval=1, log_interval=5, dropout=0.0)
+    by_step = {line["step"]: line for line in metrics(run)}
+    assert sorted(by_step) == list(range(1, 13))
+    assert by_step[8]["loss"] is None
+    assert by_step[8]["grad_norm"] is None
+    assert [by_step[step]["skipped_steps"] for step in (7, 8, 9, 12)] == [0, 1, 1, 1]
+    assert by_step[8]["val_loss"] == by_step[7]["val_loss"] != by_step[9]["val_loss"]
+    assert by_step[9]["tokens"] == 9 * 64  # its windows are passed over
+    assert "step 8: the loss is nan" in caplog.text
+    assert state(run)["lr_scale"] == 1.0
+
+
+def test_bad_updates_count_only_in_a_row(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_stepper(monkeypatch, TwoBadUpdates)
+    run = pretrain(data.path, tmp_path, max_bad_steps=2)
+    assert state(run)["n_skipped"] == 2
+    assert state(run)["n_returns"] == 0
+
+
+def test_a_skipped_update_is_recorded_though_no_line_is_due(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_stepper(monkeypatch, OneBadUpdate)
+    run = pretrain(data.path, tmp_path, log_interval=5)
+    assert [line["step"] for line in metrics(run)] == [5, 6, 8, 10, 12]
+
+
+def test_spoilt_weights_are_given_up_for_a_checkpoint_at_half_the_rate(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    with_stepper(monkeypatch, SpoiltAt7)
+    run = pretrain(data.path, tmp_path, max_bad_steps=3, log_interval=1)
+    assert "after 3 updates in a row: back to " in caplog.text
+    assert "step-00000006, with the learning rate times 0.5" in caplog.text
+    assert state(run)["lr_scale"] == 0.5
+    with_stepper(monkeypatch, HalfFrom)
+    expected = pretrain(data.path, tmp_path, "expected", log_interval=1)
+    assert final_bytes(run) == final_bytes(expected)
+    lines, wanted = numbers(run), numbers(expected)
+    for line in wanted[6:]:
+        line["lr"] /= 2  # the law of the other run is in its stepper, so its log lacks it
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines == wanted
+
+
+def test_an_evaluation_that_is_no_number_gives_its_checkpoint_up(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    with_stepper(monkeypatch, TooLargeAfter6)
+    run = pretrain(data.path, tmp_path)
+    assert "step 6: the loss is nan on train" in caplog.text
+    assert "step-00000004, with the learning rate times 0.5" in caplog.text
+    with_stepper(monkeypatch, HalfFrom4)
+    assert final_bytes(run) == final_bytes(pretrain(data.path, tmp_path, "expected"))
+
+
+@pytest.mark.parametrize("n_times", [8, 9, 10, 12])
+def test_a_run_resumed_around_a_return_equals_one_never_stopped(
+    data: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_times: int,
+    spoilt: Path,
+) -> None:
+    """Stopped before, amid, and after the bad updates."""
+    with_stepper(monkeypatch, SpoiltAt7)
+    run = pretrain(data.path, tmp_path, stop=StopAfter(n_times), max_bad_steps=3, log_interval=1)
+    assert resume_run(run, "cpu", StopRequest()) is None
+    assert final_bytes(run) == final_bytes(spoilt)
+    assert numbers(run) == numbers(spoilt)
+
+
+@pytest.fixture(scope="module")
+def spoilt(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.plan.MEASURE_S", 0.0)
+        with_stepper(patch, SpoiltAt7)
+        folder = tmp_path_factory.mktemp("spoilt")
+        return pretrain(data.path, folder, max_bad_steps=3, log_interval=1)
+
+
+def test_after_three_returns_it_stops_and_says_what_to_do(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
+    with_stepper(monkeypatch, SpoiltAlways)
+    with pytest.raises(UserError) as raised:
+        pretrain(data.path, tmp_path, max_bad_steps=2)
+    assert raised.value.message == (
+        "step 9: the loss is nan, the norm of the gradient nan, as after 2 updates in a row: the "
+        "run has diverged, also after 3 returns to an earlier checkpoint, each with half the "
+        "learning rate. Train anew with a lower --learning-rate than 0.00125."
+    )
+    assert_all_finite(tmp_path / "runs" / "tiny", cpu)
+
+
+def assert_all_finite(run: Path, cpu: Device) -> None:
+    for folder in checkpoints(run):
+        for weights in load_checkpoint(folder, cpu.torch_device).model.parameters():
+            assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "settings"),
+    [
+        (1e30, {}),  # the first update leaves weights that are large, but numbers
+        (1e30, {"eval_interval": 1}),
+        (1e18, {"eval_interval": 1}),  # as here, but their products are none
+        (1e19, {"eval_interval": 1}),
+        (1e39, {}),  # and here they are none
+        (1e39, {"eval_interval": 1}),
+        (1e39, {"max_steps": 1}),
+    ],
+    ids=str,
+)
+def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_that_is_not_finite(
+    data: DataFolder, tmp_path: Path, learning_rate: float, settings: dict[str, Any], cpu: Device
+) -> None:
+    with pytest.raises(UserError, match=r"the run has diverged, also .* a lower --learning-rate"):
+        pretrain(
+            data.path,
+            tmp_path,
+            learning_rate=learning_rate,
+            save_interval=1,
+            max_bad_steps=3,
+            **settings,
+        )
+    run = tmp_path / "runs" / "tiny"
+    assert_all_finite(run, cpu)
+    if (run / "metrics.jsonl").exists():
+        content = (run / "metrics.jsonl").read_text(encoding="utf-8")
+        assert "NaN" not in content
+        assert "Infinity" not in content

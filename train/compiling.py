@@ -1,0 +1,55 @@
+"""The forward pass, compiled where that works.
+
+Compiling is a gain and never a condition: whatever goes wrong in it, a missing C++ compiler or
+Triton, an error of its own, at wrapping or at the first call or at a later one for another shape,
+is one warning, and the network runs as it is written.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class Forward:
+    """Calls a model for its loss; the model itself stays as it is, and so do its names on disk."""
+
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
+        self._model = model
+        self._call: Callable[..., Tensor] = model
+        if compiled:
+            self.compile()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether calls go to compiled code."""
+        return self._call is not self._model
+
+    def compile(self) -> None:
+        """Compile, at the first call to come."""
+        try:
+            # dynamic=False: a run knows one shape, and another one after out-of-memory
+            self._call = torch.compile(self._model, dynamic=False)
+        except Exception as error:
+            self.give_up(error)
+
+    def as_written(self) -> None:
+        """Compile no longer."""
+        self._call = self._model
+
+    def give_up(self, error: Exception) -> None:
+        """Run as written from now on, and say why."""
+        self.as_written()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning(
+            "compiling failed (%s: %s): going on without it. --compile off does not try.",
+            type(error).__name__,
+            reason,
+        )
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of targets ``y`` (B, T) after ids ``x`` (B, T)."""
+        return self._call(x, y)

@@ -1,0 +1,342 @@
+"""One process or many: which this is, what they agree on, and what only the first of them does.
+
+torchrun starts the processes, called ranks, and says to each in its environment which it is. Each
+has the whole network and its share of an update's rows; DistributedDataParallel adds up the
+gradients while the last backward pass is still at work. With --shard each also keeps only its
+share of the weights (sharding.py). Numbers are agreed on by all-reduce; what takes long or is no
+number, such as a folder's name, goes through the store, where others wait without a limit.
+
+Sources: Li et al. 2020, "PyTorch Distributed" (arXiv:2006.15704).
+"""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from common.errors import ConfigError, UserError
+from train.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+Json = TypeVar("Json")
+
+# A rank that does not answer within this time ends the job: less than a minute is promised. One
+# that is dead does so at once, by its connection and by torchrun.
+TIMEOUT_S = 50
+POLL_S = 0.02  # between looks at the store
+SAME_WORDS_S = 2.0  # for the first process to fail in the same words
+
+GRADIENT_TROUBLES = ("none", "compiling", "memory")  # from bad to worse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which of how many processes this is, on all machines and on this one, and who leads them."""
+
+    rank: int
+    n_ranks: int
+    local_rank: int
+    leader: str  # host:port
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.n_ranks}"
+
+
+class FirstFailedError(Exception):
+    """The first process ended, and said why."""
+
+
+class Ranks:
+    """All processes of a run, as one of them sees them; without a place it is the only one."""
+
+    def __init__(self, place: Place | None = None, store: Store | None = None) -> None:
+        self.rank = place.rank if place else 0
+        self.n = place.n_ranks if place else 1
+        self.sharded = False
+        self._place, self._store = place, store
+        self._n_heard = 0
+        self._parallel: nn.parallel.DistributedDataParallel | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a process group, be it of one."""
+        return self._store is not None
+
+    def __str__(self) -> str:
+        return str(self._place or "the only process")
+
+    def first(self, make: Callable[[], Json]) -> Json:
+        """Return what ``make`` returns in the first process, the only one that calls it, as JSON.
+
+        Raises: in the first process what ``make`` raises, in the others FirstFailedError.
+        """
+        if self._store is None:
+            return make()
+        key = f"said/{self._n_heard}"
+        self._n_heard += 1
+        if not self.is_first:
+            self._wait_until(lambda: self._there(key))
+            said = json.loads(self._store.get(key))
+            if "value" not in said:
+                raise FirstFailedError
+            return cast(Json, said["value"])
+        said = {}
+        try:
+            said["value"] = value = make()
+        finally:
+            self._store.set(key, json.dumps(said, default=str))
+        return value
+
+    def meet(self) -> None:
+        """Wait until every process is here, however long one of them works on something."""
+        if self._store is None:
+            return
+        key = f"met/{self._n_heard}"
+        self._n_heard += 1
+        self._store.add(key, 1)
+        self._wait_until(lambda: cast(Store, self._store).add(key, 0) >= self.n)
+
+    def most(self, value: float) -> float:
+        """Return the largest of what the processes pass."""
+        return self._reduced([value], dist.ReduceOp.MAX)[0]
+
+    def total(self, *values: float) -> list[float]:
+        """Return the sums over the processes, of numbers in double precision."""
+        return self._reduced(list(values), dist.ReduceOp.SUM)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over the processes, in place, without waiting for a GPU."""
+        if self.joined:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return what is called in place of ``model`` so that gradients are those of all ranks."""
+        if not self.joined or self.sharded:
+            return model
+        if self._parallel is None or self._parallel.module is not model:
+            # before there is another: it hangs on to the parameters
+            self._parallel = None
+            with warnings.catch_warnings():
+                # torch 2.13 has a new name for it, which 2.11 does not know
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is dep", FutureWarning)
+                self._parallel = nn.parallel.DistributedDataParallel(
+                    model,
+                    device_ids=[device] if device.type == "cuda" else None,
+                    broadcast_buffers=False,  # tables of positions: they never change
+                    gradient_as_bucket_view=True,
+                )
+        return self._parallel
+
+    @contextmanager
+    def micro_step(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        """Within it backward adds up gradients over the ranks in the ``last`` micro-step only."""
+        if self.sharded:
+            cast(Any, model).set_requires_gradient_sync(last)
+        if self._parallel is None or self.sharded or last:
+            yield
+        else:
+            with self._parallel.no_sync():
+                yield
+
+    def share(self, n_rows: int, block_size: int) -> int:
+        """Return how many of an update's rows are this process's.
+
+        Raises: ConfigError when they cannot be shared out evenly.
+        """
+        if n_rows % self.n:
+            even = -(-n_rows // self.n) * self.n * block_size
+            raise ConfigError(
+                f"{self.n} processes cannot share the {n_rows:,} rows of an update evenly: start "
+                f"a number of processes that divides {n_rows:,}, or a run with --tokens-per-step "
+                f"{even}."
+            )
+        return n_rows // self.n
+
+    def fails(self, message: str) -> bool:
+        """Tell whether the first process fails in the same words, and so need not say them."""
+        if self._store is None or self.is_first:
+            if self._store is not None:
+                self._store.set("failed", message)
+            return False
+        try:
+            deadline = time.monotonic() + SAME_WORDS_S
+            while not self._store.check(["failed"]) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            return self._there("failed") and self._store.get("failed").decode() == message
+        except RuntimeError:  # the store went with the first process
+            return False
+
+    def _there(self, key: str) -> bool:
+        return bool(cast(Store, self._store).check([key]))
+
+    def _wait_until(self, there: Callable[[], bool]) -> None:
+        while not there():
+            time.sleep(POLL_S)
+
+    def _reduced(self, values: list[float], how: Any) -> list[float]:
+        if not self.joined:
+            return values
+        # on the CPU, through gloo: a GPU would have to finish what it is at
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, how)
+        return cast(list[float], tensor.tolist())
+
+
+ALONE = Ranks()
+
+
+class AgreedStop(StopRequest):
+    """A request to stop that reached any of the processes, for all of them at the same step."""
+
+    def __init__(self, stop: StopRequest, ranks: Ranks) -> None:
+        super().__init__()
+        self._stop, self._ranks = stop, ranks
+
+    def requested(self) -> int | None:
+        """Return the signal that any process got; each has to ask equally often."""
+        return int(self._ranks.most(self._stop.requested() or 0)) or None
+
+
+def place_in(environment: Mapping[str, str]) -> Place | None:
+    """Return the place that torchrun gave to this process, None without torchrun.
+
+    Raises: ConfigError when the variables do not make sense together.
+    """
+    if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in environment]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {environment.get('WORLD_SIZE', 'not set')}, but {', '.join(missing)} "
+            "not set: start several processes with torchrun --nproc-per-node N -m train, or "
+            "one without these variables."
+        )
+    try:
+        rank, n_ranks, local_rank = (int(environment[name]) for name in names[:3])
+    except ValueError:
+        rank, n_ranks, local_rank = -1, 0, -1
+    if not 0 <= rank < n_ranks or local_rank < 0:
+        raise ConfigError(
+            f"RANK is {environment['RANK']}, WORLD_SIZE {environment['WORLD_SIZE']} and LOCAL_RANK "
+            f"{environment['LOCAL_RANK']}: ranks are numbered from 0 up to WORLD_SIZE - 1. "
+            "torchrun sets them."
+        )
+    leader = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return Place(rank=rank, n_ranks=n_ranks, local_rank=local_rank, leader=leader)
+
+
+def device_of(place: Place | None, name: str) -> str:
+    """Return the name of this process's device: with GPUs each has its own.
+
+    Raises: ConfigError when there are not enough of them, or they cannot be used together.
+    """
+    if place is None:
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if place.local_rank >= n_gpus:
+            raise ConfigError(
+                f"{place} is number {place.local_rank + 1} on its machine, which has {n_gpus} "
+                f"GPUs: start --nproc-per-node {n_gpus}, or pass --device cpu."
+            )
+        return f"cuda:{place.local_rank}"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: several processes work on cpu or cuda only.")
+    return name
+
+
+@contextmanager
+def joined(place: Place | None, device: str) -> Iterator[Ranks]:
+    """Meet the other processes; within it they are one job.
+
+    Raises: UserError when they do not meet, or when one of them is lost.
+    """
+    if place is None:
+        yield ALONE
+        return
+    ranks = _join(place, device)
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.ERROR)  # what all have to say, the first says
+    try:
+        yield ranks
+    except FirstFailedError:
+        time.sleep(1.0)  # were this the first to end, torchrun would cut short what is being said
+        raise SystemExit(1) from None
+    except UserError as error:
+        if ranks.fails(error.message):
+            raise SystemExit(1) from None
+        if not ranks.is_first:
+            raise UserError(f"{place}: {error.message}") from error
+        raise
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        raise UserError(
+            f"{place}: another process has ended, or did not answer within {TIMEOUT_S} s "
+            f"({first_line(error)}). What it said last, or torchrun below, tells why. Go on from "
+            "the last checkpoint: torchrun ... -m train resume"
+        ) from error
+    else:
+        # once one ends torchrun ends the others, and with the first goes the store of the others
+        ranks.meet()
+        ranks.most(0)
+        dist.destroy_process_group()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Tell whether an error says that another process is gone or silent."""
+    # gloo's own are plain RuntimeErrors, which name its source files
+    words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _join(place: Place, device: str) -> Ranks:
+    limit = timedelta(seconds=TIMEOUT_S)
+    backend = "gloo"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+        backend = "cpu:gloo,cuda:nccl"  # what is agreed on is on the CPU
+    try:
+        store, rank, n_ranks = next(rendezvous("env://", place.rank, place.n_ranks, timeout=limit))
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=n_ranks,
+            timeout=limit,
+        )
+    except (RuntimeError, ValueError) as error:  # torch's own are RuntimeErrors
+        raise ConfigError(
+            f"{place}: the {place.n_ranks} processes did not meet at {place.leader} within "
+            f"{TIMEOUT_S} s ({first_line(error)}). Start as many as WORLD_SIZE says, with a "
+            "MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint, that each of them reaches."
+        ) from error
+    return Ranks(place, PrefixStore("quern", store))

@@ -1,0 +1,201 @@
+"""A run in memory: assembled, taken from a checkpoint, and driven to its end.
+
+Where weights have become useless the run goes back to the last checkpoint known to be good, with
+half the learning rate: a few times, then it stops and says why.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from common import checkpoint
+from common.checkpoint import CONFIG_NAME, OPTIMIZER_NAME, SHARDS_NAME, Loaded
+from common.config import ModelConfig, from_dict
+from common.device import Device
+from common.errors import ConfigError, UserError
+from common.model import GPT
+from common.tokenfile import DataFolder
+from common.tokenizer import Tokenizer
+from train.config import TrainConfig
+from train.distributed import ALONE, AgreedStop, Ranks
+from train.loop import DivergedError, Progress, Run, first_said, train
+from train.metrics import cut_metrics
+from train.optimizer import load_optimizer_tensors, make_optimizer
+from train.sharding import load_shards, shard
+from train.signals import StopRequest
+from train.step import Stepper
+from train.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+# The third leaves an eighth of the learning rate: what needs less was wrong by more than that.
+MOST_RETURNS = 3
+
+
+def initial_model(
+    shape: ModelConfig, config: TrainConfig, device: Device, weights_from: Path | None
+) -> GPT:
+    """Return the network before its first step: drawn from the seed, or another run's."""
+    torch.manual_seed(config.seed)
+    model = GPT(shape, zero_init=config.zero_init)
+    if weights_from is not None:
+        weights = load_file(weights_from / checkpoint.MODEL_NAME)
+        model.load_state_dict(weights)
+    return model.to(device.torch_device).train()
+
+
+def assemble(
+    folder: Path,
+    model: GPT,
+    data: DataFolder,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    device: Device,
+    tracker: Tracker,
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Return a run at its beginning; the config says how many steps it has."""
+    assert config.max_steps is not None
+    optimizer = make_optimizer(model, config)
+    stepper = Stepper(model, optimizer, data, config, device, ranks)
+    return Run(
+        folder, model, optimizer, data, tokenizer, config, device, config.max_steps, stepper,
+        tracker, ranks,
+    )  # fmt: skip
+
+
+def share_out(model: GPT, config: TrainConfig, device: Device, ranks: Ranks) -> GPT:
+    """Return ``model``, of which each process keeps its share where --shard asks for it."""
+    if config.shard and not ranks.joined:
+        log.warning("--shard is for several processes: torchrun starts them. This one keeps all.")
+    ranks.sharded = config.shard and ranks.joined
+    if ranks.sharded:
+        shard(model, device, ranks.n)
+    return model
+
+
+def restore(
+    saved: Path, loaded: Loaded, data: DataFolder, config: TrainConfig, device: Device,
+    tracker: Tracker, ranks: Ranks = ALONE,
+) -> tuple[Run, Progress]:  # fmt: skip
+    """Return a run as it was when it wrote the checkpoint ``saved``, by however many processes."""
+    model = share_out(loaded.model.train(), config, device, ranks)
+    run = assemble(saved.parent, model, data, loaded.tokenizer, config, device, tracker, ranks)
+    if (saved / SHARDS_NAME).is_dir():
+        tensors = load_shards(saved / SHARDS_NAME, dict(model.named_parameters()))
+    else:
+        tensors = load_file(saved / OPTIMIZER_NAME)
+    load_optimizer_tensors(run.optimizer, model, tensors)
+    if "stepper" in loaded.state:
+        run.stepper.load_state(loaded.state["stepper"])
+    progress = Progress(**loaded.state["progress"])
+    ranks.first(lambda: cut_metrics(run.folder, first_said(progress.step, config)))
+    return run, progress
+
+
+def drive(run: Run, progress: Progress, stop: StopRequest) -> int | None:
+    """Train to the end; return the signal that ended it early, or None.
+
+    Raises: UserError when not even smaller learning rates help.
+    """
+    agreed = AgreedStop(stop, run.ranks) if run.ranks.joined else stop
+    while True:
+        try:
+            with _memory_said(run.config):
+                stopped_by = train(run, progress, agreed)
+            break
+        except DivergedError as trouble:
+            run, progress = _back_to_good(run, progress, trouble)
+        finally:
+            run.stepper.close()
+    _say_how_it_ended(run, progress, stopped_by)
+    return stopped_by
+
+
+def _back_to_good(run: Run, progress: Progress, trouble: DivergedError) -> tuple[Run, Progress]:
+    """Return the run at the last good checkpoint, or at its beginning, with half the rate."""
+    run.stepper.close()
+    where = f"step {progress.step:,}: {trouble}"
+    if progress.n_returns == MOST_RETURNS:
+        raise UserError(
+            f"{where}: the run has diverged, also after {MOST_RETURNS} returns to an earlier "
+            f"checkpoint, each with half the learning rate. Train anew with a lower "
+            f"--learning-rate than {progress.lr_scale * run.config.learning_rate:g}."
+        )
+    saved = run.ranks.first(lambda: _step_back(run.folder, progress.good_step))
+    lr_scale = progress.lr_scale / 2
+    log.warning(
+        "%s: back to %s, with the learning rate times %g", where, saved or "step 0", lr_scale
+    )
+    if saved is not None:
+        loaded = checkpoint.load_checkpoint(Path(saved), run.device.torch_device)
+        back, then = restore(
+            Path(saved), loaded, run.data, run.config, run.device, run.tracker, run.ranks
+        )
+    else:
+        back, then = _begin_again(run), Progress()
+    if checkpoint.pointed(run.folder, "best") is None:  # it went with the others
+        then.best_val_loss = None
+    return back, replace(
+        then,
+        seconds=progress.seconds,
+        update_s=progress.update_s,
+        lr_scale=lr_scale,
+        n_returns=progress.n_returns + 1,
+    )
+
+
+def _step_back(folder: Path, good_step: int) -> str | None:
+    saved = checkpoint.last_good(folder, good_step)
+    checkpoint.step_back_to(folder, saved)
+    return None if saved is None else str(saved)
+
+
+def _begin_again(run: Run) -> Run:
+    settings = checkpoint.read_json(run.folder / CONFIG_NAME)
+    shape = from_dict(ModelConfig, settings["model"], str(run.folder / CONFIG_NAME))
+    weights_from = settings.get("init_from")
+    model = initial_model(
+        shape, run.config, run.device, Path(weights_from) if weights_from else None
+    )
+    share_out(model, run.config, run.device, run.ranks)
+    run.ranks.first(lambda: cut_metrics(run.folder, 0))
+    return assemble(
+        run.folder, model, run.data, run.tokenizer, run.config, run.device, run.tracker, run.ranks
+    )
+
+
+@contextmanager
+def _memory_said(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of memory with {config.batch_size} rows at a time: pass --batch-size "
+            f"{max(1, config.batch_size // 2)} (the result is the same)."
+        ) from error
+
+
+def _say_how_it_ended(run: Run, progress: Progress, stopped_by: int | None) -> None:
+    name = run.folder.name
+    if run.folder.parent != Path("runs"):  # the commands' own default
+        name += f" --runs-dir {run.folder.parent}"
+    if stopped_by is not None:
+        log.info(
+            "Stopped after step %s, everything saved. Go on: python -m train resume %s",
+            f"{progress.step:,}",
+            name,
+        )
+        return
+    assert progress.best_val_loss is not None
+    log.info(
+        "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
+        checkpoint.pointed(run.folder, "best"),
+        progress.best_val_loss,
+        name,
+    )

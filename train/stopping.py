@@ -1,0 +1,59 @@
+"""When a run has learned what it can: pure functions of its evaluations so far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train.config import TrainConfig
+
+# One rise may be chance and so may two; of three in a row, while train falls, few are.
+RISES_THAT_TELL = 3
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One evaluation: mean loss in nats a token on either split."""
+
+    train: float
+    val: float
+
+
+def since_best(history: Sequence[Losses]) -> int:
+    """Return how many evaluations were made since the lowest val loss, the first such one."""
+    val = [losses.val for losses in history]
+    return len(val) - 1 - val.index(min(val)) if val else 0
+
+
+def reason_to_end(
+    step: int, max_steps: int, history: Sequence[Losses], config: TrainConfig
+) -> str | None:
+    """Return why the run ends after the evaluation at ``step``, in words, or None: it goes on."""
+    val_loss = history[-1].val
+    if config.target_loss is not None and val_loss <= config.target_loss:
+        return f"val loss {val_loss:.4f} has reached --target-loss {config.target_loss:g}"
+    if config.patience and since_best(history) >= config.patience:
+        return f"no better val loss in {since_best(history)} evaluations (--patience)"
+    return f"all {max_steps:,} steps are made" if step == max_steps else None
+
+
+def rises(history: Sequence[Losses]) -> int:
+    """Return how many of the last evaluations, in a row, saw val rise while train fell."""
+    pairs = zip(history[-2::-1], history[:0:-1], strict=True)
+    n = 0
+    for before, after in pairs:
+        if not (after.val > before.val and after.train < before.train):
+            break
+        n += 1
+    return n
+
+
+def overfitting_line(history: Sequence[Losses]) -> str | None:
+    """Return the warning when a run begins to learn by heart, once each time it does."""
+    if rises(history) != RISES_THAT_TELL:
+        return None
+    first, last = history[-1 - RISES_THAT_TELL], history[-1]
+    return (
+        f"overfitting: in {RISES_THAT_TELL} evaluations val loss rose from {first.val:.4f} to "
+        f"{last.val:.4f} while train loss fell from {first.train:.4f} to {last.train:.4f}: it "
+        "learns its text by heart. The best checkpoint is kept. More text helps, or --dropout 0.2; "
+        "--patience 3 would stop here."
+    )
