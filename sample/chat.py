@@ -1,73 +1,178 @@
-"""The conversation: what the model sees of it, and the loop of a terminal.
+"""A conversation that goes on: its turns so far, its settings, and the answer being written.
 
-A base model continues text, so the conversation is one text: each turn what the person wrote and
-what the model made of it, a newline between turns. Whole turns are dropped, the oldest first, where
-the context has no room for them and the reply.
+The seed of an answer is the setting plus how many were asked for before it: the same prompt again,
+and /retry, give another one, and the same prompts to a new chat the same ones.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common.config import GenerateConfig
-from common.generate import generate
-from common.model import GPT
+from common.errors import UserError
+from common.generate import Decoder
 from common.tokenizer import Tokenizer
-from sample.stream import stream_text
+from sample.conversation import Fitted, fit, split_turns
+from sample.reading import Reading
+from sample.template import RAW, Message, Template, trimmed_pieces, well_formed
+from sample.transcript import Transcript
 
 
-class Conversation:
-    """The turns so far, as ids."""
+@dataclass(frozen=True)
+class Answered:
+    """What writing the last answer took."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, config: GenerateConfig) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+    fitted: Fitted
+    n_new: int  # tokens
+    dt_s: float  # from the prompt to the last of them
+
+
+class Chat:
+    """The turns so far, and what answers them; notices, a line each, go to ``say``."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: GenerateConfig,
+        *,
+        template: Template = RAW,
+        run: str = "",
+        say: Callable[[str], None] = lambda notice: None,
+        transcript: Transcript | None = None,
+    ) -> None:
+        """Answer with the first row of ``decoder``; ``run`` is only for the record."""
+        self.decoder = decoder
         self.config = config
-        self.turns: list[list[int]] = []
+        self.template = template
+        self.run = run
+        self.say = say
+        self.transcript = transcript  # is given each turn when it is over
+        self.messages: list[Message] = []
+        self.answered: Answered | None = None
+        self.file: Path | None = None  # where it was saved last
+        self.shows_stats = False
         self.n_asked = 0
+        self._stop_asked = False
+        self._said_dropped = False
 
-    def fit(self, prompt: list[int]) -> tuple[list[int], list[str]]:
-        """Drop what the context has no room for; return the prompt that fits, and the notices.
+    def ask(self, text: str) -> Generator[str]:
+        """Yield the answer to ``text`` as it is written; then both are kept as a turn.
 
-        The reply's room is max_new_tokens, but at most half of the context.
+        Where the template only continues a text, its beginning comes first. An answer that is
+        stopped or closed is kept as far as it came, and marked.
         """
-        block_size = self.model.config.block_size
-        room = block_size - min(self.config.max_new_tokens, block_size // 2)
-        notices = []
-        if len(prompt) > room:
-            notices.append(
-                f"The prompt has {len(prompt):,} tokens, and {room:,} fit into the context beside "
-                f"the reply: the first {len(prompt) - room:,} were cut off."
-            )
-            prompt = prompt[-room:]
-        n_turns = len(self.turns)
-        while self.turns and sum(map(len, self.turns)) + len(prompt) > room:
-            del self.turns[0]
-        if len(self.turns) < n_turns:
-            notices.append(
-                f"The context has no room for the whole conversation: of its {n_turns} turns the "
-                f"last {len(self.turns)} stay."
-            )
-        return prompt, notices
+        text = well_formed(text)
+        for notice in missing_notice(self.decoder.tokenizer, text):
+            self.say(notice)
+        fitted = fit(
+            [*self.messages, Message("user", text)],
+            template=self.template,
+            tokenizer=self.decoder.tokenizer,
+            block_size=self.decoder.block_size,
+            max_new_tokens=self.config.max_new_tokens,
+        )
+        self._say_what_was_left_out(fitted)
+        self._stop_asked = False
+        return self._answer(text, fitted)
 
-    def reply(self, text: str) -> tuple[list[str], Iterator[str]]:
-        """Return the notices for a prompt, and the reply's text as it is generated."""
-        prompt, notices = self.fit(self.tokenizer.encode(text))
-        return missing_notice(self.tokenizer, text) + notices, self._generate(prompt)
+    def stop(self) -> None:
+        """End the answer that is being written after its next token; safe in a signal handler."""
+        self._stop_asked = True
 
-    def _generate(self, prompt: list[int]) -> Iterator[str]:
-        # another seed each turn: the same prompt twice should not give the same reply twice
+    def _answer(self, text: str, fitted: Fitted) -> Generator[str]:
+        reading = Reading(self.decoder.tokenizer, self.config.max_new_tokens, self.template.stops)
+        answer, start = "", time.perf_counter()
+
+        def end(*, stopped: bool) -> None:
+            turn = [Message("user", text), Message("assistant", answer, stopped)]
+            self.messages += turn
+            self.answered = Answered(fitted, reading.n_tokens, time.perf_counter() - start)
+            if self.transcript is not None:
+                self.transcript.add(turn)
+
+        try:
+            if not self.template.opening:
+                yield text
+            for piece in trimmed_pieces(self._pieces(fitted.ids, reading), self.template):
+                answer += piece
+                yield piece
+        except UserError:  # the network cannot answer: nothing to keep
+            raise
+        except BaseException:  # closed, or the program ends
+            end(stopped=True)
+            raise
+        end(stopped=self._stop_asked)
+
+    def _pieces(self, prompt: list[int], reading: Reading) -> Iterator[str]:
         config = replace(self.config, seed=self.config.seed + self.n_asked)
         self.n_asked += 1
-        context = [idx for turn in self.turns for idx in turn] + prompt
-        reply: list[int] = []
+        self.decoder.admit(0, prompt, config)
+        try:
+            while not self._stop_asked:
+                piece = reading.take(self.decoder.step()[0])
+                if piece.text:
+                    yield piece.text
+                if piece.is_last:
+                    return
+        finally:
+            self.decoder.release(0)
 
-        def noted() -> Iterator[int]:
-            for idx in generate(self.model, context, config, self.tokenizer):
-                reply.append(idx)
-                yield idx
+    def _say_what_was_left_out(self, fitted: Fitted) -> None:
+        n_seen = fitted.n_prompt - fitted.n_cut
+        if fitted.system_dropped:
+            self.say("The context has no room for the system text beside the prompt: left out.")
+        if fitted.n_cut:
+            self.say(
+                f"The prompt has {fitted.n_prompt:,} tokens, and {n_seen:,} fit into the context "
+                f"beside the reply: the first {fitted.n_cut:,} were cut off."
+            )
+        if fitted.n_dropped and not self._said_dropped:
+            self._said_dropped = True
+            self.say(
+                "The context has no room for the whole conversation: the model sees the last "
+                f"turns alone, now {fitted.n_turns - fitted.n_dropped} of {fitted.n_turns} (from "
+                "here on, /stats tells)."
+            )
 
-        yield from stream_text(noted(), self.tokenizer)
-        self.turns.append([*prompt, *reply, *self.tokenizer.encode("\n")])
+    @property
+    def system(self) -> str:
+        """What stands before the turns."""
+        return "\n".join(message.content for message in split_turns(self.messages)[0])
+
+    def set_system(self, text: str) -> None:
+        """Replace what stands before the turns; nothing where ``text`` is empty."""
+        text = well_formed(text)
+        _, turns = split_turns(self.messages)
+        first = [Message("system", text)] if text else []
+        self.messages = first + [message for turn in turns for message in turn]
+
+    def replace_messages(self, messages: list[Message]) -> None:
+        """Go on with another conversation."""
+        self.messages = list(messages)
+        self.answered = None
+        self._said_dropped = False
+
+    def undo(self) -> str | None:
+        """Take back the last turn; return its prompt, or None where there is no turn."""
+        system, turns = split_turns(self.messages)
+        if not turns:
+            return None
+        self.messages = system + [message for turn in turns[:-1] for message in turn]
+        return turns[-1][0].content
+
+    def stats(self) -> str:
+        """Return how fast the last answer came, and what of the context it took."""
+        if self.answered is None:
+            return "No answer yet."
+        fitted, n_new, dt_s = self.answered.fitted, self.answered.n_new, self.answered.dt_s
+        block_size = self.decoder.block_size
+        n_used = min(len(fitted.ids) + n_new, block_size)
+        return (
+            f"{n_new:,} tokens in {dt_s:.2f} s, {n_new / max(dt_s, 1e-9):,.0f} tokens/s. Context: "
+            f"{n_used:,} of {block_size:,} tokens, {fitted.n_turns - fitted.n_dropped:,} of "
+            f"{fitted.n_turns:,} turns."
+        )
 
 
 def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -76,17 +181,3 @@ def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
     if not missing:
         return []
     return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]
-
-
-def banner(run: str, step: int, n_tokens: int, val_loss: float | None) -> str:
-    """Return what a person should know of the model before talking to it."""
-    return (
-        f"{run}: step {step:,}, {n_tokens:,} tokens read, {loss_words(val_loss)}.\n"
-        "This is a base model: it does not answer, it continues the text that you begin.\n"
-        "Ctrl-D leaves."
-    )
-
-
-def loss_words(val_loss: float | None) -> str:
-    """Return the validation loss of a checkpoint in words."""
-    return "val loss not measured" if val_loss is None else f"val loss {val_loss:.4f}"

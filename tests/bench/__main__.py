@@ -1,9 +1,9 @@
-"""Print what is measured against its peers: python -m tests.bench [prepare|train|sample]..."""
+"""Print figures against peers: python -m tests.bench [prepare|train|sample|serve]..."""
 
 import sys
 from importlib import import_module
 
-STAGES = ("prepare", "train", "sample")
+STAGES = ("prepare", "train", "sample", "serve")
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or STAGES

@@ -1,64 +1,187 @@
-"""Generation against transformers' generate: the 124 M gpt2 network, random weights, one row.
+"""Generation against transformers' generate, and against what memory and arithmetic allow.
 
-Floor: every weight is read once a token, so memory bandwidth over 4 bytes a weight, measured in the
-same run.
+The floor of a large network: every weight is read once a token, so memory's bandwidth over the
+weights' bytes. It is measured as the quickest of three ways to read a gigabyte, in the same run.
+
+    python -m tests.bench sample
 """
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from common.checkpoint import new_run, save_checkpoint
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
-from common.generate import generate
+from common.files import write_json
+from common.generate import Decoder
 from common.model import GPT
-from common.tokenizer import CharTokenizer
+from common.network import Network
+from common.tokenizer import CharTokenizer, Tokenizer
+from sample.cli import huge_pages_on_request
+from sample.quantize import Int8
 from tests.bench.table import compare
 
-V, N_NEW = 50_257, 64
+N_NEW = 128
+PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
+GREEDY = GenerateConfig(max_new_tokens=N_NEW, temperature=0)
+GPT2: dict[str, Any] = ARCHITECTURES["gpt2"] | {
+    "n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "block_size": 1024,
+}  # fmt: skip
+TINY: dict[str, Any] = {
+    "n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2053, "block_size": 256
+}  # fmt: skip
+READ_BYTES = 1 << 30  # far beyond any cache
+
+
+def any_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return a vocabulary of this size: generation only asks which ids stand for text."""
+    return CharTokenizer(tuple(chr(0x10000 + i) for i in range(vocab_size - 5)))
+
+
+def generation(model: GPT, network: Network, n_rows: int = 1) -> Callable[[], float]:
+    """Return what measures tokens a second, of all rows together, prompts included."""
+    decoder = Decoder(model, any_tokenizer(model.config.vocab_size), n_rows, network)
+
+    def tokens_per_second() -> float:
+        start = time.perf_counter()
+        for row in range(n_rows):
+            decoder.admit(row, PROMPT, GREEDY)
+        for _ in range(N_NEW):
+            decoder.step()
+        seconds = time.perf_counter() - start
+        for row in range(n_rows):
+            decoder.release(row)
+        return n_rows * N_NEW / seconds
+
+    return tokens_per_second
+
+
+def their_generation() -> Callable[[], float]:
+    """Return the same of transformers' generate."""
+    theirs = GPT2LMHeadModel(GPT2Config()).eval()
+
+    def tokens_per_second() -> float:
+        start = time.perf_counter()
+        out = theirs.generate(
+            torch.tensor([PROMPT]), max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        return float(out.shape[1] - len(PROMPT)) / (time.perf_counter() - start)
+
+    return tokens_per_second
+
+
+def reading(n_weights: int) -> Callable[[], float]:
+    """Return what measures how often a second so many float32 weights can be read."""
+    block = torch.ones(READ_BYTES // 4)
+    matrix, vector = block.view(-1, 4096), torch.ones(4096)
+    ways: list[Callable[[], object]] = [block.sum, block.max, lambda: torch.mv(matrix, vector)]
+
+    def per_second() -> float:
+        times = []
+        for read in ways:
+            start = time.perf_counter()
+            read()
+            times.append(time.perf_counter() - start)
+        return READ_BYTES / min(times) / (4 * n_weights)
+
+    return per_second
+
+
+def large() -> None:
+    """Print the tables of the 124 M network."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**GPT2)).eval()
+    network = Network(model)
+    ours, theirs = generation(model, network), their_generation()
+    n_weights = model.n_parameters - model.wpe.weight.numel()
+    compare(
+        f"Generation, gpt2, {model.n_parameters:,} parameters, {N_NEW} tokens greedily",
+        "tokens/s",
+        {
+            "ours, weights of a byte (--quantize int8)": generation(model, Network(model, Int8)),
+            "ours, float32": ours,
+            "transformers generate, float32": theirs,
+        },
+    )
+    compare("The same", "tokens/s", {
+        "ours, float32": ours, "memory: reading the weights": reading(n_weights),
+    })  # fmt: skip
+    compare("The same, several texts", "tokens/s", {
+        "ours, 16 texts together": generation(model, network, 16), "ours, one text": ours,
+    })  # fmt: skip
+
+
+def arithmetic(model: GPT) -> Callable[[], float]:
+    """Return what measures tokens a second of the matrix products alone, one call each."""
+    matrices = [p.detach().t().contiguous() for p in model.parameters() if p.dim() == 2]
+    inputs = [torch.randn(1, len(matrix)) for matrix in matrices]
+    pairs = list(zip(inputs, matrices, strict=True))
+
+    @torch.inference_mode()
+    def per_second() -> float:
+        start = time.perf_counter()
+        for _ in range(N_NEW):
+            for x, matrix in pairs:
+                torch.mm(x, matrix)
+        return N_NEW / (time.perf_counter() - start)
+
+    return per_second
+
+
+def tiny() -> None:
+    """Print the table of the tiny network, in microseconds a token: less is better."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**TINY)).eval()
+    ours, products = generation(model, Network(model)), arithmetic(model)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as sample does for a network of this size
+    compare(
+        f"Generation, tiny, {model.n_parameters:,} parameters, one thread",
+        "us/token",
+        {"ours": lambda: 1e6 / ours(), "its matrix products alone": lambda: 1e6 / products()},
+    )
+    torch.set_num_threads(n_threads)
+
+
+def seconds_of(*arguments: str) -> Callable[[], float]:
+    """Return what measures how long a Python process takes."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def whole_process() -> None:
+    """Print how long one token of the tiny network takes, from nothing: less is better."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(Path(folder), "tiny")
+        write_json(run / "config.json", {"format": 1})
+        model, progress = GPT(ModelConfig(**TINY)), {"step": 1, "n_tokens": 1}
+        tokenizer = any_tokenizer(TINY["vocab_size"])
+        save_checkpoint(run, 1, model, {}, {"progress": progress}, tokenizer)
+        generate = ["-m", "sample", "generate", "--runs-dir", folder, "--max-new-tokens", "1"]
+        compare("One token of the tiny network, whole process", "seconds", {
+            "sample generate": seconds_of(*generate),
+            "import torch": seconds_of("-c", "import torch"),
+        })  # fmt: skip
 
 
 def main() -> None:
-    """Print the table."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_embd": 768}
-    config = ModelConfig(**ARCHITECTURES["gpt2"], **sizes, vocab_size=V, block_size=1024)
-    ours = GPT(config).eval()
-    theirs = GPT2LMHeadModel(GPT2Config()).eval()
-    # stands for any vocabulary of this size: generation only asks which ids stand for text
-    tokenizer = CharTokenizer(tuple(chr(0x10000 + i) for i in range(V - 5)))
-    prompt = [1, 2, 3, 4, 5, 6, 7, 8]
-    greedy = GenerateConfig(max_new_tokens=N_NEW, temperature=0)
-
-    def our_tokens() -> float:
-        start = time.perf_counter()
-        n_tokens = sum(1 for _ in generate(ours, prompt, greedy, tokenizer))
-        return n_tokens / (time.perf_counter() - start)
-
-    def their_tokens() -> float:
-        start = time.perf_counter()
-        out = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
-            pad_token_id=0,
-        )  # fmt: skip
-        return float(out.shape[1] - len(prompt)) / (time.perf_counter() - start)
-
-    block = torch.randn(64 << 20)  # 256 MB: beyond any cache
-
-    def bandwidth() -> float:
-        start = time.perf_counter()
-        block.sum()
-        return block.nbytes / (time.perf_counter() - start) / (4 * ours.n_parameters)
-
-    our_tokens(), their_tokens(), bandwidth()  # warm up
-    compare(
-        f"Generation, gpt2 architecture, {ours.n_parameters:,} parameters, float32, greedy",
-        "tokens/s",
-        {
-            "ours": our_tokens,
-            "floor: reading the weights": bandwidth,
-            "transformers generate": their_tokens,
-        },
-        repeats=3,
-    )
+    """Print the tables."""
+    if huge_pages_on_request():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as sample does; for the peers as well
+    large()
+    tiny()
+    whole_process()

@@ -1,14 +1,17 @@
-"""The conversation: what the model sees of it, and that it never outgrows the context."""
+"""A conversation that goes on: that it never outgrows the context, and what taking back means."""
 
 from dataclasses import replace
 
 import pytest
 
 from common.config import GenerateConfig, ModelConfig
+from common.generate import Decoder
 from common.model import GPT
-from sample.chat import Conversation, banner
+from common.tokenizer import CharTokenizer
+from sample.chat import Chat
+from sample.template import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
-from tests.tiny import byte_tokenizer, random_model
+from tests.tiny import byte_tokenizer, random_model, successor_model
 
 LIKELIEST = GenerateConfig(max_new_tokens=4, temperature=0)
 BYTES = byte_tokenizer()
@@ -17,125 +20,193 @@ ROUNDS = CIRCLE * 3
 
 def byte_model(block_size: int) -> GPT:
     return random_model(
-        ModelConfig(vocab_size=BYTES.vocab_size, block_size=block_size, n_embd=16, n_head=2)
+        ModelConfig(
+            vocab_size=BYTES.vocab_size, block_size=block_size, n_layer=1, n_embd=16, n_head=2
+        )
     )
 
 
-def conversation(config: GenerateConfig = LIKELIEST) -> Conversation:
-    return Conversation(round_and_round(forwards=True), ALPHABET, config)  # a context of 16
+def byte_decoder(block_size: int) -> Decoder:
+    return Decoder(byte_model(block_size), BYTES, n_rows=1)
 
 
-def ask(talk: Conversation, text: str) -> tuple[str, list[str]]:
-    notices, reply = talk.reply(text)
-    return "".join(reply), notices
+def new_chat(config: GenerateConfig = LIKELIEST) -> tuple[Chat, list[str]]:
+    notices: list[str] = []
+    decoder = Decoder(round_and_round(forwards=True), ALPHABET, n_rows=1)
+    return Chat(decoder, config, say=notices.append), notices
 
 
-def test_a_reply_continues_the_prompt() -> None:
-    assert ask(conversation(), "cd") == ("efgh", [])
+def ask(chat: Chat, text: str) -> str:
+    return "".join(chat.ask(text))
 
 
-def test_turns_are_kept_whole_with_a_newline_between() -> None:
-    talk = conversation()
-    ask(talk, "a")
-    ask(talk, "f")
-    assert [ALPHABET.decode_bytes(turn) for turn in talk.turns] == [b"abcde\n", b"fghab\n"]
+def test_an_answer_continues_the_prompt() -> None:
+    chat, notices = new_chat()
+    assert ask(chat, "cd") == "cdefgh"
+    assert chat.messages == [Message("user", "cd"), Message("assistant", "efgh")]
+    assert notices == []
 
 
 def test_the_model_sees_the_turns_before() -> None:
-    model = byte_model(block_size=64)
     config = GenerateConfig(max_new_tokens=20, temperature=0)
-    told, not_told = Conversation(model, BYTES, config), Conversation(model, BYTES, config)
+    told, not_told = (Chat(byte_decoder(block_size=256), config) for _ in range(2))
     for text in ("one", "two"):
         ask(told, text)
     assert ask(told, "again") != ask(not_told, "again")
 
 
-def test_the_oldest_turns_go_first_and_it_is_said() -> None:
-    talk = conversation()
+def test_that_turns_are_dropped_is_said_once_and_then_in_the_figures() -> None:
+    chat, notices = new_chat()
     for text in ("a", "b"):
-        assert ask(talk, text)[1] == []  # turns of 6 ids; 12 of 16 are for turns and prompt
-    reply, notices = ask(talk, "cdefg")
-    assert reply == "habc"
+        ask(chat, text)  # turns of 6 ids; 12 of 16 are for turns and prompt
+    assert notices == []
+    for text in ("cdefg", "a", "b"):
+        ask(chat, text)
     assert notices == [
-        "The context has no room for the whole conversation: of its 2 turns the last 1 stay."
+        "The context has no room for the whole conversation: the model sees the last turns "
+        "alone, now 2 of 3 (from here on, /stats tells)."
     ]
-    assert ALPHABET.decode_bytes(talk.turns[0]) == b"bcdef\n"
-    notices, rest = talk.reply("abcdefghabcd")  # exactly what fits: nothing is cut, all turns go
-    assert notices == [
-        "The context has no room for the whole conversation: of its 2 turns the last 0 stay."
-    ]
-    assert "".join(rest) == "efgh"
+    assert "Context: 11 of 16 tokens, 2 of 5 turns." in chat.stats()
+
+
+def test_a_new_conversation_may_say_it_again() -> None:
+    chat, notices = new_chat()
+    for _ in range(2):
+        for _ in range(5):
+            ask(chat, "a")
+        chat.replace_messages([])
+    assert len(notices) == 2
 
 
 def test_a_prompt_ten_times_the_context_is_cut_at_its_beginning_and_it_is_said() -> None:
-    talk = conversation()
-    reply, notices = ask(talk, "h" * 157 + "abc")
-    assert reply == "defg"
+    chat, notices = new_chat()
+    prompt = "h" * 157 + "abc"
+    assert ask(chat, prompt) == prompt + "defg"
     assert notices == [
         "The prompt has 160 tokens, and 12 fit into the context beside the reply: "
         "the first 148 were cut off."
     ]
-    assert ALPHABET.decode_bytes(talk.turns[0]) == b"hhhhhhhhhabcdefg\n"
+    assert ask(chat, "a") == "abcde"
 
 
-def test_a_long_reply_leaves_the_prompt_half_of_the_context() -> None:
-    talk = conversation(replace(LIKELIEST, max_new_tokens=100))
-    reply, notices = ask(talk, "abcdefgh" * 2)
-    assert reply == ("abcdefgh" * 13)[:100]
-    assert notices[0].startswith("The prompt has 16 tokens, and 8 fit")
+def test_a_system_text_without_room_is_said() -> None:
+    chat, notices = new_chat()
+    chat.set_system("abcdefgh")
+    assert ask(chat, "abcdef") == "abcdefghab"
+    assert notices == ["The context has no room for the system text beside the prompt: left out."]
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_and_left_out() -> None:
-    talk = conversation()
-    reply, notices = ask(talk, "a\u00fcbx\u00fc")
-    assert reply == "cdef"
+    chat, notices = new_chat()
+    assert ask(chat, "a\u00fcbx\u00fc") == "a\u00fcbx\u00fccdef"
     assert notices == ["The vocabulary has no '\u00fc', 'x': left out of the prompt."]
+    assert ask(chat, "xyz") == "xyzabcd"  # of the newline before, nothing else being left
 
 
-def test_a_prompt_of_which_nothing_is_left_begins_a_document() -> None:
-    assert ask(conversation(), "xyz")[0] == "abcd"
-
-
-def test_the_same_prompt_gets_another_reply_but_a_new_conversation_the_same() -> None:
-    model = byte_model(block_size=16)
+def test_the_same_prompt_gets_another_answer_but_a_new_chat_the_same() -> None:
     config = GenerateConfig(max_new_tokens=8, temperature=1.0, seed=3)
 
-    def two_replies() -> list[str]:
-        talk = Conversation(model, BYTES, config)
-        replies = []
-        for _ in range(2):
-            talk.turns.clear()  # what is seen is the same
-            replies.append(ask(talk, "abc")[0])
-        return replies
+    def answers() -> list[str]:
+        chat, found = Chat(byte_decoder(block_size=16), config), []
+        for _ in range(3):
+            found.append(ask(chat, "abc"))
+            chat.undo()  # what is seen is the same
+        return found
 
-    first = two_replies()
-    assert first[0] != first[1]
-    assert two_replies() == first
+    first = answers()
+    assert len(set(first)) == 3
+    assert answers() == first
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 5, 40])
-def test_five_hundred_turns_fit_a_context_of_sixteen(max_new_tokens: int) -> None:
-    config = replace(LIKELIEST, max_new_tokens=max_new_tokens)
-    talk = conversation(config)
+def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came() -> None:
+    chat, _ = new_chat(replace(LIKELIEST, max_new_tokens=1000))
+    shown = ""
+    for piece in chat.ask("a"):
+        shown += piece
+        if len(shown) == 4:
+            chat.stop()
+    assert shown == "abcd"
+    assert chat.messages == [Message("user", "a"), Message("assistant", "bcd", stopped=True)]
+    assert ask(replaced(chat), "a") == "abcde"  # the next is not stopped
+
+
+def replaced(chat: Chat) -> Chat:
+    chat.config = LIKELIEST
+    return chat
+
+
+def test_an_answer_that_nobody_reads_on_is_kept_as_far_as_it_came() -> None:
+    chat, _ = new_chat()
+    answer = chat.ask("a")
+    assert [next(answer), next(answer), next(answer)] == ["a", "b", "c"]
+    answer.close()
+    assert chat.messages[-1] == Message("assistant", "bc", stopped=True)
+
+
+def test_what_is_asked_but_never_begun_changes_nothing() -> None:
+    chat, _ = new_chat()
+    chat.ask("a").close()
+    assert chat.messages == []
+
+
+SPEAKERS = CharTokenizer(tuple(sorted(set("\nUser: Ait.on!"))))
+
+
+def script_model(script: str) -> GPT:
+    """Return a network that, after "Assistant:", writes a text whose characters are distinct."""
+    scores = {a: {b: 50.0} for a, b in zip(":" + script, script + "!", strict=True)}
+    return successor_model(SPEAKERS, scores)
+
+
+def test_an_answer_ends_at_the_next_speaker_who_is_not_shown() -> None:
+    # "!" follows itself, so that without the stop it would go on to max_new_tokens
+    config = GenerateConfig(max_new_tokens=40, temperature=0)
+    decoder = Decoder(script_model(" t.\nUser"), SPEAKERS, n_rows=1)
+    chat = Chat(decoder, config, template=replace(TURNS, stops=("\nUse",)))
+    assert ask(chat, "to") == "t."
+    assert chat.messages[-1] == Message("assistant", "t.")
+    chat.template = replace(TURNS, stops=())
+    assert "User" in ask(chat, "to")
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 40, 100])
+def test_five_hundred_turns_at_a_context_of_64(max_new_tokens: int) -> None:
+    config = GenerateConfig(max_new_tokens=max_new_tokens, temperature=1.0)
+    notices: list[str] = []
+    chat = Chat(byte_decoder(block_size=64), config, template=TURNS, say=notices.append)
+    n_turns = 500 if max_new_tokens == 1 else 8  # its length changes only how soon it is full
+    for turn in range(n_turns):
+        ask(chat, f"turn {turn}")
+        assert chat.answered is not None
+        assert len(chat.answered.fitted.ids) <= 64 - min(max_new_tokens, 32)
+    assert len(chat.messages) == 2 * n_turns
+    assert len([notice for notice in notices if "whole conversation" in notice]) == 1
+
+
+def test_five_hundred_turns_are_answered_from_what_is_seen() -> None:
+    chat, _ = new_chat(replace(LIKELIEST, max_new_tokens=2))
     for turn in range(500):
         start = ROUNDS[turn % 8 :]
         prompt = start[: 1 + turn % 13]
-        expected = (ROUNDS * 9)[turn % 8 + len(prompt) :][:max_new_tokens]
-        assert ask(talk, prompt)[0] == expected
-        assert sum(map(len, talk.turns[:-1])) <= 16
+        assert ask(chat, prompt) == prompt + (ROUNDS * 9)[turn % 8 + len(prompt) :][:2]
 
 
 def test_the_smallest_context_still_talks() -> None:
-    model = byte_model(block_size=1)
-    talk = Conversation(model, BYTES, LIKELIEST)
+    chat = Chat(byte_decoder(block_size=1), LIKELIEST)
     for _ in range(3):
-        _, reply = talk.reply("abc")
-        list(reply)
-    assert len(talk.turns) == 1
+        ask(chat, "abc")
+    assert len(chat.messages) == 6
 
 
-def test_the_banner_says_what_one_talks_to() -> None:
-    lines = banner("runs/quern/step-00000500", 500, 1_234_567, 1.2345).splitlines()
-    assert lines[0] == "runs/quern/step-00000500: step 500, 1,234,567 tokens read, val loss 1.2345."
-    assert lines[1].startswith("This is a base model: it does not answer, it continues the text")
-    assert "val loss not measured" in banner("runs/quern/step-00000500", 500, 1, None)
+def test_the_figures_of_an_answer() -> None:
+    chat, _ = new_chat()
+    assert chat.stats() == "No answer yet."
+    ask(chat, "abc")
+    assert chat.stats().startswith("4 tokens in ")
+    assert chat.stats().endswith("tokens/s. Context: 7 of 16 tokens, 1 of 1 turns.")
+    assert chat.answered is not None
+    chat.answered = replace(chat.answered, n_new=50, dt_s=0.4)
+    assert chat.stats().startswith("50 tokens in 0.40 s, 125 tokens/s.")
+    chat.config = replace(LIKELIEST, max_new_tokens=100)
+    ask(chat, "abc")  # slides: it cannot use more than there is
+    assert "Context: 16 of 16 tokens" in chat.stats()

@@ -1,5 +1,7 @@
 """The commands of sample as processes: text on stdout, all else on stderr."""
 
+import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +29,15 @@ GOOD = {
         "generate", "--temperature", "1000", "--top-p", "1", "--max-new-tokens", "60",
         "--seed", "5",
     ],
+    "two, with a stop": [
+        "generate", "--prompt", "a", "--num-samples", "2", "--stop", "x", "--stop", "de",
+        *LIKELIEST,
+    ],
+    "weights of a byte": ["generate", "--prompt", "ab c", "--quantize", "int8", *LIKELIEST],
+    "json": ["generate", "--prompt", "ab", "--json", "--temperature", "0", "--max-new-tokens", "1"],
+    "score": ["score", "abcd.txt", "aa.txt"],
+    "score in json": ["score", "aa.txt", "--run", "old", "--json"],
+    "score per token": ["score", "aa.txt", "--per-token", "--quantize", "int8"],
 }  # fmt: skip
 BAD = {
     "an unknown run": (
@@ -49,6 +60,14 @@ BAD = {
         ["generate", "--device", "cuda:63"],
         ["--device cuda:63: this machine cannot use it"],
     ),
+    "a stride beyond the context": (
+        ["score", "aa.txt", "--stride", "17"],
+        ["--stride is 17, but the context holds 16 tokens."],
+    ),
+    "a text that is not UTF-8": (
+        ["score", "latin.txt"],
+        ["latin.txt: not UTF-8 at byte 1"],
+    ),
     "a temperature that is no number": (
         ["generate", "--temperature", "nan"],
         ["--temperature is nan: it must be a finite number."],
@@ -70,6 +89,8 @@ def endings(workplace: Path) -> Ended:
             loaded.model.lm_head.weight.fill_(float("nan"))
         progress = {"progress": loaded.state["progress"]}
         save_checkpoint(diverged, 40, loaded.model, {}, progress, ALPHABET)
+    for name, content in {"abcd": b"abcd", "aa": b"aa", "latin": b"a\xfc"}.items():
+        (workplace / f"{name}.txt").write_bytes(content)
     commands = GOOD | {name: command for name, (command, _) in BAD.items()}
     return run_each({name: ["sample", *command] for name, command in commands.items()}, workplace)
 
@@ -102,6 +123,57 @@ def test_generate_writes_the_text_to_stdout_and_all_else_to_stderr(
     assert said in ended.stderr.splitlines()
 
 
+def test_several_texts_end_before_a_stop_text(endings: Ended) -> None:
+    ended = endings["two, with a stop"]
+    assert (ended.returncode, ended.stdout) == (0, "abc\n---\nabc\n"), ended.stderr
+
+
+def test_weights_of_a_byte_write_the_same_where_one_id_is_far_ahead(endings: Ended) -> None:
+    ended = endings["weights of a byte"]
+    assert (ended.returncode, ended.stdout) == (0, "ab cdefgh\n"), ended.stderr
+
+
+def test_json_is_a_line_a_text(endings: Ended) -> None:
+    described = json.loads(endings["json"].stdout)
+    assert described["prompt"] + described["text"] == "abc"
+    assert [token["text"] for token in described["tokens"]] == ["c"]
+    assert (described["sample"], described["seed"], described["finish"]) == (0, 1337, "length")
+
+
+# After end-of-text comes a, after it b, with a score 50 above all others: aa has 0 and 50 nats.
+def test_scores_of_files_and_of_all_worked_out_by_hand(endings: Ended) -> None:
+    assert endings["score"].returncode == 0, endings["score"].stderr
+    heading, *lines = endings["score"].stdout.splitlines()
+    assert heading.split() == ["tokens", "bytes", "loss", "perplexity", "bits/byte"]
+    assert [line.split()[:3] for line in lines] == [
+        ["abcd.txt", "4", "4"], ["aa.txt", "2", "2"], ["all", "6", "6"],
+    ]  # fmt: skip
+    found = [[float(word.replace(",", "")) for word in line.split()[3:]] for line in lines]
+    for (loss, perplexity, bpb), expected in zip(found, [0, 25, 50 / 6], strict=True):
+        assert loss == pytest.approx(expected, abs=1e-3)
+        assert perplexity == pytest.approx(math.exp(expected), rel=1e-3)
+        assert bpb == pytest.approx(expected / math.log(2), abs=1e-3)
+    described = json.loads(endings["score in json"].stdout)
+    assert (described["file"], described["tokens"]) == ("aa.txt", 2)
+    assert described["loss"] == pytest.approx(25, rel=1e-4)
+    assert described["perplexity"] == pytest.approx(math.exp(25), rel=1e-3)
+
+
+def test_scores_of_tokens_are_columns_in_a_pipe(endings: Ended) -> None:
+    ended = endings["score per token"]
+    assert ended.returncode == 0, ended.stderr
+    heading, first, second = (line.split("\t") for line in ended.stdout.splitlines())
+    assert heading == ["bits", "logprob", "id", "text"]
+    assert (first[0], first[3], second[3]) == ("0.000", "a", "a")
+    assert float(second[0]) == pytest.approx(50 / math.log(2), rel=0.02)  # of bytes
+    assert "aa.txt" in ended.stderr
+
+
+def test_standard_input_is_scored(workplace: Path) -> None:
+    ended = run_python(["-m", "sample", "score", "-", "--json"], workplace, typed="abc")
+    assert json.loads(ended.stdout)["loss"] == pytest.approx(0, abs=1e-6), ended.stderr
+
+
 def test_the_same_seed_gives_the_same_text(endings: Ended) -> None:
     assert endings["hot"].stdout == endings["hot again"].stdout
     assert endings["hot"].stdout != endings["another seed"].stdout
@@ -111,41 +183,6 @@ def test_the_same_seed_gives_the_same_text(endings: Ended) -> None:
 @pytest.mark.parametrize("name", BAD)
 def test_what_a_person_can_mend_is_one_sentence(endings: Ended, name: str) -> None:
     assert_one_sentence(endings[name], *BAD[name][1])
-
-
-def test_chat_with_scripted_input(workplace: Path) -> None:
-    typed = "c\n\n   \nabcdefgh\u00e9" + "h" * 160 + "\nf\n"
-    command = ["-m", "sample", "chat", "--temperature", "0", "--max-new-tokens", "4"]
-    ended = run_python(command, workplace, typed=typed)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "cdefg\nabcdefgh\u00e9" + "h" * 160 + "abcd\nfghab\n"
-    assert ended.stderr == (
-        "runs/circle/step-00000010: step 10, 10,000 tokens read, val loss 1.2500.\n"
-        "This is a base model: it does not answer, it continues the text that you begin.\n"
-        "Ctrl-D leaves.\n"
-        "\n> "
-        "\n> Type the beginning of a text, or Ctrl-D to leave.\n"
-        "\n> Type the beginning of a text, or Ctrl-D to leave.\n"
-        "\n> The vocabulary has no '\u00e9': left out of the prompt.\n"
-        "The prompt has 168 tokens, and 12 fit into the context beside the reply: "
-        "the first 156 were cut off.\n"
-        "The context has no room for the whole conversation: of its 1 turns the last 0 stay.\n"
-        "\n> The context has no room for the whole conversation: of its 1 turns the last 0 stay.\n"
-        "\n> \n"
-    )
-
-
-def test_an_answer_is_shown_while_the_input_stays_open(workplace: Path) -> None:
-    command = ["-m", "sample", "chat", "--temperature", "0", "--max-new-tokens", "4"]
-    with start_python(command, workplace) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for prompt, answer in (("c", "cdefg\n"), ("a", "abcde\n")):
-            process.stdin.write(prompt + "\n")
-            process.stdin.flush()
-            assert process.stdout.readline() == answer
-        process.stdin.close()
-        assert process.wait(timeout=60) == 0
 
 
 def test_a_reader_that_has_enough_ends_it_without_a_traceback(workplace: Path) -> None:

@@ -1,0 +1,162 @@
+"""Servers for tests: the application in this process, and ``sample serve`` as a process."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from starlette.testclient import TestClient
+
+from common.checkpoint import new_run, save_checkpoint
+from common.config import GenerateConfig, ModelConfig
+from common.files import write_json
+from common.model import GPT
+from sample.api import Service, make_app
+from sample.asked import Model
+from sample.config import ServeConfig
+from sample.counters import Counters
+from sample.engine import Engine
+from sample.guard import Access
+from sample.template import TURNS, Template
+from tests.processes import TIMEOUT_S, environment
+from tests.sample.conftest import ALPHABET
+from tests.sample.fake_decoder import FakeDecoder
+from tests.tiny import random_model
+
+MIXED = ModelConfig(
+    vocab_size=ALPHABET.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=16
+)  # fmt: skip
+
+
+def mixed_model() -> GPT:
+    """Return a network whose text depends on all of its prompt, and greedily never ends."""
+    model = random_model(MIXED, seed=3)
+    with torch.no_grad():
+        model.wte.weight[ALPHABET.eot_id] = 0.0  # its score is 0: never the highest
+    return model
+
+
+def make_mixed_run(runs_dir: Path) -> None:
+    """Save ``mixed_model`` as a run called mixed."""
+    run = new_run(runs_dir, "mixed")
+    write_json(run / "config.json", {"format": 1})
+    save_checkpoint(run, 1, mixed_model(), {}, {"progress": {"n_tokens": 10}}, ALPHABET)
+
+
+@dataclass
+class InProcess:
+    """The application around a FakeDecoder."""
+
+    client: TestClient
+    decoder: FakeDecoder
+    engine: Engine
+    counters: Counters
+    model: Model
+
+
+@contextmanager
+def in_process(
+    limits: ServeConfig | None = None, access: Access | None = None, template: Template = TURNS
+) -> Iterator[InProcess]:
+    """Serve from this process; the client's base URL is http://localhost."""
+    limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
+    decoder, counters = FakeDecoder(limits.rows), Counters()
+    model = Model(
+        name="fake",
+        fingerprint="quern-0123456789ab",
+        created=1_700_000_000,
+        tokenizer=ALPHABET,
+        block_size=32,
+        template=template,
+        defaults=GenerateConfig(max_new_tokens=8),
+        limits=limits,
+    )
+    loops: list[asyncio.AbstractEventLoop] = []
+    engine = Engine(
+        decoder, ALPHABET, n_rows=limits.rows, max_waiting=limits.queue, counters=counters,
+        post=lambda call: loops[0].call_soon_threadsafe(call),
+    )  # fmt: skip
+    service = Service(engine=engine, model=model, counters=counters, card={"name": "fake"})
+    app = make_app(service, access or Access())
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.portal is not None
+        loops.append(client.portal.call(_running_loop))
+        engine.start()
+        try:
+            yield InProcess(client, decoder, engine, counters, model)
+        finally:
+            decoder.go.set()
+            engine.close("Over.")
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+@dataclass
+class ServerProcess:
+    """``sample serve`` as a process, and all that it says."""
+
+    process: "subprocess.Popen[str]"
+    url: str = ""
+    said: list[str] = field(default_factory=list)
+
+    def _listen(self, announced: threading.Event) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := re.search(r"http://\S+?:\d+", line):
+                self.url = found.group()
+                announced.set()
+        announced.set()
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self.said)
+
+    def wait(self) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout=TIMEOUT_S)
+
+
+@contextmanager
+def serving(folder: Path, *options: str, one_thread: bool = True) -> Iterator[ServerProcess]:
+    """Start ``sample serve`` on a free port; end it if it still runs."""
+    variables = environment()
+    if not one_thread:
+        del variables["OMP_NUM_THREADS"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sample", "serve", "--port", "0", *options],
+        cwd=folder,
+        env=variables,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    server, announced = ServerProcess(process), threading.Event()
+    listener = threading.Thread(target=server._listen, args=(announced,))
+    listener.start()
+    try:
+        assert announced.wait(TIMEOUT_S)
+        assert server.url, server.stderr
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        listener.join()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def events(text: str) -> list[Any]:
+    """Return the events of a stream, as JSON; the last must be [DONE]."""
+    lines = [line for line in text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
