@@ -1,0 +1,40 @@
+// Elements. Text only ever becomes a text node: nothing here, or anywhere, reads HTML.
+
+/** Return an element with properties (or attributes, where there is no such property). */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Return the element with an id; page.html has it. */
+export const byId = (id) => document.getElementById(id);
+
+/** Return a button with a word on it; name says more to those who cannot see where it stands. */
+export function button(word, name, onclick) {
+  return make("button", { type: "button", className: "quiet", ariaLabel: name, onclick }, word);
+}
+
+let hiding;
+
+/** Say a sentence at the foot of the page for some seconds, aloud too; action: {word, run}. */
+export function say(sentence, action = null) {
+  clearTimeout(hiding);
+  const toast = byId("toast");
+  toast.replaceChildren(make("span", {}, sentence));
+  if (action) {
+    const run = () => (hush(), action.run());
+    toast.append(make("button", { type: "button", className: "quiet", onclick: run }, action.word));
+  }
+  toast.classList.add("shown");
+  hiding = setTimeout(hush, action || sentence.length > 40 ? 10_000 : 3_000);
+}
+
+function hush() {
+  byId("toast").classList.remove("shown");
+  byId("toast").replaceChildren();
+}

@@ -1,0 +1,275 @@
+// The page: a chat with the model that this server serves.
+//
+// page.js wires it up. api.js talks to the server, answers.js has the answers written, store.js
+// keeps the chats, transcript.js shows one, tokens.js its probabilities, sidebar.js lists them;
+// settings.js, card.js and key.js are dialogs.
+
+import { ask, liveOf, runningChats, runningIn, stopIn } from "./answers.js";
+import { fetchCard } from "./api.js";
+import { BASE_MODEL, showCard } from "./card.js";
+import { byId, make, say } from "./dom.js";
+import { askForKey } from "./key.js";
+import { Settings } from "./settings.js";
+import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
+import { forgetChat, keepChat, keepsNothing, newChat, read, readChats, write } from "./store.js";
+import { Transcript, isSendKey } from "./transcript.js";
+
+const TITLE_LENGTH = 60; // characters
+
+let card = null;
+let chats = [];
+let current = newChat();
+let hasSaidFull = false;
+
+const prompt = byId("prompt");
+const transcript = new Transcript({ edit: editFrom, retry });
+const settings = new Settings(sayFull);
+
+// -- one answer
+
+function send() {
+  const text = prompt.value;
+  if (!text.trim() || runningIn(current)) return;
+  prompt.value = "";
+  fitPrompt();
+  sayToModel(text);
+}
+
+function sayToModel(text) {
+  if (current.messages.length === 0) {
+    current.title ||= titleOf(text);
+    chats.unshift(current);
+  }
+  const message = { role: "user", text };
+  current.messages.push(message);
+  transcript.add(message, false);
+  answerIn(current);
+}
+
+// By characters, not UTF-16 units: no half of one at the end.
+function titleOf(text) {
+  const characters = [...text.trim().replace(/\s+/g, " ")];
+  const more = characters.length > TITLE_LENGTH ? "..." : "";
+  return characters.slice(0, TITLE_LENGTH).join("") + more;
+}
+
+function answerIn(chat) {
+  const begun = (message) => {
+    touch(chat);
+    if (chat !== current) return;
+    transcript.add(message, true);
+    transcript.toEnd();
+    showState();
+  };
+  const ended = (message, error) => {
+    touch(chat);
+    transcript.end(message);
+    showState();
+    if (error?.needsKey) askForKey(() => chat === current && retry());
+  };
+  const grown = (message) => transcript.update(message);
+  const request = { model: card?.name, ...settings.request() };
+  ask(chat, request, settings.system, { begun, grown, kept: () => keep(chat), ended });
+}
+
+function retry() {
+  if (runningIn(current) || current.messages.at(-1)?.role !== "assistant") return;
+  current.messages.pop();
+  showCurrent();
+  answerIn(current);
+  prompt.focus();
+}
+
+function editFrom(message, text) {
+  current.messages.length = current.messages.indexOf(message);
+  if (current.messages.length === 0) {
+    chats = chats.filter((chat) => chat !== current); // sayToModel puts it back
+    if (current.title === titleOf(message.text)) current.title = ""; // nobody chose it
+  }
+  showCurrent();
+  sayToModel(text);
+  prompt.focus();
+}
+
+// -- chats
+
+function touch(chat) {
+  chat.changed = Date.now();
+  keep(chat);
+  chats.sort((a, b) => b.changed - a.changed);
+  listChats();
+}
+
+function keep(chat) {
+  if (!chats.includes(chat)) return; // deleted meanwhile
+  if (keepChat(chat)) hasSaidFull = false;
+  else sayFull();
+}
+
+function sayFull() {
+  if (hasSaidFull) return;
+  hasSaidFull = true;
+  say("The browser has no room to keep this: it lasts until the page is closed. Delete some chats.");
+}
+
+function choose(chat) {
+  current = chat;
+  setDrawer(false);
+  showCurrent();
+  listChats();
+  prompt.focus();
+}
+
+function rename(chat, title) {
+  chat.title = title;
+  keep(chat);
+  showState();
+}
+
+function remove(chat) {
+  stopIn(chat);
+  chats = chats.filter((other) => other !== chat);
+  forgetChat(chat);
+  if (chat === current) {
+    current = newChat();
+    showCurrent();
+  }
+  listChats();
+  byId("new-chat").focus();
+  say(`Deleted: ${nameOf(chat)}`, { word: "Undo", run: () => restore(chat) });
+}
+
+function restore(chat) {
+  chats.push(chat);
+  keep(chat);
+  chats.sort((a, b) => b.changed - a.changed);
+  choose(chat);
+}
+
+function listChats() {
+  const field = document.activeElement;
+  if (field?.closest("#chats") && field.tagName === "INPUT") return; // a name is being typed
+  showChats(chats, current, { choose, rename, remove });
+}
+
+// What another tab of this page kept is shown here too; what runs here goes on.
+function readAgain() {
+  chats = readChats().chats.map(liveOf);
+  const wasKept = current.messages.length > 0;
+  const same = chats.find((chat) => chat.id === current.id);
+  if (same !== current && (same || wasKept)) {
+    current = same ?? newChat();
+    showCurrent();
+  }
+  listChats();
+}
+
+// -- what is shown
+
+function showCurrent() {
+  transcript.show(current.messages, runningIn(current));
+  showState();
+}
+
+function showState() {
+  const isRunning = Boolean(runningIn(current));
+  const sendButton = byId("send");
+  sendButton.classList.toggle("running", isRunning);
+  sendButton.ariaLabel = isRunning ? "Stop" : "Send";
+  byId("title").textContent = nameOf(current);
+  document.title = current.title ? `${current.title} - Quern` : "Quern";
+  byId("welcome").hidden = current.messages.length > 0;
+  byId("legend").hidden = !transcript.withTokens || current.messages.length === 0;
+}
+
+function fitPrompt() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
+async function loadCard() {
+  try {
+    card = await fetchCard();
+  } catch (error) {
+    byId("card-body").replaceChildren(make("p", { className: "warning" }, error.message));
+    if (error.needsKey) askForKey(loadCard);
+    else say(error.message);
+    return;
+  }
+  showCard(card);
+  settings.useDefaults(card);
+}
+
+function setTokens(isOn) {
+  transcript.withTokens = isOn;
+  byId("show-tokens").setAttribute("aria-pressed", String(isOn));
+  const { scrollTop } = byId("scroller");
+  showCurrent();
+  byId("scroller").scrollTop = scrollTop;
+}
+
+function setTheme(theme) {
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+}
+
+// -- keys and buttons
+
+function onKey(event) {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (isDrawerOpen()) setDrawer(false);
+  else stopIn(current);
+}
+
+function wire() {
+  byId("prompt-form").onsubmit = (event) => {
+    event.preventDefault();
+    if (runningIn(current)) stopIn(current);
+    else send();
+  };
+  prompt.oninput = fitPrompt;
+  prompt.onkeydown = (event) => {
+    if (!isSendKey(event)) return;
+    event.preventDefault();
+    send();
+  };
+  document.addEventListener("keydown", onKey);
+  byId("new-chat").onclick = () => choose(newChat());
+  byId("open-sidebar").onclick = () => setDrawer(true);
+  byId("close-sidebar").onclick = () => setDrawer(false);
+  document.body.onclick = ({ target }) => {
+    if (isDrawerOpen() && target === document.body) setDrawer(false); // beside the drawer
+  };
+  byId("show-tokens").onclick = () => {
+    setTokens(!transcript.withTokens);
+    write("tokens", transcript.withTokens);
+  };
+  byId("open-card").onclick = () => (card || loadCard(), byId("card").showModal());
+  byId("close-card").onclick = () => byId("card").close();
+  byId("open-settings").onclick = () => (settings.show(), byId("settings").showModal());
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  }
+  byId("theme").onchange = ({ target }) => (setTheme(target.value), write("theme", target.value));
+  window.addEventListener("storage", readAgain);
+  window.addEventListener("pagehide", () => runningChats().forEach(keep));
+}
+
+function start() {
+  const { chats: kept, nDamaged } = readChats();
+  chats = kept;
+  byId("base-model").textContent = BASE_MODEL;
+  const theme = read("theme");
+  const radio = document.querySelector(`[name=theme][value=${CSS.escape(String(theme))}]`);
+  if (radio) radio.checked = true;
+  wire();
+  listChats();
+  setTokens(read("tokens") === true);
+  settings.show();
+  loadCard();
+  prompt.focus();
+  if (keepsNothing) say("This browser lets the page keep nothing: chats last until it is closed.");
+  else if (nDamaged > 0) say(`${nDamaged} of the kept chats cannot be read: left out here.`);
+}
+
+start();

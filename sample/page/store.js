@@ -1,0 +1,128 @@
+// What the browser keeps: chats, settings, the theme.
+//
+// A chat is an entry of its own, so that a damaged one takes no other along:
+// {id, title, changed, messages: [{role, text, tokens, notices, end, error}]}. changed is in
+// milliseconds; tokens are [bytes, logprob, [[bytes, logprob], ...]]; notices and error are
+// sentences; end says how an answer ended: "stop", "length", "stopped" by the person, "error", or
+// "running".
+
+const CHAT = "quern.chat.";
+const ENDS = ["stop", "length", "stopped", "error", "running"];
+
+const memory = new Map(); // instead, where the browser keeps nothing
+const inMemory = {
+  keys: () => [...memory.keys()],
+  getItem: (key) => memory.get(key) ?? null,
+  setItem: (key, value) => memory.set(key, value),
+  removeItem: (key) => memory.delete(key),
+};
+
+function open() {
+  try {
+    const { localStorage } = window;
+    return {
+      keys: () => Object.keys(localStorage),
+      getItem: (key) => localStorage.getItem(key),
+      setItem: (key, value) => localStorage.setItem(key, value),
+      removeItem: (key) => localStorage.removeItem(key),
+    };
+  } catch {
+    return inMemory;
+  }
+}
+
+const storage = open();
+
+/** Whether what is kept outlives the page. */
+export const keepsNothing = storage === inMemory;
+
+/** Return an entry's value, or null where there is none or it is damaged. */
+export function read(name) {
+  try {
+    return JSON.parse(storage.getItem(`quern.${name}`));
+  } catch {
+    return null;
+  }
+}
+
+/** Keep a value; return whether there was room. */
+export function write(name, value) {
+  return put(`quern.${name}`, JSON.stringify(value));
+}
+
+function put(key, text) {
+  try {
+    storage.setItem(key, text);
+    return true;
+  } catch {
+    return false; // the browser's quota
+  }
+}
+
+/** Return {chats, nDamaged}: every chat that can be read, the last changed first. */
+export function readChats() {
+  const keys = storage.keys().filter((key) => key.startsWith(CHAT));
+  const chats = keys.map((key) => chatOf(key, storage.getItem(key))).filter(Boolean);
+  chats.sort((a, b) => b.changed - a.changed);
+  return { chats, nDamaged: keys.length - chats.length };
+}
+
+/** Return a new chat, not kept yet. */
+export function newChat() {
+  // not crypto.randomUUID: it is missing where the page came over plain HTTP from another machine
+  const id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
+  return { id, title: "", changed: Date.now(), messages: [] };
+}
+
+/**
+ * Keep a chat; return whether there was room.
+ *
+ * Probabilities take the most room, so they go first: those of the other chats, then its own.
+ */
+export function keepChat(chat) {
+  const key = CHAT + chat.id;
+  if (put(key, JSON.stringify(chat))) return true;
+  for (const other of readChats().chats) {
+    if (other.id !== chat.id) put(CHAT + other.id, JSON.stringify(withoutTokens(other)));
+  }
+  return put(key, JSON.stringify(chat)) || put(key, JSON.stringify(withoutTokens(chat)));
+}
+
+/** Forget a chat. */
+export function forgetChat(chat) {
+  storage.removeItem(CHAT + chat.id);
+}
+
+function withoutTokens(chat) {
+  return { ...chat, messages: chat.messages.map((message) => ({ ...message, tokens: [] })) };
+}
+
+function chatOf(key, text) {
+  try {
+    const { title, changed, messages } = JSON.parse(text);
+    if (typeof title !== "string" || !Number.isFinite(changed)) return null;
+    return { id: key.slice(CHAT.length), title, changed, messages: messages.map(messageOf) };
+  } catch {
+    return null;
+  }
+}
+
+function messageOf({ role, text, tokens, notices, end, error }) {
+  if (!["user", "assistant"].includes(role) || typeof text !== "string") throw new TypeError();
+  if (role === "user") return { role, text };
+  const isText = (value) => typeof value === "string";
+  return {
+    role,
+    text,
+    tokens: Array.isArray(tokens) && tokens.every(isToken) ? tokens : [],
+    notices: Array.isArray(notices) ? notices.filter(isText) : [],
+    end: ENDS.includes(end) ? end : "stop",
+    error: isText(error) ? error : "",
+  };
+}
+
+function isToken(token) {
+  const isPair = (pair) =>
+    Array.isArray(pair) && Array.isArray(pair[0]) && Number.isFinite(pair[1]);
+  return isPair(token) && Array.isArray(token[2]) && token[2].every(isPair);
+}
