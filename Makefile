@@ -18,7 +18,7 @@ SOURCES := $(if $(DATASET),,$(SRC))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train chat generate test test-slow setup-browser test-browser check format bench smoke clean FORCE
+.PHONY: help setup setup-dev data train chat serve generate test test-slow setup-browser test-browser check format bench smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ runs/.trained: .make/train-settings data/meta.json
 chat: train ## Talk to the newest run (everything above is done first where it has to be)
 	$(PY) -m sample chat
 
+serve: train ## Talk to it in a browser instead, on http://127.0.0.1:8000
+	$(PY) -m sample serve
+
 test: setup-dev ## Run the tests that end within minutes
 	$(PY) -m pytest
 
@@ -103,7 +106,7 @@ format: setup-dev ## Mend style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|sample for one
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|sample|serve for one
 	$(PY) -m tests.bench $(BENCH)
 
 clean: ## Delete what was made here: corpus/, data/, runs/, .venv and caches

@@ -59,7 +59,7 @@ class KVCache:
                 # heads that share keys take the place of successive queries: one token sees all
                 q = own[:, : self.nh].view(last - first, self.n_kv, -1, own.shape[2])
                 y = F.scaled_dot_product_attention(q, keys[layer], values[layer])
-                read.append(y.view(last - first, 1, -1))
+                read.append(y.reshape(last - first, 1, -1))
             if n_more:
                 read.append(read[0][:1].expand(n_more, -1, -1))
             return read[0] if len(read) == 1 else torch.cat(read)

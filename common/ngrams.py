@@ -20,7 +20,7 @@ STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
 
 def preceding(idx: Tensor, n: int) -> list[Tensor]:
-    """Return n tensors like ``idx`` (..., T): the ids themselves, those one place before, and so on.
+    """Return n tensors like ``idx`` (..., T): the ids, those one place before, and so on.
 
     What precedes the first counts as id 0.
     """

@@ -5,7 +5,7 @@ a small one the number of calls. Both are measured in tests/bench/GENERATION.md.
 
 A text's result must not depend on how many others are computed with it, or a seed would give
 another text beside others. So both ways to multiply on CPUs add up in the same order for any number
-of texts but one: a single one is computed as two (MIN_ROWS), which costs 4% of the time.
+of texts but one: a single one is computed as two (MIN_ROWS), which costs a tenth of the time.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def after(y: Tensor, then: Then, other: Tensor | None) -> Tensor:
 
 
 class Packed:
-    """Weights in the blocks in which oneDNN reads them, for CPUs: half again as fast."""
+    """Weights in the blocks in which oneDNN reads them, for CPUs."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Copy ``weight`` (out, in) into blocks."""

@@ -38,8 +38,6 @@ TIMEOUT_S = 50
 POLL_S = 0.02  # between looks at the store
 SAME_WORDS_S = 2.0  # for the first process to fail in the same words
 
-GRADIENT_TROUBLES = ("none", "compiling", "memory")  # from bad to worse
-
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -172,17 +170,27 @@ class Ranks:
 
     def fails(self, message: str) -> bool:
         """Tell whether the first process fails in the same words, and so need not say them."""
-        if self._store is None or self.is_first:
-            if self._store is not None:
-                self._store.set("failed", message)
+        if self._store is None:
             return False
-        try:
-            deadline = time.monotonic() + SAME_WORDS_S
-            while not self._store.check(["failed"]) and time.monotonic() < deadline:
+        store, deadline = self._store, time.monotonic() + SAME_WORDS_S
+
+        def wait_for(there: Callable[[], bool]) -> bool:
+            while not (done := there()) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            return self._there("failed") and self._store.get("failed").decode() == message
-        except RuntimeError:  # the store went with the first process
+            return done
+
+        try:
+            if self.is_first:
+                store.set("failed", message)
+                wait_for(lambda: store.add("heard", 0) >= self.n - 1)  # its end may be the store's
+                return False
+            same = wait_for(lambda: self._there("failed")) and store.get("failed") == (
+                message.encode()
+            )
+            store.add("heard", 1)
+        except RuntimeError:  # the store has gone with another process
             return False
+        return same
 
     def _there(self, key: str) -> bool:
         return bool(cast(Store, self._store).check([key]))
@@ -314,8 +322,9 @@ def lost_another(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first sentence of an error, or its name."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(". ")[0].encode("ascii", "replace").decode()
 
 
 def _join(place: Place, device: str) -> Ranks:

@@ -173,7 +173,8 @@ class Stepper:
                     raise
                 trouble = error.with_traceback(None)  # it would hold the activations
             self.optimizer.zero_grad()
-            self._free()
+            if trouble is not None:
+                self._free()
             self._agree(trouble)
 
     def _agree(self, trouble: Exception | None) -> None:

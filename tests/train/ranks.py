@@ -12,10 +12,12 @@ from tests.processes import run_python
 DRIVER = """
 import json, os, runpy, socket, sys, traceback
 import torch.distributed.checkpoint, torch.distributed.fsdp, torch.distributed.tensor
-import train.start, train.resume, train.distributed, train.evaluate
+import torch._dynamo  # what DistributedDataParallel imports
+import train.start, train.resume, train.distributed, train.evaluate, train.plan
 
 folder = sys.argv[1]
 train.evaluate.BATCH_TOKENS = {"cpu": 48}  # three rows: an odd number of batches to share
+train.plan.MEASURE_S = 0.0
 for number, (n_ranks, started, before, arguments) in enumerate(json.load(sys.stdin)):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "log_interval": 1, "n_kv_head": 1,
 }  # fmt: skip
 DROPPED = {"dropout": 0.2, "max_steps": 6}
-LONG = {"max_steps": 100_000, "eval_interval": 100_000, "save_interval": 10, "log_interval": 10}
+LONG = {"max_steps": 10_000, "eval_interval": 10_000, "save_interval": 10, "compile": "off"}
 
 # Each is run in process 1 of two, when it has made seven updates.
 AT_STEP_7 = """
@@ -52,7 +52,7 @@ from train.step import Stepper
 backward, n = Stepper._backward, []
 def too_much(stepper, rows):
     n.append(1)
-    if rank == 1 and len(n) > 20:
+    if rank == 1 and len(n) > 12:
         raise torch.OutOfMemoryError("injected")
     return backward(stepper, rows)
 Stepper._backward = too_much
@@ -144,7 +144,7 @@ def run_of(place: Path, name: str) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(newest_valid(run, "latest") / "model.safetensors")
+    return dict(load_file(newest_valid(run, "latest") / "model.safetensors"))
 
 
 def assert_same_to_rounding(run: Path, other: Path) -> None:
@@ -153,7 +153,8 @@ def assert_same_to_rounding(run: Path, other: Path) -> None:
     assert [line["step"] for line in lines] == [line["step"] for line in others]
     for line, expected in zip(lines, others, strict=True):
         for key in ("loss", "grad_norm", "train_loss", "val_loss", "train_bpb", "val_bpb"):
-            assert line.get(key) == pytest.approx(expected.get(key), rel=2e-4), line["step"]
+            value = expected.get(key)
+            assert line.get(key) == (value and pytest.approx(value, rel=2e-4)), line["step"]
     for name, tensor in weights(run).items():
         torch.testing.assert_close(tensor, weights(other)[name], rtol=2e-3, atol=2e-4)
 
