@@ -36,7 +36,7 @@ class KVCache:
         return attend
 
     def continuing(
-        self, places: list[tuple[int, int]], n_more: int, *, alone: bool = False
+        self, places: list[tuple[int, int]], n_more: int = 0, *, alone: bool = False
     ) -> Attend:
         """Return how the newest tokens (B, 1) of several rows attend.
 

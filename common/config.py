@@ -94,6 +94,9 @@ class ModelConfig:
         at_least=0,
     )
     ngram_rows: int = setting(1 << 15, "Rows of each of these tables.", at_least=1)
+    ngram_dropout: float = setting(
+        0.0, "Share of tokens in training without their n-grams.", at_least=0.0, below=1.0
+    )
     pad_vocab: int = setting(
         1,
         "Round the rows of embedding and head up to a multiple of this, for speed; 64 suits GPUs.",

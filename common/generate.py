@@ -23,7 +23,6 @@ from common.filters import choices, draw
 from common.model import GPT
 from common.network import Network
 from common.ngrams import preceding
-from common.packed import MIN_ROWS
 from common.tokenizer import Tokenizer
 
 
@@ -160,8 +159,7 @@ class Decoder:
             return
         places = [(number, row.n_cached) for number, row in waiting]
         newest = [row.newest(self.network.config.n_recent) for _, row in waiting]
-        n_computed = len(self.rows) if self.is_fixed else MIN_ROWS  # see packed.py
-        n_more = max(0, n_computed - len(newest))
+        n_more = len(self.rows) - len(newest) if self.is_fixed else 0
         device = self.network.wte.device
         recent = torch.tensor(newest + newest[:1] * n_more, device=device)[:, None].unbind(2)
         positions = torch.tensor([[at] for _, at in places + places[:1] * n_more], device=device)

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Scores (rows x V) beyond which the loss is made in chunks, and how many a chunk has. On a CPU
-# 2^22 float32 are 16 MB: from 32 MB on, glibc returns each tensor to the kernel, and its pages are
-# cleared again for the next. On a GPU larger products are quicker.
+# 2^22 float32 are 16 MB: from 32 MB on, glibc returns each tensor to the kernel, which clears its
+# pages again for the next. Measured, forward and backward, time of the plain way: 2,048 x 4,096
+# scores 0.60 to 0.74, 8,192 x 1,024 0.6, 1,024 x 50,257 0.9; half as many as 2^22: 1.0. On a GPU
+# larger products are quicker.
 CHUNK_SCORES = {"cpu": 1 << 22}
 CHUNK_SCORES_ELSEWHERE = 1 << 28
 CHUNK_ROWS = 512  # at least: each chunk also passes over the whole gradient of the weight
@@ -82,7 +84,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_bias += d_scores.sum(dim=0)
             d_scores = d_scores.to(dtype)
             d_hidden[start : start + n_rows] = d_scores @ w
-            d_weight += d_scores.T @ rows
+            if dtype == weight.dtype:
+                d_weight.addmm_(d_scores.T, rows)  # without a second tensor as large
+            else:
+                d_weight += d_scores.T @ rows
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total / len(hidden)
 

@@ -233,8 +233,9 @@ class GPT(nn.Module):
         """Return (B, T, C) for ids (B, T): what each stands for, and those before it with it."""
         x = self.wte(idx)
         recent = preceding(idx, self.config.n_recent)
+        kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
         for table, rows in zip(self.wge, ngram_rows(recent, self.config.ngram_rows), strict=True):
-            x = x + table(rows)
+            x = x + kept * table(rows)
         return x  # type: ignore[no-any-return]
 
     def hidden(self, idx: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ number, such as a folder's name, goes through the store, where others wait witho
 Sources: Li et al. 2020, "PyTorch Distributed" (arXiv:2006.15704).
 """
 
+import gc
 import json
 import logging
 import time
@@ -168,6 +169,15 @@ class Ranks:
             )
         return n_rows // self.n
 
+    def leave(self) -> None:
+        """End the process group, and its threads with it.
+
+        One that still lets go of a tensor while Python ends would abort the process.
+        """
+        self._parallel = None
+        gc.collect()  # what else holds on to the group
+        dist.destroy_process_group()
+
     def fails(self, message: str) -> bool:
         """Tell whether the first process fails in the same words, and so need not say them."""
         if self._store is None:
@@ -309,7 +319,7 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
         # once one ends torchrun ends the others, and with the first goes the store of the others
         ranks.meet()
         ranks.most(0)
-        dist.destroy_process_group()
+        ranks.leave()
 
 
 def lost_another(error: BaseException) -> bool:

@@ -86,7 +86,7 @@ PRESETS = {
         # what was tried: tests/bench/RECIPE.md
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"mlp": "relu2", "ngrams": 4, "ngram_rows": 1 << 15},
+        | {"mlp": "relu2", "ngrams": 4, "ngram_rows": 1 << 15, "ngram_dropout": 0.2},
         train={
             "minutes": 5.0,
             "tokens_per_step": 1_024,

@@ -29,7 +29,7 @@ from train.tracker import open_tracker, package
 log = logging.getLogger(__name__)
 
 # What a network's weights do not depend on.
-FREE = {"dropout", "attention"}
+FREE = {"dropout", "ngram_dropout", "attention"}
 
 
 def new_run(

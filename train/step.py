@@ -240,7 +240,7 @@ class Stepper:
 
     def _end(self, error: Exception) -> None:
         raise ConfigError(
-            f"{self.ranks}: out of memory with {self.batch_size} rows at a time, while others wait "
+            f"out of memory with {self.batch_size} rows at a time, while others wait "
             "for its gradients. Free memory that others hold and go on: train resume. Or train a "
             f"new run with --batch-size {max(1, self.batch_size // 2)}: it changes no result."
         ) from error

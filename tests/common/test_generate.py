@@ -146,7 +146,8 @@ SHAPES: list[dict[str, Any]] = [
     {"n_kv_head": 2, "tied_head": False},
     ARCHITECTURES["gpt2"] | {"n_embd": 48},
     ARCHITECTURES["gpt2"] | {"norm_first": False},
-    {"n_embd": 256},  # large enough for the other way to multiply, which differs for a single row
+    # large and long enough for the other ways to multiply
+    {"n_embd": 128, "n_inner": 1088, "n_layer": 1},
 ]
 
 

@@ -45,6 +45,25 @@ SWITCHES: list[dict[str, Any]] = [
     GPT2,
     GPT2 | {"norm_first": False, "attention": "manual"},
 ]
+
+
+# every token, or none, keeps its n-grams, and kept ones are larger by as much as is dropped
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_n_grams_of_a_share_of_tokens_are_dropped_in_training(share: float) -> None:
+    config = ModelConfig(
+        vocab_size=50, block_size=500, n_layer=1, n_head=1, n_embd=8, ngrams=2, ngram_rows=20,
+        ngram_dropout=share,
+    )  # fmt: skip
+    model = random_model(config)
+    idx = torch.randint(50, (2, 500))
+    torch.manual_seed(0)
+    tables = model.embed(idx) - model.wte(idx)  # (B, T, C)
+    dropped = model.train().embed(idx) - model.wte(idx)
+    lost = (dropped == 0).all(dim=-1)
+    assert float(lost.float().mean()) == pytest.approx(share, abs=0.06)
+    torch.testing.assert_close(dropped[~lost], tables[~lost] / (1 - share), atol=1e-5, rtol=1e-4)
+
+
 switches = pytest.mark.parametrize("changed", SWITCHES, ids=str)
 
 

@@ -87,56 +87,71 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ranks")
 
 
-@pytest.fixture(scope="module")
-def ended(data: DataFolder, place: Path) -> dict[str, Ended]:
-    """Return how every job below ended; the run of each is place/runs/NAME."""
+def new(data: DataFolder, n_ranks: int, name: str, *more: str, **changed: Any) -> Job:
+    """Return a job that trains place/runs/NAME, of TINY's settings with SETTINGS and changes."""
+    before = changed.pop("before", "")
+    n_started = changed.pop("n_started", -1)
+    settings = options(**(SETTINGS | changed))
+    command = ["pretrain", "--data", str(data.path), "--run", name, *settings, *more]
+    return Job(n_ranks, command, before, n_started)
 
-    def new(n_ranks: int, name: str, *more: str, **changed: Any) -> Job:
-        before = changed.pop("before", "")
-        n_started = changed.pop("n_started", -1)
-        settings = options(**(SETTINGS | changed))
-        command = ["pretrain", "--data", str(data.path), "--run", name, *settings, *more]
-        return Job(n_ranks, command, before, n_started)
+
+def at_step_7(what: str) -> dict[str, Any]:
+    return {"before": AT_STEP_7.format(what=what)} | LONG
+
+
+def run_all(jobs: dict[str, Job], place: Path, name: str) -> dict[str, Ended]:
+    streams = place / name
+    streams.mkdir()
+    return run_jobs(jobs, place, streams)
+
+
+@pytest.fixture(scope="module")
+def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
+    """Return how the jobs ended whose tests are always run."""
+    jobs = {
+        "one": new(data, 0, "one"),
+        "two": new(data, 2, "two"),
+        "shared": new(data, 2, "shared", "--shard"),
+        "SIGTERM": new(data, 2, "SIGTERM", **at_step_7("os.kill(os.getpid(), signal.SIGTERM)")),
+    }
+    return run_all(jobs, place, "quick")
+
+
+@pytest.fixture(scope="module")
+def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, Ended]:
+    """Return how all jobs ended."""
 
     def resumed(n_ranks: int, name: str, *more: str) -> Job:
         command = ["resume", name, "--max-steps", "12", "--device", "cpu", *more]
         return Job(n_ranks, command)
 
-    def stop(what: str, **changed: Any) -> dict[str, Any]:
-        return {"before": AT_STEP_7.format(what=what)} | LONG | changed
-
     half = {"max_steps": 6}
     term, kill = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGTERM", "SIGKILL"))
     jobs = {
-        "one": new(0, "one"),
-        "two": new(2, "two"),
-        "shared": new(2, "shared", "--shard"),
-        "of one": new(1, "of-one", "--shard"),
-        "dropped": new(2, "dropped", **DROPPED),
-        "two, then one": new(2, "two-one", **half),
-        "one, then two": new(0, "one-two", **half),
-        "shared, then one": new(2, "shared-one", "--shard", **half),
-        "one, then shared": new(0, "one-shared", **half),
-        "shared, then three": new(2, "shared-three", "--shard", tokens_per_step=96, **half),
-        "three": new(3, "three", tokens_per_step=96),
+        "of one": new(data, 1, "of-one", "--shard"),
+        "dropped": new(data, 2, "dropped", **DROPPED),
+        "two, then one": new(data, 2, "two-one", **half),
+        "one, then two": new(data, 0, "one-two", **half),
+        "shared, then one": new(data, 2, "shared-one", "--shard", **half),
+        "one, then shared": new(data, 0, "one-shared", **half),
+        "shared, then three": new(data, 2, "shared-three", "--shard", tokens_per_step=96, **half),
+        "three": new(data, 3, "three", tokens_per_step=96),
         "2-1": resumed(0, "two-one"),
         "1-2": resumed(2, "one-two"),
         "s-1": resumed(0, "shared-one"),
         "1-s": resumed(2, "one-shared", "--shard"),
         "s-3": resumed(3, "shared-three", "--no-shard"),
-        "SIGTERM": new(2, "SIGTERM", **stop(term)),
-        "SIGTERM, shared": new(2, "SIGTERM-shared", "--shard", **stop(term)),
-        "SIGKILL": new(2, "SIGKILL", **stop(kill, save_interval=5)),
-        "no memory": new(2, "no-memory", before=NO_MEMORY),
-        "later no memory": new(2, "later", before=LATER_NO_MEMORY),
-        "nan": new(2, "nan", before=NAN, max_bad_steps=2, max_steps=8),
-        "full": new(2, "full", "--shard", before=FULL),
-        "alone": new(2, "alone", n_started=1, before=IMPATIENT),
-        "uneven": new(3, "uneven"),
+        "SIGTERM, shared": new(data, 2, "SIGTERM-shared", "--shard", **at_step_7(term)),
+        "SIGKILL": new(data, 2, "SIGKILL", **(at_step_7(kill) | {"save_interval": 5})),
+        "no memory": new(data, 2, "no-memory", before=NO_MEMORY),
+        "later no memory": new(data, 2, "later", before=LATER_NO_MEMORY),
+        "nan": new(data, 2, "nan", before=NAN, max_bad_steps=2, max_steps=8),
+        "full": new(data, 2, "full", "--shard", before=FULL),
+        "alone": new(data, 2, "alone", n_started=1, before=IMPATIENT),
+        "uneven": new(data, 3, "uneven"),
     }
-    streams = place / "streams"
-    streams.mkdir()
-    return run_jobs(jobs, place, streams)
+    return quick | run_all(jobs, place, "all")
 
 
 def run_of(place: Path, name: str) -> Path:
@@ -156,11 +171,22 @@ def assert_same_to_rounding(run: Path, other: Path) -> None:
             value = expected.get(key)
             assert line.get(key) == (value and pytest.approx(value, rel=2e-4)), line["step"]
     for name, tensor in weights(run).items():
-        torch.testing.assert_close(tensor, weights(other)[name], rtol=2e-3, atol=2e-4)
+        # not by element: AdamW and Muon make full steps of gradients that are but rounding
+        distance = (tensor - weights(other)[name]).norm() / tensor.norm()
+        assert distance < 0.05, name
 
 
-@pytest.mark.parametrize("name", ["two", "shared", "of one", "no memory"])
+@pytest.mark.parametrize("name", ["two", "shared"])
 def test_the_losses_and_weights_are_those_of_one_process_with_accumulation(
+    quick: dict[str, Ended], place: Path, name: str
+) -> None:
+    assert quick[name].codes == [0, 0], quick[name].said
+    assert_same_to_rounding(run_of(place, name), run_of(place, "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["of one", "no memory"])
+def test_so_they_are_with_shards_of_one_process_and_where_memory_ran_out(
     ended: dict[str, Ended], place: Path, name: str
 ) -> None:
     job = ended[name]
@@ -174,6 +200,7 @@ def test_dropout_differs_between_processes_and_the_first_has_that_of_a_single_on
     assert dropout_seed(1, 2, 0) == dropout_seed(1, 2)
 
 
+@pytest.mark.slow
 def test_with_dropout_the_processes_drop_other_numbers(
     ended: dict[str, Ended], place: Path
 ) -> None:
@@ -184,6 +211,7 @@ def test_with_dropout_the_processes_drop_other_numbers(
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "then"),
     [
@@ -201,15 +229,16 @@ def test_a_checkpoint_of_n_processes_goes_on_with_m(
     assert_same_to_rounding(run_of(place, name), run_of(place, "one"))
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_with_the_shards_of_two(ended: dict[str, Ended], place: Path) -> None:
     for name in ("shared, then three", "three", "s-3"):
         assert set(ended[name].codes) == {0}, ended[name].said
     assert_same_to_rounding(run_of(place, "shared-three"), run_of(place, "three"))
 
 
-def test_only_the_first_process_writes_and_speaks(ended: dict[str, Ended], place: Path) -> None:
+def test_only_the_first_process_writes_and_speaks(quick: dict[str, Ended], place: Path) -> None:
     for name in ("two", "shared"):
-        first, second = ended[name].said
+        first, second = quick[name].said
         assert second == ""
         lines = [line for line in first.splitlines() if line.startswith("step ")]
         assert len(lines) == len(set(lines)) == 12
@@ -219,7 +248,7 @@ def test_only_the_first_process_writes_and_speaks(ended: dict[str, Ended], place
 
 
 def test_whoever_reads_a_sharded_checkpoint_finds_whole_weights(
-    ended: dict[str, Ended], place: Path
+    quick: dict[str, Ended], place: Path
 ) -> None:
     saved = newest_valid(run_of(place, "shared"), "best")
     model = load_checkpoint(saved, torch.device("cpu")).model
@@ -232,7 +261,7 @@ def test_whoever_reads_a_sharded_checkpoint_finds_whole_weights(
 
 
 def test_a_changed_bit_in_a_shard_is_found(
-    ended: dict[str, Ended], place: Path, tmp_path: Path
+    quick: dict[str, Ended], place: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(newest_valid(run_of(place, "shared"), "latest"), copy)
@@ -245,16 +274,26 @@ def test_a_changed_bit_in_a_shard_is_found(
     verify_checkpoint(copy, without="optimizer.safetensors")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGTERM, shared"])
-def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    ended: dict[str, Ended], place: Path, name: str
-) -> None:
-    assert ended[name].codes == [143, 143], ended[name].said
-    run = run_of(place, name.replace(", ", "-"))
+def assert_stopped_after_step_8(job: Ended, run: Path) -> None:
+    assert job.codes == [143, 143], job.said
     assert newest_valid(run, "latest").name == "step-00000008"
-    assert "Stopped after step 8, everything saved." in ended[name].said[0]
+    assert "Stopped after step 8, everything saved." in job.said[0]
 
 
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    quick: dict[str, Ended], place: Path
+) -> None:
+    assert_stopped_after_step_8(quick["SIGTERM"], run_of(place, "SIGTERM"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_that_share_the_weights(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    assert_stopped_after_step_8(ended["SIGTERM, shared"], run_of(place, "SIGTERM-shared"))
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_with_the_reason(
     ended: dict[str, Ended], place: Path
 ) -> None:
@@ -265,6 +304,7 @@ def test_a_process_that_is_killed_ends_the_others_with_the_reason(
     assert [each.name for each in checkpoints(run_of(place, "SIGKILL"))] == ["step-00000005"]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_halves_the_rows_in_all(
     ended: dict[str, Ended],
 ) -> None:
@@ -273,16 +313,17 @@ def test_memory_that_runs_out_in_one_process_halves_the_rows_in_all(
     assert second == ""
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_where_others_wait_ends_the_job_with_a_sentence(
     ended: dict[str, Ended],
 ) -> None:
     job = ended["later no memory"]
     assert job.codes == [1, 1]
-    assert "Error: process 1 of 2: process 1 of 2: out of memory" not in job.said[1]
     assert job.said[1].startswith("Error: process 1 of 2: out of memory with 2 rows at a time")
     assert "another process has ended" in job.said[0].splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
     ended: dict[str, Ended],
 ) -> None:
@@ -293,6 +334,7 @@ def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
     assert job.said[1] == ""
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_leaves_nothing_half_written(
     ended: dict[str, Ended], place: Path
 ) -> None:
@@ -303,12 +345,14 @@ def test_a_disk_that_is_full_for_one_process_leaves_nothing_half_written(
     assert checkpoints(run_of(place, "full")) == []
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_meet_say_so(ended: dict[str, Ended]) -> None:
     assert ended["alone"].codes == [1]
     last = ended["alone"].said[0].splitlines()[-1]
     assert last.startswith("Error: process 0 of 2: the 2 processes did not meet at 127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_shared_evenly_are_refused_before_there_is_a_run(
     ended: dict[str, Ended], place: Path
 ) -> None:
@@ -320,9 +364,9 @@ def test_rows_that_cannot_be_shared_evenly_are_refused_before_there_is_a_run(
 
 
 def test_a_run_that_is_finished_by_two_is_finished_for_one(
-    ended: dict[str, Ended], place: Path
+    quick: dict[str, Ended], place: Path
 ) -> None:
-    assert ended["two"].codes == [0, 0]
+    assert quick["two"].codes == [0, 0]
     assert resume_run(run_of(place, "two"), "cpu", StopRequest()) is None
 
 
