@@ -94,6 +94,6 @@ def test_help_names_the_default_that_is_used() -> None:
     )  # fmt: skip
     words = " ".join(run.stdout.split())
     for name, default in [
-        ("--warmup-steps", "100"), ("--n-layer", "the preset's"), ("--tied-head", "on"),
+        ("--momentum", "0.95"), ("--n-layer", "the preset's"), ("--tied-head", "on"),
     ]:  # fmt: skip
         assert f"[default: ({default})" in words.partition(f"{name} ")[2].partition("]")[0] + "]"

@@ -86,7 +86,13 @@ PRESETS = {
         # what was tried: tests/bench/RECIPE.md
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"mlp": "relu2", "ngrams": 4, "ngram_rows": 1 << 15, "ngram_dropout": 0.2},
+        | {
+            "mlp": "relu2",
+            "ngrams": 4,
+            "ngram_rows": 1 << 15,
+            "ngram_dropout": 0.2,
+            "dropout": 0.05,
+        },
         train={
             "minutes": 5.0,
             "tokens_per_step": 1_024,
@@ -178,7 +184,7 @@ PRESETS = {
         **GPT2_IDS,
     ),
     "custom-llm": Preset(
-        meaning="Custom-Large-Language-Model: one post-norm block of one head, some seconds.",
+        meaning="Custom-Large-Language-Model: one post-norm block of one head.",
         model=GPT2
         | _shape(1, 1, 384, 128)
         | {"norm_first": False, "mlp": "relu", "dropout": 0.2}

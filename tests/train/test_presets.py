@@ -198,5 +198,5 @@ def test_help_names_what_auto_decides_by_the_presets() -> None:
     assert set(AUTO) <= set(PRESETS)
     text = CliRunner().invoke(main, ["pretrain", "--help"]).output
     words_of_help = " ".join(text.split())
-    assert "[default: (100)" in words_of_help.partition("--warmup-steps ")[2][:120]
+    assert "[default: (0)" in words_of_help.partition("--patience ")[2][:120]
     assert "[default: (the preset's)" in words_of_help.partition("--minutes ")[2][:200]
