@@ -219,11 +219,11 @@ def _stoppable() -> Iterator[StopRequest]:
 @contextmanager
 def _together(device: str) -> "Iterator[tuple[Ranks, str]]":
     """Meet the other processes where torchrun started several; yield them and our own device."""
-    from train import distributed
+    from train import joining
 
-    place = distributed.place_in(os.environ)
-    device = distributed.device_of(place, device)
-    with distributed.joined(place, device) as ranks:
+    place = joining.place_in(os.environ)
+    device = joining.device_of(place, device)
+    with joining.joined(place, device) as ranks:
         yield ranks, device
 
 

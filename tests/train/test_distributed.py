@@ -13,7 +13,8 @@ from common.errors import CheckpointError, ConfigError
 from common.tokenfile import DataFolder
 from tests.train.ranks import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
-from train.distributed import Place, Ranks, device_of, place_in
+from train.distributed import Place, Ranks
+from train.joining import device_of, place_in
 from train.resume import resume_run
 from train.signals import StopRequest
 from train.step import dropout_seed
@@ -21,7 +22,7 @@ from train.step import dropout_seed
 # no step's rate depends on the length, and every step is logged
 SETTINGS: dict[str, Any] = {
     "n_layer": 2, "dropout": 0.0, "optimizer": "muon", "min_lr": 1e-2, "warmup_steps": 0,
-    "log_interval": 1, "n_kv_head": 1,
+    "log_interval": 1, "n_kv_head": 1, "ngrams": 3, "ngram_rows": 64, "ngram_dropout": 0.0,
 }  # fmt: skip
 DROPPED = {"dropout": 0.2, "max_steps": 6}
 LONG = {"max_steps": 10_000, "eval_interval": 10_000, "save_interval": 10, "compile": "off"}
@@ -57,7 +58,7 @@ def too_much(stepper, rows):
     return backward(stepper, rows)
 Stepper._backward = too_much
 """
-IMPATIENT = "import train.distributed; train.distributed.TIMEOUT_S = 1"
+IMPATIENT = "import train.joining; train.joining.TIMEOUT_S = 1"
 NAN = """
 import torch
 from train.step import Stepper
@@ -169,7 +170,7 @@ def assert_same_to_rounding(run: Path, other: Path) -> None:
     for line, expected in zip(lines, others, strict=True):
         for key in ("loss", "grad_norm", "train_loss", "val_loss", "train_bpb", "val_bpb"):
             value = expected.get(key)
-            assert line.get(key) == (value and pytest.approx(value, rel=2e-4)), line["step"]
+            assert line.get(key) == (value and pytest.approx(value, rel=1e-3)), line["step"]
     for name, tensor in weights(run).items():
         # not by element: AdamW and Muon make full steps of gradients that are but rounding
         distance = (tensor - weights(other)[name]).norm() / tensor.norm()
