@@ -18,7 +18,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 SEEDS = (1, 2, 3)
 NANOGPT_LOSS = 1.886  # nanoGPT itself on tinyshakespeare, over all of val, in nats a character
 SHARE = 1 / 8  # of the peer's time, for the short runs
-START_S = 4.0  # of each process goes by before training and after it, about
+START_S = 3.0  # of each process goes by before training and after it, about
 EVALUATION = re.compile(r"eval .*val loss ([\d.]+) \(([\d.]+) bits/byte\)")
 
 
