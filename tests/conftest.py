@@ -6,9 +6,21 @@ where another program has one of two cores.
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
 
 # At import, before the conftests of the folders below import torch: it reads this only once.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _precision_of_a_fresh_process() -> Iterator[None]:
+    """Undo what training sets for its whole process: how float32 is multiplied."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_float32_matmul_precision("highest")
