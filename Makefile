@@ -18,7 +18,7 @@ SOURCES := $(if $(DATASET),,$(SRC))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train chat serve generate test test-slow setup-browser test-browser check format bench smoke clean FORCE
+.PHONY: help setup setup-dev data train chat serve test test-slow setup-browser test-browser check format bench smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,7 +61,8 @@ data/meta.json: .make/data-settings | $(VENV)/ready
 	$(PY) -m prepare text $(SOURCES) $(if $(DATASET),--dataset $(DATASET)) --tokenizer $(TOKENIZER) --out data || [ $$? -eq 3 ]
 
 train: runs/.trained ## Train on data/; an interrupted run goes on where it stopped
-runs/.trained: .make/train-settings data/meta.json
+# made again where every checkpoint was deleted since
+runs/.trained: .make/train-settings data/meta.json $(if $(wildcard runs/*/latest),,FORCE)
 	$(PY) -m train pretrain --data data --run $(RUN) --preset $(PRESET) $(if $(MINUTES),--minutes $(MINUTES)) --resume
 	@touch $@
 

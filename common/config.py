@@ -196,11 +196,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # Qwen3ForCausalLM
     "modern": {
         "norm": "rmsnorm", "norm_first": True, "positions": "rope", "mlp": "swiglu",
-        "qk_norm": True, "bias": False,
+        "qk_norm": True, "bias": False, "head_bias": False, "ngrams": 0,
     },
     # GPT2LMHeadModel
     "gpt2": {
         "norm": "layernorm", "norm_first": True, "positions": "learned", "mlp": "gelu",
-        "qk_norm": False, "bias": True, "tied_head": True,
+        "qk_norm": False, "bias": True, "tied_head": True, "head_bias": False, "ngrams": 0,
     },
 }  # fmt: skip

@@ -172,7 +172,12 @@ class GPT(nn.Module):
         self.embed_scale = math.sqrt(config.n_embd) if config.positions == "sinusoidal" else 1.0
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wge = nn.ModuleList(
-            nn.Embedding(config.ngram_rows, config.n_embd) for _ in range(config.ngrams - 1)
+            nn.Embedding(
+                config.ngram_rows,
+                config.n_embd,
+                _weight=torch.zeros(config.ngram_rows, config.n_embd),  # else it would draw them
+            )
+            for _ in range(config.ngrams - 1)
         )
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -209,15 +214,14 @@ class GPT(nn.Module):
         (arXiv:2203.03466).
         """
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue  # norms begin as the identity, biases (below) at 0
+            if parameter.dim() < 2 or name.startswith("wge."):
+                continue  # norms begin as the identity, biases (below) at 0, and so do n-gram
+                # tables: most rows are met seldom, noise in them would stay
             is_residual = name.endswith("c_proj.weight")
             narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
             nn.init.normal_(parameter, std=INIT_STD / narrower)
             if zero_init and is_residual:
                 nn.init.zeros_(parameter)
-        for table in self.wge.parameters():
-            nn.init.zeros_(table)  # most rows are met seldom: noise in them would stay
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -123,7 +123,8 @@ def fitted_notices(n_dropped: int, n_cut: int, *, system: bool) -> list[str]:
     """Return sentences for what of a conversation had no room in the context."""
     notices = []
     if n_dropped:
-        notices.append(f"The oldest {n_dropped:,} turns had no room in the context.")
+        oldest = "oldest turn" if n_dropped == 1 else f"oldest {n_dropped:,} turns"
+        notices.append(f"The {oldest} had no room in the context.")
     if system:
         notices.append("The system text had no room in the context.")
     if n_cut:

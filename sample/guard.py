@@ -26,9 +26,10 @@ from sample.replies import json_bytes
 log = logging.getLogger(__name__)
 
 HEADERS = {
+    # trusted types: the browser itself refuses to read text as HTML, whatever the page may try
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",

@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 MAX_STOPS = 4  # OpenAI's
 MAX_TOP = 20  # likeliest tokens beside each: OpenAI's
 # The API's own upper bounds, OpenAI's where it has the parameter.
-AT_MOST = {"temperature": 2.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 10.0}
+AT_MOST = {"temperature": 2.0, "top_p": 1.0, "min_p": 0.99, "repetition_penalty": 10.0}
 # Say nothing about the text, so they may be there.
 HARMLESS = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",

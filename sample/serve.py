@@ -25,6 +25,7 @@ from sample.counters import Counters
 from sample.engine import Engine
 from sample.guard import Access
 from sample.load import Ready
+from sample.parameters import AT_MOST
 from sample.template import Template
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ def describe_model(
             f"--max-new-tokens is {defaults.max_new_tokens:,} and --max-tokens is "
             f"{limits.max_tokens:,}: what a request gets must not be more than it may ask for."
         )
+    for name, most in AT_MOST.items():
+        if (value := getattr(defaults, name)) > most:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value:g}: a request may ask for at most {most:g}."
+            )
     manifest = ready.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return Model(

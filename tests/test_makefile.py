@@ -17,7 +17,7 @@ echo "$2 $3" >> commands
 case "$2 $3" in
     "prepare corpus") mkdir -p corpus && echo text > corpus/a.txt ;;
     "prepare text") mkdir -p data && echo {} > data/meta.json && exit ${FAKE_PREPARE:-0} ;;
-    "train pretrain") mkdir -p runs && exit ${FAKE_TRAIN:-0} ;;
+    "train pretrain") mkdir -p runs/quern && touch runs/quern/latest && exit ${FAKE_TRAIN:-0} ;;
 esac
 """
 # Settings, and those of a make that runs these tests, would come through the environment.

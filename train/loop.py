@@ -169,11 +169,8 @@ def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
     progress.record["tokens_per_second"] = round(speed, 1)
     if (share := mfu(run.model, run.device, speed)) is not None:
         progress.record["mfu"] = round(share, 4)
-    done, last, config = (
-        progress.step - 1,
-        run.max_steps,
-        run.config,
-    )  # what follows this step is not
+    done = progress.step - 1  # what follows this step is not done yet
+    last, config = run.max_steps, run.config
     eta_s = (
         run.pace.step_s * (last - progress.step)
         + progress.eval_s * times_left(done, last, config.eval_interval)

@@ -22,8 +22,12 @@ from train.step import Stepper, rows_per_step
 
 # Of trial steps, after one that warms up: this share of the run, and at most so many seconds.
 MEASURE_SHARE, MEASURE_S = 0.02, 5.0
-EVAL_SHARE = 0.15  # of --minutes, at most, goes into evaluations
+EVAL_SHARE = 0.05  # of --minutes, at most, goes into evaluations and the saves before them
 MOST_EVALS = 10
+# A rough guess at what saving takes: 12 bytes a parameter with its optimizer's state, which are
+# written, hashed and read back.
+SAVE_BYTES_PER_S = 3e8
+N_WARM_UP = 2  # updates: kernels are chosen in the first, the second finds memory of its own
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
 # quickest, a sixth quicker than 4,096 (2.6 M parameters, two cores).
@@ -42,6 +46,7 @@ class Speed:
 
     step_s: float
     eval_s: float
+    save_s: float
     spent_s: float
     memory_bytes: int
     batch_size: int  # what memory allowed
@@ -108,9 +113,10 @@ def measure(
     stepper.close()
     stepper.optimizer.zero_grad()
     n_trial = 32 * model.config.block_size
-    start = time.perf_counter()
     lengths = token_lengths(data.tokenizer())
-    score = evaluate(model, data.tokens("val"), lengths, device, n_trial, ranks)
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        score = evaluate(model, data.tokens("val"), lengths, device, n_trial, ranks)
     per_token_s = (time.perf_counter() - start) / score.n_tokens
     n_eval = min(data.n_tokens("val"), config.eval_tokens)
     n_eval += min(data.n_tokens("train"), TRAIN_TOKENS)
@@ -118,6 +124,7 @@ def measure(
     speed = Speed(
         step_s,
         per_token_s * n_eval,
+        12 * model.n_parameters / SAVE_BYTES_PER_S,
         spent_s,
         _memory(device),
         stepper.batch_size,
@@ -136,7 +143,8 @@ def compiling_pays(config: TrainConfig, device: Device, step_s: float) -> bool:
 
 def step_time(stepper: Stepper, config: TrainConfig) -> float:
     """Return the median time of updates, in seconds; as many as are a small share of the run."""
-    _timed(stepper)  # warms up
+    for _ in range(N_WARM_UP):
+        _timed(stepper)
     # --minutes hangs on the speed; without it, only what is said and when it is saved do
     times = [_timed(stepper) for _ in range(2 if config.minutes else 1)]
     whole_s = 60 * config.minutes if config.minutes else times[0] * (config.max_steps or 0)
@@ -162,18 +170,19 @@ def _memory(device: Device) -> int:
 def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
     """Return the config with max_steps, the intervals, and what the trials decided, filled in.
 
-    With --minutes the steps are those that end on time, trials and evaluations counted.
+    With --minutes the steps are those that end on time; trials, evaluations and saves count.
     """
     n_evals = MOST_EVALS
     max_steps = config.max_steps
     if max_steps is None:
         left_s = 60 * (config.minutes or 0) - speed.spent_s
-        n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / max(speed.eval_s, 1e-9))))
+        each_s = speed.eval_s + speed.save_s
+        n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / each_s)))
         step_s = speed.step_s
         if config.eval_interval:
-            step_s += speed.eval_s / config.eval_interval
+            step_s += each_s / config.eval_interval
         else:
-            left_s -= n_evals * speed.eval_s
+            left_s -= n_evals * each_s
         max_steps = max(1, int(left_s / step_s))
     eval_interval = config.eval_interval or -(-max_steps // n_evals)
     return replace(
@@ -201,7 +210,8 @@ def plan_lines(
     n_rows = rows_per_step(config, block_size)
     max_steps = config.max_steps or 0
     n_train = data.n_tokens("train")
-    left_s = max_steps * speed.step_s + speed.eval_s * -(-max_steps // config.eval_interval)
+    n_evals = -(-max_steps // config.eval_interval)
+    left_s = max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
     accumulation = n_rows // ranks.n // config.batch_size
     processes = f"{ranks.n} processes x " if ranks.n > 1 else ""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from common import checkpoint
 from common.checkpoint import CONFIG_NAME, OPTIMIZER_NAME, SHARDS_NAME, Loaded
 from common.config import ModelConfig, from_dict
-from common.device import Device
+from common.device import Device, out_of_memory
 from common.errors import ConfigError, UserError
 from common.model import GPT
 from common.tokenfile import DataFolder
@@ -106,20 +106,20 @@ def drive(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     agreed = AgreedStop(stop, run.ranks) if run.ranks.joined else stop
     while True:
         try:
-            with _memory_said(run.config):
+            with _memory_said():
                 stopped_by = train(run, progress, agreed)
             break
-        except DivergedError as trouble:
-            run, progress = _back_to_good(run, progress, trouble)
+        except DivergedError as error:
+            trouble = str(error)  # the error itself would hold on to the old network
         finally:
             run.stepper.close()
+        run, progress = _back_to_good(run, progress, trouble)
     _say_how_it_ended(run, progress, stopped_by)
     return stopped_by
 
 
-def _back_to_good(run: Run, progress: Progress, trouble: DivergedError) -> tuple[Run, Progress]:
+def _back_to_good(run: Run, progress: Progress, trouble: str) -> tuple[Run, Progress]:
     """Return the run at the last good checkpoint, or at its beginning, with half the rate."""
-    run.stepper.close()
     where = f"step {progress.step:,}: {trouble}"
     if progress.n_returns == MOST_RETURNS:
         raise UserError(
@@ -171,13 +171,17 @@ def _begin_again(run: Run) -> Run:
 
 
 @contextmanager
-def _memory_said(config: TrainConfig) -> Iterator[None]:
+def _memory_said() -> Iterator[None]:
+    """Say what to do where memory ran out between updates, which mend that themselves."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise ConfigError(
-            f"out of memory with {config.batch_size} rows at a time: pass --batch-size "
-            f"{max(1, config.batch_size // 2)} (the result is the same)."
+            "out of memory in evaluation or saving. Free memory that others hold and go on: "
+            "python -m train resume. Or train a new run with a shorter --block-size, fewer "
+            "--n-layer or --n-embd."
         ) from error
 
 
