@@ -37,9 +37,6 @@ from common.files import (
     write_json,
     write_text,
 )
-from common.metricsfile import METRICS_NAME as METRICS_NAME
-from common.metricsfile import read_metrics as read_metrics
-from common.metricsfile import val_loss_at as val_loss_at
 from common.model import GPT
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 

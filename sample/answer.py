@@ -10,6 +10,7 @@ from sample.engine import BusyError, ClosedError, Engine
 from sample.reading import Piece
 from sample.refusals import RequestError
 from sample.replies import Choice, Json, Usage
+from sample.template import Trimming
 
 RETRY_AFTER_S = 1  # rows get free every few seconds, and asking costs little
 
@@ -51,8 +52,10 @@ class Answer:
 
         Raises: RequestError, 503, where the engine ends before they do.
         """
-        texts = [_Text(prefix, trim=self._asked.trim) for prefix in self._asked.prefixes]
-        n_open = len(texts)
+        prefixes = list(self._asked.prefixes)  # each is sent with the first of its choice
+        trimmings = [Trimming(trim=self._asked.trim) for _ in prefixes]
+        begun: set[int] = set()
+        n_open = len(prefixes)
         while n_open:
             index, piece = await self._pieces.get()
             if piece.error is not None:
@@ -62,10 +65,12 @@ class Answer:
                 self._arrived_s = None
             self._n_generated[index] = piece.n_tokens
             n_open -= piece.is_last
+            first = index not in begun
+            begun.add(index)
             yield Choice(
                 index=index,
-                first=texts[index].take_first(),
-                text=texts[index].push(piece.text),
+                first=first,
+                text=(prefixes[index] if first else "") + trimmings[index].push(piece.text),
                 tokens=piece.tokens,
                 starts=piece.starts,
                 finish=piece.finish,
@@ -96,33 +101,6 @@ class Answer:
 
     def _usage(self) -> Usage:
         return Usage(self._asked.n_prompt_tokens, sum(self._n_generated))
-
-
-class _Text:
-    """A choice's text as it is sent: the prefix first, and without blanks around where asked."""
-
-    def __init__(self, prefix: str, *, trim: bool) -> None:
-        self._prefix, self._trim = prefix, trim
-        self._first = True
-        self._begun = not trim
-        self._blanks = ""  # held back: they may be the last
-
-    def take_first(self) -> bool:
-        """Return whether nothing was sent before; only once."""
-        first, self._first = self._first, False
-        return first
-
-    def push(self, text: str) -> str:
-        prefix, self._prefix = self._prefix, ""
-        if not self._trim:
-            return prefix + text
-        text = self._blanks + text
-        if not self._begun:
-            text = text.lstrip()
-            self._begun = bool(text)
-        sent = text.rstrip()
-        self._blanks = text[len(sent) :]
-        return prefix + sent
 
 
 def _joined(parts: list[Choice]) -> Choice:

@@ -16,7 +16,7 @@ from sample.bodies import (
     read_json,
 )
 from sample.config import ServeConfig
-from sample.conversation import fit
+from sample.conversation import fit, missing_notice
 from sample.engine import Request
 from sample.parameters import check_object, generate_config
 from sample.refusals import RequestError, shown
@@ -99,7 +99,7 @@ def _ask_chat(values: Mapping[str, Any], model: Model) -> Asked:
         trim=bool(model.template.opening),
         prefixes=[""] * n,
         notices=[
-            *_missing("".join(each.content for each in values["messages"]), model),
+            *missing_notice(model.tokenizer, "".join(each.content for each in values["messages"])),
             *fitted_notices(fitted.n_dropped, fitted.n_cut, system=fitted.system_dropped),
         ],
     )
@@ -110,13 +110,6 @@ def _trimmed(message: Message, template: Template) -> Message:
     if message.role != "assistant":
         return message
     return replace(message, content=trimmed(message.content, template))
-
-
-def _missing(text: str, model: Model) -> list[str]:
-    missing = model.tokenizer.missing(text)
-    if not missing:
-        return []
-    return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]
 
 
 def fitted_notices(n_dropped: int, n_cut: int, *, system: bool) -> list[str]:
@@ -152,7 +145,9 @@ def _ask_completion(values: Mapping[str, Any], model: Model) -> Asked:
         shape=_shape(model, chat=False, logprobs=n_top is not None, n_top=n_top or 0),
         trim=False,
         prefixes=[text if echo else "" for text in texts for _ in range(n)],
-        notices=_missing("".join(each for each in prompts if isinstance(each, str)), model),
+        notices=missing_notice(
+            model.tokenizer, "".join(each for each in prompts if isinstance(each, str))
+        ),
     )
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import CONFIG_NAME, Loaded, read_json, read_metrics
+from common.checkpoint import CONFIG_NAME, Loaded, read_json
 from common.errors import UserError
+from common.metricsfile import read_metrics
 from common.tokenfile import open_data
 
 # Tokens read per parameter where more of either no longer pays more than of the other.

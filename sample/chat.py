@@ -12,10 +12,9 @@ from pathlib import Path
 from common.config import GenerateConfig
 from common.errors import UserError
 from common.generate import Decoder
-from common.tokenizer import Tokenizer
-from sample.conversation import Fitted, fit, split_turns
+from sample.conversation import Fitted, fit, missing_notice, split_turns
 from sample.reading import Reading
-from sample.template import RAW, Message, Template, trimmed_pieces, well_formed
+from sample.template import RAW, Message, Template, Trimming, well_formed
 from sample.transcript import Transcript
 
 
@@ -94,9 +93,11 @@ class Chat:
         try:
             if not self.template.opening:
                 yield text
-            for piece in trimmed_pieces(self._pieces(fitted.ids, reading), self.template):
-                answer += piece
-                yield piece
+            trimming = Trimming(trim=bool(self.template.opening))
+            for piece in self._pieces(fitted.ids, reading):
+                if shown := trimming.push(piece):
+                    answer += shown
+                    yield shown
         except UserError:  # the network cannot answer: nothing to keep
             raise
         except BaseException:  # closed, or the program ends
@@ -173,11 +174,3 @@ class Chat:
             f"{n_used:,} of {block_size:,} tokens, {fitted.n_turns - fitted.n_dropped:,} of "
             f"{fitted.n_turns:,} turns."
         )
-
-
-def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return a notice that names the characters the vocabulary lacks, if there are any."""
-    missing = tokenizer.missing(text)
-    if not missing:
-        return []
-    return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]

@@ -166,7 +166,7 @@ def generate(
         raise click.BadParameter("an empty text is everywhere.", param_hint="--stop")
     if logprobs and not as_json:
         raise click.UsageError("--logprobs is of use only with --json.")
-    from sample.chat import missing_notice
+    from sample.conversation import missing_notice
     from sample.load import load
     from sample.samples import Wanted, write_json, write_text
 

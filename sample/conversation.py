@@ -99,3 +99,11 @@ def _shortened(
         speaker = []
     ids = tokenizer.encode(render(turn, template))
     return speaker + ids[len(ids) - (room - len(speaker)) :]
+
+
+def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return a notice that names the characters the vocabulary lacks, if there are any."""
+    missing = tokenizer.missing(text)
+    if not missing:
+        return []
+    return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]

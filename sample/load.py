@@ -10,6 +10,7 @@ from common.checkpoint import Loaded
 from common.device import choose_device
 from common.errors import ConfigError
 from common.generate import Decoder
+from common.metricsfile import val_loss_at
 from common.network import Network
 from common.packed import Pack, pack
 from sample.banner import loss_words
@@ -33,7 +34,7 @@ class Ready:
 
     def described(self) -> str:
         """Return which checkpoint this is, and what training measured for it, in a line."""
-        val_loss = checkpoint.val_loss_at(self.folder.parent, self.loaded.state["step"])
+        val_loss = val_loss_at(self.folder.parent, self.loaded.state["step"])
         return f"{self.folder}: {loss_words(val_loss)}"
 
 

@@ -4,7 +4,7 @@ They are matched on the text, so it does not matter where pieces or tokens begin
 turn out to be the beginning of one is held back.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 
 class StopFilter:
@@ -44,15 +44,3 @@ class StopFilter:
                     longest = n
                     break
         return longest
-
-
-def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Yield ``pieces`` up to the first stop text, and take no piece after it."""
-    seen = StopFilter(stops)
-    for piece in pieces:
-        if shown := seen.push(piece):
-            yield shown
-        if seen.stopped:
-            return
-    if rest := seen.end():
-        yield rest

@@ -14,7 +14,7 @@ FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -76,19 +76,21 @@ def trimmed(answer: str, template: Template) -> str:
     return answer.strip() if template.opening else answer
 
 
-def trimmed_pieces(pieces: Iterable[str], template: Template) -> Iterator[str]:
-    """Yield what ``trimmed`` makes of an answer, as its pieces come."""
-    if not template.opening:
-        yield from pieces
-        return
-    began, blanks = False, ""  # blanks wait: they count only if something follows
-    for piece in pieces:
-        text = blanks + piece if began else piece.lstrip()
+class Trimming:
+    """What ``trimmed`` makes of an answer, as its pieces come: blanks wait for what follows."""
+
+    def __init__(self, *, trim: bool) -> None:
+        self._trim, self._begun, self._blanks = trim, False, ""
+
+    def push(self, piece: str) -> str:
+        """Take the next piece; return what may be shown now."""
+        if not self._trim:
+            return piece
+        text = self._blanks + piece if self._begun else piece.lstrip()
         shown = text.rstrip()
-        blanks = text[len(shown) :]
-        if shown:
-            began = True
-            yield shown
+        self._begun = self._begun or bool(shown)
+        self._blanks = text[len(shown) :]
+        return shown
 
 
 def make_template(

@@ -56,7 +56,7 @@ class Ranks:
         self.rank = place.rank if place else 0
         self.n = place.n_ranks if place else 1
         self.sharded = False
-        self._place, self._store = place, store
+        self._store = store
         self._n_heard = 0
         self._parallel: nn.parallel.DistributedDataParallel | None = None
 
@@ -69,9 +69,6 @@ class Ranks:
     def joined(self) -> bool:
         """Whether there is a process group, be it of one."""
         return self._store is not None
-
-    def __str__(self) -> str:
-        return str(self._place or "the only process")
 
     def first(self, make: Callable[[], Json]) -> Json:
         """Return what ``make`` returns in the first process, the only one that calls it, as JSON.

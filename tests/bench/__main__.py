@@ -1,9 +1,9 @@
-"""Print figures against peers: python -m tests.bench [prepare|train|learning|sample|serve]..."""
+"""Print figures against peers: python -m tests.bench [STAGE]..., all of STAGES by default."""
 
 import sys
 from importlib import import_module
 
-STAGES = ("prepare", "train", "learning", "sample", "serve")
+STAGES = ("prepare", "train", "learning", "endurance", "sample", "serve")
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or STAGES

@@ -7,6 +7,14 @@ from sample.reading import Piece, Reading
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()
+TEXTS = {
+    "emoji": "a \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 z",  # a family of three is one
+    "Chinese": "\u78e8\u5b50\u8f6c\u52a8\u3002",
+    "Cyrillic": "\u0436\u0451\u0440\u043d\u043e\u0432",
+    "accents": "m\u00fchle e\u0301\n\u00e9",
+    "ASCII": "quern\r\n",
+    "none": "",
+}
 
 
 def read(text: bytes, stops: tuple[str, ...] = (), n_new: int = 1000) -> list[Piece]:
@@ -27,6 +35,27 @@ def joined(pieces: list[Piece]) -> tuple[str, list[int], list[int], str | None]:
         [start for piece in pieces for start in piece.starts],
         pieces[-1].finish,
     )
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_byte_at_a_time_gives_the_text_in_whole_characters(text: str) -> None:
+    assert [piece.text for piece in read(text.encode()) if piece.text] == list(text)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_text_cut_at_any_byte_ends_as_decoding_it_whole_would(text: str) -> None:
+    raw = text.encode()
+    for n_bytes in range(len(raw) + 1):
+        assert joined(read(raw[:n_bytes]))[0] == raw[:n_bytes].decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xfe", b"a\x80b", b"\xe7\xa3", b"\xe7a", b"\xf0\x9f\x98a", b"\xed\xa0\x80"]
+)
+def test_bytes_that_form_no_character_become_replacement_characters(raw: bytes) -> None:
+    shown = joined(read(raw))[0]
+    assert shown == raw.decode("utf-8", "replace")
+    assert "\ufffd" in shown
 
 
 def test_text_tokens_and_where_each_begins() -> None:

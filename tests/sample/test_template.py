@@ -14,12 +14,12 @@ from sample.template import (
     RAW,
     TURNS,
     Message,
+    Trimming,
     find_template,
     make_template,
     read_template,
     render,
     trimmed,
-    trimmed_pieces,
     well_formed,
 )
 from tests.tiny import byte_tokenizer
@@ -117,7 +117,8 @@ def test_blanks_around_an_answer_go_however_it_is_cut_into_pieces(
     places = [0, *sorted(cuts), len(answer)]
     pieces = [answer[a:b] for a, b in pairwise(places)]
     for template in (RAW, TURNS):
-        assert "".join(trimmed_pieces(pieces, template)) == trimmed(answer, template)
+        trimming = Trimming(trim=bool(template.opening))
+        assert "".join(map(trimming.push, pieces)) == trimmed(answer, template)
     assert trimmed(answer, TURNS) == answer.strip()
     assert trimmed(answer, RAW) == answer
 
