@@ -410,6 +410,8 @@ def test_every_answer_has_the_headers_that_keep_browsers_safe(api: InProcess) ->
         directives = dict(each.strip().split(" ", 1) for each in policy.split(";"))
         assert directives.pop("default-src") == "'none'"
         assert directives.pop("frame-ancestors") == "'none'"
+        assert directives.pop("require-trusted-types-for") == "'script'"
+        assert directives.pop("trusted-types") == "'none'"
         assert set(directives.values()) <= {"'self'", "'none'"}
         assert answered.headers["x-content-type-options"] == "nosniff"
         assert answered.headers["referrer-policy"] == "no-referrer"
