@@ -1,5 +1,8 @@
 """The device is decided once, said in a line, or refused in a sentence."""
 
+import platform
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from common.device import Device, choose_device, multiply_fast, out_of_memory
 from common.errors import ConfigError
+from tests.processes import REPOSITORY
 
 
 def test_the_cpu_computes_in_float32() -> None:
@@ -15,6 +19,33 @@ def test_the_cpu_computes_in_float32() -> None:
     assert str(device) == f"cpu, float32: {torch.get_num_threads()} threads, as asked for"
     with device.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+FAULTS = """
+import resource
+import torch
+from common.device import choose_device
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        held = [torch.ones(1 << 21) for _ in range(10)]  # each 8 MB: 2,048 pages of 4 KB
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+choose_device("cpu")
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asked of glibc only")
+def test_memory_that_a_tensor_freed_is_not_cleared_again_for_the_next() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULTS], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    )
+    assert int(ended.stdout) < 2_048, "30 tensors of 2,048 pages each"
 
 
 def test_auto_takes_the_best_there_is() -> None:

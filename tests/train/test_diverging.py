@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.tokenfile import DataFolder
 from tests.train.runs import final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
+from train.batches import Ahead
 from train.resume import resume_run
 from train.signals import StopRequest
 from train.step import Stepper, Update
@@ -47,6 +48,14 @@ class SpoiltAt7(Stepper):
         if step == 7 and lr_scale == 1.0:
             self.model.wte.weight.data.fill_(math.nan)
         return super().step(step, lr_scale)
+
+
+class SpoiltAt7Ahead(SpoiltAt7):
+    """The same, its windows cut by a thread, as where there is a GPU."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._windows = Ahead(self._cut)
 
 
 class SpoiltAlways(Stepper):
@@ -139,6 +148,15 @@ def test_spoilt_weights_are_given_up_for_a_checkpoint_at_half_the_rate(
         line["lr"] /= 2  # the law of the other run is in its stepper, so its log lacks it
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines == wanted
+
+
+def test_a_run_that_went_back_has_its_windows_cut_ahead_again(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: Path
+) -> None:
+    """Past bug: the stepper that it went on with was closed in place of the one it left."""
+    with_stepper(monkeypatch, SpoiltAt7Ahead)
+    run = pretrain(data.path, tmp_path, max_bad_steps=3, log_interval=1)
+    assert final_bytes(run) == final_bytes(spoilt)
 
 
 def test_an_evaluation_that_is_no_number_gives_its_checkpoint_up(
