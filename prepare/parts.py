@@ -8,6 +8,7 @@ A task killed and started again reads its sources from their beginning, as archi
 encodes only what comes after its last whole part.
 """
 
+import io
 import json
 import tempfile
 from collections.abc import Iterator
@@ -277,10 +278,13 @@ class _TaskWriter(ExitStack):
         """
         self._flush()
         part = _part(self._job.folder, self._key, self._number)
-        np.save(part.path.with_suffix(".npy"), np.concatenate([np.zeros(0, ROW), *self._blocks]))
+        # through memory: numpy makes a TypeError of a Ctrl-C that meets it at writing to a file
+        packed = io.BytesIO()
+        np.save(packed, np.concatenate([np.zeros(0, ROW), *self._blocks]))
+        part.path.with_suffix(".npy").write_bytes(packed.getbuffer())
         for file in self._files:
             file.flush()
-        rows = xxhash.xxh3_128_hexdigest(part.path.with_suffix(".npy").read_bytes())
+        rows = xxhash.xxh3_128_hexdigest(packed.getbuffer())
         manifest = {
             "n_documents": n_documents,
             "last": findings is not None,
