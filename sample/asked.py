@@ -121,7 +121,8 @@ def fitted_notices(n_dropped: int, n_cut: int, *, system: bool) -> list[str]:
     if system:
         notices.append("The system text had no room in the context.")
     if n_cut:
-        notices.append(f"The first {n_cut:,} tokens of the last turn had no room in the context.")
+        first = "first token" if n_cut == 1 else f"first {n_cut:,} tokens"
+        notices.append(f"The {first} of the last turn had no room in the context.")
     return notices
 
 

@@ -126,7 +126,7 @@ class Chat:
         if fitted.n_cut:
             self.say(
                 f"The prompt has {fitted.n_prompt:,} tokens, and {n_seen:,} fit into the context "
-                f"beside the reply: the first {fitted.n_cut:,} were cut off."
+                f"beside the reply; cut off at its beginning: {fitted.n_cut:,}."
             )
         if fitted.n_dropped and not self._said_dropped:
             self._said_dropped = True

@@ -17,25 +17,34 @@ from typing import Any
 import click
 
 from common.config import GenerateConfig
-from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
+from common.errors import ConfigError
+from common.options import CONTEXT, Command, device_option, given, options_for, runs_dir_option
 from sample.config import ServeConfig
 
 run_argument = click.argument("run", required=False)
-checkpoint_option = click.option(
-    "--checkpoint",
-    type=click.Choice(["best", "latest"]),
-    default="best",
-    help="Which of the run's checkpoints.",
-)
-
-
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-quantize_option = click.option(
-    "--quantize",
-    type=click.Choice(["none", "int8"]),
-    default="none",
-    help="int8: weights of one byte, on CPUs: some three times as fast, a little less exact.",
-)
+
+
+def checkpoint_options(command: Command) -> Command:
+    """Add the options that say which checkpoint is loaded, and onto what."""
+    for option in (
+        click.option(
+            "--quantize",
+            type=click.Choice(["none", "int8"]),
+            default="none",
+            help="int8: weights of one byte, on CPUs: some twice as fast, a little less exact.",
+        ),
+        device_option,
+        click.option(
+            "--checkpoint",
+            type=click.Choice(["best", "latest"]),
+            default="best",
+            help="Which of the run's checkpoints.",
+        ),
+        runs_dir_option,
+    ):
+        command = option(command)
+    return command
 
 
 def huge_pages_on_request() -> bool:
@@ -62,10 +71,7 @@ def main() -> None:
 
 @main.command()
 @run_argument
-@runs_dir_option
-@checkpoint_option
-@device_option
-@quantize_option
+@checkpoint_options
 @options_for(GenerateConfig)
 @click.option(
     "--template",
@@ -126,10 +132,7 @@ def _state_folder() -> Path:
 @main.command()
 @run_argument
 @click.option("--prompt", default="", help="The beginning of the text; empty: of a new document.")
-@runs_dir_option
-@checkpoint_option
-@device_option
-@quantize_option
+@checkpoint_options
 @click.option("--num-samples", type=click.IntRange(min=1), default=1, help="Texts to write.")
 @click.option(
     "--stop", multiple=True, help="End where this text comes, without it; may be given repeatedly."
@@ -165,7 +168,7 @@ def generate(
     if not all(stop):
         raise click.BadParameter("an empty text is everywhere.", param_hint="--stop")
     if logprobs and not as_json:
-        raise click.UsageError("--logprobs is of use only with --json.")
+        raise ConfigError("--logprobs is of use only with --json: pass both, or none.")
     from sample.conversation import missing_notice
     from sample.load import load
     from sample.samples import Wanted, write_json, write_text
@@ -187,10 +190,7 @@ def generate(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
 )
 @click.option("--run", help="The run's name; the newest by default.")
-@runs_dir_option
-@checkpoint_option
-@device_option
-@quantize_option
+@checkpoint_options
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
@@ -226,10 +226,7 @@ def score(
 
 @main.command()
 @run_argument
-@runs_dir_option
-@checkpoint_option
-@device_option
-@quantize_option
+@checkpoint_options
 @options_for(ServeConfig)
 @click.option("--allow-host", multiple=True, help="Another name that clients may ask for it by.")
 @click.option(

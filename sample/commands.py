@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from common.config import GenerateConfig
 from common.errors import ConfigError, UserError
@@ -87,7 +87,7 @@ def _shortened(text: str) -> str:
 def _set(chat: Chat, rest: str) -> None:
     if not rest:
         for item in fields(GenerateConfig):
-            value = _shown(getattr(chat.config, item.name))
+            value = getattr(chat.config, item.name)
             chat.say(f"{_option(item.name)} {value}: {item.metadata['help']}")
         return
     option, text = [*rest.split(maxsplit=1), ""][:2]
@@ -95,9 +95,13 @@ def _set(chat: Chat, rest: str) -> None:
     kinds = get_type_hints(GenerateConfig)
     if name not in kinds:
         raise ConfigError(f"{option}: no such setting. There are {', '.join(setting_names())}.")
-    value = _value(option, kinds[name], text)
+    try:
+        value = kinds[name](text)
+    except ValueError as error:
+        wanted = {int: "a whole number", float: "a number"}[kinds[name]]
+        raise ConfigError(f"/set {option} {text}: {option} must be {wanted}.") from error
     chat.config = replace(chat.config, **{name: value})
-    chat.say(f"{_option(name)} {_shown(value)}")
+    chat.say(f"{_option(name)} {value}")
 
 
 def _option(name: str) -> str:
@@ -107,25 +111,6 @@ def _option(name: str) -> str:
 def setting_names() -> list[str]:
     """Return the settings of /set."""
     return [_option(item.name) for item in fields(GenerateConfig)]
-
-
-def _shown(value: Any) -> str:
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
-
-
-def _value(option: str, kind: Any, text: str) -> Any:
-    """Return ``text`` as a setting's type; its range is checked where the config is made."""
-    wanted = {int: "a whole number", float: "a number", bool: "on or off"}.get(kind, "a text")
-    if get_origin(kind) is Literal:
-        wanted = f"one of {', '.join(get_args(kind))}"
-    try:
-        if kind is bool:
-            return {"on": True, "off": False}[text]
-        if get_origin(kind) is Literal:
-            return {choice: choice for choice in get_args(kind)}[text]
-        return kind(text)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"/set {option} {text}: {option} must be {wanted}.") from error
 
 
 def _system(chat: Chat, rest: str) -> None:

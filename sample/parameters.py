@@ -211,7 +211,7 @@ def generate_config(
 ) -> GenerateConfig:
     """Return ``defaults`` with what a request gave, and with ``seed`` unless it gave one."""
     names = {item.name for item in fields(GenerateConfig)}
-    given = {name: value for name, value in values.items() if name in names and name != "stop"}
+    given = {name: value for name, value in values.items() if name in names}
     given["max_new_tokens"] = values.get("max_tokens", defaults.max_new_tokens)
     return replace(defaults, **({"seed": seed} | given))
 

@@ -63,6 +63,13 @@ def test_chat_does_everything_once(make: Make) -> None:
     assert make("train") == (0, [])
 
 
+def test_a_run_that_was_deleted_is_trained_again(make: Make, tmp_path: Path) -> None:
+    make("chat")
+    shutil.rmtree(tmp_path / "runs" / "quern")
+    assert make("chat") == (0, ALL[2:])
+    assert make("chat") == (0, ["sample chat"])
+
+
 def test_a_changed_source_is_ground_and_trained_again(make: Make, tmp_path: Path) -> None:
     make("chat")
     (tmp_path / "corpus" / "b.txt").write_text("more", encoding="utf-8")

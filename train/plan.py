@@ -20,7 +20,7 @@ from train.metrics import duration
 from train.optimizer import make_optimizer
 from train.step import Stepper, rows_per_step
 
-# Of trial steps, after one that warms up: this share of the run, and at most so many seconds.
+# Of trial steps, after those that warm up: this share of the run, and at most so many seconds.
 MEASURE_SHARE, MEASURE_S = 0.02, 5.0
 EVAL_SHARE = 0.05  # of --minutes, at most, goes into evaluations and the saves before them
 MOST_EVALS = 10

@@ -91,7 +91,6 @@ PRESETS = {
             "ngrams": 4,
             "ngram_rows": 1 << 15,
             "ngram_dropout": 0.2,
-            "dropout": 0.0,
         },
         train={
             "minutes": 5.0,

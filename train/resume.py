@@ -64,7 +64,7 @@ def resume_run(
     changed = _check_data(data, newest, loaded.state, may_differ=changes.data_may_differ)
 
     stop.wait_for_steps()
-    if longer is not None or changed or changes.data_path:
+    if longer is not None or changed or changes.data_path or changes.shard is not None:
         config = replace(config, max_steps=longer or config.max_steps)
         ranks.first(lambda: _rewrite_settings(folder, settings, config, data, step))
     kind = config.tracker if ranks.is_first else "none"

@@ -83,8 +83,8 @@ def test_a_prompt_ten_times_the_context_is_cut_at_its_beginning_and_it_is_said()
     prompt = "h" * 157 + "abc"
     assert ask(chat, prompt) == prompt + "defg"
     assert notices == [
-        "The prompt has 160 tokens, and 12 fit into the context beside the reply: "
-        "the first 148 were cut off."
+        "The prompt has 160 tokens, and 12 fit into the context beside the reply; "
+        "cut off at its beginning: 148."
     ]
     assert ask(chat, "a") == "abcde"
 

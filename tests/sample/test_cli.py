@@ -72,6 +72,10 @@ BAD = {
         ["generate", "--temperature", "nan"],
         ["--temperature is nan: it must be a finite number."],
     ),
+    "logprobs without a place to be": (
+        ["generate", "--logprobs", "3"],
+        ["--logprobs is of use only with --json: pass both, or none."],
+    ),
 }
 
 

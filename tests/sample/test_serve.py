@@ -298,6 +298,7 @@ def test_what_a_person_can_mend_is_one_sentence(place: Path) -> None:
             "not on loopback": (["--host", "0.0.0.0"], "pass --api-key-file"),
             "no run": (["nothing"], "no such run"),
             "more than allowed": (["--max-tokens", "9"], "--max-new-tokens is 200 and"),
+            "hotter than a request may": (["--temperature", "3"], "--temperature is 3"),
         }
         ended = run_each(
             {name: ["sample", "serve", "--port", "0", *rest] for name, (rest, _) in wrong.items()},

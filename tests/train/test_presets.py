@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.config import ModelConfig
+from common.config import ARCHITECTURES, ModelConfig
 from common.device import Device
 from common.model import GPT, Attention, Block
 from common.tokenfile import DataFolder
@@ -130,6 +130,33 @@ def test_every_preset_says_how_long_in_one_way() -> None:
     for name, preset in PRESETS.items():
         config = TrainConfig(**preset.train)
         assert sum(getattr(config, length) is not None for length in LENGTHS) == 1, name
+
+
+@pytest.mark.parametrize("name", AUTO)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_leaves_nothing_of_a_presets_switches_behind(
+    name: str, architecture: str
+) -> None:
+    """The weights are those of a network that had the preset's sizes alone to begin with."""
+    sizes = (
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+        "ngram_rows",
+        "ngram_dropout",
+        "pad_vocab",
+    )
+    preset = PRESETS[name].model
+    switches = ARCHITECTURES[architecture]
+
+    def weights(settings: dict[str, Any]) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            model = GPT(ModelConfig(**settings, vocab_size=10))
+        return {name: weight.shape for name, weight in model.state_dict().items()}
+
+    alone = {key: value for key, value in preset.items() if key in sizes} | switches
+    assert weights(preset | switches) == weights(alone)
 
 
 @pytest.fixture(scope="module")
