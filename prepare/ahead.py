@@ -1,10 +1,13 @@
-"""Run an iterator of bytes in a process of its own, ahead of the one that uses them.
+"""Read a source in a process of its own, ahead of the one that uses what it makes.
 
 A thread would not do: after each call of a decoder it waits for the interpreter's lock, and so does
 the Python code beside it. Encoding 100 MB of .tar.xz took 1.8 s with one, and 1.4 s like this. The
-process is forked, since it goes on in the middle of an iterator; it runs decoders and nothing else.
+process is forked, since it goes on with an iterator; it reads and nothing else. Through a pipe come
+
+    kind, bytes read so far, n, bytes | n lengths | n fates | the bytes of n pieces, in a row
 """
 
+import json
 import os
 import signal
 import struct
@@ -12,12 +15,18 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
-from common.errors import DataError
-from prepare.streams import FileProgress
+import numpy as np
 
-FRAME = struct.Struct("<BQQ")  # kind, bytes that follow, bytes read from disk until then
-PART, END, DAMAGED, UNREADABLE, FAILED = range(5)  # kinds
-GATHER_BYTES = 1 << 20  # smaller chunks are joined: each way through the pipe costs time
+from common.errors import DataError
+from prepare.findings import Findings, UnreadableError
+from prepare.pieces import Fate, Piece
+from prepare.sources import Tally
+
+FRAME = struct.Struct("<BQQQ")
+PIECES, END, DAMAGED, UNREADABLE, NOT_READ, FAILED = range(6)  # kinds; all but the first are ends
+ERRORS = {DAMAGED: DataError, UNREADABLE: UnreadableError, NOT_READ: OSError, FAILED: RuntimeError}
+FATES = list(Fate)
+GATHER_BYTES = 1 << 20  # pieces are sent together: each way through the pipe costs time
 PIPE_BYTES = 1 << 20
 
 
@@ -30,67 +39,71 @@ def forbid() -> None:
     _forbidden = True
 
 
-def ahead(chunks: Iterator[bytes], progress: FileProgress) -> Generator[bytes, None, None]:
-    """Yield the same bytes, made by a process of its own, which ends with this generator.
+def ahead(pieces: Iterator[Piece], tally: Tally, findings: Findings) -> Generator[Piece]:
+    """Yield the same pieces, made by a process of its own, which ends with this generator.
 
-    ``progress`` is told there what is read, and here again. Content of less than GATHER_BYTES, such
-    as that of one small file of many, needs no process.
+    ``tally`` counts there what is read, and here again; ``findings`` are here when all is made.
 
-    Raises: what ``chunks`` raises; DataError when the process is killed.
+    Raises: what ``pieces`` raises; DataError when the process is killed.
     """
     if _forbidden:
-        yield from chunks
-        return
-    parts = _gathered(chunks)
-    first = next(parts, b"")
-    if first:
-        yield first
-    if len(first) < GATHER_BYTES:
-        yield from parts  # nothing, or the error that came then
+        yield from pieces
         return
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
         os.close(reader)
-        _make(parts, progress, writer)
+        _make(pieces, tally, findings, writer)
     os.close(writer)
     try:
         with os.fdopen(reader, "rb") as pipe:
-            yield from _parts_from(pipe, progress)
+            kind, content = _next(pipe, tally)
+            while kind == PIECES:
+                yield from content
+                kind, content = _next(pipe, tally)
     finally:
         os.kill(process, signal.SIGKILL)  # it may be at work still, where no more is wanted
         os.waitpid(process, 0)
+    ((text, _),) = content
+    if kind != END:
+        raise ERRORS[kind](text.decode("utf-8"))
+    vars(findings).update(vars(Findings.from_json(json.loads(text))))
 
 
-def _make(parts: Iterator[bytes], progress: FileProgress, writer: int) -> None:
-    """Write the parts into the pipe and end this process."""
+def _make(pieces: Iterator[Piece], tally: Tally, findings: Findings, writer: int) -> None:
+    """Write the pieces into the pipe and end this process."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        progress.mute()
+        tally.mute()
         with os.fdopen(writer, "wb", buffering=0) as pipe:
             _set_size(pipe)
-            kind, text = END, ""
             try:
-                for part in parts:
-                    _write(pipe, FRAME.pack(PART, len(part), progress.n_read))
-                    _write(pipe, part)
+                for gathered in _gathered(pieces):
+                    _write(pipe, PIECES, gathered, tally)
+            except UnreadableError as error:
+                kind, text = UNREADABLE, error.message
             except DataError as error:
                 kind, text = DAMAGED, error.message
             except OSError as error:
-                kind, text = UNREADABLE, error.strerror or str(error)
+                kind, text = NOT_READ, error.strerror or str(error)
             except Exception as error:
                 kind, text = FAILED, repr(error)
-            content = text.encode("utf-8", "replace")
-            _write(pipe, FRAME.pack(kind, len(content), progress.n_read) + content)
+            else:
+                kind, text = END, json.dumps(findings.as_json())
+            _write(pipe, kind, [(text.encode("utf-8", "replace"), Fate.END)], tally)
     finally:
         os._exit(0)  # nothing that belongs to the other process is to be flushed or cleaned up
 
 
-def _write(pipe: BinaryIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[pipe.write(rest) :]
+def _write(pipe: BinaryIO, kind: int, pieces: list[Piece], tally: Tally) -> None:
+    lengths = np.array([len(text) for text, _ in pieces], "<u8")
+    fates = bytes(FATES.index(fate) for _, fate in pieces)
+    content = b"".join([lengths.tobytes(), fates, *(text for text, _ in pieces)])
+    for part in (FRAME.pack(kind, tally.n_read, len(pieces), len(content)), content):
+        rest = memoryview(part)
+        while rest:
+            rest = rest[pipe.write(rest) :]
 
 
 def _set_size(pipe: BinaryIO) -> None:
@@ -100,41 +113,41 @@ def _set_size(pipe: BinaryIO) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def _parts_from(pipe: BinaryIO, progress: FileProgress) -> Iterator[bytes]:
-    while True:
-        header = pipe.read(FRAME.size)
-        if len(header) < FRAME.size:
-            break
-        kind, n_bytes, n_read = FRAME.unpack(header)
-        progress.catch_up(n_read)
+def _next(pipe: BinaryIO, tally: Tally) -> tuple[int, Iterator[Piece]]:
+    header = pipe.read(FRAME.size)
+    if len(header) == FRAME.size:
+        kind, n_read, n_pieces, n_bytes = FRAME.unpack(header)
         content = pipe.read(n_bytes)
-        if len(content) < n_bytes:
-            break
-        if kind == END:
-            return
-        if kind != PART:
-            text = content.decode("utf-8")
-            raise {DAMAGED: DataError, UNREADABLE: OSError, FAILED: RuntimeError}[kind](text)
-        yield content
+        if len(content) == n_bytes:
+            tally(n_read - tally.n_read)
+            return kind, _pieces_in(content, n_pieces)
     raise DataError(
-        "The process that decompresses was killed, or there was no memory left for it. Run the "
-        "same command again: it goes on from the parts that are finished."
+        "The process that reads the sources was killed, or there was no memory left for it. Run "
+        "the same command again: it goes on from the parts that are finished."
     )
 
 
-def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
+def _pieces_in(content: bytes, n_pieces: int) -> Iterator[Piece]:
+    start = 9 * n_pieces
+    lengths = np.frombuffer(content, "<u8", n_pieces).tolist()
+    for length, fate in zip(lengths, content[8 * n_pieces : start], strict=True):
+        yield content[start : start + length], FATES[fate]
+        start += length
+
+
+def _gathered(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    held: list[Piece] = []
     n_held = 0
     try:
-        for chunk in chunks:
-            held.append(chunk)
-            n_held += len(chunk)
+        for piece in pieces:
+            held.append(piece)
+            n_held += len(piece[0])
             if n_held >= GATHER_BYTES:
-                yield b"".join(held)
+                yield held
                 held, n_held = [], 0
     except DataError:
         if held:
-            yield b"".join(held)  # what came before the damage is good
+            yield held  # what came before the damage is good
         raise
     if held:
-        yield b"".join(held)
+        yield held

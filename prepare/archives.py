@@ -7,14 +7,16 @@ is. A name is only held to what it promises: an .xz that is no archive at all is
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from common.errors import DataError
 from prepare.ahead import ahead
 from prepare.compression import CODECS, Budget, codec_of, decompressed
 from prepare.findings import Findings, UnreadableError
-from prepare.streams import HEAD_BYTES, ChunkReader, FileProgress, Members, Stream
+from prepare.pieces import MORE
+from prepare.sources import Tally
+from prepare.streams import HEAD_BYTES, ChunkReader, Members, Stream
 from prepare.tar import begins_tar, tar_members
 from prepare.zip import ZIP_MAGICS, zip_members
 
@@ -35,13 +37,13 @@ def leaves(
     stream: Stream,
     budget: Budget,
     findings: Findings,
-    progress: FileProgress | None = None,
+    ahead_of: Tally | None = None,
     depth: int = 0,
 ) -> Members:
     """Yield (name, stream) of each plain file inside ``stream``; read one before taking the next.
 
-    With the ``progress`` of the file that ``stream`` reads, its outermost layer is decompressed by
-    a process of its own, which ends with this generator.
+    With the tally of the file that ``stream`` reads, its outermost layer is decompressed by a
+    process of its own, which ends with this generator.
 
     Raises: DataError on truncated or corrupt layers, with the name and the offset; a stream that
     was yielded can raise it too, and UnreadableError for an office document.
@@ -53,7 +55,9 @@ def leaves(
     codec = codec_of(head)
     if codec is not None:
         chunks = decompressed(name, stream, codec, budget)
-        with closing(ahead(chunks, progress) if progress else chunks) as chunks:
+        if ahead_of:
+            chunks = _decoded_ahead(chunks, ahead_of)
+        with closing(chunks):
             inner = io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
             suffix = next((c.suffix for c in CODECS if name.endswith(c.suffix)), "")
             name = name.removesuffix(suffix)
@@ -76,6 +80,12 @@ def leaves(
                 yield inner_name, _refused(error)
     except UnreadableError as error:
         yield name, _refused(error)
+
+
+def _decoded_ahead(chunks: Iterator[bytes], tally: Tally) -> Generator[bytes]:
+    with closing(ahead(((chunk, MORE) for chunk in chunks), tally, Findings())) as pieces:
+        for chunk, _ in pieces:
+            yield chunk
 
 
 def _refused(error: DataError) -> Stream:

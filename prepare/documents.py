@@ -11,19 +11,24 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from typing import Literal
 
 from common.errors import DataError
+from prepare.ahead import ahead
 from prepare.archives import leaves
-from prepare.compression import Budget
+from prepare.compression import BZIP2, XZ, Budget, codec_of
 from prepare.config import PrepareConfig
 from prepare.findings import Findings, UnreadableError
 from prepare.jsontext import json_documents, looks_like_json
 from prepare.pieces import DROP, MORE, Piece, recut
 from prepare.plaintext import collapsed, plain_documents
-from prepare.sources import CountedFile, Progress, Source
+from prepare.sources import CountedFile, Progress, Source, Tally
 from prepare.streams import HEAD_BYTES, ChunkReader, Stream, seekable
 
 PARQUET_MAGIC = b"PAR1"
+MAGIC_BYTES = 16  # more than any codec's
+SLOW_CODECS = (XZ, BZIP2)  # 10 ms a MB and more: as long as all other work on it
+APART_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin and end
 WIDE_BOMS = {  # of JSON in another encoding than JSON's; the longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -44,9 +49,28 @@ def read_source(
         from prepare.tables import dataset_documents
 
         pieces = dataset_documents(source, config, findings)
-    else:
-        pieces = _file_documents(source, config, findings, progress)
-    return recut(_or_skipped(source, pieces, config, findings), findings)
+        return recut(_or_skipped(source, pieces, config, findings), findings)
+    tally = Tally(progress)
+    apart = _apart(source)
+    pieces = _file_documents(source, config, findings, tally, decode_ahead=apart == "decoding")
+    pieces = recut(_or_skipped(source, pieces, config, findings), findings)
+    return ahead(pieces, tally, findings) if apart == "reading" else pieces
+
+
+def _apart(source: Source) -> Literal["decoding", "reading", ""]:
+    """Tell which work on a source is done by a process of its own.
+
+    Encoding takes about as long as all that comes before it, unless that begins with a slow codec.
+    Tables are read by threads of pyarrow, which no fork may meet.
+    """
+    try:
+        with source.path.open("rb") as file:
+            head = file.read(MAGIC_BYTES)
+    except OSError:  # said where it is read
+        return ""
+    if source.n_read < APART_BYTES or head.startswith(PARQUET_MAGIC):
+        return ""
+    return "decoding" if codec_of(head) in SLOW_CODECS else "reading"
 
 
 def _or_skipped(
@@ -70,16 +94,17 @@ def _or_skipped(
 
 
 def _file_documents(
-    source: Source, config: PrepareConfig, findings: Findings, progress: Progress
+    source: Source, config: PrepareConfig, findings: Findings, tally: Tally, *, decode_ahead: bool
 ) -> Iterator[Piece]:
     with (
-        CountedFile(source.path, progress, source.span) as file,
+        CountedFile(source.path, tally, source.span) as file,
         io.BufferedReader(file, 1 << 20) as stream,
     ):
         start = source.span[0] if source.span else 0
         top = f"from byte {start:,} of {source.name}" if start else source.name
-        budget = Budget(config.max_ratio, lambda: file.n_read)
-        with closing(leaves(top, stream, budget, findings, file)) as found:
+        budget = Budget(config.max_ratio, lambda: tally.n_read)
+        ahead_of = tally if decode_ahead else None
+        with closing(leaves(top, stream, budget, findings, ahead_of)) as found:
             for name, leaf in found:
                 try:
                     yield from _leaf_documents(name, leaf, config, findings)

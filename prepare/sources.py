@@ -126,6 +126,23 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+class Tally:
+    """How many bytes of a source were read, whichever process reads it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.n_read = 0
+        self._progress = progress
+
+    def __call__(self, n_bytes: int) -> None:
+        """Count so many more, and tell."""
+        self.n_read += n_bytes
+        self._progress(n_bytes)
+
+    def mute(self) -> None:
+        """Tell nobody any more: this is another process than the one that does."""
+        self._progress = lambda n_bytes: None
+
+
 class CountedFile(io.FileIO):
     """A file, or a span of it, that tells how many of its bytes were read."""
 
@@ -133,7 +150,6 @@ class CountedFile(io.FileIO):
         super().__init__(path)
         self._progress = progress
         self._end: int | None = None
-        self.n_read = 0
         if span is not None:
             self.seek(span[0])
             self._end = span[1]
@@ -143,14 +159,5 @@ class CountedFile(io.FileIO):
         if self._end is not None:
             buffer = memoryview(buffer)[: max(0, self._end - self.tell())]
         n_read = super().readinto(buffer) or 0
-        self.catch_up(self.n_read + n_read)
+        self._progress(n_read)
         return n_read
-
-    def catch_up(self, n_read: int) -> None:
-        """Tell that ``n_read`` bytes have been read by now."""
-        self._progress(n_read - self.n_read)
-        self.n_read = n_read
-
-    def mute(self) -> None:
-        """Tell nobody any more."""
-        self._progress = lambda n_bytes: None

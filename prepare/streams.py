@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from common.errors import DataError
 
@@ -88,15 +88,3 @@ def seekable(stream: Stream) -> Iterator[Any]:
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
         shutil.copyfileobj(stream, spool, SPOOL_BYTES)
         yield spool
-
-
-class FileProgress(Protocol):
-    """What a file says of how much of it was read, also where another process reads it."""
-
-    n_read: int
-
-    def mute(self) -> None:
-        """Tell nobody any more: this is another process than the one that does."""
-
-    def catch_up(self, n_read: int) -> None:
-        """Tell that ``n_read`` bytes have been read by now, by another process."""

@@ -1,59 +1,55 @@
-"""Chunks made by another process: the same, with its errors, and it is gone at the end."""
+"""Items made by another process: the same, with its errors, and it is gone at the end."""
 
 import io
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from common.errors import DataError
 from prepare.ahead import GATHER_BYTES, ahead, forbid
-from prepare.sources import CountedFile
+from prepare.config import PrepareConfig
+from prepare.documents import APART_BYTES, read_source
+from prepare.findings import Findings, UnreadableError
+from prepare.pieces import DROP, END, MORE, Piece
+from prepare.sources import CountedFile, Source, Tally
 
 PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
 
 
-class Progress:
-    """What a file tells, noted."""
-
-    def __init__(self) -> None:
-        self.n_read = 0
-        self.muted = False
-
-    def mute(self) -> None:
-        self.muted = True
-
-    def catch_up(self, n_read: int) -> None:
-        self.n_read = n_read
+def made_ahead(
+    parts: Iterator[bytes], told: Callable[[int], object] = print, findings: Findings | None = None
+) -> Generator[bytes]:
+    pieces = ahead(((part, MORE) for part in parts), Tally(told), findings or Findings())
+    with closing(pieces):
+        for text, fate in pieces:
+            assert fate is MORE
+            yield text
 
 
 def children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
 
 
-def test_the_chunks_are_the_same() -> None:
-    assert b"".join(ahead(iter(PARTS), Progress())) == b"".join(PARTS)
-    assert list(ahead(iter([]), Progress())) == []
+def test_the_items_are_the_same() -> None:
+    assert list(made_ahead(iter(PARTS))) == PARTS
+    assert list(made_ahead(iter([]))) == []
     assert children() == []
 
 
-def test_they_are_made_in_another_process_when_they_are_many() -> None:
-    def pids() -> Iterator[bytes]:
-        for _ in range(20):
-            yield str(os.getpid()).encode().ljust(GATHER_BYTES)
-
-    found = {int(part) for part in ahead(pids(), Progress())}
-    assert os.getpid() in found
-    assert len(found) == 2
+def test_every_fate_and_length_comes_through() -> None:
+    pieces: list[Piece] = [(b"", DROP), (b"a", END), (bytes(3 * GATHER_BYTES), MORE), (b"", END)]
+    assert list(ahead(iter(pieces), Tally(print), Findings())) == pieces
 
 
-def test_small_content_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "fork")
-    assert b"".join(ahead(iter([b"a", b"b", b"c"]), Progress())) == b"abc"
+def test_they_are_made_in_another_process() -> None:
+    (maker,) = set(made_ahead(str(os.getpid()).encode() for _ in range(20)))
+    assert int(maker) != os.getpid()
 
 
 def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
@@ -64,7 +60,7 @@ def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
             (tmp_path / str(i)).touch()
             yield bytes(GATHER_BYTES)
 
-    chunks = ahead(make(), Progress())
+    chunks = made_ahead(make())
     for n_used in range(1, 6):
         next(chunks)
         time.sleep(0.02)
@@ -74,16 +70,20 @@ def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 20])
-def test_its_error_is_raised_here_behind_what_came_before_it(n_before: int) -> None:
+@pytest.mark.parametrize("kind", [DataError, UnreadableError])
+def test_its_error_is_raised_here_behind_what_came_before_it(
+    n_before: int, kind: type[DataError]
+) -> None:
     def make() -> Iterator[bytes]:
         yield from PARTS[:n_before]
-        raise DataError("damaged at byte 9")
+        raise kind("damaged at byte 9")
 
-    chunks = ahead(make(), Progress())
+    chunks = made_ahead(make())
     found: list[bytes] = []
-    with pytest.raises(DataError, match=r"^damaged at byte 9$"):
+    with pytest.raises(kind, match=r"^damaged at byte 9$") as raised:
         found.extend(iter(chunks.__next__, None))
-    assert b"".join(found) == b"".join(PARTS[:n_before])
+    assert raised.type is kind
+    assert found == PARTS[:n_before]
     assert children() == []
 
 
@@ -94,22 +94,22 @@ def test_other_errors_come_through_too(error: Exception) -> None:
         raise error
 
     with pytest.raises((OSError, RuntimeError), match=r"Input/output error|a mistake"):
-        deque(ahead(make(), Progress()), maxlen=0)
+        deque(made_ahead(make()), maxlen=0)
 
 
-@pytest.mark.parametrize("n_used", [1, 2, 5])
+@pytest.mark.parametrize("n_used", [0, 1, 5])
 def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
-    chunks = ahead(iter(PARTS), Progress())
+    chunks = made_ahead(iter(PARTS))
     for _ in range(n_used):
         next(chunks)
-    assert len(children()) == (n_used > 1)
+    assert len(children()) == (n_used > 0)
     chunks.close()
     assert children() == []
 
 
 def test_killed_it_is_a_sentence() -> None:
-    chunks = ahead(iter(PARTS * 10), Progress())
-    next(chunks), next(chunks)
+    chunks = made_ahead(iter(PARTS * 10))
+    next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
     with pytest.raises(DataError, match="was killed, or there was no memory left"):
@@ -121,19 +121,35 @@ def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10 * GATHER_BYTES))
     told: list[int] = []
-    with CountedFile(path, told.append) as file, io.BufferedReader(file) as stream:
+    tally = Tally(told.append)
+    with CountedFile(path, tally) as file, io.BufferedReader(file) as stream:
         chunks = iter(lambda: stream.read(GATHER_BYTES), b"")
-        assert sum(map(len, ahead(chunks, file))) == 10 * GATHER_BYTES
-        assert sum(told) == file.n_read == 10 * GATHER_BYTES
+        pieces = ahead(((chunk, END) for chunk in chunks), tally, Findings())
+        assert sum(len(text) for text, _ in pieces) == 10 * GATHER_BYTES
+        assert sum(told) == tally.n_read == 10 * GATHER_BYTES
         assert 0 not in told[:-1]
 
 
+def test_what_it_found_is_known_here_at_its_end() -> None:
+    findings = Findings(n_empty=1)
+    findings.encodings["cp1252"] = 2
+
+    def make() -> Iterator[bytes]:
+        findings.n_empty += 1
+        findings.skip("a", "broken")
+        findings.encodings["cp1252"] += 1
+        yield b"a"
+
+    assert list(made_ahead(make(), findings=findings)) == [b"a"]
+    assert (findings.n_empty, findings.reasons["broken"], findings.encodings["cp1252"]) == (2, 1, 3)
+
+
 def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
-    chunks = ahead(iter(PARTS * 10), Progress())
-    next(chunks), next(chunks)
+    chunks = made_ahead(iter(PARTS * 10))
+    first = next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGINT)
-    assert b"".join([*PARTS[:0], *chunks]) != b""
+    assert [first, *chunks] == PARTS * 10
     assert children() == []
 
 
@@ -141,4 +157,20 @@ def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prepare.ahead._forbidden", False)
     forbid()
     monkeypatch.delattr(os, "fork")
-    assert b"".join(ahead(iter(PARTS), Progress())) == b"".join(PARTS)
+    assert list(made_ahead(iter(PARTS))) == PARTS
+
+
+@pytest.mark.parametrize("n_bytes", [APART_BYTES - 1, APART_BYTES])
+def test_large_sources_are_read_by_a_process_and_small_ones_here(
+    tmp_path: Path, n_bytes: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a " * (n_bytes // 2) + b"a" * (n_bytes % 2))
+    told: list[int] = []
+    source = Source(name="a.txt", path=path)
+    pieces = read_source(source, PrepareConfig(), Findings(), told.append)
+    text, _ = next(pieces)
+    assert len(children()) == (n_bytes == APART_BYTES)
+    assert text + b"".join(rest for rest, _ in pieces) == path.read_bytes()
+    assert sum(told) == n_bytes
+    assert children() == []

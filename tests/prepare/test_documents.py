@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from prepare import documents
 from prepare.config import PrepareConfig
 from prepare.documents import read_source
 from prepare.findings import Findings, UnreadableError
@@ -272,18 +273,23 @@ def test_an_archive_that_expands_too_much_is_an_error_that_names_the_option(
     assert len(found[0]) == 104_000_000
 
 
-def test_reading_can_be_given_up_anywhere(tmp_path: Path) -> None:
-    """The process that decompresses ends with it, and every byte it read is told once."""
-    content = lzma.compress(json_lines(["some text " * 1000] * 5_000), preset=0)
-    (source,) = find_sources([written(tmp_path / "a.jsonl.xz", content)])
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_reading_can_be_given_up_anywhere(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that reads, or decompresses, ends with it, and what it read is told once."""
+    monkeypatch.setattr(documents, "APART_BYTES", 1)
+    lines = json_lines(["some text " * 1000] * 5_000)
+    content = lzma.compress(lines, preset=0) if suffix else lines
+    (source,) = find_sources([written(tmp_path / f"a.jsonl{suffix}", content)])
     told: list[int] = []
     pieces = read_source(source, PrepareConfig(), Findings(), told.append)
-    for _ in range(600):  # 6 MB: the first 4 MiB need no process
+    for _ in range(600):  # 6 MB
         next(pieces)
     assert len(children()) == 1
     pieces.close()  # type: ignore[attr-defined]
     assert children() == []
-    assert sum(told) == len(content)
+    assert 0 < sum(told) <= len(content)
 
 
 def children() -> list[str]:
