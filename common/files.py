@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +55,13 @@ def write_then_rename(path: Path) -> Iterator[BinaryIO]:
         raise
     os.replace(unfinished, path)
     fsync_folder(path.parent)
+
+
+def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
+    """Write the whole of ``content``, which one call to an unbuffered file or pipe may not."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_text(path: Path, text: str) -> None:

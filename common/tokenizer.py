@@ -7,7 +7,6 @@ folder's JSON carries. Text is always encoded as ordinary text: what looks like 
 it yields ordinary ids, and a special id only ever comes from the program.
 """
 
-import base64
 import binascii
 import json
 from collections.abc import Iterable
@@ -243,7 +242,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     for number, line in enumerate(_read(path).splitlines(), start=1):
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
         except ValueError as error:
             raise DataError(
                 f"{path}, line {number}: not tiktoken's format, which is the base64 of a token, "

@@ -13,11 +13,13 @@ import signal
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from io import FileIO
 from typing import BinaryIO
 
 import numpy as np
 
 from common.errors import DataError
+from common.files import write_all
 from prepare.findings import Findings, UnreadableError
 from prepare.pieces import Fate, Piece
 from prepare.sources import Tally
@@ -96,17 +98,15 @@ def _make(pieces: Iterator[Piece], tally: Tally, findings: Findings, writer: int
         os._exit(0)  # nothing that belongs to the other process is to be flushed or cleaned up
 
 
-def _write(pipe: BinaryIO, kind: int, pieces: list[Piece], tally: Tally) -> None:
+def _write(pipe: FileIO, kind: int, pieces: list[Piece], tally: Tally) -> None:
     lengths = np.array([len(text) for text, _ in pieces], "<u8")
     fates = bytes(FATES.index(fate) for _, fate in pieces)
     content = b"".join([lengths.tobytes(), fates, *(text for text, _ in pieces)])
-    for part in (FRAME.pack(kind, tally.n_read, len(pieces), len(content)), content):
-        rest = memoryview(part)
-        while rest:
-            rest = rest[pipe.write(rest) :]
+    write_all(pipe, FRAME.pack(kind, tally.n_read, len(pieces), len(content)))
+    write_all(pipe, content)
 
 
-def _set_size(pipe: BinaryIO) -> None:
+def _set_size(pipe: FileIO) -> None:
     import fcntl
 
     with suppress(AttributeError, OSError):  # Linux only, and up to a limit

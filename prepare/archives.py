@@ -30,6 +30,7 @@ UNSUPPORTED = {
     b"LZIP\x01": ("lzip", "lzip -d"),
     b"\x1f\x9d": ("compress", "gzip -d"),
 }
+MAGICS = (*UNSUPPORTED, *ZIP_MAGICS, *(magic for codec in CODECS for magic in codec.magics))
 
 
 def leaves(
@@ -51,6 +52,10 @@ def leaves(
     if depth > MAX_DEPTH:
         raise DataError(f"{name}: more than {MAX_DEPTH} layers of archives inside one another.")
     head = stream.peek(HEAD_BYTES)
+    if not head.startswith(MAGICS) and not begins_tar(head):
+        _check_promise(name, head)
+        yield name, stream
+        return
     _refuse_unsupported(name, head)
     codec = codec_of(head)
     if codec is not None:
@@ -65,19 +70,16 @@ def leaves(
         return
     if head.startswith(ZIP_MAGICS):
         members = zip_members(name, stream, budget)
-    elif begins_tar(head):
-        members = tar_members(name, stream, budget, findings)
     else:
-        _check_promise(name, head)
-        yield name, stream
-        return
+        members = tar_members(name, stream, budget, findings)
     try:
-        for member_name, member in members:
-            inner_name = f"{name}/{member_name}"
-            try:
-                yield from leaves(inner_name, member, budget, findings, depth=depth + 1)
-            except DataError as error:  # said when it is read, so that what follows can be too
-                yield inner_name, _refused(error)
+        with closing(members):
+            for member_name, member in members:
+                inner_name = f"{name}/{member_name}"
+                try:
+                    yield from leaves(inner_name, member, budget, findings, depth=depth + 1)
+                except DataError as error:  # said when it is read, so that what follows can be too
+                    yield inner_name, _refused(error)
     except UnreadableError as error:
         yield name, _refused(error)
 
@@ -105,9 +107,9 @@ def _refuse_unsupported(name: str, head: bytes) -> None:
 
 
 def _check_promise(name: str, head: bytes) -> None:
-    kind = next((kind for suffix, kind in PROMISES.items() if name.endswith(suffix)), None)
-    if kind is None:
+    if not name.endswith(tuple(PROMISES)):
         return
+    kind = next(kind for suffix, kind in PROMISES.items() if name.endswith(suffix))
     found = f"begins with {head[:8]!r}" if head else "is empty (0 bytes)"
     raise DataError(
         f"{name}: named as {kind}, but the content is no archive: it {found}. It may be a failed "

@@ -7,6 +7,7 @@ UTF-8, for the document it falls into to pay for.
 
 import codecs
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 from common.errors import DataError
@@ -53,12 +54,18 @@ def check_encoding(config: PrepareConfig) -> None:
         ) from error
 
 
+def first_block(leaf: Stream) -> tuple[bytes, bool]:
+    """Return the beginning of a file, and whether that is all of it."""
+    block = leaf.read(FIRST_BYTES)
+    return block, len(block) < FIRST_BYTES
+
+
 def utf8_blocks(
-    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
+    name: str, first: bytes, leaf: Stream, config: PrepareConfig, findings: Findings
 ) -> Iterator[bytes]:
-    """Yield the file as UTF-8, what is wrong in it left as bytes that are none."""
-    blocks = _blocks(leaf)
-    block = next(blocks)
+    """Yield ``first`` and the rest of a file as UTF-8, what is wrong in it left as other bytes."""
+    block = first
+    blocks = iter(partial(leaf.read, BLOCK_BYTES), b"")
     n_passed = 0
     if config.encoding != "auto":
         encoding = codecs.lookup(config.encoding).name.removesuffix("-sig")
@@ -85,16 +92,6 @@ def utf8_blocks(
         yield from _in_whole_characters(blocks)
     else:
         yield from _transcoded(name, blocks, encoding, n_passed, config)
-
-
-def _blocks(leaf: Stream) -> Iterator[bytes]:
-    n_asked = FIRST_BYTES
-    block = leaf.read(n_asked)
-    yield block
-    while len(block) == n_asked:
-        n_asked = BLOCK_BYTES
-        block = leaf.read(n_asked)
-        yield block
 
 
 def _in_whole_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:

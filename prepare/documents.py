@@ -135,7 +135,9 @@ def _leaf_documents(
         with seekable(leaf) as file:
             yield from parquet_documents(name, file, config, findings)
         return
-    wide = next((WIDE_BOMS[mark] for mark in WIDE_BOMS if head.startswith(mark)), None)
+    wide = ""
+    if head.startswith(tuple(WIDE_BOMS)):
+        wide = next(WIDE_BOMS[mark] for mark in WIDE_BOMS if head.startswith(mark))
     if wide and head.decode(wide, "ignore").lstrip()[:1] in ("{", "["):
         leaf = _as_utf8(leaf, wide)
     if looks_like_json(name, leaf, config.text_key):

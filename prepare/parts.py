@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from common.files import write_json
+from common.files import write_all, write_json
 from common.tokenfile import SPLITS, Split, token_dtype
 from common.tokenizer import Tokenizer
 from prepare.config import PrepareConfig
@@ -33,7 +33,7 @@ from prepare.sources import Progress
 from prepare.split import character_at, fraction_of, parts_of, split_hash, tail_cut
 from prepare.tasks import Task
 
-BATCH_BYTES = 4 << 20  # encoded and written at a time
+BATCH_BYTES = 1 << 20  # encoded and written at a time
 PART_BYTES = 64 << 20  # of text: what a kill can cost, beside reading up to there again
 PART_ROWS = 500_000  # bounds the memory where documents are a few bytes long
 
@@ -184,7 +184,8 @@ class _TaskWriter(ExitStack):
         for split, size in zip(SPLITS, sizes, strict=True):
             path = ids_path(job.folder, self._key, split)
             path.touch()
-            file, digest = self.enter_context(path.open("r+b")), xxhash.xxh3_128()
+            # unbuffered: what is written comes in large blocks, which a buffer makes slower
+            file, digest = self.enter_context(path.open("r+b", buffering=0)), xxhash.xxh3_128()
             _hash_on(file, digest, size)
             file.truncate(size)  # what came after the last whole part
             self._files.append(file)
@@ -239,7 +240,7 @@ class _TaskWriter(ExitStack):
         return ids.astype(self._dtype).tobytes()
 
     def _append(self, number: int, raw: bytes) -> None:
-        self._files[number].write(raw)
+        write_all(self._files[number], raw)
         self._digests[number].update(raw)
 
     def _flush(self) -> None:
@@ -282,8 +283,6 @@ class _TaskWriter(ExitStack):
         packed = io.BytesIO()
         np.save(packed, np.concatenate([np.zeros(0, ROW), *self._blocks]))
         part.path.with_suffix(".npy").write_bytes(packed.getbuffer())
-        for file in self._files:
-            file.flush()
         rows = xxhash.xxh3_128_hexdigest(packed.getbuffer())
         manifest = {
             "n_documents": n_documents,

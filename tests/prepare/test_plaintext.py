@@ -65,6 +65,35 @@ block_sizes = st.integers(4, 40)
 
 
 @settings(max_examples=400, deadline=None)
+@given(
+    damaged_texts | st.binary(max_size=20) | st.text(max_size=20).map(str.encode),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "newlines": st.just("keep"),
+            "encoding": st.sampled_from(["utf-8", "latin-1"]),
+            "separator": st.just("="),
+            "strip_gutenberg": st.just(True),
+            "collapse_newlines": st.just(True),
+        },
+    ),
+)
+def test_short_files_are_passed_on_only_where_no_step_changes_them(
+    raw: bytes, options: dict[str, Any]
+) -> None:
+    def outcome() -> Any:
+        try:
+            return read(raw, **options)
+        except UnreadableError as error:
+            return error.message
+
+    found = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plaintext, "_stays_as_it_is", lambda text, config: False)
+        assert outcome() == found
+
+
+@settings(max_examples=400, deadline=None)
 @given(damaged_texts, block_sizes, st.booleans(), st.booleans())
 def test_all_steps_in_blocks_equal_python_on_the_whole(
     raw: bytes, block_bytes: int, cut: bool, collapse: bool
