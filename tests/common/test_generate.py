@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from common import generate as generation
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.errors import CheckpointError
 from common.generate import Decoder, Token, generate, window_start
@@ -201,6 +202,55 @@ def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
         config = GenerateConfig(temperature=1.5, seed=row, max_new_tokens=30)
         alone = list(generate(model, [1, 2, 3], config, BYTES))
         assert [step[row].idx for step in steps][: len(alone)] == alone
+
+
+@pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerateConfig(temperature=0),
+        GenerateConfig(temperature=0.3, seed=1),
+        GenerateConfig(temperature=1.2, seed=2),
+        GenerateConfig(temperature=0.5, repetition_penalty=1.3, seed=3),
+    ],
+    ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
+)
+def test_guesses_change_nothing(
+    changed: dict[str, Any], config: GenerateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
+    with torch.no_grad():
+        model.wte.weight.mul_(0.3)  # less sure of the last id again
+    tokens = []
+    for most_places in (1, 3, 16):
+        monkeypatch.setattr(generation, "MOST_PLACES", most_places)
+        decoder = Decoder(model, BYTES, n_rows=1)
+        decoder.admit(0, [5, 6, 7, 8] * 4, config, n_top=2)
+        tokens.append(decode(decoder, 0, 90))
+    assert tokens[1] == tokens[2] == tokens[0]  # to the last bit of every logprob
+
+
+@pytest.mark.parametrize(("most_places", "n_passes"), [(1, 10), (2, 8), (16, 7)])
+def test_passes_over_a_text_that_repeats_itself_counted_by_hand(
+    most_places: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass for a, b, c, a, b; then one for each, for two, or for two and then for three."""
+    monkeypatch.setattr(generation, "MOST_PLACES", most_places)
+    after = {"a": {"b": 9.0}, "b": {"c": 9.0}, "c": {"a": 9.0}}
+    decoder = Decoder(successor_model(ABC, after), ABC, n_rows=1)
+    passes: list[int] = []
+    hidden = decoder.network.hidden
+
+    def counted(recent: Any, positions: Any, attend: Any) -> torch.Tensor:
+        passes.append(positions.numel())
+        return hidden(recent, positions, attend)
+
+    monkeypatch.setattr(decoder.network, "hidden", counted)
+    decoder.admit(0, [0], LIKELIEST)
+    assert [token.idx for token in decode(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
+    assert len(passes) == n_passes
+    assert max(passes) <= most_places
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
