@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from common.config import ModelConfig
 from common.device import Device
 from common.model import GPT
 from common.tokenfile import DataFolder
@@ -27,6 +28,7 @@ MOST_EVALS = 10
 # A rough guess at what saving takes: 12 bytes a parameter with its optimizer's state, which are
 # written, hashed and read back.
 SAVE_BYTES_PER_S = 3e8
+FULL_DROPOUT_EPOCHS = 2.0
 N_WARM_UP = 2  # updates: kernels are chosen in the first, the second finds memory of its own
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
@@ -195,6 +197,17 @@ def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
         save_interval=config.save_interval
         or min(eval_interval, max(1, int(SAVE_S / speed.step_s))),
     )
+
+
+def ngram_dropout(config: TrainConfig, shape: ModelConfig, data: DataFolder) -> float:
+    """Return the preset's share of tokens without n-grams for a run as long as this one.
+
+    Text that is read for the first time is not yet known by heart: below two epochs the share is
+    smaller, in proportion. Measured at half an epoch: tests/bench/RECIPE.md.
+    """
+    n_tokens = (config.max_steps or 0) * rows_per_step(config, shape.block_size) * shape.block_size
+    n_epochs = n_tokens / data.n_tokens("train")
+    return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
 
 
 def plan_lines(

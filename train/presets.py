@@ -90,7 +90,7 @@ PRESETS = {
             "mlp": "relu2",
             "ngrams": 4,
             "ngram_rows": 1 << 15,
-            "ngram_dropout": 0.2,
+            "ngram_dropout": 0.33,  # of two epochs and more: plan.ngram_dropout
         },
         train={
             "minutes": 5.0,

@@ -20,7 +20,14 @@ from common.tokenfile import SPLITS, DataFolder, open_data
 from train.config import LENGTHS, TrainConfig
 from train.distributed import ALONE, Ranks
 from train.loop import Progress
-from train.plan import fix_batch, fix_length, fix_steps, measure, plan_lines
+from train.plan import (
+    fix_batch,
+    fix_length,
+    fix_steps,
+    measure,
+    ngram_dropout,
+    plan_lines,
+)
 from train.presets import PRESETS, preset_for
 from train.session import assemble, drive, initial_model, share_out
 from train.signals import StopRequest
@@ -68,6 +75,9 @@ def new_run(
     config = fix_steps(fix_batch(config, model, device, ranks), model, data)
     speed = measure(config, model, data, device, ranks)
     config = fix_length(config, speed)
+    if init_from is None and "ngram_dropout" not in model_options:
+        shape = replace(shape, ngram_dropout=ngram_dropout(config, shape, data))
+        model.config = shape
     stop.wait_for_steps()
     settings = _settings(preset, shape, config, data, device, init_from)
     folder = Path(ranks.first(lambda: _new_folder(runs_dir, name, settings)))

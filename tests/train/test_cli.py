@@ -21,6 +21,7 @@ from tests.tiny import prepare_text, words
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train import resume
 from train.cli import main
+from train.presets import PRESETS
 
 RESUME = ["-m", "train", "resume", "--device", "cpu"]
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
@@ -178,8 +179,14 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     ended = run_python(command, tmp_path)
     assert ended.returncode == 0, ended.stderr
     run = tmp_path / "runs" / "quern"
-    config = json.loads((run / "config.json").read_bytes())["train"]
+    written = json.loads((run / "config.json").read_bytes())
+    config = written["train"]
     max_steps = config["max_steps"]
+    share = PRESETS["tiny"].model["ngram_dropout"] * 64 * max_steps / data.n_tokens("train") / 2
+    share = min(share, PRESETS["tiny"].model["ngram_dropout"])
+    assert written["model"]["ngram_dropout"] == pytest.approx(share, abs=1e-4)
+    state = json.loads((run / f"step-{max_steps:08d}" / "state.json").read_bytes())
+    assert state["model"] == written["model"]
     assert config["minutes"] is None
     assert config["save_interval"] == 200
     assert metrics(run)[-1]["step"] == max_steps
@@ -223,6 +230,17 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
         ended.stdout + ended.stderr,
         re.MULTILINE,
     )
+
+
+@pytest.mark.usefixtures("quick_plan")
+def test_a_share_of_n_grams_that_is_asked_for_is_taken_as_it_is(
+    data: DataFolder, in_tmp_path: Path
+) -> None:
+    settings = options(max_steps=2, ngram_dropout=0.5)
+    result = CliRunner().invoke(main, ["pretrain", "--data", str(data.path), *settings])
+    assert result.exit_code == 0, result.output
+    (written,) = (in_tmp_path / "runs").glob("*/config.json")
+    assert json.loads(written.read_bytes())["model"]["ngram_dropout"] == 0.5
 
 
 @pytest.mark.usefixtures("quick_plan")

@@ -23,6 +23,7 @@ from train.plan import (
     fix_length,
     fix_steps,
     measure,
+    ngram_dropout,
     plan_lines,
     step_time,
 )
@@ -89,6 +90,18 @@ def test_epochs_read_the_data_as_often(
     assert fixed.max_steps is not None
     n_read = fixed.max_steps * 64
     assert 0 <= n_read - epochs * data.n_tokens("train") < 64
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share"), [(0.5, 0.075), (1.0, 0.15), (2.0, 0.3), (9.0, 0.3)], ids=str
+)
+def test_runs_below_two_epochs_leave_out_fewer_n_grams(
+    data: DataFolder, tiny_config: ModelConfig, epochs: float, share: float
+) -> None:
+    config = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    found = ngram_dropout(config, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
+    assert found == pytest.approx(share, abs=0.3 * 64 / data.n_tokens("train"))
+    assert found <= 0.3
 
 
 @pytest.mark.parametrize("settings", [{"minutes": 1.0}, {"max_steps": 5}])
