@@ -1,8 +1,9 @@
 """Time to a loss, and loss after a time: `tiny` against nanoGPT's recipe for a CPU.
 
-Whole processes, from the start of Python on. The peer's own time is the measure: `tiny` makes as many
-steps as it needs to the peer's loss, and then as many as fit into all of that time. The peer runs in the same trainer (preset
-nanogpt-shakespeare-cpu), so whatever makes every network faster here makes it faster too.
+Whole processes, from the start of Python on. The peer's own time is the measure: `tiny` makes as
+many steps as it needs to reach a loss, and then as many as fit into all of that time. The peer runs
+in the same trainer (preset nanogpt-shakespeare-cpu), so whatever makes every network faster here
+makes it faster too.
 """
 
 import re
