@@ -118,12 +118,25 @@ def _in_processes(
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C wait; processes started meanwhile never hear it, not even while they import."""
+    """Let Ctrl-C wait; processes started meanwhile never hear it, not even while they import.
+
+    Another thread may be given the signal all the same, and the handler then runs in this one:
+    hence handlers that only take note.
+    """
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in SIGNALS
+    }
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for waiting in caught:
+            signal.raise_signal(waiting)
 
 
 def _handed_out(

@@ -95,7 +95,7 @@ def measure(name: str, source: Path, tokenizer: str, target: float | None, n_ste
             f"{long.evaluations[-1][1]:>13.4f},{long.seconds:>6.1f}s{saved:>16.1%}"
         )
     middle = median(shares)  # infinite where most did not reach it in the time they had
-    time_said = "not reached in its share" if middle == float("inf") else f"1/{1 / middle:.1f}"
+    time_said = "not reached in" if middle == float("inf") else f"1/{1 / middle:.1f}"
     out.append(
         f"median: {time_said} of the time; val {median(losses):.4f} and "
         f"{median(less):.1%} fewer bits a byte after the peer's whole time"

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from prepare.config import PrepareConfig
-from prepare.engine import AHEAD, Engine
+from prepare.engine import AHEAD, Engine, _signals_held
 from prepare.parts import EncodeJob
 from prepare.scan import Scan, ScanJob
 from prepare.sources import Progress, Source, find_sources
@@ -337,6 +338,7 @@ def test_on_ray_no_byte_is_another_and_no_process_is_left(options: list[str], wo
 
 ON_RAY = """
 import sys
+import threading
 from pathlib import Path
 from common.errors import UserError
 from prepare.engine import Engine
@@ -428,3 +430,27 @@ def test_a_cluster_that_was_started_elsewhere_writes_the_same_bytes(
             cluster.wait(TIMEOUT_S)
     assert found == expected
     assert_none_left(cluster.pid, 30)
+
+
+def test_a_signal_that_another_thread_is_given_waits_until_workers_are_started() -> None:
+    """A past bug: the handler ran in the middle of a start, whose worker then died in words."""
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)  # it does not block signals
+    other.start()
+    begun = []
+
+    def start_worker() -> None:
+        with _signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(20):
+                time.sleep(0.005)
+            begun.append("worker")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_worker()
+    finally:
+        ended.set()
+        other.join()
+    assert begun == ["worker"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -19,7 +19,8 @@ from train.signals import StopRequest
 from train.start import weights_of
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
-FLAT = {"min_lr": TINY["learning_rate"], "warmup_steps": 0}  # no step's rate depends on the length
+# no step depends on the length: neither its rate nor how many tokens go without n-grams
+FLAT = {"min_lr": TINY["learning_rate"], "warmup_steps": 0, "ngram_dropout": 0.2}
 
 
 def go_on(run: Path, stop: StopRequest | None = None, **changes: Any) -> int | None:
