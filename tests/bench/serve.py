@@ -2,7 +2,8 @@
 
 The network is the 124 M of gpt2's architecture with random weights: a step reads half a gigabyte of
 them whoever asks, so that rows together cost little more than one. In networks that fit into the
-caches there is less to share, and HTTP weighs more.
+caches there is less to share, and HTTP weighs more. Ids are drawn: greedily such a network repeats
+itself, and what repeats is guessed, which speeds up one client more than many.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ async def stream(http: httpx2.AsyncClient, number: int) -> tuple[int, float]:
     """Stream one answer; return its tokens, and the seconds to the first of them."""
     body = {
         "prompt": "".join(chr(FIRST_CHARACTER + number + i) for i in range(8)),
-        "max_tokens": N_NEW, "temperature": 0, "stream": True,
+        "max_tokens": N_NEW, "temperature": 1, "stream": True,
     }  # fmt: skip
     start, first_s, n_tokens = time.perf_counter(), 0.0, 0
     async with http.stream("POST", "/v1/completions", json=body) as answered:
