@@ -31,7 +31,7 @@ from common.network import Network
 from common.ngrams import preceding
 from common.tokenizer import Tokenizer
 
-GUESS_AFTER = 3  # ids that must have stood before: of two, what follows is seldom the same
+GUESS_AFTER = 3  # ids that must have stood before, in this order
 # Scored together at most, of all texts: up to here a pass costs little more than for one token.
 MOST_PLACES = 16
 MOST_GUESSED = 8  # for one text; from 1 on, twice as many each time that all were right
