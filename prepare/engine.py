@@ -101,18 +101,18 @@ def _in_processes(
             for future in done:
                 pending.remove(future)
                 yield future.result()
-    except BaseException as error:
-        # Not asked to end: one may be in a long call, and what is not on disk is made again.
-        for worker in set(multiprocessing.active_children()).difference(others):
-            worker.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise DataError(
-                "A worker process ended without a word: it was killed, or there was no memory left "
-                "for it (--workers takes fewer). Run the same command again: it goes on from the "
-                "parts that are finished."
-            ) from error
-        raise
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process ended without a word: it was killed, or there was no memory left "
+            "for it (--workers takes fewer). Run the same command again: it goes on from the "
+            "parts that are finished."
+        ) from error
     finally:
+        # Not asked to end: one may be in a long call, or still at its imports though the others
+        # have done all the work, and what is not on disk is made again.
+        with _signals_held():
+            for worker in set(multiprocessing.active_children()).difference(others):
+                worker.kill()
         pool.shutdown(cancel_futures=True)
 
 

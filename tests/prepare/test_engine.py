@@ -115,6 +115,23 @@ class Ends:
 
 
 @dataclass(frozen=True)
+class OneIsLate:
+    """Only the first worker that is given the job ever begins to work."""
+
+    folder: Path
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__dict__.update(state)
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(LONG_S)
+
+    def __call__(self, task: Task, progress: Progress) -> int:
+        return task.number
+
+
+@dataclass(frozen=True)
 class DiesFirst:
     """Kills its process the first ``n_times`` that task 1 is tried."""
 
@@ -185,6 +202,14 @@ def test_a_run_that_is_closed_before_its_end_ends_its_workers(tmp_path: Path) ->
     with time_limit(LONG_S / 2), closing(results):
         assert next(results) == 1
     assert not any(is_alive(int(path.stem)) for path in tmp_path.glob("*.pid"))
+
+
+def test_a_worker_that_is_late_is_not_waited_for(tmp_path: Path) -> None:
+    """A past bug: a signal in that wait left the worker to find its locks gone, in words."""
+    tasks = tasks_in(tmp_path / "src", 6)
+    with time_limit(LONG_S / 2):
+        assert sorted(run(Engine(workers=2), OneIsLate(tmp_path), tasks)) == list(range(6))
+    assert not multiprocessing.active_children()
 
 
 def test_what_a_worker_sends_back_fits_into_a_pipe_at_once(tmp_path: Path) -> None:
