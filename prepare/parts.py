@@ -30,7 +30,7 @@ from prepare.encode import JUDGE_FIRST, Encode, Judged, PieceIds, make_encoder
 from prepare.findings import Findings
 from prepare.pieces import DROP, END, MORE, Fate
 from prepare.sources import Progress
-from prepare.split import character_at, fraction_of, parts_of, split_hash, tail_cut
+from prepare.split import character_at, parts_of, split_of, tail_cut
 from prepare.tasks import Task
 
 BATCH_BYTES = 1 << 20  # encoded and written at a time
@@ -210,7 +210,7 @@ class _TaskWriter(ExitStack):
         self._n_bytes += len(text)
         if self._long is None and fate is END:
             digest = xxhash.xxh3_128_intdigest(text)
-            halves = parts_of(text, job.rule, job.config, val=val)
+            halves = parts_of(text, digest, job.rule, job.config, val=val)
             for i, (split, part) in enumerate(halves):
                 self._texts.append(part)
                 self._rows.append(_row(len(part), digest, place, split, first=i == 0))
@@ -322,7 +322,6 @@ class _Long(ExitStack):
         self._spool = tempfile.TemporaryFile(dir=job.folder)  # noqa: SIM115  the stack closes it
         self.enter_context(self._spool)
         self._hash = xxhash.xxh3_128()
-        self._split_hash = split_hash(job.config.seed)
         self._n_bytes = 0
         self._cut = tail_cut(n_bytes, job.config.val_fraction) if job.rule == "tail" else None
         self._cut_at: int | None = None  # the character at it
@@ -330,7 +329,6 @@ class _Long(ExitStack):
     def take(self, text: bytes, *, last: bool) -> Iterator[tuple[bytes, bool]]:
         """Yield the pieces of ``text`` to encode apart, and whether each ends its row."""
         self._hash.update(text)
-        self._split_hash.update(text)
         start = self._n_bytes
         self._n_bytes += len(text)
         if self._cut is not None and self._cut_at is None and self._n_bytes >= self._cut:
@@ -353,13 +351,15 @@ class _Long(ExitStack):
         """Return the document's hash, and the split and bytes of its row, or of its two."""
         self._spool.seek(0)
         self.n_ids.pop()
+        digest = self._hash.intdigest()
         if self._job.rule == "tail":
             cut = self._n_bytes if self._cut_at is None else self._cut_at
             halves: list[tuple[Split, int]] = [("train", cut), ("val", self._n_bytes - cut)]
-            return self._hash.intdigest(), [half for half in halves if half[1]]
+            return digest, [half for half in halves if half[1]]
+        split: Split = "val" if val else "train"
         if self._job.rule == "hash":
-            val = fraction_of(self._split_hash) < self._job.config.val_fraction
-        return self._hash.intdigest(), [("val" if val else "train", self._n_bytes)]
+            split = split_of(digest, self._job.config)
+        return digest, [(split, self._n_bytes)]
 
     def read(self, n_bytes: int) -> Iterator[bytes]:
         """Yield the next ``n_bytes`` that were put aside."""

@@ -8,13 +8,15 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
+
 from common.files import write_then_rename
 from prepare.config import PrepareConfig
 from prepare.documents import read_source
 from prepare.findings import Findings
 from prepare.pieces import END, MORE
 from prepare.sources import Progress
-from prepare.split import character_at, fraction_of, hash_fraction, split_hash, tail_cut
+from prepare.split import character_at, fraction_of, split_of, tail_cut
 from prepare.tasks import Task
 from prepare.vocabulary import Sample, Sampled
 
@@ -117,14 +119,15 @@ class ScanJob:
         scan = Scan(number=task.number, sample=Sample(SAMPLE_BYTES, task.barred_from))
         # Of the document in progress: its length and split are known only at its end.
         pending = Sample(SAMPLE_BYTES, scan.sample.barred_from)
-        digest, n_bytes, n_pieces = split_hash(config.seed), 0, 0
+        digest, n_bytes, n_pieces = xxhash.xxh3_128(), 0, 0
         for source in task.sources:
             for text, fate in read_source(source, config, scan.findings, progress):
                 if config.tokenizer == "char":
                     # of documents dropped later too: they will be encoded before that shows
                     scan.characters.update(text.decode("utf-8"))
                 elif config.tokenizer == "bpe":
-                    fraction = hash_fraction(text, config.seed + 1)
+                    # by another seed than the split's: the sample is to be of both sides
+                    fraction = fraction_of(xxhash.xxh3_128_intdigest(text), config.seed + 1)
                     pending.add(Sampled(fraction, text, n_bytes, 0, False, source.val))
                     digest.update(text)
                 n_bytes += len(text)
@@ -134,12 +137,12 @@ class ScanJob:
                         scan.lengths[task.number, scan.n_documents] = n_bytes
                     scan.n_documents += 1
                     scan.n_bytes += n_bytes
-                    in_val = fraction_of(digest) < config.val_fraction
+                    in_val = split_of(digest.intdigest(), config) == "val"
                     for piece in pending.pieces():
                         scan.sample.add(piece._replace(n_document_bytes=n_bytes, in_val=in_val))
                 if fate is not MORE:
                     pending = Sample(SAMPLE_BYTES, scan.sample.barred_from)
-                    digest, n_bytes, n_pieces = split_hash(config.seed), 0, 0
+                    digest, n_bytes, n_pieces = xxhash.xxh3_128(), 0, 0
                 if self.limit is not None and scan.n_documents >= self.limit:
                     return scan
         return scan

@@ -4,7 +4,7 @@ So the split is the same for any order of files and on any machine, stays as it 
 documents come later, and exact duplicates never stand on both sides.
 """
 
-from hashlib import blake2b
+import xxhash
 
 from common.tokenfile import Split
 from prepare.config import PrepareConfig
@@ -13,24 +13,17 @@ from prepare.config import PrepareConfig
 MIN_DOCUMENTS = 1_000
 
 
-def split_hash(seed: int, text: bytes = b"") -> blake2b:
-    """Return the hash of ``text``, to which more can be added, that decides a document's split."""
-    return blake2b(text, digest_size=8, salt=seed.to_bytes(16, "little"))
+def fraction_of(digest: int, seed: int) -> float:
+    """Return a number in [0, 1) that depends on nothing but a text's XXH3 of 128 bits and the seed.
+
+    Source: XXH3, github.com/Cyan4973/xxHash, whose values no later version changes.
+    """
+    return xxhash.xxh3_64_intdigest(digest.to_bytes(16, "little"), seed) / 2**64
 
 
-def fraction_of(digest: blake2b) -> float:
-    """Return a number in [0, 1) that depends on nothing but what was hashed."""
-    return int.from_bytes(digest.digest(), "little") / 2**64
-
-
-def hash_fraction(text: bytes, seed: int) -> float:
-    """Return a number in [0, 1) that depends on nothing but the text and the seed."""
-    return fraction_of(split_hash(seed, text))
-
-
-def split_of(text: bytes, val_fraction: float, seed: int) -> Split:
-    """Return the side a whole document belongs to."""
-    return "val" if hash_fraction(text, seed) < val_fraction else "train"
+def split_of(digest: int, config: PrepareConfig) -> Split:
+    """Return the side that a whole document of this XXH3 belongs to, where its content decides."""
+    return "val" if fraction_of(digest, config.seed) < config.val_fraction else "train"
 
 
 def tail_cut(n_bytes: int, val_fraction: float) -> int:
@@ -51,16 +44,16 @@ def tail_start(text: bytes, val_fraction: float) -> int:
 
 
 def parts_of(
-    text: bytes, rule: str, config: PrepareConfig, *, val: bool
+    text: bytes, digest: int, rule: str, config: PrepareConfig, *, val: bool
 ) -> list[tuple[Split, bytes]]:
     """Return the split, or the two splits, that a document belongs to, with its text there.
 
-    ``val``: it comes from one of --val-files.
+    ``digest`` is its XXH3; ``val``: it comes from one of --val-files.
     """
     if rule == "files":
         return [("val" if val else "train", text)]
     if rule == "hash":
-        return [(split_of(text, config.val_fraction, config.seed), text)]
+        return [(split_of(digest, config), text)]
     cut = tail_start(text, config.val_fraction)
     halves: list[tuple[Split, bytes]] = [("train", text[:cut]), ("val", text[cut:])]
     return [(split, part) for split, part in halves if part]

@@ -3,33 +3,40 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.tokenfile import SPLITS
+from common.tokenfile import SPLITS, Split
 from prepare.config import PrepareConfig
-from prepare.split import fraction_of, hash_fraction, parts_of, split_hash, split_of, tail_start
+from prepare.split import fraction_of, parts_of, split_of, tail_start
 from tests.prepare.making import json_lines, prepare, texts_of
+
+
+def side(text: str, config: PrepareConfig) -> Split:
+    return split_of(xxhash.xxh3_128_intdigest(text.encode()), config)
+
 
 TEXTS = [f"document number {i}, which is about {i * i}" for i in range(10_000)]
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.01, 0.1, 0.5])
 def test_the_share_of_val_is_near_what_is_asked(val_fraction: float) -> None:
-    sides = Counter(split_of(text.encode(), val_fraction, seed=1337) for text in TEXTS)
+    sides = Counter(side(text, PrepareConfig(val_fraction=val_fraction)) for text in TEXTS)
     # five standard deviations of 10,000 draws
     leeway = 5 * (val_fraction * (1 - val_fraction) * len(TEXTS)) ** 0.5
     assert abs(sides["val"] - val_fraction * len(TEXTS)) <= leeway
 
 
 def test_the_split_stays_what_it_was_in_earlier_versions() -> None:
-    # hashlib.blake2b(b"quern", digest_size=8, salt=(1337).to_bytes(16, "little")).hexdigest()
-    digest = bytes.fromhex("2f7103c91455c9ea")
-    assert hash_fraction(b"quern", 1337) == int.from_bytes(digest, "little") / 2**64
+    digest = 0xD483A383BC596930EA0D8941912EAC6D  # printf quern | xxhsum -H2
+    assert xxhash.xxh3_128_intdigest(b"quern") == digest
+    assert fraction_of(digest, seed=1337) == 0xC92F873D4BEC3FEA / 2**64  # by xxHash 0.8.4
 
 
 def test_another_seed_draws_other_documents() -> None:
-    drawn = [{t for t in TEXTS if split_of(t.encode(), 0.1, seed) == "val"} for seed in (1, 2)]
+    configs = [PrepareConfig(seed=seed) for seed in (1, 2)]
+    drawn = [{text for text in TEXTS if side(text, config) == "val"} for config in configs]
     assert 0 < len(drawn[0] & drawn[1]) < 0.2 * len(drawn[0])
 
 
@@ -44,33 +51,26 @@ def test_the_tail_is_cut_between_characters_at_the_first_place_past_the_share(
     assert wanted <= cut < wanted + 4
 
 
-@given(st.lists(st.binary()), st.integers(0, (1 << 64) - 1))
-def test_a_document_in_pieces_has_the_hash_of_the_whole(texts: list[bytes], seed: int) -> None:
-    digest = split_hash(seed)
-    for text in texts:
-        digest.update(text)
-    assert fraction_of(digest) == hash_fraction(b"".join(texts), seed)
-
-
 @pytest.mark.parametrize("val", [False, True])
 @pytest.mark.parametrize("rule", ["hash", "tail", "files"])
 def test_the_parts_of_a_document_are_it_again(rule: str, val: bool) -> None:
     config = PrepareConfig(val_fraction=0.3)
     for text in TEXTS[:200]:
-        parts = parts_of(text.encode(), rule, config, val=val)
+        digest = xxhash.xxh3_128_intdigest(text.encode())
+        parts = parts_of(text.encode(), digest, rule, config, val=val)
         assert b"".join(part for _, part in parts) == text.encode()
         sides = [split for split, _ in parts]
         if rule == "tail":
             assert sides == ["train", "val"]
         else:
-            side = "val" if val else "train"
-            assert sides == [split_of(text.encode(), 0.3, 1337) if rule == "hash" else side]
+            of_file = "val" if val else "train"
+            assert sides == [side(text, config) if rule == "hash" else of_file]
 
 
 @pytest.mark.parametrize(("text", "side"), [(b"a", "val"), ("\u00e9".encode(), "train")])
 def test_of_a_document_too_short_for_two_halves_the_whole_is_one(text: bytes, side: str) -> None:
     """By hand: int(1 * 0.9) is 0; int(2 * 0.9) is 1, inside of the one character."""
-    assert parts_of(text, "tail", PrepareConfig(), val=False) == [(side, text)]
+    assert parts_of(text, 0, "tail", PrepareConfig(), val=False) == [(side, text)]
 
 
 def test_the_split_is_the_same_for_any_order_and_layout_and_duplicates_never_straddle(
@@ -91,7 +91,7 @@ def test_the_split_is_the_same_for_any_order_and_layout_and_duplicates_never_str
     train, val = (set(texts_of(one, split)) for split in SPLITS)
     assert train.isdisjoint(val)
     assert train | val == {text.encode() for text in texts}
-    assert val == {t.encode() for t in texts if split_of(t.encode(), 0.1, 1337) == "val"}
+    assert val == {text.encode() for text in texts if side(text, PrepareConfig()) == "val"}
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import regex
 import tiktoken
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
-from prepare.split import hash_fraction
+from prepare.split import fraction_of
 from prepare.vocabulary import (
     MAX_LEARNED_IDS,
     Sample,
@@ -131,7 +132,14 @@ def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
 
 def offered(texts: list[bytes]) -> list[Sampled]:
     return [
-        Sampled(hash_fraction(text, seed=7), text, i, len(texts), i % 2 == 0, i % 3 == 0)
+        Sampled(
+            fraction_of(xxhash.xxh3_128_intdigest(text), seed=7),
+            text,
+            i,
+            len(texts),
+            i % 2 == 0,
+            i % 3 == 0,
+        )
         for i, text in enumerate(texts)
     ]
 
