@@ -119,6 +119,10 @@ def _tiktokens_ids(tokenizer: BytePairTokenizer, text: bytes) -> PieceIds:
         return np.concatenate(parts)
 
 
+def _has_unicode_17(text: bytes) -> bool:
+    return any(lead in text for lead in UNICODE_17_LEADS) and bool(UNICODE_17.search(text))
+
+
 class Judged:
     """gigatoken's encoding, a sample of it compared with tiktoken's."""
 
@@ -131,7 +135,7 @@ class Judged:
         """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree."""
         rows = []
         for text in texts:
-            if any(lead in text for lead in UNICODE_17_LEADS) and UNICODE_17.search(text):
+            if not text.isascii() and _has_unicode_17(text):
                 rows.append(_tiktokens_ids(self._tokenizer, text))
                 continue
             # A copy: what gigatoken returns lies in a buffer as large as the text could need.

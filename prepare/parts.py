@@ -233,13 +233,13 @@ class _TaskWriter(ExitStack):
             self._long.close()
             self._long = None
 
-    def _packed(self, rows: list[PieceIds]) -> bytes:
+    def _packed(self, rows: list[PieceIds]) -> memoryview:
         """Return ids as they lie in the file."""
         ids = np.concatenate(rows)
         assert not len(ids) or int(ids.max()) <= np.iinfo(self._dtype).max
-        return ids.astype(self._dtype).tobytes()
+        return ids.astype(self._dtype).view(np.uint8).data
 
-    def _append(self, number: int, raw: bytes) -> None:
+    def _append(self, number: int, raw: bytes | memoryview) -> None:
         write_all(self._files[number], raw)
         self._digests[number].update(raw)
 
@@ -340,7 +340,7 @@ class _Long(ExitStack):
                 text = text[cut:]
         yield text, last
 
-    def write(self, raw: bytes, *, ends: bool) -> None:
+    def write(self, raw: memoryview, *, ends: bool) -> None:
         """Put the ids of a piece aside."""
         self._spool.write(raw)
         self.n_ids[-1] += len(raw) // self._itemsize
