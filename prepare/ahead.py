@@ -2,8 +2,7 @@
 
 A thread would not do: after each call of a decoder it waits for the interpreter's lock, and so does
 the Python code beside it. Encoding 100 MB of .tar.xz took 1.8 s with one, and 1.4 s like this. The
-process is forked, since it goes on with an iterator; it reads and nothing else. The pieces come
-in memory that both share, slot after slot, which takes a third of the time that a pipe would:
+pieces come in memory that both share, slot after slot, which takes a third of a pipe's time:
 
     n lengths | n fates | the bytes of n pieces, in a row
 
@@ -13,18 +12,16 @@ it goes a word for each slot that is free again.
 
 import json
 import mmap
-import os
-import signal
 import struct
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from functools import partial
 from itertools import count
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from common.errors import DataError
+from prepare.apart import helper, is_allowed
 from prepare.findings import Findings, UnreadableError
 from prepare.pieces import PIECE_BYTES, Fate, Piece
 from prepare.sources import Tally
@@ -40,76 +37,57 @@ SLOT_BYTES = GATHER_BYTES + PIECE_BYTES + 9 * GATHER_PIECES
 N_SLOTS = 3  # one is read, one is full, one is being filled
 
 
-_forbidden = False
-
-
-def forbid() -> None:
-    """Let ``ahead`` begin no process from now on: this one is a worker, each core has one."""
-    global _forbidden
-    _forbidden = True
-
-
 def ahead(pieces: Iterator[Piece], tally: Tally, findings: Findings) -> Generator[Piece]:
     """Yield the same pieces, made by a process of its own, which ends with this generator.
 
+    None of ``pieces`` is longer than PIECE_BYTES;
     ``tally`` counts there what is read, and here again; ``findings`` are here when all is made.
 
     Raises: what ``pieces`` raises; DataError when the process is killed.
     """
-    if _forbidden:
+    if not is_allowed():
         yield from pieces
         return
-    slots = mmap.mmap(-1, N_SLOTS * SLOT_BYTES)
-    here, there = Pipe()
-    process = os.fork()
-    if process == 0:
-        here.close()
-        _make(pieces, tally, findings, there, slots)
-    there.close()
-    try:
-        with slots, here:
-            for number in count():
-                kind, n_pieces, text = _next(here, tally)
-                if kind != PIECES:
-                    break
-                yield from _pieces_in(slots, _start(number), n_pieces)
-                with suppress(OSError):  # it may have ended meanwhile
-                    here.send_bytes(b"free")
-    finally:
-        os.kill(process, signal.SIGKILL)  # it may be at work still, where no more is wanted
-        os.waitpid(process, 0)
+    with (
+        mmap.mmap(-1, N_SLOTS * SLOT_BYTES) as slots,
+        helper(partial(_make, pieces, tally, findings, slots)) as maker,
+    ):
+        for number in count():
+            message = maker.answer()
+            kind, n_read, n_pieces = HEADER.unpack_from(message)
+            tally(n_read - tally.n_read)
+            if kind != PIECES:
+                break
+            yield from _pieces_in(slots, _start(number), n_pieces)
+            maker.tell(b"free")
+    text = message[HEADER.size :].decode("utf-8")
     if kind != END:
         raise ERRORS[kind](text)
     vars(findings).update(vars(Findings.from_json(json.loads(text))))
 
 
 def _make(
-    pieces: Iterator[Piece], tally: Tally, findings: Findings, there: Connection, slots: mmap.mmap
+    pieces: Iterator[Piece], tally: Tally, findings: Findings, slots: mmap.mmap, there: Connection
 ) -> None:
-    """Put the pieces into the slots and end this process."""
+    """Put the pieces into the slots."""
+    tally.mute()
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first decides
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        tally.mute()
-        try:
-            for number, gathered in enumerate(_gathered(pieces)):
-                if number >= N_SLOTS:
-                    there.recv_bytes()
-                _fill(slots, _start(number), gathered)
-                there.send_bytes(HEADER.pack(PIECES, tally.n_read, len(gathered)))
-        except UnreadableError as error:
-            kind, text = UNREADABLE, error.message
-        except DataError as error:
-            kind, text = DAMAGED, error.message
-        except OSError as error:
-            kind, text = NOT_READ, error.strerror or str(error)
-        except Exception as error:
-            kind, text = FAILED, repr(error)
-        else:
-            kind, text = END, json.dumps(findings.as_json())
-        there.send_bytes(HEADER.pack(kind, tally.n_read, 0) + text.encode("utf-8", "replace"))
-    finally:
-        os._exit(0)  # nothing that belongs to the other process is to be flushed or cleaned up
+        for number, gathered in enumerate(_gathered(pieces)):
+            if number >= N_SLOTS:
+                there.recv_bytes()
+            _fill(slots, _start(number), gathered)
+            there.send_bytes(HEADER.pack(PIECES, tally.n_read, len(gathered)))
+    except UnreadableError as error:
+        kind, text = UNREADABLE, error.message
+    except DataError as error:
+        kind, text = DAMAGED, error.message
+    except OSError as error:
+        kind, text = NOT_READ, error.strerror or str(error)
+    except Exception as error:
+        kind, text = FAILED, repr(error)
+    else:
+        kind, text = END, json.dumps(findings.as_json())
+    there.send_bytes(HEADER.pack(kind, tally.n_read, 0) + text.encode("utf-8", "replace"))
 
 
 def _start(number: int) -> int:
@@ -119,6 +97,7 @@ def _start(number: int) -> int:
 def _fill(slots: mmap.mmap, start: int, pieces: list[Piece]) -> None:
     lengths = np.array([len(text) for text, _ in pieces], "<u8").tobytes()
     fates = bytes(FATES.index(fate) for _, fate in pieces)
+    assert sum(len(text) for text, _ in pieces) < GATHER_BYTES + PIECE_BYTES  # they fit
     for part in (lengths, fates, *(text for text, _ in pieces)):
         slots[start : start + len(part)] = part
         start += len(part)
@@ -131,20 +110,6 @@ def _pieces_in(slots: mmap.mmap, start: int, n_pieces: int) -> Iterator[Piece]:
     for length, fate in zip(lengths, fates, strict=True):
         yield slots[start : start + length], FATES[fate]
         start += length
-
-
-def _next(here: Connection, tally: Tally) -> tuple[int, int, str]:
-    """Return a kind, the number of pieces, and the words of an end."""
-    try:
-        message = here.recv_bytes()
-    except (EOFError, OSError) as error:
-        raise DataError(
-            "The process that reads the sources was killed, or there was no memory left for it. "
-            "Run the same command again: it goes on from the parts that are finished."
-        ) from error
-    kind, n_read, n_pieces = HEADER.unpack_from(message)
-    tally(n_read - tally.n_read)
-    return kind, n_pieces, message[HEADER.size :].decode("utf-8")
 
 
 def _gathered(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from common.errors import DataError
-from prepare.ahead import forbid
+from prepare.apart import forbid
 from prepare.sources import Progress
 from prepare.tasks import Task
 

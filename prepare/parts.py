@@ -24,6 +24,7 @@ import xxhash
 from common.files import write_all, write_json
 from common.tokenfile import SPLITS, Split, token_dtype
 from common.tokenizer import Tokenizer
+from prepare.apart import is_allowed
 from prepare.config import PrepareConfig
 from prepare.documents import read_source
 from prepare.encode import JUDGE_FIRST, Encode, Judged, PieceIds, make_encoder
@@ -35,6 +36,7 @@ from prepare.tasks import Task
 
 BATCH_BYTES = 1 << 20  # encoded and written at a time
 PART_BYTES = 64 << 20  # of text: what a kill can cost, beside reading up to there again
+JUDGE_APART_BYTES = 8 << 20  # of sources: to begin, the process takes some hundredths of a second
 PART_ROWS = 500_000  # bounds the memory where documents are a few bytes long
 
 ROW = np.dtype(
@@ -175,6 +177,8 @@ class _TaskWriter(ExitStack):
     def __init__(self, job: EncodeJob, task: Task, encode: Encode, done: list[Part]) -> None:
         super().__init__()
         self._job, self._task, self._encode = job, task, encode
+        if isinstance(encode, Judged) and is_allowed() and task.size_bytes >= JUDGE_APART_BYTES:
+            self.enter_context(encode.apart())
         self._key = job.keys[task.number]
         self._number = len(done)
         self._dtype = token_dtype(job.tokenizer.vocab_size)
@@ -278,6 +282,8 @@ class _TaskWriter(ExitStack):
         ``n_documents`` is how many of the task's were read so far.
         """
         self._flush()
+        if isinstance(self._encode, Judged):
+            self._encode.settle()
         part = _part(self._job.folder, self._key, self._number)
         # through memory: numpy makes a TypeError of a Ctrl-C that meets it at writing to a file
         packed = io.BytesIO()

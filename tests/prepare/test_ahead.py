@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.ahead import GATHER_BYTES, ahead, forbid
+from prepare.ahead import GATHER_BYTES, GATHER_PIECES, ahead
+from prepare.apart import forbid
 from prepare.config import PrepareConfig
 from prepare.documents import APART_BYTES, read_source
 from prepare.findings import Findings, UnreadableError
-from prepare.pieces import DROP, END, MORE, Piece
+from prepare.pieces import DROP, END, MORE, PIECE_BYTES, Piece
 from prepare.sources import CountedFile, Source, Tally
+from tests.processes import children
 
 PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
 
@@ -32,10 +34,6 @@ def made_ahead(
             yield text
 
 
-def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-
-
 def test_the_items_are_the_same() -> None:
     assert list(made_ahead(iter(PARTS))) == PARTS
     assert list(made_ahead(iter([]))) == []
@@ -47,13 +45,19 @@ def test_every_fate_and_length_comes_through() -> None:
     assert list(ahead(iter(pieces), Tally(print), Findings())) == pieces
 
 
+def test_as_much_as_a_slot_takes_comes_through() -> None:
+    tiny = [(b"", DROP)] * (2 * GATHER_PIECES)
+    pieces: list[Piece] = [(bytes(GATHER_BYTES - 1), MORE), (b"a" * PIECE_BYTES, END)]
+    assert list(ahead(iter([*tiny, *pieces]), Tally(print), Findings())) == [*tiny, *pieces]
+
+
 def test_they_are_made_in_another_process() -> None:
     (maker,) = set(made_ahead(str(os.getpid()).encode() for _ in range(20)))
     assert int(maker) != os.getpid()
 
 
 def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
-    """What it has made waits in the pipe, which is short, and in its hands."""
+    """What it has made waits in the slots, of which there are few, and in its hands."""
 
     def make() -> Iterator[bytes]:
         for i in range(40):
@@ -154,7 +158,7 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
 
 
 def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prepare.ahead._forbidden", False)
+    monkeypatch.setattr("prepare.apart._forbidden", False)
     forbid()
     monkeypatch.delattr(os, "fork")
     assert list(made_ahead(iter(PARTS))) == PARTS

@@ -20,6 +20,7 @@ from prepare.findings import Findings, UnreadableError
 from prepare.pieces import DROP, MORE, Piece
 from prepare.sources import find_sources
 from tests.prepare.making import json_lines, tar_of
+from tests.processes import children
 
 
 def whole(pieces: Iterator[Piece]) -> Iterator[bytes]:
@@ -290,7 +291,3 @@ def test_reading_can_be_given_up_anywhere(
     pieces.close()  # type: ignore[attr-defined]
     assert children() == []
     assert 0 < sum(told) <= len(content)
-
-
-def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()

@@ -1,5 +1,7 @@
 import logging
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from common.tokenizer import (
     CharTokenizer,
     special_ids_after,
 )
+from prepare import parts
 from prepare.encode import (
     JUDGE_FIRST,
     UNICODE_17,
+    WAITING_BYTES,
     Encode,
     EncodersDisagreeError,
     Judged,
@@ -30,6 +34,7 @@ from prepare.encode import (
 )
 from prepare.vocabulary import learn_bpe, published_tokenizer
 from tests.prepare.making import prepare, snapshot
+from tests.processes import children
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = [  # one word each; what follows another is drawn
@@ -321,10 +326,49 @@ def test_nothing_but_a_share_is_judged_where_that_is_asked(learned: BytePairToke
         judged([b"wrong words %d" % i for i in range(3_000)])
 
 
+@pytest.mark.parametrize("n_bytes", [20, 2 * WAITING_BYTES])
+def test_another_process_finds_the_differences_too(
+    learned: BytePairTokenizer, n_bytes: int
+) -> None:
+    right, wrong = (word * (n_bytes // len(word)) for word in (b"right ", b"wrong "))
+    judged = Judged(FakeEncoder(learned), learned)
+    with judged.apart():
+        assert len(children()) == 1
+        judged([right] * 3)
+        judged.settle()
+        judged([wrong, right])
+        with pytest.raises(EncodersDisagreeError):
+            judged.settle()
+        judged([right])
+        with pytest.raises(EncodersDisagreeError):  # of what belongs to the same part
+            judged.settle()
+    assert children() == []
+    with pytest.raises(EncodersDisagreeError):
+        judged([wrong])
+
+
+def test_a_judge_that_is_killed_is_a_sentence(learned: BytePairTokenizer) -> None:
+    judged = Judged(FakeEncoder(learned), learned)
+    with judged.apart():
+        (process,) = children()
+        os.kill(int(process), signal.SIGKILL)
+        judged([b"right"] * JUDGE_FIRST)
+        with pytest.raises(DataError, match="was killed, or there was no memory left"):
+            judged.settle()
+    assert children() == []
+
+
+@pytest.mark.parametrize("is_large", [False, True])
 def test_after_a_difference_tiktoken_encodes_everything_and_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_large: bool,
 ) -> None:
     import gigatoken
+
+    if is_large:  # then another process judges
+        monkeypatch.setattr(parts, "JUDGE_APART_BYTES", 1)
 
     class FakeTokenizer:
         @staticmethod
