@@ -11,6 +11,7 @@ python -m prepare export data shards --to llmc         for other projects
 
 import hashlib
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ COPY_BYTES = 1 << 20
 @click.group(context_settings=CONTEXT)
 def main() -> None:
     """Grind text archives into token files."""
+    # numpy's threads: nothing here uses them, and at the start they spin for a tenth of a second
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
 
