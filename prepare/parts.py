@@ -199,7 +199,7 @@ class _TaskWriter(ExitStack):
 
     def _begin(self) -> None:
         self._texts: list[bytes] = []  # of the rows in self._rows
-        self._rows: list[tuple[int, tuple[int, int], int, int, bool]] = []  # ROW but n_tokens
+        self._rows: list[tuple[int, bytes, int, int, bool]] = []  # ROW but n_tokens
         self._blocks: list[np.ndarray[Any, Any]] = []  # rows that are encoded
         self._batch_bytes = self._n_bytes = self._n_rows = 0
 
@@ -213,7 +213,7 @@ class _TaskWriter(ExitStack):
         job, val = self._job, self._task.sources[place].val
         self._n_bytes += len(text)
         if self._long is None and fate is END:
-            digest = xxhash.xxh3_128_intdigest(text)
+            digest = xxhash.xxh3_128_digest(text)
             halves = parts_of(text, digest, job.rule, job.config, val=val)
             for i, (split, part) in enumerate(halves):
                 self._texts.append(part)
@@ -304,15 +304,17 @@ class _TaskWriter(ExitStack):
 
 
 def _row(
-    n_bytes: int, digest: int, place: int, split: Split, *, first: bool
-) -> tuple[int, tuple[int, int], int, int, bool]:
-    return n_bytes, (digest >> 64, digest & (1 << 64) - 1), place, SPLITS.index(split), first
+    n_bytes: int, digest: bytes, place: int, split: Split, *, first: bool
+) -> tuple[int, bytes, int, int, bool]:
+    return n_bytes, digest, place, SPLITS.index(split), first
 
 
 def _packed_rows(n_tokens: list[int], rows: list[Any]) -> "np.ndarray[Any, Any]":
     block = np.zeros(len(rows), ROW)
-    columns = zip(*rows, strict=True)
-    for name, column in zip(ROW.names, [n_tokens, *columns], strict=True):  # type: ignore[arg-type]
+    n_bytes, digests, places, splits, first = zip(*rows, strict=True)
+    hashes = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
+    columns = [n_tokens, n_bytes, hashes, places, splits, first]
+    for name, column in zip(ROW.names, columns, strict=True):  # type: ignore[arg-type]
         block[name] = column
     return block
 
@@ -353,11 +355,11 @@ class _Long(ExitStack):
         if ends:
             self.n_ids.append(0)
 
-    def finish(self, *, val: bool) -> tuple[int, list[tuple[Split, int]]]:
+    def finish(self, *, val: bool) -> tuple[bytes, list[tuple[Split, int]]]:
         """Return the document's hash, and the split and bytes of its row, or of its two."""
         self._spool.seek(0)
         self.n_ids.pop()
-        digest = self._hash.intdigest()
+        digest = self._hash.digest()
         if self._job.rule == "tail":
             cut = self._n_bytes if self._cut_at is None else self._cut_at
             halves: list[tuple[Split, int]] = [("train", cut), ("val", self._n_bytes - cut)]

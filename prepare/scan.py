@@ -127,7 +127,7 @@ class ScanJob:
                     scan.characters.update(text.decode("utf-8"))
                 elif config.tokenizer == "bpe":
                     # by another seed than the split's: the sample is to be of both sides
-                    fraction = fraction_of(xxhash.xxh3_128_intdigest(text), config.seed + 1)
+                    fraction = fraction_of(xxhash.xxh3_128_digest(text), config.seed + 1)
                     pending.add(Sampled(fraction, text, n_bytes, 0, False, source.val))
                     digest.update(text)
                 n_bytes += len(text)
@@ -137,7 +137,7 @@ class ScanJob:
                         scan.lengths[task.number, scan.n_documents] = n_bytes
                     scan.n_documents += 1
                     scan.n_bytes += n_bytes
-                    in_val = split_of(digest.intdigest(), config) == "val"
+                    in_val = split_of(digest.digest(), config) == "val"
                     for piece in pending.pieces():
                         scan.sample.add(piece._replace(n_document_bytes=n_bytes, in_val=in_val))
                 if fate is not MORE:

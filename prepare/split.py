@@ -13,15 +13,15 @@ from prepare.config import PrepareConfig
 MIN_DOCUMENTS = 1_000
 
 
-def fraction_of(digest: int, seed: int) -> float:
+def fraction_of(digest: bytes, seed: int) -> float:
     """Return a number in [0, 1) that depends on nothing but a text's XXH3 of 128 bits and the seed.
 
     Source: XXH3, github.com/Cyan4973/xxHash, whose values no later version changes.
     """
-    return xxhash.xxh3_64_intdigest(digest.to_bytes(16, "little"), seed) / 2**64
+    return xxhash.xxh3_64_intdigest(digest, seed) / 2**64
 
 
-def split_of(digest: int, config: PrepareConfig) -> Split:
+def split_of(digest: bytes, config: PrepareConfig) -> Split:
     """Return the side that a whole document of this XXH3 belongs to, where its content decides."""
     return "val" if fraction_of(digest, config.seed) < config.val_fraction else "train"
 
@@ -44,7 +44,7 @@ def tail_start(text: bytes, val_fraction: float) -> int:
 
 
 def parts_of(
-    text: bytes, digest: int, rule: str, config: PrepareConfig, *, val: bool
+    text: bytes, digest: bytes, rule: str, config: PrepareConfig, *, val: bool
 ) -> list[tuple[Split, bytes]]:
     """Return the split, or the two splits, that a document belongs to, with its text there.
 

@@ -141,7 +141,7 @@ def expected_rows(case: Given) -> tuple[dict[Split, list[bytes]], int]:
             if any(case.val_files):
                 rows["val" if of_val_file else "train"].append(raw)
             elif case.config.split_rule == "hash":
-                rows[split_of(xxhash.xxh3_128_intdigest(raw), case.config)].append(raw)
+                rows[split_of(xxhash.xxh3_128_digest(raw), case.config)].append(raw)
             else:
                 start = tail_start(raw, case.config.val_fraction)
                 for split, half in zip(SPLITS, (raw[:start], raw[start:]), strict=True):

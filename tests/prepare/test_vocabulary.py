@@ -133,7 +133,7 @@ def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
 def offered(texts: list[bytes]) -> list[Sampled]:
     return [
         Sampled(
-            fraction_of(xxhash.xxh3_128_intdigest(text), seed=7),
+            fraction_of(xxhash.xxh3_128_digest(text), seed=7),
             text,
             i,
             len(texts),
