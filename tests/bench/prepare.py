@@ -1,8 +1,12 @@
 """Prepare against the usual way: datasets.map + tiktoken + memmap, as nanoGPT's prepare does it.
 
-Measured on two cores, for each MB of such text: on one zstd and JSON, 3 ms, or xz, 12 ms; on the
-other gigatoken 2 ms, hashes, judging, writing and the pipe 4 ms, a tar's members 3 to 5 ms more.
-Starting Python, numpy and GPT-2's vocabulary takes 0.45 s besides.
+The floor on two cores, for each MB of such text: on one zstd and JSON, 3 ms, or xz, 12 ms, and
+tiktoken's sample, 0.7 ms; on the other gigatoken, 1.8 ms, writing and SHA-256, 1.1 ms, and Python,
+hashes and copies, 2 ms; a tar's members take 3 to 5 ms more. Beginning takes 0.3 s besides: Python
+and its modules, the first documents, GPT-2's vocabulary, gigatoken's tables.
+
+Tried and without gain: threads, in place of processes, that judge or write (each waits for the
+interpreter's lock, and so does what it should relieve), and ids that are not copied at once.
 """
 
 import json
@@ -30,7 +34,9 @@ from prepare.vocabulary import learn_bpe, published_tokenizer
 from tests.bench.table import compare
 
 MB = 1_000_000
-SMALL, LARGE = 100 * MB, 1_000 * MB
+SMALL, MEDIUM, LARGE = 100 * MB, 400 * MB, 1_000 * MB
+# As on most machines: Python keeps modules compiled, and does not compile ours at every start.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"  # speeches, Wikipedia, plays, sums
 DOCUMENT_CHARACTERS = 5_000  # as OpenWebText's
 N_ARCHIVES = 16
@@ -93,7 +99,10 @@ def main() -> None:
         vocabulary = _vocabulary(folder)
         _encoding(vocabulary)
         source = _json_lines(folder / "small.jsonl.zst", SMALL)
-        _against_datasets(folder, source)
+        _against_datasets(folder, source, SMALL)
+        medium = _json_lines(folder / "medium.jsonl.zst", MEDIUM)
+        _against_datasets(folder, medium, MEDIUM)
+        medium.unlink()
         parts = _archives(folder)
         _against_xz(folder, parts)
         _many_archives(folder, parts)
@@ -170,19 +179,19 @@ def _ours(folder: Path, *arguments: str | Path, core: int | None = None) -> None
             "--tokenizer", str(folder / "vocab.tiktoken"), "--out", out,
         ]  # fmt: skip
         pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
-        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin)
+        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin, env=ENVIRONMENT)
 
 
-def _against_datasets(folder: Path, source: Path) -> None:
+def _against_datasets(folder: Path, source: Path, n_bytes: int) -> None:
     def peer() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             vocabulary = str(folder / "vocab.tiktoken")
             subprocess.run(
                 [sys.executable, "-c", PEER, str(source), vocabulary, out],
-                check=True, capture_output=True,
+                check=True, capture_output=True, env=ENVIRONMENT,
             )  # fmt: skip
 
-    n_mb = SMALL / MB
+    n_mb = n_bytes / MB
     compare(
         f".jsonl.zst to .bin, {n_mb:.0f} MB of text, whole process", "MB/s",
         {
