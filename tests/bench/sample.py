@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from common import generate
 from common.checkpoint import new_run, save_checkpoint
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
+from common.device import Device, choose_device
 from common.files import write_json
 from common.generate import MOST_PLACES, Decoder
 from common.model import GPT
@@ -71,14 +72,15 @@ def generation(
     return tokens_per_second
 
 
-def their_generation() -> Callable[[], float]:
+def their_generation(config: GPT2Config, device: Device) -> Callable[[], float]:
     """Return the same of transformers' generate."""
-    theirs = GPT2LMHeadModel(GPT2Config()).eval()
+    theirs = GPT2LMHeadModel(config).eval().to(device.torch_device, device.dtype)
+    prompt = torch.tensor([PROMPT], device=device.torch_device)
 
     def tokens_per_second() -> float:
         start = time.perf_counter()
         out = theirs.generate(
-            torch.tensor([PROMPT]), max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
+            prompt, max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
             pad_token_id=0,
         )  # fmt: skip
         return float(out.shape[1] - len(PROMPT)) / (time.perf_counter() - start)
@@ -108,7 +110,8 @@ def large() -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(**GPT2)).eval()
     network = Network(model)
-    ours, theirs = generation(model, network), their_generation()
+    ours = generation(model, network)
+    theirs = their_generation(GPT2Config(), choose_device("cpu"))
     n_weights = model.n_parameters - model.wpe.weight.numel()
     compare(
         f"Generation, gpt2, {model.n_parameters:,} parameters, {N_NEW} tokens greedily",
