@@ -58,7 +58,7 @@ def write_then_rename(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
-    """Write the whole of ``content``, which one call to an unbuffered file or pipe may not."""
+    """Write the whole of ``content``, which one call to an unbuffered file may not."""
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]

@@ -40,10 +40,10 @@ N_SLOTS = 3  # one is read, one is full, one is being filled
 def ahead(pieces: Iterator[Piece], tally: Tally, findings: Findings) -> Generator[Piece]:
     """Yield the same pieces, made by a process of its own, which ends with this generator.
 
-    None of ``pieces`` is longer than PIECE_BYTES;
+    None of them is longer than PIECE_BYTES.
     ``tally`` counts there what is read, and here again; ``findings`` are here when all is made.
 
-    Raises: what ``pieces`` raises; DataError when the process is killed.
+    Raises: what ``pieces`` raises; HelperEndedError when the process is killed.
     """
     if not is_allowed():
         yield from pieces
@@ -122,7 +122,7 @@ def _gathered(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
             if n_held >= GATHER_BYTES or len(held) >= GATHER_PIECES:
                 yield held
                 held, n_held = [], 0
-    except DataError:
+    except (DataError, OSError):
         if held:
             yield held  # what came before the damage is good
         raise

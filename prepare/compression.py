@@ -17,11 +17,12 @@ from typing import Any, Protocol, TypeAlias
 import zstandard
 
 from common.errors import DataError
+from prepare.pieces import PIECE_BYTES
 from prepare.streams import Stream
 
 Buffer: TypeAlias = bytes | memoryview
 
-CHUNK_BYTES = 4 << 20  # decompressed at a time
+CHUNK_BYTES = PIECE_BYTES  # decompressed at a time, and handed from process to process
 READ_BYTES = 1 << 20  # compressed bytes read at a time
 FIRST_FEED_BYTES = 1 << 14  # what follows a stream's end is copied: little where streams are short
 FREE_BYTES = 64 << 20  # no harm can be done with so little, whatever it was made from

@@ -61,7 +61,7 @@ def _apart(source: Source) -> Literal["decoding", "reading", ""]:
     """Tell which work on a source is done by a process of its own.
 
     Encoding takes about as long as all that comes before it, unless that begins with a slow codec.
-    Tables are read by threads of pyarrow, which no fork may meet.
+    Tables are read by pyarrow's threads, here.
     """
     try:
         with source.path.open("rb") as file:

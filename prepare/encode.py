@@ -55,8 +55,7 @@ class EncodersDisagreeError(Exception):
 def make_encoder(tokenizer: Tokenizer, *, fast: bool = True) -> tuple[str, Encode]:
     """Return the name of the library that encodes, and the function that does it.
 
-    The function raises EncodersDisagreeError when gigatoken fails its judge; ``fast=False`` gives
-    tiktoken's.
+    ``fast=False`` gives tiktoken's function; gigatoken's is Judged.
     """
     if isinstance(tokenizer, CharTokenizer):
         return "characters", _character_encoder(tokenizer)
@@ -137,19 +136,22 @@ class Judged:
         self.n_left = JUDGE_FIRST  # pieces that tiktoken is to encode too, drawn or not
         self._encode = encoder.encode
         self._tokenizer = tokenizer
-        self._judge: Helper | None = None
+        self._judge: Helper | None = None  # None: this process compares
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Inside of this let another process compare: it takes half as long as encoding does."""
-        with helper(partial(_judge, self._tokenizer)) as self._judge:
+        with helper(partial(_compare, self._tokenizer)) as self._judge:
             try:
                 yield
             finally:
                 self._judge = None
 
     def __call__(self, texts: list[bytes]) -> list[PieceIds]:
-        """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree."""
+        """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree.
+
+        Raises: EncodersDisagreeError, unless another process compares: then ``settle`` does.
+        """
         rows = []
         for text in texts:
             if not text.isascii() and _has_unicode_17(text):
@@ -171,7 +173,7 @@ class Judged:
     def settle(self) -> None:
         """Wait until all texts that were drawn are compared.
 
-        Raises: EncodersDisagreeError; DataError when the process that compares was killed.
+        Raises: EncodersDisagreeError; HelperEndedError.
         """
         if self._judge is not None:
             self._judge.tell(b"")
@@ -179,18 +181,21 @@ class Judged:
                 raise EncodersDisagreeError
 
 
-def _judge(tokenizer: BytePairTokenizer, there: Connection) -> None:
+def _compare(tokenizer: BytePairTokenizer, there: Connection) -> None:
     """Compare what comes, a digest of ids and their text; answer an empty message.
 
     What waits is taken in first, up to a limit, so that the other process need not wait.
     """
     verdict = RIGHT
-    os.nice(10)  # only the end of a part waits for it, and the others have both cores to fill
+    os.nice(10)  # only the end of a part waits for it
     waiting: deque[bytes] = deque()
+    n_bytes = 0
     while True:
-        while not waiting or (sum(map(len, waiting)) < WAITING_BYTES and there.poll()):
+        while not waiting or (n_bytes < WAITING_BYTES and there.poll()):
             waiting.append(there.recv_bytes())
+            n_bytes += len(waiting[-1])
         message = waiting.popleft()
+        n_bytes -= len(message)
         if not message:
             there.send_bytes(verdict)
         elif not _is_right(tokenizer, message[DIGEST_BYTES:], message[:DIGEST_BYTES]):

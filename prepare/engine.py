@@ -22,7 +22,6 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait as wait_for_connection
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from common.errors import DataError
-from prepare.apart import forbid
+from prepare.apart import forbid, signals_held
 from prepare.sources import Progress
 from prepare.tasks import Task
 
@@ -42,7 +41,6 @@ POLL_SECONDS = 0.1
 MIN_BYTES_PER_WORKER = 8 << 20  # on disk: a process takes some tenths of a second to start
 N_RETRIES = 3  # of a Ray task whose worker died
 CONNECT_SECONDS = 5.0  # to a Ray cluster; Ray itself would try for more than a minute
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def _in_processes(
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (job, counter))
 
     def submit(task: Task) -> "Future[Result]":
-        with _signals_held():  # a worker may be started here
+        with signals_held():  # a worker may be started here
             return pool.submit(_work, task)
 
     n_told = 0
@@ -110,33 +108,10 @@ def _in_processes(
     finally:
         # Not asked to end: one may be in a long call, or still at its imports though the others
         # have done all the work, and what is not on disk is made again.
-        with _signals_held():
+        with signals_held():
             for worker in set(multiprocessing.active_children()).difference(others):
                 worker.kill()
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C wait; processes started meanwhile never hear it, not even while they import.
-
-    Another thread may be given the signal all the same, and the handler then runs in this one:
-    hence handlers that only take note.
-    """
-    caught: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in SIGNALS
-    }
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for waiting in caught:
-            signal.raise_signal(waiting)
 
 
 def _handed_out(

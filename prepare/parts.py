@@ -217,7 +217,7 @@ class _TaskWriter(ExitStack):
             halves = parts_of(text, digest, job.rule, job.config, val=val)
             for i, (split, part) in enumerate(halves):
                 self._texts.append(part)
-                self._rows.append(_row(len(part), digest, place, split, first=i == 0))
+                self._rows.append((len(part), digest, place, SPLITS.index(split), i == 0))
             self._n_rows += len(halves)
             self._batch_bytes += len(text)
             if self._batch_bytes >= BATCH_BYTES:
@@ -270,7 +270,7 @@ class _TaskWriter(ExitStack):
         digest, halves = self._long.finish(val=val)
         rows = []
         for i, ((split, n_bytes), n_ids) in enumerate(zip(halves, self._long.n_ids, strict=True)):
-            rows.append(_row(n_bytes, digest, place, split, first=i == 0))
+            rows.append((n_bytes, digest, place, SPLITS.index(split), i == 0))
             for raw in self._long.read(n_ids * self._dtype.itemsize):
                 self._append(SPLITS.index(split), raw)
         self._blocks.append(_packed_rows(self._long.n_ids, rows))
@@ -301,12 +301,6 @@ class _TaskWriter(ExitStack):
         write_json(part.path, manifest)
         self._number += 1
         self._begin()
-
-
-def _row(
-    n_bytes: int, digest: bytes, place: int, split: Split, *, first: bool
-) -> tuple[int, bytes, int, int, bool]:
-    return n_bytes, digest, place, SPLITS.index(split), first
 
 
 def _packed_rows(n_tokens: list[int], rows: list[Any]) -> "np.ndarray[Any, Any]":

@@ -12,6 +12,7 @@ the same command, started again after a kill, goes on from there.
 import json
 import logging
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -51,6 +52,8 @@ from prepare.vocabulary import (
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
+LOCK_SECONDS = 2.0  # what helps a killed run holds its lock too, and ends with what it is at
+POLL_SECONDS = 0.05
 SCAN_NAME = "scan.json"
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 # For the estimate of disk space; low, so that nothing is refused that would fit.
@@ -114,12 +117,18 @@ def _work_folder(out: Path) -> Iterator[Path]:
     work = out / UNFINISHED
     work.mkdir(exist_ok=True)
     with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(
-                f"{out}: another prepare is writing there. Wait for it, or choose another --out."
-            ) from error
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise DataError(
+                        f"{out}: another prepare is writing there. Wait for it, or choose another "
+                        "--out."
+                    ) from error
+                time.sleep(POLL_SECONDS)
         try:
             yield work
         finally:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import DataError
+from prepare.apart import forbid
 from prepare.config import PrepareConfig
 from prepare.findings import Findings
 from prepare.jsontext import text_of, without_surrogates
@@ -24,6 +25,7 @@ def parquet_documents(
     import pyarrow
     import pyarrow.parquet
 
+    forbid()  # pyarrow has threads
     column, _, _ = config.text_key.partition(".")
     try:
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
@@ -58,6 +60,7 @@ def dataset_documents(source: Source, config: PrepareConfig, findings: Findings)
         raise DataError(
             "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
         ) from error
+    forbid()  # pyarrow has threads
     try:
         rows = _open(datasets, source)
         for number, row in enumerate(rows):

@@ -13,8 +13,12 @@ TIMEOUT_S = 120  # of a process that hangs: nothing here takes a tenth of it
 
 
 def children() -> list[str]:
-    """Return the ids of the processes that this one began and has not waited for."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    """Return the ids of the processes that this one began and has not waited for.
+
+    But for multiprocessing's resource tracker, which stays to the end.
+    """
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    return [pid for pid in found if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def environment() -> dict[str, str]:

@@ -12,3 +12,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real data is not there: ../shared")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow each test to begin processes, whatever the last one read."""
+    monkeypatch.setattr("prepare.apart._forbidden", False)

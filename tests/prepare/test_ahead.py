@@ -1,7 +1,9 @@
 """Items made by another process: the same, with its errors, and it is gone at the end."""
 
 import io
+import lzma
 import os
+import random
 import signal
 import time
 from collections import deque
@@ -13,7 +15,7 @@ import pytest
 
 from common.errors import DataError
 from prepare.ahead import GATHER_BYTES, GATHER_PIECES, ahead
-from prepare.apart import forbid
+from prepare.apart import HelperEndedError, forbid, helper
 from prepare.config import PrepareConfig
 from prepare.documents import APART_BYTES, read_source
 from prepare.findings import Findings, UnreadableError
@@ -97,8 +99,11 @@ def test_other_errors_come_through_too(error: Exception) -> None:
         yield from PARTS
         raise error
 
+    found: list[bytes] = []
     with pytest.raises((OSError, RuntimeError), match=r"Input/output error|a mistake"):
-        deque(made_ahead(make()), maxlen=0)
+        found.extend(iter(made_ahead(make()).__next__, None))
+    if isinstance(error, OSError):  # a disk that cannot be read further; what came before is good
+        assert found == PARTS
 
 
 @pytest.mark.parametrize("n_used", [0, 1, 5])
@@ -116,8 +121,30 @@ def test_killed_it_is_a_sentence() -> None:
     next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
-    with pytest.raises(DataError, match="was killed, or there was no memory left"):
+    with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
         deque(chunks, maxlen=0)
+    assert children() == []
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) -> None:
+    """A past bug: with --on-error skip the rest of the file was left out, and the run went on."""
+    path = tmp_path / "a.txt.xz"
+    text = random.Random(0).randbytes(4 * APART_BYTES).hex().encode()
+    path.write_bytes(lzma.compress(text, preset=0))
+    config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
+    pieces = read_source(Source(name="a", path=path), config, Findings(), print)
+    next(pieces)
+    (process,) = children()
+    os.kill(int(process), signal.SIGKILL)
+    with pytest.raises(HelperEndedError):
+        deque(pieces, maxlen=0)
+
+
+def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with helper(lambda there: 1 // 0) as process, pytest.raises(HelperEndedError):
+        process.answer()
+    assert "ZeroDivisionError" in capfd.readouterr().err
     assert children() == []
 
 
@@ -158,7 +185,6 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
 
 
 def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prepare.apart._forbidden", False)
     forbid()
     monkeypatch.delattr(os, "fork")
     assert list(made_ahead(iter(PARTS))) == PARTS

@@ -3,6 +3,9 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from common.tokenizer import (
     special_ids_after,
 )
 from prepare import parts
+from prepare.apart import Helper, HelperEndedError, forbid, helper
 from prepare.encode import (
     JUDGE_FIRST,
     UNICODE_17,
@@ -353,22 +357,31 @@ def test_a_judge_that_is_killed_is_a_sentence(learned: BytePairTokenizer) -> Non
         (process,) = children()
         os.kill(int(process), signal.SIGKILL)
         judged([b"right"] * JUDGE_FIRST)
-        with pytest.raises(DataError, match="was killed, or there was no memory left"):
+        with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
             judged.settle()
     assert children() == []
 
 
-@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("how", ["small", "large", "large, in a worker"])
 def test_after_a_difference_tiktoken_encodes_everything_and_it_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    is_large: bool,
+    how: str,
 ) -> None:
     import gigatoken
 
-    if is_large:  # then another process judges
+    if how != "small":
         monkeypatch.setattr(parts, "JUDGE_APART_BYTES", 1)
+    if how == "large, in a worker":
+        forbid()
+    begun: list[str] = []
+
+    def noted(work: Callable[[Connection], object]) -> AbstractContextManager[Helper]:
+        begun.append("judge")
+        return helper(work)
+
+    monkeypatch.setattr("prepare.encode.helper", noted)
 
     class FakeTokenizer:
         @staticmethod
@@ -390,6 +403,7 @@ def test_after_a_difference_tiktoken_encodes_everything_and_it_is_said(
     monkeypatch.setattr(gigatoken, "Tokenizer", FakeTokenizer)
     with caplog.at_level(logging.WARNING):
         judged = prepare([tmp_path / "in"], tmp_path / "judged", tokenizer="bpe", vocab_size="300")
+    assert len(begun) == (2 if how == "large" else 0)  # once where gigatoken is right
     assert judged.meta["encoder"] == "tiktoken"
     assert "gigatoken gave other ids than tiktoken" in caplog.text
     assert judged.meta["files"] == right.meta["files"]

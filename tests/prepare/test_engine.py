@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError, DataError
+from prepare.apart import signals_held
 from prepare.config import PrepareConfig
-from prepare.engine import AHEAD, Engine, _signals_held
+from prepare.engine import AHEAD, Engine
 from prepare.parts import EncodeJob
 from prepare.scan import Scan, ScanJob
 from prepare.sources import Progress, Source, find_sources
@@ -465,7 +466,7 @@ def test_a_signal_that_another_thread_is_given_waits_until_workers_are_started()
     begun = []
 
     def start_worker() -> None:
-        with _signals_held():
+        with signals_held():
             os.kill(os.getpid(), signal.SIGINT)
             for _ in range(20):
                 time.sleep(0.005)

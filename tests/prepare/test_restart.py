@@ -26,13 +26,15 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds proces
 # spawned, read this file too.
 SMALL = """
 import os, time
-import prepare.parts, prepare.pieces, prepare.scan, prepare.tasks
+import prepare.documents, prepare.parts, prepare.pieces, prepare.scan, prepare.tasks
 
 prepare.tasks.GROUP_BYTES = 2_000
 prepare.parts.PART_BYTES = 6_000
 prepare.parts.BATCH_BYTES = 1_000
 prepare.pieces.PIECE_BYTES = 3_000
 prepare.scan.SAMPLE_BYTES = 20_000
+if os.environ.get("QUERN_TEST_HELPERS"):  # for each task
+    prepare.documents.APART_BYTES = prepare.parts.JUDGE_APART_BYTES = 1
 write_json = prepare.parts.write_json
 
 def write_slowly(path, value):  # so that a signal finds the run still at work
@@ -377,21 +379,48 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(
         assert_goes_on(work, "char", 3, unstopped)
 
 
-def test_workers_end_with_the_process_that_began_them(
-    work: Path, unstopped: Unstopped, mark: str
+@pytest.mark.parametrize("n_times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_judge_that_is_killed_ends_the_run_with_a_sentence(
+    n_times: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with started(text_command("char", 2), work) as process:
+    monkeypatch.setenv("QUERN_TEST_HELPERS", "1")
+    monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
+    drawn = random.Random(n_times)
+    for _ in range(n_times):
+        shutil.rmtree(work / "out", ignore_errors=True)
+        with started(text_command("bpe", 1), work) as process:
+            n_finished = drawn.randrange(1, 60)
+            wait_until(lambda: n_parts(work) >= n_finished, process)  # noqa: B023
+            helpers: list[int] = []
+            while not helpers:  # between two tasks
+                helpers = sorted(processes_with(mark).keys() - {process.pid})
+            os.kill(helpers[0], signal.SIGKILL)  # begun before the one that reads, ends after it
+            stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+        ended = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+        assert_one_sentence(ended, "A process that helps", "same command again")
+        assert_none_left(mark, 1)
+        assert_goes_on(work, "bpe", 1, unstopped)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_end_with_the_one_that_began_them(
+    workers: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUERN_TEST_HELPERS", "1")
+    monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
+    with started(text_command("bpe", workers), work) as process:
         wait_until(lambda: n_parts(work) > 3, process)
-        assert len(workers_of(mark)) == 2
+        wait_until(lambda: len(processes_with(mark)) > 2, process)
         process.kill()
+    assert_goes_on(work, "bpe", workers, unstopped)  # at once: what holds the lock soon ends
     assert_none_left(mark, 1)
-    assert_goes_on(work, "char", 2, unstopped)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_signals_stop_all_at_once_and_the_next_run_goes_on(
     workers: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QUERN_TEST_HELPERS", "1")
     monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
     lock = work / UNFINISHED / "lock"
     n_seconds = 0.0  # after the beginning; the workers import for some tenths of a second
