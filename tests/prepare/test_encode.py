@@ -3,8 +3,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from common.tokenizer import (
 )
 from prepare import parts
 from prepare.apart import Helper, HelperEndedError, forbid, helper
+from prepare.config import PrepareConfig
 from prepare.encode import (
     JUDGE_FIRST,
     UNICODE_17,
@@ -360,6 +361,31 @@ def test_a_judge_that_is_killed_is_a_sentence(learned: BytePairTokenizer) -> Non
         with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
             judged.settle()
     assert children() == []
+
+
+def test_a_run_whose_judge_is_killed_finishes_no_part_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def killed(work: Callable[[Connection], object]) -> Iterator[Helper]:
+        with helper(work) as judge:
+            (process,) = children()
+            os.kill(int(process), signal.SIGKILL)
+            yield judge
+
+    source = tmp_path / "in.txt"
+    source.write_text("what is right and what is left. " * 99, encoding="utf-8")
+    config = PrepareConfig(tokenizer="bpe", vocab_size="300")
+    right = prepare([source], tmp_path / "right", config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "JUDGE_APART_BYTES", 1)
+        patch.setattr("prepare.encode.helper", killed)
+        with pytest.raises(HelperEndedError):
+            prepare([source], tmp_path / "out", config=config)
+    assert not list(tmp_path.glob("out/.unfinished/*-????.json"))
+    assert list(tmp_path.glob("out/.unfinished/scan.json"))
+    later = prepare([source], tmp_path / "out", config=config)
+    assert snapshot(later.path) == snapshot(right.path)
 
 
 @pytest.mark.parametrize("how", ["small", "large", "large, in a worker"])

@@ -379,29 +379,6 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(
         assert_goes_on(work, "char", 3, unstopped)
 
 
-@pytest.mark.parametrize("n_times", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_judge_that_is_killed_ends_the_run_with_a_sentence(
-    n_times: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("QUERN_TEST_HELPERS", "1")
-    monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
-    drawn = random.Random(n_times)
-    for _ in range(n_times):
-        shutil.rmtree(work / "out", ignore_errors=True)
-        with started(text_command("bpe", 1), work) as process:
-            n_finished = drawn.randrange(1, 60)
-            wait_until(lambda: n_parts(work) >= n_finished, process)  # noqa: B023
-            helpers: list[int] = []
-            while not helpers:  # between two tasks
-                helpers = sorted(processes_with(mark).keys() - {process.pid})
-            os.kill(helpers[0], signal.SIGKILL)  # begun before the one that reads, ends after it
-            stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-        ended = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
-        assert_one_sentence(ended, "A process that helps", "same command again")
-        assert_none_left(mark, 1)
-        assert_goes_on(work, "bpe", 1, unstopped)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_processes_end_with_the_one_that_began_them(
     workers: int, work: Path, unstopped: Unstopped, mark: str, monkeypatch: pytest.MonkeyPatch
