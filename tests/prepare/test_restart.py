@@ -387,7 +387,7 @@ def test_processes_end_with_the_one_that_began_them(
     monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
     with started(text_command("bpe", workers), work) as process:
         wait_until(lambda: n_parts(work) > 3, process)
-        wait_until(lambda: len(processes_with(mark)) > 2, process)
+        wait_until(lambda: len(processes_with(mark)) > workers, process)
         process.kill()
     assert_goes_on(work, "bpe", workers, unstopped)  # at once: what holds the lock soon ends
     assert_none_left(mark, 1)
