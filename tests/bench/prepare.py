@@ -1,9 +1,9 @@
 """Prepare against the usual way: datasets.map + tiktoken + memmap, as nanoGPT's prepare does it.
 
 Where the time goes on two cores, for each MB of such text: on one zstd and JSON, 3 ms, or xz,
-12 ms, and tiktoken's sample, 0.7 ms; on the other gigatoken, 1.8 ms, writing and SHA-256, 1.1 ms, and Python,
-hashes and copies, 2 ms; a tar's members take 3 to 5 ms more. Beginning takes 0.3 s besides: Python
-and its modules, the first documents, GPT-2's vocabulary, gigatoken's tables.
+12 ms, and tiktoken's sample, 0.7 ms; on the other gigatoken, 1.8 ms, writing and SHA-256, 1.1 ms,
+and Python, hashes and copies, 2 ms; a tar's members take 3 to 5 ms more. Beginning takes 0.3 s
+besides: Python and its modules, the first documents, GPT-2's vocabulary, gigatoken's tables.
 
 Tried and without gain: threads, in place of processes, that judge or write (each waits for the
 interpreter's lock, and so does what it should relieve), and ids that are not copied at once.
