@@ -24,7 +24,7 @@ import xxhash
 
 from common.errors import DataError
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
-from prepare.apart import Helper, helper
+from prepare.apart import Helper, helper, signals_held
 from prepare.pieces import LAST_BORDER, whole_characters
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,15 @@ def _gigatoken(tokenizer: BytePairTokenizer) -> Any:
     except ImportError:
         log.info("gigatoken is not installed: tiktoken encodes, some twenty times slower.")
         return None
-    with tempfile.TemporaryDirectory() as folder:
+    # At its first call it imports from numpy, and ends with a panic if Ctrl-C comes meanwhile.
+    with tempfile.TemporaryDirectory() as folder, signals_held():
         path = Path(folder, tokenizer.file_name)
         path.write_bytes(tokenizer.file_content())
         try:
             # No special tokens: with them, text that looks like one would not be encoded.
-            return gigatoken.Tokenizer.from_tiktoken(path, pretokenizer=scheme)
+            encoder = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer=scheme)
+            encoder.encode(b" ")
+            return encoder
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # raised from Rust; no name to import
                 raise

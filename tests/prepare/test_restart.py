@@ -429,3 +429,33 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
         assert said == (["Stopped."] if code == 130 else [])
         assert_none_left(mark, 1)
     assert_goes_on(work, "bpe", workers, unstopped)
+
+
+# Ctrl-C while gigatoken's first call imports from numpy: it ends with a panic, whatever was raised.
+INTERRUPTED = """
+import signal
+from numpy.lib import NumpyVersion
+
+of_version = NumpyVersion.__init__
+
+def interrupted(self, version):
+    NumpyVersion.__init__ = of_version
+    signal.raise_signal(signal.SIGINT)
+    of_version(self, version)
+
+NumpyVersion.__init__ = interrupted
+
+from common.options import run
+from prepare.cli import main
+
+run(main, "prepare")
+"""
+
+
+def test_ctrl_c_within_a_library_in_rust_stops_as_elsewhere(work: Path) -> None:
+    (work / "interrupted.py").write_text(INTERRUPTED, encoding="utf-8")
+    ended = run_python(text_command("gpt2", 1, "interrupted.py"), work)
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines()[-1] == "Stopped."
+    assert "Traceback" not in ended.stderr
+    assert "panicked" not in ended.stderr
