@@ -21,8 +21,9 @@ from train.metrics import duration
 from train.optimizer import make_optimizer
 from train.step import Stepper, rows_per_step
 
-# Of trial steps, after those that warm up: this share of the run, and at most so many seconds.
-MEASURE_SHARE, MEASURE_S = 0.02, 5.0
+# Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
+# known, and at most so many seconds.
+MEASURE_SHARE, MEASURE_SHARE_OF_STEPS, MEASURE_S = 0.02, 0.002, 5.0
 EVAL_SHARE = 0.05  # of --minutes, at most, goes into evaluations and the saves before them
 MOST_EVALS = 10
 # A rough guess at what saving takes: 12 bytes a parameter with its optimizer's state, which are
@@ -150,7 +151,8 @@ def step_time(stepper: Stepper, config: TrainConfig) -> float:
     # --minutes hangs on the speed; without it, only what is said and when it is saved do
     times = [_timed(stepper) for _ in range(2 if config.minutes else 1)]
     whole_s = 60 * config.minutes if config.minutes else times[0] * (config.max_steps or 0)
-    budget_s = min(MEASURE_S, MEASURE_SHARE * whole_s) - sum(times)
+    share = MEASURE_SHARE if config.minutes else MEASURE_SHARE_OF_STEPS
+    budget_s = min(MEASURE_S, share * whole_s) - sum(times)
     while (budget_s := budget_s - times[-1]) >= 0:
         times.append(_timed(stepper))
     return median(times)

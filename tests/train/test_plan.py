@@ -162,11 +162,11 @@ TRIALS_BY_HAND: list[tuple[dict[str, Any], float, float, int, float]] = [
     ({"minutes": 1 / 6}, 0.5, 1.0, 2 + 2, 1.0),
     # never more than 5 s
     ({"minutes": 600.0}, 0.5, 0.4, 2 + 12, 0.4),
-    # 2 % of 1,000 updates of 0.1 s are 2 s
-    ({"max_steps": 1000}, 9.0, 0.125, 2 + 20, 0.125),
-    # of less than 100 updates one is more than that
+    # no time is to be kept to: 0.2 % of 10,000 updates of 0.125 s are 2.5 s
+    ({"max_steps": 10_000}, 9.0, 0.125, 2 + 20, 0.125),
+    # of less than 1,000 updates one is more than that
     ({"max_steps": 3}, 0.2, 0.1, 2 + 1, 0.1),
-    ({"max_steps": 40}, 0.2, 0.1, 2 + 1, 0.1),
+    ({"max_steps": 400}, 0.2, 0.1, 2 + 1, 0.1),
 ]
 
 
