@@ -131,6 +131,8 @@ def settings(name: str) -> Iterator[str]:
             yield f"{'*' if key in chosen else ' '} {option}"
         else:
             yield f"{'*' if key in chosen else ' '} {option} {value}"
+    for key, value in preset.of_characters.items():
+        yield f"* --{key.replace('_', '-')} {value} where the ids of the data are characters"
     yield "* set by the preset; all else is as declared."
 
 

@@ -9,7 +9,7 @@ c_attn here, the heads' weights side by side: the same function. GELU has the ta
 leaves some out has them here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import ARCHITECTURES
@@ -20,7 +20,8 @@ class Preset:
     """One preset: for whom or after what it is, and what it sets.
 
     ``prepare`` makes data that fit, with ``vocab_size`` ids or, of a published vocabulary, a few
-    special ones more. Other data train as well.
+    special ones more. Other data train as well; where their ids are characters, ``of_characters``
+    wins over ``model``.
     """
 
     meaning: str
@@ -28,6 +29,11 @@ class Preset:
     train: dict[str, Any]
     prepare: str
     vocab_size: int
+    of_characters: dict[str, Any] = field(default_factory=dict)
+
+    def model_for(self, kind: str) -> dict[str, Any]:
+        """Return the settings of the network for ids of this kind of tokenizer."""
+        return self.model | (self.of_characters if kind == "char" else {})
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, block_size: int) -> dict[str, Any]:
@@ -88,17 +94,18 @@ PRESETS = {
         | _shape(2, 2, 128, 128)
         | {
             "mlp": "relu2",
-            "ngrams": 4,
+            "ngrams": 3,
             "ngram_rows": 1 << 15,
-            "ngram_dropout": 0.33,  # of two epochs and more: plan.ngram_dropout
+            "ngram_dropout": 0.25,  # of two epochs and more: plan.ngram_dropout
         },
+        of_characters={"ngrams": 5},  # they are shorter
         train={
             "minutes": 5.0,
             "tokens_per_step": 1_024,
             "optimizer": "muon",
             "learning_rate": 1e-2,
             "matrix_lr": 6e-3,
-            "table_lr": 1.5e-2,
+            "table_lr": 2e-2,
             "schedule": "linear",
             "min_lr": 0.0,
             "warmup_steps": 20,

@@ -62,9 +62,8 @@ def new_run(
     if preset == "auto":
         preset = preset_for(device.torch_device.type)
     if init_from is None:
-        shape = ModelConfig(
-            **(PRESETS[preset].model | model_options), vocab_size=tokenizer.vocab_size
-        )
+        chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options
+        shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
     else:
         shape = _shape_of(init_from, data, model_options)
     config = _train_config(preset, train_options)

@@ -56,7 +56,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         )  # fmt: skip
         data, device = open_data(folder / "data"), choose_device("cpu")
         preset, tokenizer = PRESETS["tiny"], data.tokenizer()
-        shape = ModelConfig(**preset.model, vocab_size=tokenizer.vocab_size)
+        shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
         settings = preset.train | {"minutes": None, "max_steps": n_steps, "compile": "off"}
         config = TrainConfig(**settings, eval_interval=n_steps, save_interval=n_steps)
         model = initial_model(shape, config, device, None)

@@ -1,6 +1,8 @@
 """The presets against the systems that they name, and each in training."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from common.device import Device
 from common.model import GPT, Attention, Block
 from common.tokenfile import DataFolder
 from tests.tiny import prepare_text, random_model, words
+from tests.train.runs import pretrain
 from train import preset_table
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
@@ -202,6 +205,21 @@ def test_a_preset_by_name_says_all_that_a_run_would_have() -> None:
     assert "* --learning-rate 0.0003" in lines
     assert "* --no-tied-head" in lines
     assert "  --beta1 0.9" in lines
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "given", "n_grams"), [("char", {}, 5), ("bpe", {}, 3), ("char", {"ngrams": 2}, 2)]
+)
+def test_of_characters_tiny_looks_up_longer_n_grams(
+    tokenizer: str, given: dict[str, Any], n_grams: int, tmp_path: Path
+) -> None:
+    data = prepare_text(words(500), tmp_path, tokenizer)
+    run = pretrain(data.path, tmp_path, max_steps=1, ngram_rows=8, **given)
+    shape = json.loads((run / "config.json").read_bytes())["model"]
+    assert (shape["ngrams"], shape["ngram_rows"]) == (n_grams, 8)
+    said = CliRunner().invoke(main, ["presets", "tiny"]).output.splitlines()
+    assert "* --ngrams 3" in said
+    assert "* --ngrams 5 where the ids of the data are characters" in said
 
 
 def test_what_a_run_takes_worked_out_by_hand() -> None:
