@@ -1,9 +1,9 @@
 """Time to a loss, and loss after a time: `tiny` against nanoGPT's recipe for a CPU.
 
 Whole processes, from the start of Python on. The peer's own time is the measure: `tiny` makes as
-many steps as it needs to reach a loss, and then as many as fit into all of that time. The peer runs
-in the same trainer (preset nanogpt-shakespeare-cpu), so whatever makes every network faster here
-makes it faster too.
+many steps as it needs to reach a loss, and then as many as end within all of that time. The peer
+runs in the same trainer (preset nanogpt-shakespeare-cpu), so whatever makes every network faster
+here makes it faster too.
 """
 
 import re
@@ -18,7 +18,9 @@ from statistics import median
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 SEEDS = (1, 2, 3)
 NANOGPT_LOSS = 1.886  # nanoGPT itself on tinyshakespeare, over all of val, in nats a character
-START_S = 1.5  # of each process goes by before training and after it, about
+START_S = 3.0  # of each process goes by before its first step and after its last, about
+N_TRIES = 4  # to end within the peer's time, and not long before
+LEAST_SHARE = 0.96  # of that time
 EVALUATION = re.compile(r"eval .*val loss ([\d.]+) \(([\d.]+) bits/byte\)")
 
 
@@ -49,9 +51,28 @@ def train(folder: Path, seed: int, *options: str) -> Result:
     return Result(evaluations, time.perf_counter() - start)
 
 
-def tiny(folder: Path, seed: int, seconds: float) -> Result:
-    """Run the preset ``tiny`` so that its whole process takes about ``seconds``."""
-    return train(folder, seed, "--preset", "tiny", "--minutes", f"{(seconds - START_S) / 60:.4f}")
+def tiny(folder: Path, seed: int, n_steps: int) -> Result:
+    """Run the preset ``tiny`` for ``n_steps``, evaluated at their end only."""
+    steps = ["--max-steps", str(n_steps), "--eval-interval", str(n_steps)]
+    return train(folder, seed, "--preset", "tiny", *steps)
+
+
+def tiny_within(folder: Path, seed: int, seconds: float, step_s: float) -> Result:
+    """Run ``tiny`` for as many steps as end within ``seconds``, at about ``step_s`` each.
+
+    The machine's speed changes: where a run took longer, or ended long before, another with fewer
+    or more steps takes its place.
+    """
+    within = None
+    for _ in range(N_TRIES):
+        result = tiny(folder, seed, n_steps := int((seconds - START_S) / step_s))
+        if result.seconds <= seconds:
+            within = result
+            if result.seconds >= LEAST_SHARE * seconds:
+                break
+        step_s = 1.01 * (result.seconds - START_S) / n_steps
+    assert within, f"no run of {N_TRIES} ended within {seconds:.0f} s"
+    return within
 
 
 def measure(name: str, source: Path, tokenizer: str, target: float | None, n_steps: int) -> None:
@@ -71,10 +92,10 @@ def measure(name: str, source: Path, tokenizer: str, target: float | None, n_ste
             peer = train(folder, seed, "--preset", "nanogpt-shakespeare-cpu")
             wanted = peer.evaluations[-1][1] if target is None else target
             until = peer.first(wanted) or peer.seconds
-            steps = ["--max-steps", str(n_steps), "--eval-interval", str(n_steps)]
-            short = train(folder, seed, "--preset", "tiny", *steps)
+            short = tiny(folder, seed, n_steps)
             reached = short.first(wanted)
-            long = tiny(folder, seed, peer.seconds)
+            step_s = (short.seconds - START_S) / n_steps
+            long = tiny_within(folder, seed, peer.seconds, step_s)
             rows.append((seed, peer, wanted, until, short, reached, long))
     out = [
         f"\n{name}: tiny against nanogpt-shakespeare-cpu, whole processes",
