@@ -1,3 +1,5 @@
+"""The commands of prepare: python -m prepare."""
+
 from common.options import run
 from prepare.cli import main
 

@@ -1,3 +1,5 @@
+"""The commands of sample: python -m sample."""
+
 from common.options import run
 from sample.cli import main
 

@@ -170,8 +170,8 @@ def long_data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Device) -> None:
-    preset = PRESETS[name]
-    shape = ModelConfig(**preset.model, vocab_size=long_data.tokenizer().vocab_size)
+    preset, tokenizer = PRESETS[name], long_data.tokenizer()
+    shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
     shape = replace(shape, n_layer=FEWER_LAYERS.get(name, shape.n_layer))
     settings: dict[str, Any] = {k: v for k, v in preset.train.items() if k not in LENGTHS}
     torch.manual_seed(1)
