@@ -24,8 +24,9 @@ import pytest
 from common.errors import ConfigError, DataError
 from prepare.apart import signals_held
 from prepare.config import PrepareConfig
-from prepare.engine import AHEAD, Engine
+from prepare.engine import Engine
 from prepare.parts import EncodeJob
+from prepare.processes import AHEAD
 from prepare.scan import Scan, ScanJob
 from prepare.sources import Progress, Source, find_sources
 from prepare.tasks import Task, tasks_of
