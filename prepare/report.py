@@ -1,11 +1,10 @@
 """What prepare shows: progress over compressed bytes, the closing table."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from common.tokenfile import SPLITS
 from prepare.sources import Progress
@@ -15,7 +14,15 @@ MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in me
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
-    """Give each pass over the sources a bar in bytes on disk, with the time that is left."""
+    """Give each pass over the sources a bar in bytes on disk, with the time that is left.
+
+    There is none where stderr is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda name, size_bytes: lambda n_bytes: None
+        return
+    from tqdm import tqdm
+
     bars: list[tqdm[Any]] = []
 
     def new_progress(name: str, size_bytes: int) -> Progress:

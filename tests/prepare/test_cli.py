@@ -17,6 +17,7 @@ from common.tokenfile import SPLITS, open_data
 from common.tokenizer import SPECIAL_TOKENS
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of
 from tests.processes import assert_one_sentence, run_python, start_python
+from tests.terminal import Terminal
 
 TEXT = ["text", "--tokenizer", "char", "--out", "data"]
 CUT_XZ = lzma.compress(b"text" * 99)[:-20]
@@ -549,3 +550,11 @@ def test_corpus_text_inspect_and_verify_follow_one_another(tmp_path: Path) -> No
     assert open_data(tmp_path / "data").meta["tokenizer"]["special_tokens"].keys() == set(
         SPECIAL_TOKENS
     )
+
+
+def test_the_bar_is_for_terminals_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words " * 100)
+    command = ["-m", "prepare", *TEXT, "a.txt"]
+    with Terminal(command, tmp_path) as terminal:
+        terminal.see("encode: 100%", "1 documents")
+    assert prepare_here(tmp_path, *command[2:], "--out", "again").stderr == ""
