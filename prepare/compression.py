@@ -17,13 +17,14 @@ from typing import Any, Protocol, TypeAlias
 import zstandard
 
 from common.errors import DataError
-from prepare.pieces import PIECE_BYTES
 from prepare.streams import Stream
 
 Buffer: TypeAlias = bytes | memoryview
 
-CHUNK_BYTES = PIECE_BYTES  # decompressed at a time, and handed from process to process
-READ_BYTES = 1 << 20  # compressed bytes read at a time
+# Small enough for a core's own cache, and for memory that is used again: .jsonl.zst is read in 0.20
+# of the seconds where chunks of 4 MiB, which come in new pages, take 0.23.
+CHUNK_BYTES = 1 << 19  # decompressed at a time
+READ_BYTES = 1 << 17  # compressed bytes read at a time
 FIRST_FEED_BYTES = 1 << 14  # what follows a stream's end is copied: little where streams are short
 FREE_BYTES = 64 << 20  # no harm can be done with so little, whatever it was made from
 ZSTD_BLOCK_BYTES = 128 << 10  # content of a block at most; source: RFC 8878, section 3.1.1.2.3
