@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tiktoken
 
 from common.errors import DataError
 from common.files import write_then_rename
+
+if TYPE_CHECKING:
+    import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
@@ -51,7 +53,7 @@ class BytePairTokenizer:
     kind = "bpe"
     file_name = "vocab.tiktoken"
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(max(self.ranks.values()), max(self.special_tokens.values())) + 1
@@ -62,7 +64,9 @@ class BytePairTokenizer:
         return self.special_tokens[END_OF_TEXT]
 
     @cached_property
-    def _encoding(self) -> tiktoken.Encoding:
+    def _encoding(self) -> "tiktoken.Encoding":
+        import tiktoken  # here: of two processes that prepare, only one needs it
+
         return tiktoken.Encoding(
             self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
         )

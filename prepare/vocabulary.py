@@ -16,8 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import tiktoken
-
 from common.errors import ConfigError, DataError
 from common.tokenfile import META_NAME, open_data
 from common.tokenizer import (
@@ -232,6 +230,8 @@ def published_tokenizer(name: str) -> BytePairTokenizer:
 
     Raises: DataError when tiktoken has no such name, or the file can neither be found nor fetched.
     """
+    import tiktoken
+
     if name not in tiktoken.list_encoding_names():
         raise DataError(
             f"--tokenizer {name}: not bpe, not char, no file of that name, and tiktoken knows only "
