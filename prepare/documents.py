@@ -9,18 +9,19 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Literal
 
 from common.errors import DataError
-from prepare.ahead import ahead
+from prepare.ahead import ahead, making
+from prepare.apart import is_allowed
 from prepare.archives import leaves
 from prepare.compression import BZIP2, XZ, Budget, codec_of
 from prepare.config import PrepareConfig
 from prepare.findings import Findings, UnreadableError
 from prepare.jsontext import json_documents, looks_like_json
-from prepare.pieces import DROP, MORE, Piece, recut
+from prepare.pieces import DROP, END, MORE, Piece, recut
 from prepare.plaintext import collapsed, plain_documents
 from prepare.sources import CountedFile, Progress, Source, Tally
 from prepare.streams import HEAD_BYTES, ChunkReader, Stream, seekable
@@ -36,12 +37,20 @@ WIDE_BOMS = {  # of JSON in another encoding than JSON's; the longer marks first
     codecs.BOM_UTF16_BE: "utf-16",
 }
 BLOCK_BYTES = 1 << 20
+HELD_BYTES = 8 << 20  # of the beginning of a source: 1,000 documents of 8 kB
 
 
 def read_source(
-    source: Source, config: PrepareConfig, findings: Findings, progress: Progress
+    source: Source,
+    config: PrepareConfig,
+    findings: Findings,
+    progress: Progress,
+    *,
+    only_begin: bool = False,
 ) -> Iterator[Piece]:
     """Yield the documents of one source, piece by piece, empty ones left out and counted.
+
+    With ``only_begin`` no other process helps: it would take longer to start than to read a little.
 
     Raises: DataError naming the file and the place in it for whatever cannot be read.
     """
@@ -51,10 +60,60 @@ def read_source(
         pieces = dataset_documents(source, config, findings)
         return recut(_or_skipped(source, pieces, config, findings), findings)
     tally = Tally(progress)
-    apart = _apart(source)
-    pieces = _file_documents(source, config, findings, tally, decode_ahead=apart == "decoding")
-    pieces = recut(_or_skipped(source, pieces, config, findings), findings)
+    apart = "" if only_begin else _apart(source)
+    pieces = _pieces(source, config, findings, tally, decode_ahead=apart == "decoding")
     return ahead(pieces, tally, findings) if apart == "reading" else pieces
+
+
+class Begun:
+    """A source that another process has begun to read before anybody asks for its documents."""
+
+    def __init__(self, pieces: Iterator[Piece], tally: Tally, findings: Findings) -> None:
+        self._pieces, self._tally, self._findings = pieces, tally, findings
+        self._held: list[Piece] = []
+
+    def begins_with(self, n_documents: int) -> bool:
+        """Tell whether so many documents come before HELD_BYTES of text; ``read`` has them too.
+
+        Raises: what ``read_source`` does.
+        """
+        n_found = n_bytes = 0
+        while n_found < n_documents and n_bytes < HELD_BYTES:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return False
+            self._held.append(piece)
+            n_bytes += len(piece[0])
+            n_found += piece[1] is END
+        return n_found == n_documents
+
+    def read(self, findings: Findings, progress: Progress) -> Iterator[Piece]:
+        """Yield what ``read_source`` would; it can be asked for once."""
+        progress(self._tally.n_read)
+        self._tally.progress = progress
+        yield from self._held
+        self._held = []
+        yield from self._pieces
+        findings.add(self._findings)
+
+
+@contextmanager
+def begun(source: Source, config: PrepareConfig) -> Iterator[Begun | None]:
+    """Read a source from now on, as far ahead as there is room; None where that is of no use."""
+    if source.dataset or _apart(source) != "reading" or not is_allowed():
+        yield None
+        return
+    tally, findings = Tally(lambda n_bytes: None), Findings()
+    pieces = _pieces(source, config, findings, tally, decode_ahead=False)
+    with making(pieces, tally, findings) as made:
+        yield Begun(made, tally, findings)
+
+
+def _pieces(
+    source: Source, config: PrepareConfig, findings: Findings, tally: Tally, *, decode_ahead: bool
+) -> Iterator[Piece]:
+    pieces = _file_documents(source, config, findings, tally, decode_ahead=decode_ahead)
+    return recut(_or_skipped(source, pieces, config, findings), findings)
 
 
 def _apart(source: Source) -> Literal["decoding", "reading", ""]:

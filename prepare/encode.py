@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,13 +22,14 @@ import numpy.typing as npt
 import xxhash
 
 from common.errors import DataError
+from common.tokenfile import token_dtype
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from prepare.apart import Helper, helper, signals_held
 from prepare.pieces import LAST_BORDER, whole_characters
 
 log = logging.getLogger(__name__)
 
-PieceIds = npt.NDArray[np.uint32]
+PieceIds = npt.NDArray[np.unsignedinteger[Any]]
 Encode = Callable[[list[bytes]], list[PieceIds]]  # pieces of UTF-8 -> the ids of each
 
 JUDGE_FIRST = 50  # documents of each run that tiktoken always encodes too
@@ -110,6 +110,8 @@ def _character_encoder(tokenizer: CharTokenizer) -> Encode:
 
 
 def _tiktoken_encoder(tokenizer: BytePairTokenizer) -> Encode:
+    from concurrent.futures import ThreadPoolExecutor
+
     # tiktoken lets go of the interpreter, so threads are enough for all cores
     pool = ThreadPoolExecutor(os.cpu_count())
     return lambda texts: list(pool.map(partial(_tiktokens_ids, tokenizer), texts))
@@ -139,6 +141,7 @@ class Judged:
         self.n_left = JUDGE_FIRST  # pieces that tiktoken is to encode too, drawn or not
         self._encode = encoder.encode
         self._tokenizer = tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
         self._judge: Helper | None = None  # None: this process compares
 
     @contextmanager
@@ -160,11 +163,12 @@ class Judged:
             if not text.isascii() and _has_unicode_17(text):
                 rows.append(_tiktokens_ids(self._tokenizer, text))
                 continue
-            # A copy: what gigatoken returns lies in a buffer as large as the text could need.
-            rows.append(ids := self._encode(text).copy())
+            ids = self._encode(text)
             if self.n_left > 0 or xxhash.xxh3_64_intdigest(text) % JUDGE_ONE_IN == 0:
                 self.n_left -= 1
                 self._ask(text, _digest(ids))
+            # A copy: what gigatoken returns lies in a buffer as large as the text could need.
+            rows.append(ids.astype(self._dtype))
         return rows
 
     def _ask(self, text: bytes, digest: bytes) -> None:
@@ -214,4 +218,4 @@ def _is_right(tokenizer: BytePairTokenizer, text: bytes, digest: bytes) -> bool:
 
 
 def _digest(ids: PieceIds) -> bytes:
-    return xxhash.xxh3_128_digest(ids.astype(np.uint32, copy=False).data)
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(ids, np.uint32).data)

@@ -26,11 +26,11 @@ from common.tokenfile import SPLITS, Split, token_dtype
 from common.tokenizer import Tokenizer
 from prepare.apart import is_allowed
 from prepare.config import PrepareConfig
-from prepare.documents import read_source
+from prepare.documents import Begun, read_source
 from prepare.encode import JUDGE_FIRST, Encode, Judged, PieceIds, make_encoder
 from prepare.findings import Findings
-from prepare.pieces import DROP, END, MORE, Fate
-from prepare.sources import Progress
+from prepare.pieces import DROP, END, MORE, Fate, Piece
+from prepare.sources import Progress, Source
 from prepare.split import character_at, parts_of, split_of, tail_cut
 from prepare.tasks import Task
 
@@ -137,9 +137,11 @@ class EncodeJob:
     keys: tuple[str, ...]  # of the tasks, by their number
     # (task, document) -> bytes, of those in several pieces, where their end goes to val
     lengths: dict[tuple[int, int], int]
+    begun: Begun | None = None  # the only source of the only task
 
     @cached_property
-    def _encoder(self) -> tuple[str, Encode]:
+    def encoder(self) -> tuple[str, Encode]:
+        """The name of the library that encodes, and the function that does it."""
         return make_encoder(self.tokenizer, fast=self.fast)
 
     def __call__(self, task: Task, progress: Progress) -> str:
@@ -149,17 +151,13 @@ class EncodeJob:
         """
         done = parts_done(self.folder, self.keys[task.number])
         n_done = int(done[-1].manifest["n_documents"]) if done else 0
-        name, encode = self._encoder
-        if isinstance(encode, Judged):
-            # Each earlier task has one document at least, so the run's first are among these.
-            encode.n_left = JUDGE_FIRST - task.number
         if is_complete(done):
-            return name
+            return self.encoder[0]
         task.check_unchanged()
         findings, n_documents = Findings(), 0
-        with _TaskWriter(self, task, encode, done) as writer:
+        with _TaskWriter(self, task, done) as writer:
             for place, source in enumerate(task.sources):
-                for text, fate in read_source(source, self.config, findings, progress):
+                for text, fate in self._read(source, findings, progress):
                     if n_documents >= n_done:
                         writer.add(text, fate, place, n_documents)
                     if fate is END:
@@ -168,17 +166,20 @@ class EncodeJob:
                             writer.finish(n_documents, None)
             task.check_unchanged()
             writer.finish(n_documents, findings)
-        return name
+        return self.encoder[0]
+
+    def _read(self, source: Source, findings: Findings, progress: Progress) -> Iterator[Piece]:
+        if self.begun is not None:
+            return self.begun.read(findings, progress)
+        return read_source(source, self.config, findings, progress)
 
 
 class _TaskWriter(ExitStack):
     """Encodes documents in batches, appends them to their split, and closes parts now and then."""
 
-    def __init__(self, job: EncodeJob, task: Task, encode: Encode, done: list[Part]) -> None:
+    def __init__(self, job: EncodeJob, task: Task, done: list[Part]) -> None:
         super().__init__()
-        self._job, self._task, self._encode = job, task, encode
-        if isinstance(encode, Judged) and is_allowed() and task.size_bytes >= JUDGE_APART_BYTES:
-            self.enter_context(encode.apart())
+        self._job, self._task = job, task
         self._key = job.keys[task.number]
         self._number = len(done)
         self._dtype = token_dtype(job.tokenizer.vocab_size)
@@ -202,6 +203,17 @@ class _TaskWriter(ExitStack):
         self._rows: list[tuple[int, bytes, int, int, bool]] = []  # ROW but n_tokens
         self._blocks: list[np.ndarray[Any, Any]] = []  # rows that are encoded
         self._batch_bytes = self._n_bytes = self._n_rows = 0
+
+    @cached_property
+    def _encode(self) -> Encode:
+        """The encoder, made only when the first text is here: meanwhile more of it is read."""
+        _, encode = self._job.encoder
+        if isinstance(encode, Judged):
+            # Each earlier task has one document at least, so the run's first are among these.
+            encode.n_left = JUDGE_FIRST - self._task.number
+            if is_allowed() and self._task.size_bytes >= JUDGE_APART_BYTES:
+                self.enter_context(encode.apart())
+        return encode
 
     @property
     def is_full(self) -> bool:
@@ -239,9 +251,7 @@ class _TaskWriter(ExitStack):
 
     def _packed(self, rows: list[PieceIds]) -> memoryview:
         """Return ids as they lie in the file."""
-        ids = np.concatenate(rows)
-        assert not len(ids) or int(ids.max()) <= np.iinfo(self._dtype).max
-        return ids.astype(self._dtype).view(np.uint8).data
+        return np.concatenate(rows, dtype=self._dtype, casting="same_kind").view(np.uint8).data
 
     def _append(self, number: int, raw: bytes | memoryview) -> None:
         write_all(self._files[number], raw)

@@ -32,6 +32,7 @@ from common.tokenizer import (
 )
 from prepare.config import PrepareConfig
 from prepare.decoding import check_encoding
+from prepare.documents import Begun, begun
 from prepare.encode import EncodersDisagreeError, make_encoder
 from prepare.engine import Engine
 from prepare.findings import Findings
@@ -158,9 +159,10 @@ class _Run:
         """Run the passes and commit; return meta.json."""
         self._keep_ids_apart()
         self._check_space(None)
-        tokenizer, rule, scan = self._vocabulary()
-        self._check_space(scan)
-        keys, encoder = self._encode(tokenizer, rule, scan)
+        with self._begun() as begun:
+            tokenizer, rule, scan = self._vocabulary(begun)
+            self._check_space(scan)
+            keys, encoder = self._encode(tokenizer, rule, scan, begun)
         merged = merge(
             self.tasks,
             self.work,
@@ -178,6 +180,20 @@ class _Run:
             for name in merged.files:
                 (self.out / f"{name}.tmp").unlink(missing_ok=True)
             raise
+
+    @contextmanager
+    def _begun(self) -> Iterator[Begun | None]:
+        """Begin to read a source that is read alone, and once, before there is a vocabulary."""
+        if self._is_read_first or len(self.sources) > 1 or self.engine.kind != "local":
+            yield None
+            return
+        with begun(self.sources[0], self.config) as source:
+            yield source
+
+    @property
+    def _is_read_first(self) -> bool:
+        """Whether a pass over all sources comes before that which encodes."""
+        return self.learns or self.config.split_rule == "tail"
 
     def _keep_ids_apart(self) -> None:
         """Part files that a run killed at its end gave a second name in ``out`` from that one.
@@ -212,19 +228,20 @@ class _Run:
                 "GB are free. Free some, or choose another --out."
             )
 
-    def _vocabulary(self) -> tuple[Tokenizer, str, Scan]:
+    def _vocabulary(self, begun: Begun | None) -> tuple[Tokenizer, str, Scan]:
         """First pass: return the tokenizer, how documents are split, and what was counted."""
         path = self.work / SCAN_NAME
         found = self._scan_found(path)
         if found is not None:
             return found
-        scan = self._scan()
+        tokenizer = None if self.learns else self._published()
+        scan = self._scan(begun)
         rule: str = self.config.split_rule
         if any(source.val for source in self.sources):
             rule = "files"
         elif rule == "auto":
             rule = "hash" if scan.n_documents >= MIN_DOCUMENTS else "tail"
-        tokenizer = self._tokenizer(scan, rule)
+        tokenizer = tokenizer or self._learned(scan, rule)
         save_tokenizer(tokenizer, self.work)
         write_json(
             path,
@@ -255,11 +272,14 @@ class _Run:
         log.info("Going on where an earlier run was stopped.")
         return load_tokenizer(self.work, saved["tokenizer"]), saved["rule"], scan
 
-    def _scan(self) -> Scan:
+    def _scan(self, begun: Begun | None) -> Scan:
         config = self.config
-        whole = self.learns or config.split_rule == "tail"
+        whole = self._is_read_first
         total = Scan()
         if not whole and (config.split_rule != "auto" or any(s.val for s in self.sources)):
+            return total
+        if begun is not None and begun.begins_with(MIN_DOCUMENTS):
+            total.n_documents = MIN_DOCUMENTS
             return total
         job = ScanJob(
             config=config,
@@ -286,30 +306,35 @@ class _Run:
         self._refuse_empty(total.n_documents, total.findings)
         return total
 
-    def _tokenizer(self, scan: Scan, rule: str) -> Tokenizer:
+    def _published(self) -> Tokenizer:
+        path = Path(self.config.tokenizer)
+        return (
+            file_tokenizer(path) if path.is_file() else published_tokenizer(self.config.tokenizer)
+        )
+
+    def _learned(self, scan: Scan, rule: str) -> Tokenizer:
         config = self.config
         if config.tokenizer == "char":
             return CharTokenizer(tuple(sorted(scan.characters)))
-        if config.tokenizer == "bpe":
-            val_fraction = 0 if rule == "files" else config.val_fraction
-            n_train_bytes = int(scan.n_bytes * (1 - val_fraction))
-            vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
-            return learn_bpe(training_texts(scan.sample, rule, config), vocab_size)
-        path = Path(config.tokenizer)
-        return file_tokenizer(path) if path.is_file() else published_tokenizer(config.tokenizer)
+        val_fraction = 0 if rule == "files" else config.val_fraction
+        n_train_bytes = int(scan.n_bytes * (1 - val_fraction))
+        vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
+        return learn_bpe(training_texts(scan.sample, rule, config), vocab_size)
 
-    def _encode(self, tokenizer: Tokenizer, rule: str, scan: Scan) -> tuple[tuple[str, ...], str]:
+    def _encode(
+        self, tokenizer: Tokenizer, rule: str, scan: Scan, begun: Begun | None
+    ) -> tuple[tuple[str, ...], str]:
         """Second pass: return the key of each task's parts, and the library that encoded them."""
         slow = self.work / SLOW_NAME
         try:
-            return self._encode_with(tokenizer, rule, scan, fast=not slow.exists())
+            return self._encode_with(tokenizer, rule, scan, begun, fast=not slow.exists())
         except EncodersDisagreeError:
             log.warning("gigatoken gave other ids than tiktoken: encoding again with tiktoken.")
             slow.touch()
-            return self._encode_with(tokenizer, rule, scan, fast=False)
+            return self._encode_with(tokenizer, rule, scan, None, fast=False)
 
     def _encode_with(
-        self, tokenizer: Tokenizer, rule: str, scan: Scan, *, fast: bool
+        self, tokenizer: Tokenizer, rule: str, scan: Scan, begun: Begun | None, *, fast: bool
     ) -> tuple[tuple[str, ...], str]:
         lengths = defaultdict(list)
         for (number, document), n_bytes in scan.lengths.items():
@@ -329,7 +354,7 @@ class _Run:
         )  # fmt: skip
         job = EncodeJob(
             folder=self.work, config=self.config, tokenizer=tokenizer, rule=rule, fast=fast,
-            keys=keys, lengths=scan.lengths,
+            keys=keys, lengths=scan.lengths, begun=begun if len(self.tasks) == 1 else None,
         )  # fmt: skip
         missing = [t for t in self.tasks if not is_complete(parts_done(self.work, keys[t.number]))]
         n_done = len(self.tasks) - len(missing)

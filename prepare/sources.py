@@ -127,20 +127,20 @@ def _printable(path: Path) -> str:
 
 
 class Tally:
-    """How many bytes of a source were read, whichever process reads it."""
+    """How many bytes of a source were read, whichever process reads it, told to ``progress``."""
 
     def __init__(self, progress: Progress) -> None:
         self.n_read = 0
-        self._progress = progress
+        self.progress = progress
 
     def __call__(self, n_bytes: int) -> None:
         """Count so many more, and tell."""
         self.n_read += n_bytes
-        self._progress(n_bytes)
+        self.progress(n_bytes)
 
     def mute(self) -> None:
         """Tell nobody any more: this is another process than the one that does."""
-        self._progress = lambda n_bytes: None
+        self.progress = lambda n_bytes: None
 
 
 class CountedFile(io.FileIO):

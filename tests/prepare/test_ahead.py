@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.ahead import GATHER_BYTES, GATHER_PIECES, ahead
+from prepare.ahead import GATHER_BYTES, GATHER_PIECES, N_SLOTS, ahead
 from prepare.apart import HelperEndedError, forbid, helper
 from prepare.config import PrepareConfig
 from prepare.documents import APART_BYTES, read_source
@@ -62,17 +62,23 @@ def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
     """What it has made waits in the slots, of which there are few, and in its hands."""
 
     def make() -> Iterator[bytes]:
-        for i in range(40):
+        for i in range(3 * N_SLOTS):
             (tmp_path / str(i)).touch()
             yield bytes(GATHER_BYTES)
 
     chunks = made_ahead(make())
-    for n_used in range(1, 6):
+    for n_used in range(1, N_SLOTS):
         next(chunks)
         time.sleep(0.02)
-        assert len(list(tmp_path.iterdir())) <= n_used + 3
+        assert len(list(tmp_path.iterdir())) <= n_used + N_SLOTS
     chunks.close()
-    assert len(list(tmp_path.iterdir())) <= 8
+    assert len(list(tmp_path.iterdir())) < 2 * N_SLOTS
+
+
+def test_slots_are_used_again_and_their_text_stays() -> None:
+    """Freed several at a time; a text that was given out is not overwritten by a later one."""
+    texts = [bytes([i]) * GATHER_BYTES for i in range(4 * N_SLOTS)]
+    assert list(made_ahead(iter(texts))) == texts
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 20])
@@ -130,8 +136,8 @@ def test_killed_it_is_a_sentence() -> None:
 def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) -> None:
     """A past bug: with --on-error skip the rest of the file was left out, and the run went on."""
     path = tmp_path / "a.txt.xz"
-    text = random.Random(0).randbytes(4 * APART_BYTES).hex().encode()
-    path.write_bytes(lzma.compress(text, preset=0))
+    text = random.Random(0).randbytes(APART_BYTES).hex().encode()  # then more than its slots hold
+    path.write_bytes(lzma.compress(text + b"word " * (N_SLOTS * GATHER_BYTES // 4), preset=0))
     config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
     pieces = read_source(Source(name="a", path=path), config, Findings(), print)
     next(pieces)

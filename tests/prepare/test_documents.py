@@ -15,10 +15,10 @@ import pytest
 from common.errors import DataError
 from prepare import documents
 from prepare.config import PrepareConfig
-from prepare.documents import read_source
+from prepare.documents import HELD_BYTES, begun, read_source
 from prepare.findings import Findings, UnreadableError
 from prepare.pieces import DROP, MORE, Piece
-from prepare.sources import find_sources
+from prepare.sources import Source, find_sources
 from tests.prepare.making import json_lines, tar_of
 from tests.processes import children
 
@@ -291,3 +291,66 @@ def test_reading_can_be_given_up_anywhere(
     pieces.close()  # type: ignore[attr-defined]
     assert children() == []
     assert 0 < sum(told) <= len(content)
+
+
+LINES = [f"text {i} " * 40 for i in range(4_000)]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Source:
+    """Return JSON lines of some MB, one of them without text."""
+    path = written(tmp_path / "a.jsonl", json_lines([*LINES, " "]))
+    return find_sources([path])[0]
+
+
+@pytest.mark.parametrize(
+    ("n_asked", "is_there"), [(0, True), (1, True), (1_000, True), (4_000, True), (4_001, False)]
+)
+def test_a_source_that_was_begun_is_read_once_and_whole(
+    n_asked: int, is_there: bool, lines: Source
+) -> None:
+    told: list[int] = []
+    findings = Findings(n_empty=1)
+    with begun(lines, PrepareConfig()) as source:
+        assert source is not None
+        assert len(children()) == 1
+        assert source.begins_with(n_asked) == is_there
+        found = list(whole(source.read(findings, told.append)))
+    assert found == [text.encode() for text in LINES]
+    assert sum(told) == lines.size_bytes
+    assert findings.n_empty == 2
+    assert children() == []
+
+
+def test_of_long_documents_few_are_held_to_count_them(tmp_path: Path) -> None:
+    texts = ["some text " * 100_000] * (3 * HELD_BYTES // 1_000_000)
+    (source,) = find_sources([written(tmp_path / "a.jsonl", json_lines(texts))])
+    with begun(source, PrepareConfig()) as reading:
+        assert reading is not None
+        assert not reading.begins_with(len(texts))
+        assert sum(len(text) for text, _ in reading._held) < HELD_BYTES + 1_000_001
+        assert [t.decode() for t in whole(reading.read(Findings(), print))] == texts
+
+
+def test_a_source_that_was_begun_ends_unread(lines: Source) -> None:
+    with begun(lines, PrepareConfig()):
+        assert len(children()) == 1
+    assert children() == []
+
+
+def test_damage_is_said_when_it_is_met_in_what_was_begun(lines: Source) -> None:
+    with lines.path.open("ab") as file:
+        file.write(b"{")
+    with begun(lines, PrepareConfig()) as source:
+        assert source is not None
+        assert source.begins_with(1_000)
+        with pytest.raises(DataError, match="line 4,002: not a JSON object"):
+            list(source.read(Findings(), print))
+
+
+@pytest.mark.parametrize("content", [b"short", lzma.compress(os.urandom(2 << 20), preset=0)])
+def test_what_is_small_or_slow_to_decompress_is_not_begun(content: bytes, tmp_path: Path) -> None:
+    """A process for the first takes longer than reading; of the second it only decompresses."""
+    (source,) = find_sources([written(tmp_path / "a", content)])
+    with begun(source, PrepareConfig()) as nothing:
+        assert nothing is None

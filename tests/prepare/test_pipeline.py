@@ -25,9 +25,11 @@ from common.tokenfile import SPLITS, DataFolder, commit, open_data, verify_data
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
 from prepare import made_from
 from prepare.config import PrepareConfig
+from prepare.documents import APART_BYTES
 from prepare.parts import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
 from prepare.sources import find_sources
+from prepare.split import MIN_DOCUMENTS
 from prepare.vocabulary import learn_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
@@ -215,6 +217,28 @@ def test_documents_come_whole_and_in_order_through_many_batches(tmp_path: Path) 
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
     data = prepare([tmp_path / "a.jsonl"], tmp_path / "data")
     assert joined(data) == [text.encode() for text in texts]
+
+
+@pytest.mark.parametrize("n_documents", [30, MIN_DOCUMENTS - 1, MIN_DOCUMENTS, 3_000])
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
+def test_a_source_read_ahead_of_its_vocabulary_gives_the_same_bytes(
+    n_documents: int,
+    tokenizer: str,
+    tmp_path: Path,
+    gpt2: tiktoken.Encoding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By one process and by several, whether the documents are split by hash or by tail."""
+    texts = [f"{i} text " * (400_000 // n_documents) for i in range(n_documents)]
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
+    assert (tmp_path / "a.jsonl").stat().st_size > 2 * APART_BYTES
+    helped = prepare([tmp_path / "a.jsonl"], tmp_path / "helped", tokenizer=tokenizer)
+    monkeypatch.setattr("prepare.apart._forbidden", True)
+    alone = prepare([tmp_path / "a.jsonl"], tmp_path / "alone", tokenizer=tokenizer)
+    assert snapshot(helped.path) == snapshot(alone.path)
+    assert helped.meta["split"]["rule"] == ("hash" if n_documents >= MIN_DOCUMENTS else "tail")
+    found = joined(helped) if n_documents < MIN_DOCUMENTS else None
+    assert found is None or found == [text.encode() for text in texts]
 
 
 def test_the_same_sources_give_the_same_bytes(speeches: dict[str, bytes], tmp_path: Path) -> None:
