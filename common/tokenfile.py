@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ from common.tokenizer import (
     save_tokenizer,
 )
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -47,6 +51,7 @@ IDX_DTYPE_CODES = {"uint16": 8, "uint32": 4}
 IDX_BLOCK = 1 << 17  # documents whose entries are in memory at a time
 MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
 COPY_BYTES = 1 << 20
+COPIES_TOGETHER = 2  # files
 CHECKED_TOKENS = 1 << 20  # at a time
 
 
@@ -71,6 +76,7 @@ class TokenWriter:
         self._bin: BinaryIO = _unfinished(self.bin_path).open("wb")
         self._idx = _unfinished(self.idx_path).open("w+b")
         self._idx.write(bytes(IDX_HEADER.size))  # known at the end
+        self._copies = _Copies()
 
     def add(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
         """Append documents that lie one after another in ``ids``, end-of-text ids included.
@@ -92,18 +98,16 @@ class TokenWriter:
     def add_file(self, path: Path, n_bytes: int) -> None:
         """Append ids as the first ``n_bytes`` of a file have them.
 
-        The first such file is not copied: a second name for it is what is written on.
+        The first such file is not copied: a second name for it is what is written on. The others
+        are by threads, which the end waits for.
         """
-        linked = not self.n_tokens and self._linked(path, n_bytes)
-        n_left = n_bytes
+        if self.n_tokens or not self._linked(path, n_bytes):
+            start = self._bin.seek(0, os.SEEK_CUR)
+            self._copies.add(path, self._bin.fileno(), start, n_bytes)
+            self._bin.seek(start + n_bytes)
         with path.open("rb") as file:
-            while n_left:
-                raw = file.read(min(COPY_BYTES, n_left))
-                assert raw, f"{path} lacks {n_left} bytes"
-                if not linked:
-                    self._bin.write(raw)
+            for raw in _blocks(file, n_bytes):
                 self._digest.update(raw)
-                n_left -= len(raw)
         self.n_tokens += n_bytes // self.dtype.itemsize
 
     def _linked(self, path: Path, n_bytes: int) -> bool:
@@ -135,6 +139,7 @@ class TokenWriter:
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Flush both files to disk; return the size and SHA-256 of each by its final name."""
+        self._copies.finish()
         start = 0
         for lengths in self._lengths():
             ends = start + np.cumsum(lengths, dtype=np.int64)
@@ -174,9 +179,61 @@ class TokenWriter:
 
     def discard(self) -> None:
         """Delete what was written and not committed."""
+        self._copies.stop()
         for file, path in ((self._bin, self.bin_path), (self._idx, self.idx_path)):
             file.close()
             _unfinished(path).unlink(missing_ok=True)
+
+
+def _blocks(file: BinaryIO, n_bytes: int) -> Iterator[bytes]:
+    while n_bytes:
+        yield (raw := file.read(min(COPY_BYTES, n_bytes)))
+        assert raw, f"{file.name} lacks {n_bytes} bytes"
+        n_bytes -= len(raw)
+
+
+class _Copies:
+    """Files that threads copy to their places in another: most of it is to get memory for them.
+
+    16 archives of 400 MB took 7.4 s with one thread that copied and hashed, and 6.9 s like this.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: deque[Future[None]] = deque()
+        self._stopped = False
+
+    def add(self, path: Path, target: int, start: int, n_bytes: int) -> None:
+        """Copy the first ``n_bytes`` of a file to ``start`` in the open file ``target``."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._pool = self._pool or ThreadPoolExecutor(COPIES_TOGETHER)
+        while len(self._under_way) >= COPIES_TOGETHER:
+            self._under_way.popleft().result()
+        self._under_way.append(self._pool.submit(self._copy, path, target, start, n_bytes))
+
+    def _copy(self, path: Path, target: int, start: int, n_bytes: int) -> None:
+        with path.open("rb") as file:
+            for raw in _blocks(file, n_bytes):
+                if self._stopped:
+                    return
+                rest = memoryview(raw)
+                while rest:
+                    n_written = os.pwrite(target, rest, start)
+                    start += n_written
+                    rest = rest[n_written:]
+
+    def finish(self) -> None:
+        """Wait until all are copied."""
+        for copy in self._under_way:
+            copy.result()
+        self.stop()
+
+    def stop(self) -> None:
+        """End at once."""
+        self._stopped = True
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 def _unfinished(path: Path) -> Path:
