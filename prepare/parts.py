@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ import xxhash
 
 from common.files import write_all, write_json
 from common.tokenfile import SPLITS, Split, token_dtype
-from common.tokenizer import Tokenizer
+from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer
 from prepare.apart import is_allowed
 from prepare.config import PrepareConfig
 from prepare.documents import Begun, read_source
@@ -127,7 +127,11 @@ def is_complete(parts: list[Part]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """What is done with every task, here or in another process."""
+    """What is done with every task, here or in another process.
+
+    Another one reads the vocabulary from ``folder``: through a pipe, which does not hold it, each
+    worker would begin only when the one before it is there to take it.
+    """
 
     folder: Path
     config: PrepareConfig
@@ -138,6 +142,15 @@ class EncodeJob:
     # (task, document) -> bytes, of those in several pieces, where their end goes to val
     lengths: dict[tuple[int, int], int]
     begun: Begun | None = None  # the only source of the only task
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        vocabulary = describe_tokenizer(self.tokenizer)
+        return kept | {"folder": self.folder.absolute(), "tokenizer": vocabulary}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tokenizer = load_tokenizer(state["folder"], state["tokenizer"])
+        vars(self).update(state | {"tokenizer": tokenizer})
 
     @cached_property
     def encoder(self) -> tuple[str, Encode]:
