@@ -8,7 +8,7 @@ One plain file, one JSON object, or one row of a table is one document.
 import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Literal
@@ -77,7 +77,8 @@ class Begun:
 
         Raises: what ``read_source`` does.
         """
-        n_found = n_bytes = 0
+        n_found = sum(fate is END for _, fate in self._held)
+        n_bytes = sum(len(text) for text, _ in self._held)
         while n_found < n_documents and n_bytes < HELD_BYTES:
             piece = next(self._pieces, None)
             if piece is None:
@@ -85,7 +86,7 @@ class Begun:
             self._held.append(piece)
             n_bytes += len(piece[0])
             n_found += piece[1] is END
-        return n_found == n_documents
+        return n_found >= n_documents
 
     def read(self, findings: Findings, progress: Progress) -> Iterator[Piece]:
         """Yield what ``read_source`` would; it can be asked for once."""
@@ -100,18 +101,25 @@ class Begun:
 @contextmanager
 def begun(source: Source, config: PrepareConfig) -> Iterator[Begun | None]:
     """Read a source from now on, as far ahead as there is room; None where that is of no use."""
-    if source.dataset or _apart(source) != "reading" or not is_allowed():
+    apart = "" if source.dataset or not is_allowed() else _apart(source)
+    if not apart:
         yield None
         return
     tally, findings = Tally(lambda n_bytes: None), Findings()
-    pieces = _pieces(source, config, findings, tally, decode_ahead=False)
-    with making(pieces, tally, findings) as made:
-        yield Begun(made, tally, findings)
+    pieces = _pieces(source, config, findings, tally, decode_ahead=apart == "decoding")
+    if apart == "reading":
+        with making(pieces, tally, findings) as made:
+            yield Begun(made, tally, findings)
+        return
+    with closing(pieces):
+        source_begun = Begun(pieces, tally, findings)
+        source_begun.begins_with(1)  # the first piece that is asked for begins it
+        yield source_begun
 
 
 def _pieces(
     source: Source, config: PrepareConfig, findings: Findings, tally: Tally, *, decode_ahead: bool
-) -> Iterator[Piece]:
+) -> Generator[Piece]:
     pieces = _file_documents(source, config, findings, tally, decode_ahead=decode_ahead)
     return recut(_or_skipped(source, pieces, config, findings), findings)
 

@@ -9,7 +9,7 @@ those of the whole document.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from enum import Enum
 from typing import TypeAlias
 
@@ -43,7 +43,7 @@ LAST_BORDER = re.compile(
 )
 
 
-def recut(pieces: Iterator[Piece], findings: Findings) -> Iterator[Piece]:
+def recut(pieces: Iterator[Piece], findings: Findings) -> Generator[Piece]:
     """Cut longer pieces to PIECE_BYTES at borders between words, and join shorter ones.
 
     Documents that are blank throughout are dropped and counted. A run of PIECE_BYTES without a

@@ -296,11 +296,16 @@ def test_reading_can_be_given_up_anywhere(
 LINES = [f"text {i} " * 40 for i in range(4_000)]
 
 
-@pytest.fixture
-def lines(tmp_path: Path) -> Source:
-    """Return JSON lines of some MB, one of them without text."""
-    path = written(tmp_path / "a.jsonl", json_lines([*LINES, " "]))
-    return find_sources([path])[0]
+@pytest.fixture(params=["", ".xz"])
+def lines(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Source:
+    """Return JSON lines of some MB, one of them without text: plain, or slow to decompress."""
+    monkeypatch.setattr(documents, "APART_BYTES", 1)
+    content = json_lines([*LINES, " "])
+    if request.param:
+        content = lzma.compress(content, preset=0)
+    return find_sources([written(tmp_path / f"a.jsonl{request.param}", content)])[0]
 
 
 @pytest.mark.parametrize(
@@ -338,19 +343,17 @@ def test_a_source_that_was_begun_ends_unread(lines: Source) -> None:
     assert children() == []
 
 
-def test_damage_is_said_when_it_is_met_in_what_was_begun(lines: Source) -> None:
-    with lines.path.open("ab") as file:
-        file.write(b"{")
-    with begun(lines, PrepareConfig()) as source:
+def test_damage_is_said_when_it_is_met_in_what_was_begun(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", json_lines(LINES) + b"\n{")
+    with begun(find_sources([path])[0], PrepareConfig()) as source:
         assert source is not None
         assert source.begins_with(1_000)
         with pytest.raises(DataError, match="line 4,002: not a JSON object"):
             list(source.read(Findings(), print))
 
 
-@pytest.mark.parametrize("content", [b"short", lzma.compress(os.urandom(2 << 20), preset=0)])
-def test_what_is_small_or_slow_to_decompress_is_not_begun(content: bytes, tmp_path: Path) -> None:
-    """A process for the first takes longer than reading; of the second it only decompresses."""
-    (source,) = find_sources([written(tmp_path / "a", content)])
+def test_what_is_small_is_not_begun(tmp_path: Path) -> None:
+    """A process for it would take longer than reading it does."""
+    (source,) = find_sources([written(tmp_path / "a.txt", b"short")])
     with begun(source, PrepareConfig()) as nothing:
         assert nothing is None
