@@ -137,7 +137,8 @@ class Decoder:
         banned = [not token for token in tokenizer.token_bytes[: model.config.vocab_size]]
         banned += [True] * (model.config.vocab_size - len(banned))
         banned[tokenizer.eot_id] = False
-        self.banned = np.array(banned)  # (V,)
+        self.banned = np.flatnonzero(banned)
+        self._room = np.empty(len(banned), np.float32)  # for what is made of a row's scores
 
     def admit(
         self, row: int, prompt: Sequence[int], config: GenerateConfig, n_top: int = 0
@@ -150,7 +151,7 @@ class Decoder:
         if self.rows[row] is not None:
             raise ValueError(f"row {row} is busy")
         ids = list(prompt) or [self.tokenizer.eot_id]
-        text = Row(ids, config, n_top, len(self.banned))
+        text = Row(ids, config, n_top, len(self._room))
         self._read(row, text)
         self.rows[row] = text
 
@@ -233,9 +234,11 @@ class Decoder:
                 "The network's scores are not finite numbers: its training has diverged. Use an "
                 "earlier checkpoint, or train anew with a lower --learning-rate."
             )
-        log_total = most + float(np.log(np.exp(scores - most).sum(dtype=np.float64)))
-        allowed = np.where(self.banned, np.float32(-np.inf), scores)
-        ids, probabilities = choices(allowed, row.config, row.seen)
+        room = np.subtract(scores, most, out=self._room)
+        log_total = most + float(np.log(np.exp(room, out=room).sum(dtype=np.float64)))
+        np.copyto(room, scores)
+        room[self.banned] = -np.inf
+        ids, probabilities = choices(room, row.config, row.seen)
         idx = draw(ids, probabilities, row.random.random())
         top: tuple[tuple[int, float], ...] = ()
         if row.n_top:
