@@ -41,16 +41,9 @@ HELD_BYTES = 8 << 20  # of the beginning of a source: 1,000 documents of 8 kB
 
 
 def read_source(
-    source: Source,
-    config: PrepareConfig,
-    findings: Findings,
-    progress: Progress,
-    *,
-    only_begin: bool = False,
+    source: Source, config: PrepareConfig, findings: Findings, progress: Progress
 ) -> Iterator[Piece]:
     """Yield the documents of one source, piece by piece, empty ones left out and counted.
-
-    With ``only_begin`` no other process helps: it would take longer to start than to read a little.
 
     Raises: DataError naming the file and the place in it for whatever cannot be read.
     """
@@ -60,7 +53,7 @@ def read_source(
         pieces = dataset_documents(source, config, findings)
         return recut(_or_skipped(source, pieces, config, findings), findings)
     tally = Tally(progress)
-    apart = "" if only_begin else _apart(source)
+    apart = _apart(source)
     pieces = _pieces(source, config, findings, tally, decode_ahead=apart == "decoding")
     return ahead(pieces, tally, findings) if apart == "reading" else pieces
 

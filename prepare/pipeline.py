@@ -184,7 +184,8 @@ class _Run:
     @contextmanager
     def _begun(self) -> Iterator[Begun | None]:
         """Begin to read a source that is read alone, and once, before there is a vocabulary."""
-        if self._is_read_first or len(self.sources) > 1 or self.engine.kind != "local":
+        is_alone = len(self.tasks) == len(self.sources) == 1 and self.engine.kind == "local"
+        if self._is_read_first or not is_alone:
             yield None
             return
         with begun(self.sources[0], self.config) as source:
@@ -354,7 +355,7 @@ class _Run:
         )  # fmt: skip
         job = EncodeJob(
             folder=self.work, config=self.config, tokenizer=tokenizer, rule=rule, fast=fast,
-            keys=keys, lengths=scan.lengths, begun=begun if len(self.tasks) == 1 else None,
+            keys=keys, lengths=scan.lengths, begun=begun,
         )  # fmt: skip
         missing = [t for t in self.tasks if not is_complete(parts_done(self.work, keys[t.number]))]
         n_done = len(self.tasks) - len(missing)

@@ -121,10 +121,7 @@ class ScanJob:
         pending = Sample(SAMPLE_BYTES, scan.sample.barred_from)
         digest, n_bytes, n_pieces = xxhash.xxh3_128(), 0, 0
         for source in task.sources:
-            pieces = read_source(
-                source, config, scan.findings, progress, only_begin=self.limit is not None
-            )
-            for text, fate in pieces:
+            for text, fate in read_source(source, config, scan.findings, progress):
                 if config.tokenizer == "char":
                     # of documents dropped later too: they will be encoded before that shows
                     scan.characters.update(text.decode("utf-8"))

@@ -286,5 +286,40 @@ def test_ids_come_from_files_as_if_they_had_been_added(
     assert first.read_bytes()[:10] == np.array([*rows[0], *rows[1]], "<u2").tobytes()
 
 
+def test_many_files_come_in_their_order_between_what_is_added(tmp_path: Path) -> None:
+    """Threads copy them, a large one longer than the small ones behind it."""
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
+    expected = np.zeros(0, np.uint16)
+    for number, n_tokens in enumerate([3, 2_000_000, 1, 0, 700_000, 5, 9]):
+        ids = np.random.default_rng(number).integers(0, 60_000, n_tokens, np.uint16)
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(ids.tobytes())
+        writer.add_file(path, ids.nbytes)
+        writer.add_ids(ids[:4])
+        expected = np.concatenate([expected, ids, ids[:4]])
+    writer.add_lengths(np.array([len(expected)]))
+    digest = writer.finish()["train.bin"]["sha256"]
+    content = (tmp_path / "train.bin.tmp").read_bytes()
+    assert content == expected.tobytes()
+    assert digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_copy_that_fails_is_an_error_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(target: int, content: memoryview, place: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "ids.bin").write_bytes(bytes(10))
+    monkeypatch.setattr("os.pwrite", full)
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
+    writer.add_file(tmp_path / "ids.bin", 10)  # under another name
+    writer.add_file(tmp_path / "ids.bin", 10)
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish()
+    writer.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.bin"]
+
+
 def refuse_to_link(source: Path, target: Path) -> None:
     raise OSError(f"no link from {source} to {target} here")
