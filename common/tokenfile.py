@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.files import fsync_folder, sha256_of, write_json
+from common.files import fsync_folder, sha256_of, write_all, write_json
 from common.tokenizer import (
     BytePairTokenizer,
     CharTokenizer,
@@ -103,7 +103,7 @@ class TokenWriter:
         """
         if self.n_tokens or not self._linked(path, n_bytes):
             start = self._bin.seek(0, os.SEEK_CUR)
-            self._copies.add(path, self._bin.fileno(), start, n_bytes)
+            self._copies.add(path, _unfinished(self.bin_path), start, n_bytes)
             self._bin.seek(start + n_bytes)
         with path.open("rb") as file:
             for raw in _blocks(file, n_bytes):
@@ -203,8 +203,8 @@ class _Copies:
         self._under_way: deque[Future[None]] = deque()
         self._stopped = False
 
-    def add(self, path: Path, target: int, start: int, n_bytes: int) -> None:
-        """Copy the first ``n_bytes`` of a file to ``start`` in the open file ``target``."""
+    def add(self, path: Path, target: Path, start: int, n_bytes: int) -> None:
+        """Copy the first ``n_bytes`` of a file to ``start`` in the file ``target``."""
         from concurrent.futures import ThreadPoolExecutor
 
         self._pool = self._pool or ThreadPoolExecutor(COPIES_TOGETHER)
@@ -212,16 +212,13 @@ class _Copies:
             self._under_way.popleft().result()
         self._under_way.append(self._pool.submit(self._copy, path, target, start, n_bytes))
 
-    def _copy(self, path: Path, target: int, start: int, n_bytes: int) -> None:
-        with path.open("rb") as file:
+    def _copy(self, path: Path, target: Path, start: int, n_bytes: int) -> None:
+        with path.open("rb") as file, target.open("r+b", buffering=0) as out:
+            out.seek(start)
             for raw in _blocks(file, n_bytes):
                 if self._stopped:
                     return
-                rest = memoryview(raw)
-                while rest:
-                    n_written = os.pwrite(target, rest, start)
-                    start += n_written
-                    rest = rest[n_written:]
+                write_all(out, raw)
 
     def finish(self) -> None:
         """Wait until all are copied."""

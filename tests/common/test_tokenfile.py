@@ -307,11 +307,11 @@ def test_many_files_come_in_their_order_between_what_is_added(tmp_path: Path) ->
 def test_a_copy_that_fails_is_an_error_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(target: int, content: memoryview, place: int) -> int:
+    def full(file: object, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     (tmp_path / "ids.bin").write_bytes(bytes(10))
-    monkeypatch.setattr("os.pwrite", full)
+    monkeypatch.setattr("common.tokenfile.write_all", full)
     writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
     writer.add_file(tmp_path / "ids.bin", 10)  # under another name
     writer.add_file(tmp_path / "ids.bin", 10)
