@@ -26,6 +26,7 @@ from common.tokenizer import (
     read_ranks,
     special_ids_after,
 )
+from prepare.apart import signals_held
 from prepare.pieces import LAST_BORDER, whole_characters
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
     else:
         # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
         # raw_token_ids: of equally frequent pairs that of the smaller ids, as learn_in_python does.
-        with _silenced():
+        # Ctrl-C cannot end native code; raised right behind it, it would leave stderr silent.
+        with signals_held(), _silenced():
             learned, _ = gigatoken.train_bpe(
                 b"\xff".join(texts), vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
             )
