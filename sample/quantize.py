@@ -16,7 +16,7 @@ from common.packed import Then, after
 
 LARGEST = 127  # of the weights' bytes; -128 would have no opposite
 MIDDLE = 128  # the byte that stands for 0 in what is multiplied: oneDNN wants it unsigned
-LEAST = 1e-30  # keeps a row of zeros from dividing by 0
+LEAST = 1e-30  # keeps weights of zeros from dividing by 0
 
 
 class Int8:
@@ -32,17 +32,18 @@ class Int8:
         self.largest = LARGEST if torch.cpu._is_vnni_supported() else LARGEST // 2
         self.scale = scale / self.largest
         self.zeros = torch.zeros(len(scale), dtype=torch.int32)
+        self.middle = torch.tensor(MIDDLE + 0.5)
         self.bias = None if bias is None else bias.detach()
         self._map = torch.ops.onednn.qlinear_pointwise.default
 
     def __call__(self, x: Tensor, then: Then = "none", other: Tensor | None = None) -> Tensor:
         """Return (B, T, out) for ``x`` (B, T, in), both in float32."""
         most = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)  # (B, T, 1)
-        most = most.clamp_(min=LEAST)
-        x = (x * (self.largest / most)).add_(MIDDLE + 0.5).to(torch.uint8)  # cut off: rounded
+        # middle + largest * x / most, cut off: rounded. Zeros have no most: any bytes, times 0
+        x = torch.addcdiv(self.middle, x, most, value=self.largest).to(torch.uint8)
         y = self._map(
             x, 1.0, MIDDLE, self.weight, self.scale, self.zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        y = y.mul_(most) if self.bias is None else y.mul_(most).add_(self.bias)
+        y = y.mul_(most) if self.bias is None else torch.addcmul(self.bias, y, most)
         return after(y, then, other)
