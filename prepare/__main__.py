@@ -1,6 +1,9 @@
 """The commands of prepare: python -m prepare."""
 
-from common.options import run
-from prepare.cli import main
+try:
+    from common.options import run
+    from prepare.cli import main
 
-run(main, "prepare")
+    run(main, "prepare")
+except KeyboardInterrupt:  # Ctrl-C before there is anything to clean up, or after
+    raise SystemExit(130) from None

@@ -1,6 +1,9 @@
 """The commands of sample: python -m sample."""
 
-from common.options import run
-from sample.cli import main
+try:
+    from common.options import run
+    from sample.cli import main
 
-run(main, "sample")
+    run(main, "sample")
+except KeyboardInterrupt:  # Ctrl-C before there is anything to clean up, or after
+    raise SystemExit(130) from None

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.processes import run_python
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "datasets", "gigatoken", "tiktoken", "numpy", "zstandard"}
 MOST_CPU_S = 0.3  # beyond a bare interpreter that imports click
@@ -53,6 +55,13 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in run.stderr.splitlines()}
     assert "click" in imported
     assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_while_a_stage_is_imported_shows_no_traceback(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    ended = run_python(["-m", stage], tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(("stage", "group"), STAGES.items())

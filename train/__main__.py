@@ -1,6 +1,9 @@
 """The commands of train: python -m train."""
 
-from common.options import run
-from train.cli import main
+try:
+    from common.options import run
+    from train.cli import main
 
-run(main, "train")
+    run(main, "train")
+except KeyboardInterrupt:  # Ctrl-C before there is anything to clean up, or after
+    raise SystemExit(130) from None
