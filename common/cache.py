@@ -20,6 +20,10 @@ class KVCache:
         shape = (config.n_layer, n_rows, 2 * self.n_kv, config.block_size, config.head_size)
         self.buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
 
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Copy the first ``n_tokens`` of one row to another."""
+        self.buffer[:, target, :, :n_tokens] = self.buffer[:, source, :, :n_tokens]
+
     def reading(self, row: int) -> Attend:
         """Return how the tokens (1, T) of one row attend that are read from position 0 on."""
 

@@ -13,6 +13,7 @@ scored already. Source: prompt lookup decoding, Saxena 2023 (github.com/apoorvum
 speculative decoding, Leviathan et al. 2022 (arXiv:2211.17192).
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ class Row:
         # drawn on the CPU by Python, whose numbers are the same on every machine
         self.random = random.Random(config.seed)
         self.start = self.n_cached = 0
+        self.read: tuple[list[int], Tensor] | None = None  # the ids read in one pass, their scores
         self.scores: Tensor | None = None  # (V,) for the next token, where they are known already
         # of ids that are guessed to come: the id, and the scores (V,) for what follows it
         self.guessed: deque[tuple[int, Tensor]] = deque()
@@ -176,14 +178,24 @@ class Decoder:
 
     @torch.inference_mode()
     def _read(self, number: int, row: Row) -> None:
-        """Fill the cache with the tokens that the next prediction sees, and score it."""
+        """Fill the cache with the tokens that the next prediction sees, and score it.
+
+        Where another row was filled with the same ones, they are copied from there.
+        """
         row.start = window_start(len(row.ids), self.block_size)
         seen = row.ids[row.start :]
-        idx = torch.tensor([seen], device=self.network.wte.device)  # (1, T)
-        positions = torch.arange(len(seen), device=idx.device)[None]
-        recent = preceding(idx, self.network.config.n_recent)
-        hidden = self.network.hidden(recent, positions, self.cache.reading(number))
-        row.scores = self.network.logits(hidden[:, -1:])[0, 0].cpu()
+        for other, text in enumerate(self.rows):
+            if text is not None and text.read is not None and text.read[0] == seen:
+                self.cache.copy(other, number, len(seen))  # as for several samples of one prompt
+                row.read = text.read
+                break
+        else:
+            idx = torch.tensor([seen], device=self.network.wte.device)  # (1, T)
+            positions = torch.arange(len(seen), device=idx.device)[None]
+            recent = preceding(idx, self.network.config.n_recent)
+            hidden = self.network.hidden(recent, positions, self.cache.reading(number))
+            row.read = seen, self.network.logits(hidden[:, -1:])[0, 0].cpu()
+        row.scores = row.read[1]
         row.n_cached = len(seen)
         row.look_back()
 
@@ -235,7 +247,7 @@ class Decoder:
                 "earlier checkpoint, or train anew with a lower --learning-rate."
             )
         room = np.subtract(scores, most, out=self._room)
-        log_total = most + float(np.log(np.exp(room, out=room).sum(dtype=np.float64)))
+        log_total = most + math.log(np.exp(room, out=room).sum())
         np.copyto(room, scores)
         room[self.banned] = -np.inf
         ids, probabilities = choices(room, row.config, row.seen)

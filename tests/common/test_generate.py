@@ -204,6 +204,39 @@ def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
         assert [step[row].idx for step in steps][: len(alone)] == alone
 
 
+def test_a_prompt_that_another_row_has_read_is_not_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    decoder = Decoder(model, BYTES, n_rows=4)
+    read: list[int] = []
+    hidden = decoder.network.hidden
+
+    def counted(recent: Any, positions: Any, attend: Any) -> torch.Tensor:
+        if positions.shape[1] > 1:
+            read.append(positions.shape[1])
+        return hidden(recent, positions, attend)
+
+    monkeypatch.setattr(decoder.network, "hidden", counted)
+    configs = [GenerateConfig(temperature=1.5, seed=seed, max_new_tokens=8) for seed in range(4)]
+    alone = [list(generate(model, [1, 2, 3], config, BYTES)) for config in configs]
+    got: list[list[int]] = [[], [], [], []]
+    for n_steps in range(13):  # the text of row 2 goes on before row 0 begins, that before row 3
+        for row, begins in ((2, 0), (0, 4), (3, 5)):
+            if n_steps == begins:
+                decoder.admit(row, [1, 2, 3], configs[row])
+        for row, token in decoder.step().items():
+            got[row].append(token.idx)
+            if len(got[row]) == 8:
+                decoder.release(row)
+    assert read == [3]
+    assert [got[row] for row in (0, 2, 3)] == [alone[row] for row in (0, 2, 3)]
+    decoder.admit(1, [1, 2, 3], configs[1])  # nobody holds it any more
+    assert read == [3, 3]
+
+
 @pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
 @pytest.mark.parametrize(
     "config",
