@@ -61,7 +61,7 @@ def generation(
         generate.MOST_PLACES = MOST_PLACES if guesses else 1
         start = time.perf_counter()
         for row in range(n_rows):
-            decoder.admit(row, PROMPT, GREEDY)
+            decoder.admit(row, [idx + row for idx in PROMPT], GREEDY)  # equal ones are read once
         for _ in range(N_NEW):
             decoder.step()
         seconds = time.perf_counter() - start
