@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -273,9 +274,14 @@ def verify_checkpoint(folder: Path, *, without: str | None = None) -> None:
     manifest = read_json(folder / MANIFEST_NAME)
     try:
         promised = [(n, e["size_bytes"], e["sha256"]) for n, e in manifest["files"].items()]
+        _ = manifest["files"][MODEL_NAME]
     except KeyError as error:
         raise CheckpointError(
             f"{folder / MANIFEST_NAME}: damaged, it lacks the key {error}."
+        ) from error
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME}: damaged, it is no list of files with sizes and hashes."
         ) from error
     for name, size_bytes, sha256 in promised:
         path = folder / name

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 
 Config = TypeVar("Config")
 
-SEEDS_END = 1 << 63  # what torch takes, with room for a conversation to count on from one
+SEEDS_END = 1 << 63  # what torch takes; counting on from a seed begins at 0 again there
 
 
 def setting(
@@ -170,7 +170,7 @@ class GenerateConfig:
 
     max_new_tokens: int = setting(200, "Stop after this many tokens.", at_least=1)
     temperature: float = setting(
-        0.8, "Below 1 bolder, above 1 wilder; 0: always the likeliest.", at_least=0
+        0.8, "Below 1 bolder, above 1 wilder; 0: always the likeliest.", at_least=0, below=1e30
     )
     top_k: int = setting(0, "Choose among this many likeliest tokens; 0: among all.", at_least=0)
     top_p: float = setting(
@@ -181,7 +181,10 @@ class GenerateConfig:
         below=1.0,
     )  # fmt: skip
     repetition_penalty: float = setting(
-        1.0, "Above 1: make tokens that the text already holds less likely.", at_least=0.01
+        1.0,
+        "Above 1: make tokens that the text already holds less likely.",
+        at_least=0.01,
+        below=1e30,
     )
     seed: int = setting(
         1337, "The same seed and prompt give the same text.", at_least=0, below=SEEDS_END

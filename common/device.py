@@ -5,6 +5,7 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 
 from common.errors import ConfigError

@@ -46,6 +46,6 @@ def ending(run: Path, step: int | None = None) -> str | None:
 def val_loss_at(run: Path, step: int) -> float | None:
     """Return the validation loss that was measured at ``step``, or None where none was."""
     for line in read_metrics(run):
-        if line["step"] == step and "val_loss" in line:
+        if line["step"] == step and line.get("val_loss") is not None:
             return float(line["val_loss"])
     return None

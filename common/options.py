@@ -106,6 +106,9 @@ def run(group: click.Group, stage: str) -> None:
     """Run a stage's commands and exit: 0, 1 for a UserError, 2 for usage, 130 or 143 stopped."""
     gc.set_threshold(COLLECT_AFTER)
     atexit.register(gc.freeze)  # at its end Python looks for cycles once more: 0.3 s after torch
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGTERM))  # files are cleaned up
     try:
         code = group.main(prog_name=f"python -m {stage}", standalone_mode=False)

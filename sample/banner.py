@@ -56,7 +56,8 @@ def _tokens_of_data(run: Path) -> int | None:
         described: dict[str, Any] = read_json(run / CONFIG_NAME)["data"]
         data = open_data(Path(described["path"]))
         return data.n_tokens("train") if data.sha256 == described["sha256"] else None
-    except (UserError, KeyError, OSError):  # a run without them can be talked to all the same
+    # a run without them can be talked to all the same
+    except (UserError, KeyError, TypeError, OSError):
         return None
 
 

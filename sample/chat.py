@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.config import GenerateConfig
+from common.config import SEEDS_END, GenerateConfig
 from common.errors import UserError
 from common.generate import Decoder
 from sample.conversation import Fitted, fit, missing_notice, split_turns
@@ -106,7 +106,7 @@ class Chat:
         end(stopped=self._stop_asked)
 
     def _pieces(self, prompt: list[int], reading: Reading) -> Iterator[str]:
-        config = replace(self.config, seed=self.config.seed + self.n_asked)
+        config = replace(self.config, seed=(self.config.seed + self.n_asked) % SEEDS_END)
         self.n_asked += 1
         self.decoder.admit(0, prompt, config)
         try:

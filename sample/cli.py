@@ -64,6 +64,7 @@ def main() -> None:
     if huge_pages_on_request():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first tensor
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it counts its caches as it ends
     for stream in (sys.stdin, sys.stdout):  # whatever the locale says: text here is UTF-8
         if isinstance(stream, io.TextIOWrapper):  # None where it was closed
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -133,7 +134,7 @@ def _state_folder() -> Path:
 @run_argument
 @click.option("--prompt", default="", help="The beginning of the text; empty: of a new document.")
 @checkpoint_options
-@click.option("--num-samples", type=click.IntRange(min=1), default=1, help="Texts to write.")
+@click.option("--num-samples", type=click.IntRange(1, 1_000_000), default=1, help="Texts to write.")
 @click.option(
     "--stop", multiple=True, help="End where this text comes, without it; may be given repeatedly."
 )
@@ -219,7 +220,8 @@ def score(
 
     ready = load(run, runs_dir, checkpoint, device, quantize)
     click.echo(ready.described(), err=True)
-    style = Style(per_token=per_token, as_json=as_json, in_colour=sys.stdout.isatty())
+    in_colour = per_token and not as_json and sys.stdout.isatty()
+    style = Style(per_token=per_token, as_json=as_json, in_colour=in_colour)
     for text, is_result in score_files(ready, files, stride, style):
         click.echo(text, nl=False, err=not is_result)
 

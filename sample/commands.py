@@ -63,6 +63,7 @@ def _reset(chat: Chat, rest: str) -> None:
     system = chat.system
     chat.replace_messages([])
     chat.set_system(system)
+    chat.file = None  # that of the old one, which /save must not replace
     chat.say("A new conversation; the system text and the settings stay.")
 
 
@@ -99,7 +100,8 @@ def _set(chat: Chat, rest: str) -> None:
         value = kinds[name](text)
     except ValueError as error:
         wanted = {int: "a whole number", float: "a number"}[kinds[name]]
-        raise ConfigError(f"/set {option} {text}: {option} must be {wanted}.") from error
+        given = f"/set {option} {text}".rstrip()
+        raise ConfigError(f"{given}: {option} must be {wanted}.") from error
     chat.config = replace(chat.config, **{name: value})
     chat.say(f"{_option(name)} {value}")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 
 from common import checkpoint

@@ -131,11 +131,14 @@ def chat_logprobs(tokens: Sequence[Token], n_top: int, tokenizer: Tokenizer) -> 
 def text_logprobs(
     tokens: Sequence[Token], starts: Sequence[int], n_top: int, tokenizer: Tokenizer
 ) -> Json:
-    """Return the same as plain completions have them; ``starts`` say where each token begins."""
+    """Return the same as plain completions have them; ``starts`` say where each token begins.
+
+    The token that was chosen is always among the likeliest, so that these may be one more.
+    """
     tops = [
         {
             token_text(idx, tokenizer): _json_number(logprob)
-            for idx, logprob in likeliest(token, n_top, tokenizer)
+            for idx, logprob in [*likeliest(token, n_top, tokenizer), (token.idx, token.logprob)]
         }
         for token in tokens
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.config import GenerateConfig
+from common.config import SEEDS_END, GenerateConfig
 from common.generate import Token
 from common.tokenizer import Tokenizer
 from sample.load import Ready
@@ -26,6 +26,10 @@ class Wanted:
     n_samples: int = 1
     stops: tuple[str, ...] = ()
     n_top: int = 0  # likeliest tokens to name beside each
+
+    def seed(self, number: int) -> int:
+        """Return the seed of one of the texts, counted from 0."""
+        return (self.config.seed + number) % SEEDS_END
 
     def notices(self, ready: Ready) -> list[str]:
         """Return what a person should know before: that of a long prompt only the end is seen."""
@@ -53,7 +57,7 @@ def write_samples(ready: Ready, wanted: Wanted) -> Iterator[tuple[int, Piece]]:
     while True:
         while free and (number := next(waiting, None)) is not None:
             row = free.pop()
-            own = replace(config, seed=config.seed + number)
+            own = replace(config, seed=wanted.seed(number))
             decoder.admit(row, prompt, own, wanted.n_top)
             busy[row] = number, Reading(tokenizer, config.max_new_tokens, wanted.stops)
         if not busy:
@@ -98,7 +102,7 @@ def write_json(ready: Ready, wanted: Wanted) -> Iterator[str]:
         tokens[number] += [_as_json(token, ready.loaded.tokenizer) for token in piece.tokens]
         if piece.is_last:
             described = {
-                "sample": number, "seed": wanted.config.seed + number, "prompt": wanted.prompt,
+                "sample": number, "seed": wanted.seed(number), "prompt": wanted.prompt,
                 "text": texts[number], "finish": piece.finish, "tokens": tokens[number],
             }  # fmt: skip
             yield json.dumps(described, ensure_ascii=False) + "\n"

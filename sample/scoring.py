@@ -10,6 +10,7 @@ from common.tokenizer import Tokenizer
 from sample.load import Ready
 from sample.score import Score, ScoredToken, encode_pieces, read_text, score_ids
 from sample.surprise import COLUMNS, Colouring, as_columns, legend
+from sample.terminal import visible
 
 Line = tuple[str, bool]  # a text, and whether it is a result: stdout, else stderr
 HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
@@ -21,7 +22,7 @@ class Style:
 
     per_token: bool = False
     as_json: bool = False
-    in_colour: bool = False  # instead of columns
+    in_colour: bool = False  # each token, instead of columns
 
     @property
     def heading(self) -> Line:
@@ -44,17 +45,22 @@ class Style:
 
     def result(self, name: str, score: Score) -> Line:
         """Return what is written of a file."""
+        figures = score.loss, score.perplexity, score.bpb
         if self.as_json:
-            described = {
-                "file": name, "tokens": score.n_tokens, "bytes": score.n_bytes,
-                "loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb,
-            }  # fmt: skip
+            described = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes} | {
+                key: figure if score.n_tokens else None
+                for key, figure in zip(("loss", "perplexity", "bpb"), figures, strict=True)
+            }
             return json.dumps(described, ensure_ascii=False) + "\n", True
         large = score.perplexity >= 1e9
         perplexity = f"{score.perplexity:.3e}" if large else f"{score.perplexity:,.2f}"
+        loss, bpb = f"{score.loss:.4f}", f"{score.bpb:.4f}"
+        if not score.n_tokens:
+            loss = perplexity = bpb = "-"
+        name = visible(name).replace("\n", "\\n")
         line = (
-            f"{name:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}{score.loss:>9.4f}"
-            f"{perplexity:>14}{score.bpb:>11.4f}\n"
+            f"{name:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
+            f"{loss:>9}{perplexity:>14}{bpb:>11}\n"
         )
         # behind tokens it is not one of them
         return (HEADINGS + line, False) if self.per_token else (line, True)
@@ -88,7 +94,7 @@ def score_files(
             heading.clear()
             if style.per_token:
                 yield "".join(style.tokens(name, tokens, writer)), True
-        yield writer.end() if style.in_colour and style.per_token else "", True
+        yield writer.end() if style.in_colour else "", True
         yield from heading  # above an empty file too
         heading.clear()
         yield style.result(name, score)

@@ -24,8 +24,15 @@ def bits(token: ScoredToken) -> float:
 
 def as_columns(token: ScoredToken, tokenizer: Tokenizer) -> str:
     r"""Return a line of tab-separated columns; \n, \t and bytes beyond text are spelled out."""
-    text = tokenizer.decode_bytes([token.idx]).decode("utf-8", "backslashreplace")
-    return f"{bits(token):.3f}\t{token.logprob:.5f}\t{token.idx}\t{repr(text)[1:-1]}\n"
+    text = tokenizer.decode_bytes([token.idx]).decode("utf-8", "surrogateescape")
+    text = "".join(map(_spelled_out, text))
+    return f"{bits(token):.3f}\t{token.logprob:.5f}\t{token.idx}\t{text}\n"
+
+
+def _spelled_out(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # stands for a byte beyond text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]
 
 
 class Colouring:

@@ -40,7 +40,7 @@ def say(notice: str) -> None:
 
 def talk(chat: Chat, history: Path) -> None:
     """Chat until the input ends; what is typed in a terminal is remembered in ``history``."""
-    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         _converse(chat, _next_line)
         return
     from sample.editing import line_editor  # slow to import, and of no use to a pipe
@@ -53,11 +53,11 @@ def talk(chat: Chat, history: Path) -> None:
 def _next_line() -> str:
     sys.stderr.write("\n> ")
     sys.stderr.flush()
-    line = sys.stdin.readline() if sys.stdin else ""  # None where it was closed
+    line = sys.stdin.readline()
     if not line:
         sys.stderr.write("\n")
         raise EOFError
-    return line.rstrip("\n")
+    return line.rstrip("\r\n")
 
 
 def _converse(chat: Chat, read: Callable[[], str]) -> None:

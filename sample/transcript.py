@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def save_conversation(path: Path, messages: list[Message], run: str) -> None:
         "format": FORMAT_VERSION, "run": run, "messages": [as_json(each) for each in messages]
     }  # fmt: skip
     try:
+        if os.path.lexists(unfinished := f"{path}.tmp"):
+            raise OSError(None, f"{unfinished} is in the way: move it, or name another file")
         write_json(path, value)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path}: cannot be written ({_reason(error)}).") from error
@@ -95,11 +98,18 @@ class Transcript:
         self.path = path
         self.say = say
         try:
-            self._file = path.open("ab", buffering=0)  # nothing that a kill could lose
+            self._file = path.open("a+b", buffering=0)  # nothing that a kill could lose
+            self._end_line()
         except OSError as error:
             raise ConfigError(
                 f"--transcript {path}: cannot be written ({error.strerror})."
             ) from error
+
+    def _end_line(self) -> None:
+        if self._file.seekable() and self._file.seek(0, os.SEEK_END):
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":  # cut off: what is added gets a line of its own
+                self._file.write(b"\n")
 
     def add(self, turn: list[Message]) -> None:
         """Add the messages of a turn."""
@@ -107,7 +117,7 @@ class Transcript:
 
     def note(self, command: str) -> None:
         """Add a command that changed the conversation, as {"command": ...}."""
-        self._write([{"command": command}])
+        self._write([{"command": well_formed(command)}])
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)

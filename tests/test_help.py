@@ -1,6 +1,7 @@
 """--help of every command: quick, complete, and without the heavy packages."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -55,6 +56,27 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in run.stderr.splitlines()}
     assert "click" in imported
     assert not imported & HEAVY
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "pretrain", "--data", "nowhere"], ["train", "resume", "none"],
+        ["train", "compare", "none"], ["train", "plot", "none"], ["train", "presets"],
+        ["sample", "chat", "none"], ["sample", "generate", "none"],
+        ["sample", "score", "-", "--run", "none"], ["sample", "serve", "none", "--port", "0"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_numpy_is_not_imported_within_torch_which_would_swallow_ctrl_c(
+    command: list[str], tmp_path: Path
+) -> None:
+    ended = run_python(["-X", "importtime", "-m", *command], tmp_path)
+    found = re.findall(r"^import time:[ \d]+\|[ \d]+\|( +)(\S+)$", ended.stderr, re.MULTILINE)
+    names = [name for _, name in found]
+    depths = [len(blanks) for blanks, _ in found]
+    numpy, torch = names.index("numpy"), names.index("torch")
+    assert min(depths[numpy:torch]) <= depths[torch]  # what is within torch comes before it, deeper
 
 
 @pytest.mark.parametrize("stage", STAGES)

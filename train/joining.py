@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore

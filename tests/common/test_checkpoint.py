@@ -131,6 +131,15 @@ def test_damage_is_detected_and_the_checkpoint_before_is_taken(
     assert f"Using {run / 'step-00000010'} instead." in caplog.text
 
 
+@pytest.mark.parametrize(
+    "files", [None, [], {}, {"model.safetensors": None}, {"model.safetensors": [1, 2]}], ids=str
+)
+def test_a_manifest_that_does_not_list_the_model_s_files_is_damaged(run: Path, files: Any) -> None:
+    manifest = run / "step-00000020" / "manifest.json"
+    manifest.write_text(json.dumps({"format": 1, "files": files}), encoding="utf-8")
+    assert newest_valid(run, "latest") == run / "step-00000010"
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_any_flipped_bit_is_detected(run: Path, name: str) -> None:
     folder = run / "step-00000020"

@@ -112,7 +112,11 @@ def test_logprobs_of_a_completion(api: InProcess) -> None:
     assert choice["logprobs"] == {
         "tokens": list(choice["text"]),
         "token_logprobs": [0.0, -1.0, -2.0],
-        "top_logprobs": [{"\n": 0.0, " ": -1.0}] * 3,
+        # the one chosen is always among them
+        "top_logprobs": [
+            {"\n": 0.0, " ": -1.0, chosen: logprob}
+            for chosen, logprob in zip(choice["text"], (0.0, -1.0, -2.0), strict=True)
+        ],
         "text_offset": [0, 1, 2],
     }
 

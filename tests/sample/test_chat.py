@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.config import GenerateConfig, ModelConfig
+from common.config import SEEDS_END, GenerateConfig, ModelConfig
 from common.generate import Decoder
 from common.model import GPT
 from common.tokenizer import CharTokenizer
@@ -116,6 +116,18 @@ def test_the_same_prompt_gets_another_answer_but_a_new_chat_the_same() -> None:
     first = answers()
     assert len(set(first)) == 3
     assert answers() == first
+
+
+def test_seeds_go_on_from_0_after_the_largest() -> None:
+    config = GenerateConfig(max_new_tokens=8, temperature=5.0, seed=SEEDS_END - 1)
+    chat, _ = new_chat(config)
+    answers = [ask(chat, "c"), ask(chat, "c")]
+    chat.replace_messages([])
+    for seed, answer in zip((SEEDS_END - 1, 0), answers, strict=True):
+        begun, _ = new_chat(replace(config, seed=seed))
+        begun.messages = list(chat.messages)
+        assert ask(begun, "c") == answer
+        chat.messages = begun.messages
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came() -> None:

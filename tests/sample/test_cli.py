@@ -178,6 +178,30 @@ def test_standard_input_is_scored(workplace: Path) -> None:
     assert json.loads(ended.stdout)["loss"] == pytest.approx(0, abs=1e-6), ended.stderr
 
 
+def test_an_empty_file_has_no_loss_and_a_name_cannot_command_the_terminal(workplace: Path) -> None:
+    (workplace / "a\x1b[31m\nb").write_bytes(b"")
+    for options, line in (
+        ([], "a\\x1b[31m\\nb"),
+        (["--json"], '{"file": "a\\u001b[31m\\nb", "tokens": 0, "bytes": 0, "loss": null, '),
+    ):
+        ended = run_python(["-m", "sample", "score", "a\x1b[31m\nb", *options], workplace)
+        assert ended.returncode == 0
+        assert ended.stdout.splitlines()[-1].startswith(line)
+        assert "\x1b" not in ended.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("command", ["chat", "generate", "score -"])
+def test_a_closed_stream_is_as_one_of_nothing(workplace: Path, command: str, closed: str) -> None:
+    shell = f'echo ab | "$0" -m sample {command} {closed}'
+    script = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', sys.argv[1], "
+    script += "sys.executable], stdin=subprocess.DEVNULL).returncode)"
+    ended = run_python(["-c", script, shell], workplace)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout or closed != "2>&-"
+
+
 def test_the_same_seed_gives_the_same_text(endings: Ended) -> None:
     assert endings["hot"].stdout == endings["hot again"].stdout
     assert endings["hot"].stdout != endings["another seed"].stdout

@@ -120,6 +120,32 @@ def test_save_never_replaces_a_file_that_is_not_the_conversation_s(
     assert told.do(f"/save {thesis}").endswith("name another file.")
 
 
+def test_save_after_reset_does_not_replace_the_conversation_before(
+    told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.json"
+    told.ask("a")
+    told.do(f"/save {path}")
+    told.do("/reset")
+    told.ask("b")
+    assert told.do("/save") == "/save needs the name of a file."
+    assert told.do(f"/save {path}").endswith("name another file.")
+    told.do(f"/load {path}")
+    assert told.chat.messages[0] == Message("user", "a")
+
+
+def test_save_writes_over_no_file_and_through_no_link_that_is_in_the_way(
+    told: Told, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("years", encoding="utf-8")
+    (tmp_path / "one.json.tmp").symlink_to(precious)
+    told.ask("a")
+    assert "is in the way" in told.do(f"/save {tmp_path / 'one.json'}")
+    assert precious.read_text(encoding="utf-8") == "years"
+    assert not (tmp_path / "one.json").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -182,7 +208,7 @@ def test_set_changes_a_setting_within_the_range_it_was_declared_with(told: Told)
     assert told.do("/set temperature -1") == "--temperature is -1.0: it must be at least 0."
     assert told.do("/set temperature nan") == "--temperature is nan: it must be a finite number."
     assert told.do("/set top-k 1.5") == "/set top-k 1.5: top-k must be a whole number."
-    assert told.do("/set top-k") == "/set top-k : top-k must be a whole number."
+    assert told.do("/set top-k") == "/set top-k: top-k must be a whole number."
     assert told.do("/set temprature 1").startswith("temprature: no such setting. There are max-new")
     assert told.chat.config == before
 

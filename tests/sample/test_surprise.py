@@ -52,6 +52,7 @@ def test_what_a_terminal_would_obey_is_spelled_out() -> None:
 def test_columns_hold_any_token_in_a_line() -> None:
     line = as_columns(ScoredToken(10, -1.0), BYTES)
     assert line == "1.443\t-1.00000\t10\t\\n\n"
-    assert as_columns(ScoredToken(0xE4, -1.0), BYTES).endswith("\t228\t\\\\xe4\n")
+    assert as_columns(ScoredToken(0xE4, -1.0), BYTES).endswith("\t228\t\\xe4\n")
+    assert as_columns(ScoredToken(0, 0.0), CharTokenizer(("\\",))).endswith("\t0\t\\\\\n")
     tokenizer = CharTokenizer(("\u4e16",))
     assert as_columns(ScoredToken(0, 0.0), tokenizer) == "0.000\t0.00000\t0\t\u4e16\n"
