@@ -15,6 +15,7 @@ takes the newest checkpoint that verifies, and says so when it had to step back.
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -215,7 +216,12 @@ def pointed(run: Path, pointer: Pointer) -> Path | None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return a run's checkpoint folders, the oldest first."""
-    return sorted(folder for folder in run.glob("step-????????*") if folder.suffix != ".tmp")
+    return sorted(folder for folder in run.glob("step-*") if _is_named(folder, ""))
+
+
+def _is_named(folder: Path, rest: str) -> bool:
+    """Tell whether save_checkpoint gave a name to this, and not someone to a copy."""
+    return re.fullmatch(rf"step-\d{{8,}}{rest}", folder.name) is not None and folder.is_dir()
 
 
 def last_good(run: Path, good_step: int) -> Path | None:
@@ -259,7 +265,28 @@ def _delete(run: Path, folders: Iterable[Path]) -> None:
         doomed = folder.with_name(folder.name + ".tmp")  # half deleted must not look damaged
         os.rename(folder, doomed)
     for unfinished in run.glob("step-*.tmp"):  # also what a killed run left
-        shutil.rmtree(unfinished)
+        if _is_named(unfinished, rf"(\.{SHARDS_NAME})?\.tmp"):
+            shutil.rmtree(unfinished)
+
+
+def hold(run: Path) -> int:
+    """Keep other trainings away from a run until the descriptor that is returned is closed.
+
+    Raises: CheckpointError when another process trains it.
+    """
+    import fcntl
+
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{run}: another process trains this run. Wait for it, or train a run of another name."
+        ) from error
+    except OSError:  # a file system without locks: then nobody can be kept away
+        pass
+    return descriptor
 
 
 def verify_checkpoint(folder: Path, *, without: str | None = None) -> None:

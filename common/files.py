@@ -72,7 +72,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with write_then_rename(path) as file:
+        # a byte of a file's name that is not UTF-8 becomes the escape that JSON has for it
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def sha256_of(path: Path) -> str:

@@ -25,6 +25,7 @@ from common.files import write_then_rename
 if TYPE_CHECKING:
     import tiktoken
 
+MAX_RANKS = 1 << 24  # of a vocabulary that is read; the largest published have 200,000
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 
@@ -247,11 +248,15 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
+            if len(ranks) != number or not 0 <= int(rank) < MAX_RANKS:
+                raise ValueError
         except ValueError as error:
             raise DataError(
                 f"{path}, line {number}: not tiktoken's format, which is the base64 of a token, "
-                "a space and its rank."
+                "a space and its rank, each once."
             ) from error
+    if len(set(ranks.values())) != len(ranks):
+        raise DataError(f"{path}: several tokens have the same rank: no byte-pair vocabulary.")
     lacking = sum(bytes([byte]) not in ranks for byte in range(256))
     if lacking:
         raise DataError(

@@ -123,6 +123,11 @@ def _transcoded(
                 f"{name}, byte {offset:,}: {error.object[error.start]:#04x} is not {encoding}. "
                 "Convert the file, or pass --on-bad-bytes replace."
             ) from error
+        except UnicodeError as error:  # UTF-16 or UTF-32 of either order, without its mark
+            raise DataError(
+                f"{name}: does not begin with a byte order mark, so {encoding} leaves open which "
+                f"byte comes first. Pass --encoding {encoding}-le, or {encoding}-be."
+            ) from error
         if text and not begun:
             text = text.removeprefix("\ufeff")  # which utf-16-le, named as such, leaves in
             begun = True

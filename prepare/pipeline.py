@@ -11,6 +11,7 @@ the same command, started again after a kill, goes on from there.
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections import defaultdict
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.errors import DataError
 from common.files import write_json
@@ -113,28 +114,43 @@ def prepare_corpus(
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
     """Hold the folder of unfinished work, alone; it goes when nothing in it is worth keeping."""
-    import fcntl
-
     work = out / UNFINISHED
-    work.mkdir(exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise DataError(
-                        f"{out}: another prepare is writing there. Wait for it, or choose another "
-                        "--out."
-                    ) from error
-                time.sleep(POLL_SECONDS)
+    deadline = time.monotonic() + LOCK_SECONDS
+    lock = None
+    while lock is None:
+        lock = _lock(work)
+        if lock is None:
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{out}: another prepare is writing there. Wait for it, or choose another "
+                    "--out."
+                )
+            time.sleep(POLL_SECONDS)
+    with lock:
         try:
             yield work
         finally:
             if not any(work.glob("*.json")) and not any(work.glob("*.scan")):
                 shutil.rmtree(work, ignore_errors=True)
+
+
+def _lock(work: Path) -> TextIO | None:
+    """Return the lock of the folder, held, or None where another run holds it."""
+    import fcntl
+
+    try:
+        work.mkdir(exist_ok=True)
+        lock = (work / "lock").open("w")
+    except FileNotFoundError:  # the other one ended just now, and took its folder with it
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_nlink:  # 0: held, but of a folder that is gone
+            return lock
+    except BlockingIOError:
+        pass
+    lock.close()
+    return None
 
 
 class _Run:

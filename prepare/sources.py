@@ -2,6 +2,7 @@
 
 import glob
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int], object]  # called with a count of bytes, as they are read from disk
 
@@ -80,6 +83,11 @@ def find_sources(
             if path == Path("-") and stdin is not None:
                 sources[path] = stdin
             elif path.is_dir():
+                if out is not None and path.resolve() == out.resolve():
+                    raise DataError(
+                        f"{path}: is --out and a source: what is written there would be read the "
+                        "next time. Choose another --out."
+                    )
                 found = list(_files_below(path, out and out.resolve()))
                 if not found:
                     raise DataError(
@@ -109,6 +117,12 @@ def _expanded(pattern: Path) -> list[Path]:
 def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
     # os.walk does not follow links to folders, so a loop of links ends
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
+        for name in folders:
+            if Path(parent, name).is_symlink() and not name.startswith("."):
+                log.warning(
+                    "%s: a link to a folder, not followed: name it as a source to read it too.",
+                    Path(parent, name),
+                )
         folders[:] = [
             name
             for name in folders

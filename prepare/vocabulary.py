@@ -264,7 +264,7 @@ def file_tokenizer(path: Path) -> BytePairTokenizer:
     """
     if (path.parent / META_NAME).exists():
         tokenizer = open_data(path.parent).tokenizer()
-        if isinstance(tokenizer, BytePairTokenizer):
+        if isinstance(tokenizer, BytePairTokenizer) and path.name == tokenizer.file_name:
             return tokenizer
     log.warning("%s: such a file does not say how text is cut into words; using GPT-2's way.", path)
     ranks = read_ranks(path)

@@ -18,10 +18,15 @@ class TrainConfig:
         None,
         "Train about this long instead: the speed is measured, then the steps are fixed.",
         at_least=0,
+        below=1e7,
     )
-    tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1)
-    epochs: float | None = setting(None, "Read train this many times instead.", at_least=0)
-    tokens_per_step: int = setting(16_384, "Tokens an update learns from.", at_least=1)
+    tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1, below=10**15)
+    epochs: float | None = setting(
+        None, "Read train this many times instead.", at_least=0, below=1e7
+    )
+    tokens_per_step: int = setting(
+        16_384, "Tokens an update learns from.", at_least=1, below=10**10
+    )
     batch_size: int = setting(
         0,
         "Rows of --block-size tokens at a time; auto or 0: what suits the machine, halved where "

@@ -17,7 +17,7 @@ from common.tokenfile import DataFolder, open_data
 from train.config import TrainConfig
 from train.distributed import ALONE, Ranks
 from train.loop import Progress, first_said
-from train.session import drive, restore
+from train.session import drive, held, restore
 from train.signals import StopRequest
 from train.tracker import open_tracker
 
@@ -48,6 +48,18 @@ def resume_run(
     """
     changes = changes or Changes()
     settings = ranks.first(lambda: checkpoint.read_json(folder / CONFIG_NAME))
+    with held(folder, ranks):
+        return _resume_held(folder, settings, device_name, stop, changes, ranks)
+
+
+def _resume_held(
+    folder: Path,
+    settings: dict[str, Any],
+    device_name: str,
+    stop: StopRequest,
+    changes: Changes,
+    ranks: Ranks,
+) -> int | None:
     config = from_dict(TrainConfig, settings["train"], str(folder / CONFIG_NAME))
     if changes.shard is not None:
         config = replace(config, shard=changes.shard)

@@ -5,6 +5,7 @@ half the learning rate: a few times, then it stops and says why.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,7 +107,7 @@ def drive(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     agreed = AgreedStop(stop, run.ranks) if run.ranks.joined else stop
     while True:
         try:
-            with _memory_said():
+            with memory_said("evaluation or saving", " and go on: python -m train resume"):
                 stopped_by = train(run, progress, agreed)
             break
         except DivergedError as error:
@@ -171,17 +172,27 @@ def _begin_again(run: Run) -> Run:
 
 
 @contextmanager
-def _memory_said() -> Iterator[None]:
-    """Say what to do where memory ran out between updates, which mend that themselves."""
+def held(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep other trainings away from a run."""
+    descriptor = ranks.first(lambda: checkpoint.hold(folder))
+    try:
+        yield
+    finally:
+        if ranks.is_first:
+            os.close(descriptor)
+
+
+@contextmanager
+def memory_said(where: str, remedy: str = "") -> Iterator[None]:
+    """Say what to do where memory ran out, but in updates, which mend that themselves."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise ConfigError(
-            "out of memory in evaluation or saving. Free memory that others hold and go on: "
-            "python -m train resume. Or train a new run with a shorter --block-size, fewer "
-            "--n-layer or --n-embd."
+            f"out of memory in {where}. Free memory that others hold{remedy}. Or train a new run "
+            "with a shorter --block-size, fewer --n-layer or --n-embd, or a smaller --preset."
         ) from error
 
 

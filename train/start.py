@@ -29,7 +29,7 @@ from train.plan import (
     plan_lines,
 )
 from train.presets import PRESETS, preset_for
-from train.session import assemble, drive, initial_model, share_out
+from train.session import assemble, drive, held, initial_model, memory_said, share_out
 from train.signals import StopRequest
 from train.tracker import open_tracker, package
 
@@ -70,9 +70,10 @@ def new_run(
     _check_sizes(data, shape.block_size)
     package(config.tracker)  # missing, it is to be said before a run is made
 
-    model = share_out(initial_model(shape, config, device, init_from), config, device, ranks)
-    config = fix_steps(fix_batch(config, model, device, ranks), model, data)
-    speed = measure(config, model, data, device, ranks)
+    with memory_said("making and measuring the network"):
+        model = share_out(initial_model(shape, config, device, init_from), config, device, ranks)
+        config = fix_steps(fix_batch(config, model, device, ranks), model, data)
+        speed = measure(config, model, data, device, ranks)
     config = fix_length(config, speed)
     if init_from is None and "ngram_dropout" not in model_options:
         shape = replace(shape, ngram_dropout=ngram_dropout(config, shape, data))
@@ -86,9 +87,10 @@ def new_run(
     for line in plan_lines(config, model, data, device, speed, ranks):
         log.info(line)
     kind = config.tracker if ranks.is_first else "none"
-    tracker = open_tracker(kind, folder, 0, settings)
-    run = assemble(folder, model, data, tokenizer, config, device, tracker, ranks)
-    return drive(run, Progress(eval_s=speed.eval_s), stop)
+    with held(folder, ranks):
+        tracker = open_tracker(kind, folder, 0, settings)
+        run = assemble(folder, model, data, tokenizer, config, device, tracker, ranks)
+        return drive(run, Progress(eval_s=speed.eval_s), stop)
 
 
 def _new_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
@@ -174,6 +176,11 @@ def _check_sizes(data: DataFolder, block_size: int) -> None:
     for split in SPLITS:
         n_tokens = data.n_tokens(split)
         if n_tokens < block_size + 1:
+            if not n_tokens:
+                raise DataError(
+                    f"{data.path / split}.bin: is empty: no document was put there. Prepare the "
+                    "text again with another --val-fraction, or other --val-files."
+                )
             remedy = f"pass --block-size {n_tokens - 1} or less, or " if n_tokens > 1 else ""
             raise DataError(
                 f"{data.path / split}.bin: holds {n_tokens:,} tokens, but --block-size "

@@ -19,6 +19,7 @@ from common.checkpoint import (
     Loaded,
     checkpoints,
     find_run,
+    hold,
     last_good,
     load_checkpoint,
     new_run,
@@ -169,6 +170,28 @@ def test_a_sound_checkpoint_is_taken_without_a_word(
     caplog.set_level(logging.INFO)
     assert newest_valid(run, "latest") == run / "step-00000020"
     assert caplog.text == ""
+
+
+def test_what_a_person_put_beside_the_checkpoints_stays(run: Path) -> None:
+    copy = run / "step-00000020-mine"
+    shutil.copytree(run / "step-00000020", copy)
+    beside = [copy, run / "step-99999999", run / "step-00000001.tmp", run / "step-mine.tmp"]
+    for path in beside[1:3]:
+        path.write_bytes(b"")
+    beside[3].mkdir()
+    for step in (30, 40, 50):
+        save(run, step)
+    assert all(path.exists() for path in beside)
+    assert names(run) == ["step-00000040", "step-00000050"]
+    verify_checkpoint(copy)
+
+
+def test_a_run_is_held_by_one_process_at_a_time(run: Path) -> None:
+    descriptor = hold(run)
+    with pytest.raises(CheckpointError, match=f"^{run}: another process trains this run"):
+        hold(run)
+    os.close(descriptor)
+    os.close(hold(run))
 
 
 def test_when_none_verifies_it_is_an_error_that_says_what_to_do(run: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -74,3 +75,9 @@ def test_the_hash_is_that_of_the_whole_file(n_bytes: int, tmp_path: Path) -> Non
     content = os.urandom(n_bytes)
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_bytes_of_names_that_are_not_utf_8_come_back_from_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff\xe4")
+    write_json(tmp_path / "a", {"path": name})
+    assert json.loads((tmp_path / "a").read_bytes()) == {"path": name}

@@ -247,6 +247,16 @@ def test_a_vocabulary_that_gigatoken_cannot_take_is_left_to_tiktoken(
     assert encode([b"querns"])[0].tolist() == judge_of(tokenizer).encode_ordinary("querns")
 
 
+def test_ranks_with_a_gap_are_left_to_tiktoken(caplog: pytest.LogCaptureFixture) -> None:
+    """As p50k_base has them: its end-of-text stands between ordinary tokens."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"qu": 256, b"que": 258}
+    tokenizer = BytePairTokenizer("odd", GPT2_PATTERN, ranks, special_ids_after(259))
+    name, encode = make_encoder(tokenizer)
+    assert name == "tiktoken"
+    assert "gigatoken cannot take this vocabulary" in caplog.text
+    assert encode([b"quern"])[0].tolist() == [258, ord("r"), ord("n")]
+
+
 def test_slow_means_tiktoken(learned: BytePairTokenizer) -> None:
     name, encode = make_encoder(learned, fast=False)
     assert name == "tiktoken"

@@ -271,6 +271,13 @@ def test_a_bad_byte_is_an_error_that_names_its_place_where_asked(
         read(raw, block_bytes, encoding=encoding, on_bad_bytes="fail", separator="==")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_of_either_order_needs_its_mark(encoding: str) -> None:
+    sentence = f"^a.txt: does not begin .* Pass --encoding {encoding}-le, or {encoding}-be"
+    with pytest.raises(DataError, match=sentence):
+        read("a story".encode(f"{encoding}-le"), encoding=encoding)
+
+
 @pytest.mark.parametrize("on_bad_bytes", ["replace", "fail"])
 def test_a_replacement_character_that_stands_in_the_file_is_no_damage(on_bad_bytes: str) -> None:
     found, findings = read("a\ufffdb".encode(), on_bad_bytes=on_bad_bytes)

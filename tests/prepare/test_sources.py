@@ -116,6 +116,26 @@ def test_the_folder_written_to_is_no_source(tmp_path: Path) -> None:
     assert [source.path.name for source in found] == ["a.txt"]
 
 
+def test_a_source_cannot_be_written_to(tmp_path: Path) -> None:
+    written(tmp_path / "a.txt", b"a story")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        with pytest.raises(DataError, match=f"^{folder}: is --out and a source"):
+            find_sources([folder], out=tmp_path)
+
+
+def test_that_a_link_to_a_folder_is_not_followed_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "far" / "b.txt")
+    written(tmp_path / "near" / "a.txt")
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    assert [source.path.name for source in find_sources([tmp_path / "near"])] == ["a.txt"]
+    assert f"{tmp_path / 'near' / 'link'}: a link to a folder, not followed" in caplog.text
+    both = find_sources([tmp_path / "near", tmp_path / "near" / "link"])
+    assert [source.path.name for source in both] == ["a.txt", "b.txt"]
+
+
 def test_a_file_of_val_is_val_only_wherever_else_it_lies(tmp_path: Path) -> None:
     for name in ["in/a.txt", "in/b.txt", "in/val/c.txt", "d.txt"]:
         written(tmp_path / name)

@@ -232,6 +232,17 @@ def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
     assert tokenizer.encode("def f(x):") == expected.encode_ordinary("def f(x):")
 
 
+def test_a_file_beside_another_vocabulary_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three " * 99, encoding="utf-8")
+    data = prepare([tmp_path / "a.txt"], tmp_path / "data", vocab_size="300")
+    learned = learn_bpe(SOURCES[:9], 400)
+    path = data.path / "mine.tiktoken"
+    path.write_bytes(learned.file_content())
+    assert file_tokenizer(path).ranks == learned.ranks
+    with pytest.raises(DataError, match=r"train.bin, line 1: not tiktoken's format"):
+        file_tokenizer(data.path / "train.bin")
+
+
 @pytest.mark.parametrize(
     ("n_train_bytes", "expected"),
     [(0, 512), (225_000, 512), (900_000, 1024), (7_000_000, 2048), (10**8, 8192), (10**13, 32_768)],

@@ -38,6 +38,8 @@ def workplace(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Pat
     train_bin.write_bytes(train_bin.read_bytes()[:1000])
     (folder / "short").mkdir()
     prepare_text(words(40), folder / "short")
+    without_val = ["text", "short/source.txt", "--val-fraction", "0", "--out", "empty"]
+    assert run_python(["-m", "prepare", *without_val], folder).returncode == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.plan.MEASURE_S", 0.0)
         for name in ("changed", "other-vocabulary", "gone"):
@@ -75,6 +77,14 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "a .bin cut short": (
         ["pretrain", "--data", "cut"],
         ["cut/train.bin: 1,000 bytes, but meta.json promises ", "It was cut short"],
+    ),
+    "a split without a token": (
+        ["pretrain", "--data", "empty", "--block-size", "8"],
+        ["empty/val.bin: is empty", "another --val-fraction"],
+    ),
+    "a network too large for any machine": (
+        ["pretrain", "--data", "data", "--ngrams", "2", "--ngram-rows", "1000000000000"],
+        ["out of memory in making and measuring the network"],
     ),
     "a split shorter than the context": (
         ["pretrain", "--data", "short/data", "--block-size", "64"],
