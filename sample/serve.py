@@ -27,6 +27,7 @@ from sample.guard import Access
 from sample.load import Ready
 from sample.parameters import AT_MOST
 from sample.template import Template
+from sample.transport import Hurried
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def serve(ready: Ready, model: Model, bound: socket.socket, access: Access) -> N
     server = Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Hurried,
             ws="none",
             loop="asyncio",
             lifespan="off",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sample.answer import Answer
 from sample.refusals import RequestError
@@ -15,8 +16,41 @@ from sample.replies import Json, json_bytes
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
-BODY_WITHIN_S = 30.0  # a client that takes longer to send its request
+HEAD_WITHIN_S = 30.0  # a client that takes longer to send a request's headers
+BODY_WITHIN_S = 30.0  # or its body
 SEND_WITHIN_S = 60.0  # or to take a piece of its answer is gone
+
+
+class Hurried(H11Protocol):
+    """uvicorn's connection, which does not wait for a request for ever: connections are limited."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on where a request is not whole yet."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+
+    def _stop_watching(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class EventStream(StreamingResponse):

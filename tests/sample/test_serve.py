@@ -14,12 +14,15 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from common.config import GenerateConfig
 from common.errors import ConfigError
 from common.generate import generate
 from sample.address import bind, make_access, read_key
 from sample.config import ServeConfig
+from sample.transport import Hurried
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.sample.conftest import ALPHABET
 from tests.sample.serving import ServerProcess, make_mixed_run, mixed_model, serving
@@ -370,3 +373,48 @@ def test_help_does_not_load_what_it_need_not(place: Path) -> None:
         "sys.exit(bool(heavy & set(sys.modules)))"
     )
     assert run_python(["-c", script], place).returncode == 0
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def answers_slowly(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(0.6)
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def test_a_connection_without_a_whole_request_is_closed_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sample.transport.HEAD_WITHIN_S", 0.3)
+
+    async def heard(port: int, *sent: bytes) -> bytes:
+        """Return all that comes; what is sent but for the first waits for an answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answer = b""
+        for number, each in enumerate(sent):
+            if number:
+                answer = await reader.readuntil(b"\r\n\r\n")
+            writer.write(each)
+        answer += await reader.read()
+        writer.close()
+        return answer
+
+    async def all_heard() -> list[bytes]:
+        config = uvicorn.Config(
+            answers_slowly, http=Hurried, ws="none", lifespan="off", log_config=None,
+            timeout_keep_alive=1,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        protocol = lambda: Hurried(config, ServerState(), {}, loop)  # noqa: E731
+        server = await loop.create_server(protocol, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        clients = [(b"",), (REQUEST[:-2],), (REQUEST,), (REQUEST, REQUEST), (REQUEST, REQUEST[:9])]
+        async with server:
+            return await asyncio.wait_for(
+                asyncio.gather(*(heard(port, *sent) for sent in clients)), SOON_S
+            )
+
+    answers = asyncio.run(all_heard())
+    assert [answer.count(b" 204 ") for answer in answers] == [0, 0, 1, 2, 1]
