@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, DataError
-from common.files import write_json
+from common.files import write_all, write_json
 from sample.template import ROLES, Message, well_formed
 
 FORMAT_VERSION = 1
@@ -121,9 +121,7 @@ class Transcript:
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
-        left = lines.encode("utf-8")
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, lines.encode("utf-8"))
         except OSError as error:
             self.say(f"{self.path}: this turn cannot be added to it ({error.strerror}).")

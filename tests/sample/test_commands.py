@@ -1,5 +1,6 @@
 """The commands of a chat: laws of taking back, sentences on all that cannot be done, and Tab."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from common.generate import Decoder
 from sample.chat import Chat
 from sample.commands import COMMANDS, completions, is_command, obey, setting_names
 from sample.template import Message
+from sample.transcript import Transcript
 from tests.sample.conftest import ALPHABET, round_and_round
 
 LIKELIEST = GenerateConfig(max_new_tokens=4, temperature=0)
@@ -282,3 +284,18 @@ def test_tab_completes_names_of_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert completions("/load none/x")[1] == []
     monkeypatch.setenv("HOME", str(tmp_path))
     assert completions("/load ~/.h")[1] == ["~/.hidden"]
+
+
+def test_a_transcript_goes_on_behind_a_line_cut_off_and_takes_any_bytes(
+    told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_bytes(b'{"role": "us')
+    told.chat.transcript = transcript = Transcript(path, told.chat.say)
+    told.do("/system \udcff b")  # as a byte that is not UTF-8 is typed
+    told.ask("a")
+    transcript._file.close()  # which otherwise stays open until the chat ends
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    assert first == '{"role": "us'
+    assert json.loads(others[0]) == {"command": "/system \ufffd b"}
+    assert [json.loads(line)["role"] for line in others[1:]] == ["user", "assistant"]
