@@ -1,5 +1,6 @@
 """Keys and values of the tokens so far, of every layer and row: room taken once."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.config import ModelConfig
-from common.network import Attend
+
+# queries, keys and values of a layer, (B, T, nh + 2 n_kv, hs) -> what is read, (B, T, C)
+Attend = Callable[[int, Tensor], Tensor]
 
 
 class KVCache:

@@ -21,20 +21,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from common.cache import KVCache
 from common.config import GenerateConfig
+from common.contexts import Floats, Place, Scored, ScoringNetwork
 from common.errors import CheckpointError
 from common.filters import choices, draw
 from common.model import GPT
-from common.network import Network
-from common.ngrams import preceding
 from common.tokenizer import Tokenizer
 
 GUESS_AFTER = 3  # ids that must have stood before, in this order
-# Scored together at most, of all texts: up to here a pass costs little more than for one token.
-MOST_PLACES = 16
 MOST_GUESSED = 8  # for one text; from 1 on, twice as many each time that all were right
 
 
@@ -71,10 +66,10 @@ class Row:
         # drawn on the CPU by Python, whose numbers are the same on every machine
         self.random = random.Random(config.seed)
         self.start = self.n_cached = 0
-        self.read: tuple[list[int], Tensor] | None = None  # the ids read in one pass, their scores
-        self.scores: Tensor | None = None  # (V,) for the next token, where they are known already
-        # of ids that are guessed to come: the id, and the scores (V,) for what follows it
-        self.guessed: deque[tuple[int, Tensor]] = deque()
+        # (V,) for the next token, and their total, where they are known already
+        self.scored: tuple[Floats, float] | None = None
+        # of ids that are guessed to come: the id, and what is scored for what follows it
+        self.guessed: deque[tuple[int, tuple[Floats, float]]] = deque()
         self.n_guess = 1
         self.following: dict[tuple[int, ...], int] = {}  # GUESS_AFTER ids -> where the next one is
         self.seen: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
@@ -94,9 +89,9 @@ class Row:
         """Add one id to the text."""
         self.following[tuple(self.ids[-GUESS_AFTER:])] = len(self.ids)
         self.ids.append(idx)
-        self.scores = None
+        self.scored = None
         if self.guessed and self.guessed[0][0] == idx:
-            _, self.scores = self.guessed.popleft()
+            _, self.scored = self.guessed.popleft()
             self.n_cached += 1
             if not self.guessed:
                 self.n_guess = min(2 * self.n_guess, MOST_GUESSED)
@@ -125,16 +120,18 @@ class Decoder:
     """Rows of one network, each a text of its own, decoded together."""
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, n_rows: int, network: Network | None = None
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        n_rows: int,
+        network: ScoringNetwork | None = None,
     ) -> None:
-        """Lay out the network for ``n_rows`` texts at most; ``network`` where it is already."""
-        self.network = network or Network(model)
+        """Make room for ``n_rows`` texts at most; ``network`` where it is laid out already."""
+        self.contexts = (network or lay_out(model)).contexts(n_rows)
+        self.n_recent = model.config.n_recent
         self.tokenizer = tokenizer
         self.block_size = model.config.block_size
-        self.cache = KVCache(model.config, n_rows, like=self.network.wte)
         self.rows: list[Row | None] = [None] * n_rows
-        # GPUs choose a way to add up by the number of rows: there it is always the same
-        self.is_fixed = self.network.wte.device.type != "cpu"
         # only ids that stand for text, and end-of-text, are ever chosen
         banned = [not token for token in tokenizer.token_bytes[: model.config.vocab_size]]
         banned += [True] * (model.config.vocab_size - len(banned))
@@ -176,35 +173,20 @@ class Decoder:
         """Forget a row's text; the row is free again."""
         self.rows[row] = None
 
-    @torch.inference_mode()
     def _read(self, number: int, row: Row) -> None:
-        """Fill the cache with the tokens that the next prediction sees, and score it.
-
-        Where another row was filled with the same ones, they are copied from there.
-        """
+        """Read the tokens that the next prediction sees, and score it."""
         row.start = window_start(len(row.ids), self.block_size)
         seen = row.ids[row.start :]
-        for other, text in enumerate(self.rows):
-            if text is not None and text.read is not None and text.read[0] == seen:
-                self.cache.copy(other, number, len(seen))  # as for several samples of one prompt
-                row.read = text.read
-                break
-        else:
-            idx = torch.tensor([seen], device=self.network.wte.device)  # (1, T)
-            positions = torch.arange(len(seen), device=idx.device)[None]
-            recent = preceding(idx, self.network.config.n_recent)
-            hidden = self.network.hidden(recent, positions, self.cache.reading(number))
-            row.read = seen, self.network.logits(hidden[:, -1:])[0, 0].cpu()
-        row.scores = row.read[1]
+        for scored in self.contexts.read(number, seen):
+            row.scored = next(each(scored))
         row.n_cached = len(seen)
         row.look_back()
 
-    @torch.inference_mode()
     def _score(self) -> None:
         """Score the next token of every row that is not scored, in one pass, with its guesses."""
         waiting = []
         for number, row in enumerate(self.rows):
-            if row is None or row.scores is not None:
+            if row is None or row.scored is not None:
                 continue
             if window_start(len(row.ids), self.block_size) != row.start:
                 self._read(number, row)
@@ -212,55 +194,66 @@ class Decoder:
                 waiting.append((number, row))
         if not waiting:
             return
-        guesses = [self._guess(row, MOST_PLACES // len(waiting) - 1) for _, row in waiting]
-        places, newest = [], []
-        for (number, row), guess in zip(waiting, guesses, strict=True):
-            for n in range(len(guess) + 1):
-                places.append((number, row.n_cached + n))
-                newest.append(row.newest(self.network.config.n_recent, guess[:n]))
-        n_more = len(self.rows) - len(newest) if self.is_fixed else 0
-        device = self.network.wte.device
-        recent = torch.tensor(newest + newest[:1] * n_more, device=device)[:, None].unbind(2)
-        positions = torch.tensor([[at] for _, at in places + places[:1] * n_more], device=device)
-        attend = self.cache.continuing(places, n_more, alone=self.is_fixed)
-        hidden = self.network.hidden(recent, positions, attend)
-        scores = self.network.logits(hidden)[:, 0].cpu()  # (B, V)
-        each = iter(scores)
+        most_guessed = self.contexts.most_places // len(waiting) - 1
+        guesses = [self._guess(row, most_guessed) for _, row in waiting]
+        places = [
+            Place(number, row.n_cached + n, row.newest(self.n_recent, guess[:n]))
+            for (number, row), guess in zip(waiting, guesses, strict=True)
+            for n in range(len(guess) + 1)
+        ]
+        found = each(self.contexts.score(places))
         for (_, row), guess in zip(waiting, guesses, strict=True):
-            row.scores = next(each)
+            row.scored = next(found)
             row.n_cached += 1
-            row.guessed.extend((idx, next(each)) for idx in guess)
+            row.guessed.extend((idx, next(found)) for idx in guess)
 
     def _guess(self, row: Row, at_most: int) -> list[int]:
         """Return ids that may come next, as many as there is room for in the context."""
-        if self.is_fixed:
-            return []
         return row.guess(min(at_most, row.start + self.block_size - len(row.ids)))
 
     def _choose(self, row: Row) -> Token:
-        assert row.scores is not None
-        scores = row.scores.numpy()
-        most = float(scores.max())
-        if not np.isfinite(most):  # also where one of them is no number
+        assert row.scored is not None
+        scores, log_total = row.scored
+        if not math.isfinite(log_total):
             raise CheckpointError(
                 "The network's scores are not finite numbers: its training has diverged. Use an "
                 "earlier checkpoint, or train anew with a lower --learning-rate."
             )
-        room = np.subtract(scores, most, out=self._room)
-        log_total = most + math.log(np.exp(room, out=room).sum())
+        room = self._room
         np.copyto(room, scores)
         room[self.banned] = -np.inf
         ids, probabilities = choices(room, row.config, row.seen)
         idx = draw(ids, probabilities, row.random.random())
         top: tuple[tuple[int, float], ...] = ()
         if row.n_top:
-            likeliest = row.scores.topk(min(row.n_top, len(scores))).indices.tolist()
+            likeliest = torch.from_numpy(scores).topk(min(row.n_top, len(scores))).indices.tolist()
             top = tuple((i, float(scores[i]) - log_total) for i in likeliest)
         return Token(idx, float(scores[idx]) - log_total, top)
 
 
+def each(scored: Scored) -> Iterator[tuple[Floats, float]]:
+    """Yield of each token its scores (V,) and their total."""
+    return zip(scored.scores, scored.totals.tolist(), strict=True)
+
+
+def lay_out(model: GPT) -> ScoringNetwork:
+    """Return a model's network for generation, in the form that suits its device."""
+    weight = model.wte.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        from common.compiled import CompiledNetwork  # and with it Numba, which GPUs do not need
+
+        return CompiledNetwork(model)
+    from common.network import Network
+
+    return Network(model)
+
+
 def generate(
-    model: GPT, prompt: Sequence[int], config: GenerateConfig, tokenizer: Tokenizer
+    model: GPT,
+    prompt: Sequence[int],
+    config: GenerateConfig,
+    tokenizer: Tokenizer,
+    network: ScoringNetwork | None = None,
 ) -> Iterator[int]:
     """Yield new ids after ``prompt``, until end-of-text (not yielded) or max_new_tokens.
 
@@ -269,7 +262,7 @@ def generate(
 
     Raises: CheckpointError when the network's scores are not finite numbers.
     """
-    decoder = Decoder(model, tokenizer, n_rows=1)
+    decoder = Decoder(model, tokenizer, 1, network)
     decoder.admit(0, prompt, config)
     for _ in range(config.max_new_tokens):
         idx = decoder.step()[0].idx

@@ -1,22 +1,24 @@
-"""The network of model.py laid out for generation: flat, its weights packed, few calls.
+"""The network of model.py laid out for generation by PyTorch's operators: flat, few calls.
 
-model.py says what is computed, and is what trains; this computes the same from the same weights.
-The tokens that are computed together, (B, T), are a prompt's, (1, T), or the newest of several
-texts, (B, 1). Only attention, which the caller gives, has to know which.
+model.py says what is computed, and is what trains; this computes the same from the same weights, on
+GPUs, and on CPUs with weights of a byte (for others there: compiled.py). The tokens that are
+computed together, (B, T), are a prompt's, (1, T), or the newest of several texts, (B, 1). Only
+attention, which the caller gives, has to know which.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.cache import Attend, KVCache
+from common.contexts import Place, Scored
+from common.linear import Pack, Plain, Then
 from common.model import GPT, Block
-from common.ngrams import ngram_rows
-from common.packed import Pack, Then, pack
+from common.ngrams import ngram_rows, preceding
 
-# queries, keys and values of a layer, (B, T, nh + 2 n_kv, hs) -> what is read, (B, T, C)
-Attend = Callable[[int, Tensor], Tensor]
+LOGITS_BYTES = 1 << 26  # scores of a text are computed in parts of this size
 
 
 class Layer:
@@ -53,7 +55,7 @@ class Layer:
 class Network:
     """A GPT for generation; it shares the embedding with the model and copies the rest."""
 
-    def __init__(self, model: GPT, pack: Pack = pack) -> None:
+    def __init__(self, model: GPT, pack: Pack = Plain) -> None:
         """Lay out ``model``, each of its matrices by ``pack``."""
         self.config = model.config
         self.wte = model.wte.weight.detach()
@@ -67,6 +69,10 @@ class Network:
             self.sin = torch.cat((-model.sin, model.sin), dim=-1)[:, None]
         elif (added := model.added_positions) is not None:
             self.added, self.embed_scale = added.detach(), model.embed_scale
+
+    def contexts(self, n_rows: int) -> "NetworkContexts":
+        """Return room for ``n_rows`` texts."""
+        return NetworkContexts(self, n_rows)
 
     def hidden(self, recent: Sequence[Tensor], positions: Tensor, attend: Attend) -> Tensor:
         """Return (B, T, C) for tokens at ``positions`` (B, T) of their contexts.
@@ -115,3 +121,56 @@ class Network:
             qk = (qk * cos).add_(qk.roll(hs // 2, -1).mul_(sin))
         place.copy_(qk)
         return heads
+
+
+class NetworkContexts:
+    """The texts so far of several rows, on the network's device."""
+
+    def __init__(self, network: Network, n_rows: int) -> None:
+        """Make room for ``n_rows`` texts."""
+        self.network, self.n_rows = network, n_rows
+        self.cache = KVCache(network.config, n_rows, like=network.wte)
+        self.prompts: list[tuple[list[int], Scored] | None] = [None] * n_rows  # as they were read
+        # GPUs choose a way to add up by the number of rows: there it is always the same
+        self.is_fixed = network.wte.device.type != "cpu"
+        self.most_places = 1 if self.is_fixed else 16
+
+    @torch.inference_mode()
+    def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
+        """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``."""
+        for other, prompt in enumerate(self.prompts):
+            # as for several samples of one prompt; behind it a row may hold more
+            if n_wanted == 1 and prompt is not None and prompt[0] == ids:
+                self.cache.copy(other, row, len(ids))
+                self.prompts[row] = prompt
+                yield prompt[1]
+                return
+        self.prompts[row] = None
+        idx = torch.tensor([ids], device=self.network.wte.device)  # (1, T)
+        positions = torch.arange(len(ids), device=idx.device)[None]
+        recent = preceding(idx, self.network.config.n_recent)
+        hidden = self.network.hidden(recent, positions, self.cache.reading(row))
+        n_tokens = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
+        for first in range(len(ids) - n_wanted, len(ids), n_tokens):
+            scored = scored_of(self.network.logits(hidden[0, first : first + n_tokens]))
+            if n_wanted == 1:
+                self.prompts[row] = list(ids), scored
+            yield scored
+
+    @torch.inference_mode()
+    def score(self, places: Sequence[Place]) -> Scored:
+        """Put one more id into each of several places; return what follows each of them."""
+        device, n = self.network.wte.device, len(places)
+        n_more = self.n_rows - n if self.is_fixed else 0
+        same = [*places] + [places[0]] * n_more
+        recent = torch.tensor([place.recent for place in same], device=device)[:, None].unbind(2)
+        positions = torch.tensor([[place.position] for place in same], device=device)
+        where = [(place.row, place.position) for place in places]
+        attend = self.cache.continuing(where, n_more, alone=self.is_fixed)
+        hidden = self.network.hidden(recent, positions, attend)
+        return scored_of(self.network.logits(hidden)[:n, 0])
+
+
+def scored_of(logits: Tensor) -> Scored:
+    """Return scores (n, V) as numpy's arrays."""
+    return Scored(logits.cpu().numpy(), logits.logsumexp(dim=1).cpu().numpy())

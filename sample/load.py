@@ -8,12 +8,12 @@ import torch
 
 from common import checkpoint
 from common.checkpoint import Loaded
+from common.contexts import ScoringNetwork
 from common.device import choose_device
 from common.errors import ConfigError
-from common.generate import Decoder
+from common.generate import Decoder, lay_out
 from common.metricsfile import val_loss_at
-from common.network import Network
-from common.packed import Pack, pack
+from common.model import GPT
 from sample.banner import loss_words
 
 # Up to here one thread is as quick as several, which wait for each other more than they compute;
@@ -27,7 +27,7 @@ class Ready:
 
     folder: Path
     loaded: Loaded
-    network: Network
+    network: ScoringNetwork
 
     def decoder(self, n_rows: int) -> Decoder:
         """Return a decoder with ``n_rows`` free rows."""
@@ -61,12 +61,13 @@ def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str
         loaded.model.to(chosen.dtype)  # generating reads every weight once a token: halve that
     if loaded.model.n_parameters < ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    return Ready(folder, loaded, Network(loaded.model, _pack_for(quantize)))
+    return Ready(folder, loaded, _laid_out(loaded.model, quantize))
 
 
-def _pack_for(quantize: str) -> Pack:
-    if quantize == "int8":
-        from sample.quantize import Int8
+def _laid_out(model: GPT, quantize: str) -> ScoringNetwork:
+    if quantize == "none":
+        return lay_out(model)
+    from common.network import Network
+    from sample.quantize import Int8
 
-        return Int8
-    return pack
+    return Network(model, Int8)

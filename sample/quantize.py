@@ -12,7 +12,7 @@ Source: Jacob et al. 2018, section 2 (arXiv:1712.05877), with zero points of 0 f
 import torch
 from torch import Tensor
 
-from common.packed import Then, after
+from common.linear import Then, after
 
 LARGEST = 127  # of the weights' bytes; -128 would have no opposite
 MIDDLE = 128  # the byte that stands for 0 in what is multiplied: oneDNN wants it unsigned

@@ -15,12 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import torch
+import numpy as np
 
-from common.cache import KVCache
+from common.contexts import Contexts, ScoringNetwork
 from common.errors import DataError
-from common.network import Network
-from common.ngrams import preceding
 from common.tokenizer import Tokenizer
 
 READ_BYTES = 1 << 16
@@ -28,7 +26,6 @@ READ_BYTES = 1 << 16
 # way of cutting text into words begins a new one, so the ids are those of the whole text.
 PIECE_CHARACTERS = 1 << 18
 WORD_END = re.compile(r"\w(?= )")
-LOGITS_BYTES = 1 << 26  # scores of a window are computed in parts of this size
 
 
 @dataclass(frozen=True)
@@ -110,41 +107,31 @@ def encode_pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[i
 
 
 def score_ids(
-    network: Network, pieces: Iterable[list[int]], before: int, stride: int
+    network: ScoringNetwork, pieces: Iterable[list[int]], before: int, stride: int
 ) -> Iterator[list[ScoredToken]]:
     """Yield the tokens of ``pieces``, window by window, each with its logprob.
 
     ``before`` is the id that precedes the text: end-of-text. ``stride`` is from 1 to block_size.
     """
     block_size = network.config.block_size
-    cache = KVCache(network.config, 1, like=network.wte)
+    contexts = network.contexts(1)
     held = [before]  # from the window's first input on
     n_scored = 0  # of them, behind the first
     for piece in pieces:
         held += piece
         while len(held) > block_size:
-            yield _score_window(network, cache, held[: block_size + 1], n_scored)
+            yield _score_window(contexts, held[: block_size + 1], n_scored)
             held = held[stride:]
             n_scored = block_size - stride
     if len(held) - 1 > n_scored:
-        yield _score_window(network, cache, held, n_scored)
+        yield _score_window(contexts, held, n_scored)
 
 
-@torch.inference_mode()
-def _score_window(
-    network: Network, cache: KVCache, ids: list[int], n_skipped: int
-) -> list[ScoredToken]:
+def _score_window(contexts: Contexts, ids: list[int], n_skipped: int) -> list[ScoredToken]:
     """Score ids[1 + n_skipped :], each from all before it."""
-    device = network.wte.device
-    idx = torch.tensor([ids], device=device)
-    x, y = idx[:, :-1], idx[:, 1:]  # (1, T)
-    recent = preceding(x, network.config.n_recent)
-    positions = torch.arange(x.shape[1], device=device)[None]
-    hidden = network.hidden(recent, positions, cache.reading(0))  # (1, T, C)
-    n_tokens = max(1, LOGITS_BYTES // (4 * network.config.vocab_size))
+    wanted = ids[1 + n_skipped :]
     logprobs: list[float] = []
-    for first in range(n_skipped, y.shape[1], n_tokens):
-        logits = network.logits(hidden[:, first : first + n_tokens])[0]  # (n, V)
-        chosen = logits.gather(1, y[0, first : first + n_tokens, None])[:, 0]
-        logprobs += (chosen - logits.logsumexp(dim=1)).tolist()
-    return [ScoredToken(i, p) for i, p in zip(ids[1 + n_skipped :], logprobs, strict=True)]
+    for scores, totals in contexts.read(0, ids[:-1], len(wanted)):
+        chosen = wanted[len(logprobs) : len(logprobs) + len(scores)]
+        logprobs += (scores[np.arange(len(scores)), chosen] - totals).tolist()
+    return [ScoredToken(i, p) for i, p in zip(wanted, logprobs, strict=True)]

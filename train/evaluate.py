@@ -18,6 +18,7 @@ from common.config import GenerateConfig
 from common.device import Device
 from common.generate import generate
 from common.model import GPT
+from common.network import Network
 from common.tokenfile import Ids
 from common.tokenizer import Tokenizer
 from train.batches import read_rows
@@ -133,7 +134,9 @@ def sample_line(model: GPT, tokenizer: Tokenizer, prompt: list[int], seed: int) 
     """Return what the model writes after ``prompt``: the same for the same weights."""
     config = GenerateConfig(max_new_tokens=SAMPLE_TOKENS, seed=seed)
     model.eval()
-    written = tokenizer.decode_bytes(generate(model, prompt, config, tokenizer))
+    # of PyTorch's operators: a few tokens are not worth being compiled for
+    ids = generate(model, prompt, config, tokenizer, Network(model))
+    written = tokenizer.decode_bytes(ids)
     model.train()
     begin = tokenizer.decode_bytes(prompt).decode("utf-8", "replace")
     return f"  it was given:  {begin!r}\n  and continued: {written.decode('utf-8', 'replace')!r}"

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common import generate
 from common.checkpoint import new_run, save_checkpoint
+from common.compiled import CompiledNetwork
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
+from common.contexts import ScoringNetwork
 from common.device import Device, choose_device
 from common.files import write_json
-from common.generate import MOST_PLACES, Decoder
+from common.generate import Decoder
 from common.model import GPT
 from common.network import Network
 from common.tokenizer import CharTokenizer, Tokenizer
@@ -49,16 +50,17 @@ def any_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def generation(
-    model: GPT, network: Network, n_rows: int = 1, *, guesses: bool = False
+    model: GPT, network: ScoringNetwork, n_rows: int = 1, *, guesses: bool = False
 ) -> Callable[[], float]:
     """Return what measures tokens a second, of all rows together, prompts included.
 
     Random weights write text that repeats itself: with guesses they say little of other text.
     """
     decoder = Decoder(model, any_tokenizer(model.config.vocab_size), n_rows, network)
+    most_places = decoder.contexts.most_places if guesses else 1
 
     def tokens_per_second() -> float:
-        generate.MOST_PLACES = MOST_PLACES if guesses else 1
+        decoder.contexts.most_places = most_places
         start = time.perf_counter()
         for row in range(n_rows):
             decoder.admit(row, [idx + row for idx in PROMPT], GREEDY)  # equal ones are read once
@@ -109,7 +111,7 @@ def large() -> None:
     """Print the tables of the 124 M network."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**GPT2)).eval()
-    network = Network(model)
+    network = CompiledNetwork(model)
     ours = generation(model, network)
     theirs = their_generation(GPT2Config(), choose_device("cpu"))
     n_weights = model.n_parameters - model.wpe.weight.numel()
@@ -152,7 +154,7 @@ def tiny() -> None:
     """Print the table of the tiny network, in microseconds a token: less is better."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**TINY)).eval()
-    ours, products = generation(model, Network(model)), arithmetic(model)
+    ours, products = generation(model, CompiledNetwork(model)), arithmetic(model)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as sample does for a network of this size
     compare(

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from common import generate as generation
+from common.compiled import CompiledNetwork
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.errors import CheckpointError
 from common.generate import Decoder, Token, generate, window_start
 from common.model import GPT
+from common.network import Network, NetworkContexts
 from common.tokenizer import CharTokenizer
 from tests.tiny import byte_tokenizer, random_model, successor_model
 
@@ -137,6 +138,28 @@ def test_max_new_tokens_are_written_and_no_more() -> None:
     assert list(generate(model, [0], config, ABC)) == [0] * 50
 
 
+def counted(network: CompiledNetwork | Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many tokens a network computes in each pass, from now on."""
+    n_tokens: list[int] = []
+    if isinstance(network, Network):
+        hidden = network.hidden
+
+        def noted(recent: Any, positions: torch.Tensor, attend: Any) -> torch.Tensor:
+            n_tokens.append(positions.numel())
+            return hidden(recent, positions, attend)
+
+        monkeypatch.setattr(network, "hidden", noted)
+    else:
+        embed = network.embed
+
+        def noted_too(recent: Any, positions: Any) -> Any:
+            n_tokens.append(len(positions))
+            return embed(recent, positions)
+
+        monkeypatch.setattr(network, "embed", noted_too)
+    return n_tokens
+
+
 def decode(decoder: Decoder, row: int, n_new: int) -> list[Token]:
     """Return a row's next tokens, while the other rows go on as well."""
     return [decoder.step()[row] for _ in range(n_new)]
@@ -182,11 +205,12 @@ def test_a_fixed_number_of_rows_each_attending_alone_gives_the_same_tokens() -> 
     )
     steps = []
     for is_fixed in (False, True):
-        decoder = Decoder(model, BYTES, n_rows=6)
-        decoder.is_fixed = is_fixed
+        decoder = Decoder(model, BYTES, 6, Network(model))
+        assert isinstance(decoder.contexts, NetworkContexts)
+        decoder.contexts.is_fixed = is_fixed
         for row in (1, 2, 4):
             decoder.admit(row, [7, 8], GenerateConfig(seed=row))
-        steps.append([decoder.step() for _ in range(30)])
+        steps.append([{n: t.idx for n, t in decoder.step().items()} for _ in range(30)])
     assert steps[0] == steps[1]
 
 
@@ -204,37 +228,34 @@ def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
         assert [step[row].idx for step in steps][: len(alone)] == alone
 
 
+@pytest.mark.parametrize("kind", [CompiledNetwork, Network])
 def test_a_prompt_that_another_row_has_read_is_not_read_again(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(
-        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
     )
-    decoder = Decoder(model, BYTES, n_rows=4)
-    read: list[int] = []
-    hidden = decoder.network.hidden
+    network, prompt = kind(model), list(range(20))
+    n_read = counted(network, monkeypatch)
 
-    def counted(recent: Any, positions: Any, attend: Any) -> torch.Tensor:
-        if positions.shape[1] > 1:
-            read.append(positions.shape[1])
-        return hidden(recent, positions, attend)
+    def alone(seed: int) -> list[int]:
+        decoder = Decoder(model, BYTES, 1, kind(model))
+        decoder.admit(0, prompt, GenerateConfig(temperature=1.5, seed=seed))
+        return [token.idx for token in decode(decoder, 0, 8)]
 
-    monkeypatch.setattr(decoder.network, "hidden", counted)
-    configs = [GenerateConfig(temperature=1.5, seed=seed, max_new_tokens=8) for seed in range(4)]
-    alone = [list(generate(model, [1, 2, 3], config, BYTES)) for config in configs]
+    decoder = Decoder(model, BYTES, 4, network)
     got: list[list[int]] = [[], [], [], []]
     for n_steps in range(13):  # the text of row 2 goes on before row 0 begins, that before row 3
         for row, begins in ((2, 0), (0, 4), (3, 5)):
             if n_steps == begins:
-                decoder.admit(row, [1, 2, 3], configs[row])
+                decoder.admit(row, prompt, GenerateConfig(temperature=1.5, seed=row))
         for row, token in decoder.step().items():
             got[row].append(token.idx)
             if len(got[row]) == 8:
                 decoder.release(row)
-    assert read == [3]
-    assert [got[row] for row in (0, 2, 3)] == [alone[row] for row in (0, 2, 3)]
-    decoder.admit(1, [1, 2, 3], configs[1])  # nobody holds it any more
-    assert read == [3, 3]
+    assert [got[row] for row in (0, 2, 3)] == [alone(row) for row in (0, 2, 3)]
+    assert n_read[0] == 20
+    assert max(n_read[1:]) <= 3  # a token for each row
 
 
 @pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
@@ -248,17 +269,15 @@ def test_a_prompt_that_another_row_has_read_is_not_read_again(
     ],
     ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
 )
-def test_guesses_change_nothing(
-    changed: dict[str, Any], config: GenerateConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guesses_change_nothing(changed: dict[str, Any], config: GenerateConfig) -> None:
     shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
     model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
     with torch.no_grad():
         model.wte.weight.mul_(0.3)  # less sure of the last id again
     tokens = []
     for most_places in (1, 3, 16):
-        monkeypatch.setattr(generation, "MOST_PLACES", most_places)
         decoder = Decoder(model, BYTES, n_rows=1)
+        decoder.contexts.most_places = most_places
         decoder.admit(0, [5, 6, 7, 8] * 4, config, n_top=2)
         tokens.append(decode(decoder, 0, 90))
     assert tokens[1] == tokens[2] == tokens[0]  # to the last bit of every logprob
@@ -269,17 +288,12 @@ def test_passes_over_a_text_that_repeats_itself_counted_by_hand(
     most_places: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass for a, b, c, a, b; then one for each, for two, or for two and then for three."""
-    monkeypatch.setattr(generation, "MOST_PLACES", most_places)
     after = {"a": {"b": 9.0}, "b": {"c": 9.0}, "c": {"a": 9.0}}
-    decoder = Decoder(successor_model(ABC, after), ABC, n_rows=1)
-    passes: list[int] = []
-    hidden = decoder.network.hidden
-
-    def counted(recent: Any, positions: Any, attend: Any) -> torch.Tensor:
-        passes.append(positions.numel())
-        return hidden(recent, positions, attend)
-
-    monkeypatch.setattr(decoder.network, "hidden", counted)
+    model = successor_model(ABC, after)
+    network = CompiledNetwork(model)
+    passes = counted(network, monkeypatch)
+    decoder = Decoder(model, ABC, 1, network)
+    decoder.contexts.most_places = most_places
     decoder.admit(0, [0], LIKELIEST)
     assert [token.idx for token in decode(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
     assert len(passes) == n_passes

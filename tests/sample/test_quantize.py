@@ -8,8 +8,8 @@ import torch
 
 from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.generate import Decoder
+from common.linear import Then
 from common.network import Network
-from common.packed import Then
 from sample.quantize import Int8
 from sample.score import score_ids
 from tests.tiny import byte_tokenizer, random_model

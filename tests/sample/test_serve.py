@@ -245,7 +245,7 @@ def endless(url: str) -> Iterator[str]:
 
 def test_sigterm_lets_answers_end_refuses_others_and_exits_with_143(place: Path) -> None:
     with serving(place, "--max-tokens", "100000", "--drain-seconds", "60") as server:
-        body = {"prompt": "ab", "max_tokens": 400, "stream": True, "temperature": 0}
+        body = {"prompt": "ab", "max_tokens": 20_000, "stream": True, "temperature": 0}
         with httpx2.stream(
             "POST", server.url + "/v1/completions", json=body, timeout=SOON_S
         ) as answered:

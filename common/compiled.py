@@ -1,0 +1,270 @@
+"""The network of model.py for CPUs: its weights laid out in one block, a pass in one call.
+
+model.py says what is computed, and is what trains; kernels.py computes the same from the weights as
+they lie here. Which scores a token gets is a function of its text alone, to the last bit: neither
+other texts nor how the text was read, at once or token by token, change them. So what two texts
+have in common at their beginning is read once.
+"""
+
+import logging
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from common import kernels
+from common.config import ModelConfig
+from common.contexts import Place, Scored
+from common.kernels import PANEL, Floats, Ints, Net, Room, Team
+from common.model import GPT, Block
+from common.ngrams import ngram_rows, preceding
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 128  # in a pass: more would gain little, and a signal waits for its end
+MLP_KINDS = {
+    "gelu": kernels.GELU,
+    "relu": kernels.RELU,
+    "relu2": kernels.RELU2,
+    "swiglu": kernels.SWIGLU,
+}
+SLOW_S = 1.5  # a first pass that takes so long is being compiled
+
+
+def whole_panels(n: int) -> int:
+    """Return ``n`` outputs rounded up to whole panels."""
+    return -(-n // PANEL) * PANEL
+
+
+class Weights:
+    """Weights one behind the other in one array."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, Tensor]] = []
+        self.n = 0
+
+    def place(self, weight: Tensor | None) -> int:
+        """Return where a vector (n,) or a matrix (out, in) will begin; -1 for none."""
+        if weight is None:
+            return -1
+        at = self.n
+        self.parts.append((at, weight.detach()))
+        self.n += whole_panels(len(weight)) * (weight.shape[1] if weight.dim() == 2 else 1)
+        return at
+
+    def fill(self) -> Floats:
+        """Return the array: of matrices PANEL outputs together, (panels, in, PANEL)."""
+        block = torch.empty(self.n)
+        for at, weight in self.parts:
+            if weight.dim() == 1:
+                block[at : at + len(weight)] = weight
+                block[at + len(weight) : at + whole_panels(len(weight))] = 0
+                continue
+            n_out, n_in = weight.shape
+            panels = block[at : at + whole_panels(n_out) * n_in].view(-1, n_in, PANEL)
+            n_whole = n_out // PANEL
+            whole = weight[: n_whole * PANEL].reshape(n_whole, PANEL, n_in)
+            panels[:n_whole].copy_(whole.transpose(1, 2))
+            if n_whole < len(panels):
+                panels[-1] = 0
+                panels[-1][:, : n_out % PANEL] = weight[n_whole * PANEL :].t()
+        return block.numpy()
+
+
+class CompiledNetwork:
+    """A GPT for generation on CPUs; it shares the embedding with the model and copies the rest."""
+
+    def __init__(self, model: GPT) -> None:
+        """Lay out ``model``, whose weights are float32."""
+        self.config = config = model.config
+        self.wte: Floats = model.wte.weight.detach().numpy()
+        self.tables: list[Floats] = [table.detach().numpy() for table in model.wge.parameters()]
+        added = model.added_positions
+        self.added: Floats | None = None if added is None else added.detach().numpy()
+        self.embed_scale = np.float32(model.embed_scale)
+        weights, V, bias = Weights(), config.vocab_size, model.head_bias  # noqa: N806
+        layers = [_place_layer(weights, block) for block in model.h]  # type: ignore[arg-type]
+        ln_f, ln_f_bias = _place(weights, model.ln_f)
+        head = weights.place(model.head_weight[:V])
+        head_bias = weights.place(None if bias is None else bias[:V])
+        none = np.empty((0, 0), np.float32)
+        filled = weights.fill()
+        self.net = Net(
+            weights=filled,
+            panels=filled.reshape(-1, PANEL),
+            layers=np.array(layers, np.int64),
+            ends=(ln_f, ln_f_bias, head, head_bias),
+            cos=model.cos.numpy() if added is None else none,
+            sin=model.sin.numpy() if added is None else none,
+            sizes=(
+                config.n_embd, config.n_head, config.kv_heads, config.head_size, config.inner_size,
+                V, int(config.norm_first), int(config.norm == "layernorm"), MLP_KINDS[config.mlp],
+            ),
+        )  # fmt: skip
+
+    def contexts(self, n_rows: int) -> "CompiledContexts":
+        """Return room for ``n_rows`` texts."""
+        return CompiledContexts(self, n_rows)
+
+    def embed(self, recent: Ints, positions: Ints) -> Floats:
+        """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
+        x = self.wte[recent[:, 0]]
+        if self.tables:
+            rows = ngram_rows(torch.from_numpy(recent).unbind(1), self.config.ngram_rows)
+            for table, of_table in zip(self.tables, rows, strict=True):
+                x += table[of_table.numpy()]
+        if self.added is not None:
+            x = x * self.embed_scale + self.added[positions]
+        return x
+
+
+def _place(weights: Weights, module: nn.Module) -> tuple[int, int]:
+    """Place a module's weight and bias, as far as it has them."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    return weights.place(weight), weights.place(bias)
+
+
+def _place_layer(weights: Weights, block: Block) -> list[int]:
+    """Place a block's weights in the order of the names LN_1 ... MLP_PROJ_BIAS."""
+    attn, mlp = block.attn, block.mlp
+    q_norm, k_norm = (_place(weights, norm)[0] for norm in (attn.q_norm, attn.k_norm))
+    return [
+        *_place(weights, block.ln_1), *_place(weights, attn.c_attn), q_norm, k_norm,
+        *_place(weights, attn.c_proj), *_place(weights, block.ln_2), *_place(weights, mlp.c_fc),
+        *(_place(weights, mlp.c_gate) if mlp.kind == "swiglu" else (-1, -1)),
+        *_place(weights, mlp.c_proj),
+    ]  # fmt: skip
+
+
+class CompiledContexts:
+    """The texts so far of several rows, and the threads that score what comes next."""
+
+    most_places = 16
+
+    def __init__(self, network: CompiledNetwork, n_rows: int) -> None:
+        """Make room for ``n_rows`` texts, and start as many threads as torch would use."""
+        self.network = network
+        self.held: list[list[int]] = [[] for _ in range(n_rows)]  # the ids in the cache
+        n_threads = torch.get_num_threads()
+        self._room = _make_room(network.config, n_rows, n_threads)
+        self._team = Team(0, n_threads, np.zeros(1, np.int64))
+        pipes = [os.pipe() for _ in range(n_threads - 1)]
+        self._pipes = np.array([write_end for _, write_end in pipes], np.int64)
+        for number, (read_end, write_end) in enumerate(pipes, start=1):
+            team = self._team._replace(thread=number)
+            work = partial(_work, network.net, self._room, team, read_end)
+            threading.Thread(target=work, name=f"kernels-{number}", daemon=True).start()
+            weakref.finalize(self, os.close, write_end)  # which ends the thread
+        if not kernels.run.signatures:
+            with _said_if_slow():  # before anybody waits for an answer
+                self.score([Place(0, 0, [0] * network.config.n_recent)])
+            del self.held[0][:]
+
+    def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
+        """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``.
+
+        What a row holds already of their beginning is taken from there.
+        """
+        source, n_held = max(
+            ((other, _n_common(held, ids)) for other, held in enumerate(self.held)),
+            key=lambda found: (found[1], found[0] == row),
+        )
+        first = min(n_held, len(ids) - n_wanted)
+        self.held[row] = []  # until it is sure: a Ctrl-C may come in between
+        if source != row:
+            cache = self._room.cache
+            cache[:, row, :, :first] = cache[:, source, :, :first]
+        self.held[row] = list(ids[:first])
+        idx = torch.tensor(ids)
+        recent = torch.stack(preceding(idx, self.network.config.n_recent), dim=1).numpy()
+        while first < len(ids):
+            last = min(first + MOST_TOKENS, len(ids))
+            positions = np.arange(first, last)
+            wanted = np.arange(max(first, len(ids) - n_wanted), last) - first
+            scored = self._pass(np.full(last - first, row), positions, recent[first:last], wanted)
+            self.held[row] += ids[first:last]
+            if len(wanted):
+                yield scored
+            first = last
+
+    def score(self, places: Sequence[Place]) -> Scored:
+        """Put one more id into each of several places; return what follows each of them."""
+        for place in places:
+            del self.held[place.row][place.position :]
+        rows = np.array([place.row for place in places])
+        positions = np.array([place.position for place in places])
+        recent = np.array([place.recent for place in places])
+        scored = self._pass(rows, positions, recent, np.arange(len(places)))
+        for place in places:
+            self.held[place.row].append(place.recent[0])
+        return scored
+
+    def _pass(self, rows: Ints, positions: Ints, recent: Ints, wanted: Ints) -> Scored:
+        n, n_wanted, room = len(rows), len(wanted), self._room
+        config = self.network.config
+        room.job[:] = n, n_wanted
+        room.rows[:n], room.positions[:n], room.wanted[:n_wanted] = rows, positions, wanted
+        room.x[:n, : config.n_embd] = self.network.embed(recent, positions)
+        kernels.run(self.network.net, room, self._team, self._pipes, _byte())
+        return Scored(
+            room.scores[:n_wanted, : config.vocab_size].copy(), room.totals[:n_wanted].copy()
+        )
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """Say, where it takes long, that kernels are being compiled: they are kept for the next time."""
+    timer = threading.Timer(SLOW_S, log.info, ["Compiling for this processor, this once ..."])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _n_common(held: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many ids two texts begin with alike."""
+    n = min(len(held), len(ids))
+    return next((i for i in range(n) if held[i] != ids[i]), n)
+
+
+def _make_room(config: ModelConfig, n_rows: int, n_threads: int) -> Room:
+    B, C = MOST_TOKENS, whole_panels(config.n_embd)  # noqa: N806
+    n_heads, inner = config.n_head + 2 * config.kv_heads, whole_panels(config.inner_size)
+
+    def floats(*shape: int) -> Floats:
+        return torch.empty(shape).numpy()  # as torch takes memory: in large pages where it can
+
+    def ints(n: int) -> Ints:
+        return np.zeros(n, np.int64)
+
+    return Room(
+        job=ints(2), rows=ints(B), positions=ints(B), wanted=ints(B),
+        x=floats(B, C), normed=floats(B, C), read=floats(B, C), inner=floats(B, inner),
+        heads=floats(B, whole_panels(n_heads * config.head_size)),
+        gate=floats(B if config.mlp == "swiglu" else 0, inner),
+        weighed=floats(n_threads, config.block_size),
+        scores=floats(B, whole_panels(config.vocab_size)), totals=floats(B),
+        cache=floats(
+            config.n_layer, n_rows, 2 * config.kv_heads, config.block_size, config.head_size
+        ),
+    )  # fmt: skip
+
+
+def _work(net: Net, room: Room, team: Team, read_end: int) -> None:
+    """Be one of the other threads, until the pipe is closed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the first one's
+    kernels.run(net, room, team, np.array([read_end]), _byte())
+    os.close(read_end)
+
+
+def _byte() -> npt.NDArray[np.uint8]:
+    return np.zeros(1, np.uint8)

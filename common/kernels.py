@@ -1,0 +1,489 @@
+"""One pass of a network over a few tokens on CPUs, compiled by Numba: what a token costs is here.
+
+    x -> n_layer x [ norm, c_attn, turn, attend, c_proj, norm, c_fc, c_proj ] -> ln_f -> head
+
+A team of threads goes through ``run``: each takes a part of every product's outputs, of the heads
+and of the norms, and waits at ``_meet`` for the others before what they made is read. Nothing is
+allocated, and no other code runs in between: memory delivers weights nearly all the time.
+
+A token is computed by the same operations in the same order whatever else is in the pass, so that a
+text does not depend on its neighbours. All that is compiled stands in this file, as Numba looks at
+no other when it decides whether what it compiled before is still good.
+
+Source: blocks of outputs and tokens in registers, Goto and van de Geijn 2008, section 4 (Anatomy of
+High-Performance Matrix Multiplication). What was tried is in tests/bench/GENERATION.md.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import binding, ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+# Outputs and tokens that are added up at once, in registers: of the 32 long ones of AVX-512 16 are
+# sums, 4 weights. Others have half as many, or of a quarter the length.
+PANEL, ROWS = (64, 4) if binding.get_host_cpu_features().get("avx512f") else (32, 2)
+LONGEST = 512  # inputs added up at a time: a panel's are 128 KB, which stay in the cache meanwhile
+AHEAD = 32  # inputs whose weights are fetched before those of the next, for a single token
+LINE = 16  # numbers that memory delivers together: 64 bytes
+SPINS = 10_000  # some tens of microseconds; then a thread that waits lets others run
+NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
+LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
+# Sums may be made of several, as vectors do: only where that is the same for every token.
+EXACT, LOOSE = {"contract", "nsz"}, {"contract", "nsz", "reassoc"}
+
+(
+    LN_1, LN_1_BIAS, C_ATTN, C_ATTN_BIAS, Q_NORM, K_NORM, ATTN_PROJ, ATTN_PROJ_BIAS,
+    LN_2, LN_2_BIAS, C_FC, C_FC_BIAS, C_GATE, C_GATE_BIAS, MLP_PROJ, MLP_PROJ_BIAS,
+) = range(16)  # fmt: skip
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class Net(NamedTuple):
+    """Weights, and where in them each begins; -1 stands for none."""
+
+    weights: Floats  # (n,)
+    panels: Floats  # (n / PANEL, PANEL): the same memory, as matrices are read
+    layers: Ints  # (n_layer, 16), in the order of the names LN_1 ... MLP_PROJ_BIAS
+    ends: tuple[int, int, int, int]  # ln_f, its bias, the head, its bias
+    cos: Floats  # (block_size, hs / 2); empty without rotary positions
+    sin: Floats
+    sizes: tuple[int, ...]  # C, nh, n_kv, hs, inner, V, norm_first, centred, kind of MLP
+
+
+class Team(NamedTuple):
+    """One of several threads."""
+
+    thread: int
+    n_threads: int
+    n_met: Ints  # (1,) how often one of them came to a meeting
+
+
+class Room(NamedTuple):
+    """What a pass reads, makes and leaves; B tokens at most."""
+
+    job: Ints  # tokens, and how many of them are wanted
+    rows: Ints  # (B,) of the cache
+    positions: Ints  # (B,)
+    wanted: Ints  # (B,) the tokens whose scores are made
+    x: Floats  # (B, C), as all below with room behind it up to whole panels
+    normed: Floats  # (B, C)
+    heads: Floats  # (B, (nh + 2 n_kv) hs)
+    read: Floats  # (B, C)
+    inner: Floats  # (B, inner)
+    gate: Floats  # (B, inner) for swiglu
+    weighed: Floats  # (threads, block_size)
+    scores: Floats  # (B, V)
+    totals: Floats  # (B,) logarithms of the sums of the scores' exponentials
+    cache: Floats  # (n_layer, n_rows, n_kv of keys and n_kv of values, block_size, hs)
+
+
+_sched_yield = types.ExternalFunction("sched_yield", types.intc())
+_read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
+_write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
+
+
+@intrinsic
+def _on_stack(typing: Any, n: Any) -> Any:
+    """Return room for ``n`` float32, n a constant, that the compiler can keep in registers."""
+    if not isinstance(n, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():
+            room = builder.alloca(ir.ArrayType(ir.FloatType(), n.literal_value))
+            room.align = 64
+        return builder.bitcast(room, ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(n), generate
+
+
+@intrinsic
+def _count(typing: Any, counter: Any) -> Any:
+    """Add one to ``counter`` (1,), as seen by all threads, and return what it is then."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = context.make_array(signature.args[0])(context, builder, args[0]).data
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.add(builder.atomic_rmw("add", at, one, "acq_rel"), one)
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def _counted(typing: Any, counter: Any) -> Any:
+    """Return what ``counter`` (1,) is, with all that was written before it became that."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(at, "acquire", 8)
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def _prefetch(typing: Any, array: Any, place: Any) -> Any:
+    """Ask memory for what is at ``place`` of an array, or near its end behind it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [i8], kind)
+        at = builder.bitcast(builder.gep(array.data, [args[1]]), i8)
+        builder.call(prefetch, [at, i32(0), i32(2), i32(1)])  # to read, into the second cache
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
+def _two_to(typing: Any, n: Any) -> Any:
+    """Return 2 to the power of a float that is whole: n + 127 are the bits of its exponent."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        whole = builder.fptosi(args[0], i32)
+        bits = builder.shl(builder.add(whole, i32(127)), i32(23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@njit
+def _meet(team):
+    """Wait until all threads are here."""
+    if team.n_threads == 1:
+        return
+    n = _count(team.n_met)
+    all_here = -(-n // team.n_threads) * team.n_threads
+    n_spins = 0
+    while _counted(team.n_met) < all_here:
+        n_spins += 1
+        if n_spins > SPINS:
+            _sched_yield()
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def exp(x):
+    """Return e to the power of x, in float32, within some 1e-7 of it; x is cut off at -87 and 88.
+
+    Source: the reduction and polynomial of Cephes' expf (Moshier 1989).
+    """
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.float32(math.floor(x * np.float32(1.44269504088896341) + np.float32(0.5)))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # ln 2 in two parts
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    return (y * r * r + r + np.float32(1)) * _two_to(n)
+
+
+def _sums_of(n_rows: int) -> Any:
+    """Return what multiplies ``n_rows`` tokens with one panel's weights."""
+    n = n_rows * PANEL
+
+    @njit(fastmath=EXACT)
+    def add_up(x, row, w, first, last, y, column, adds, ahead, stride):
+        """Add x[row + r, first:last] @ w[first:last] to y, or set it; meanwhile fetch ahead."""
+        sums = carray(_on_stack(n), n)
+        for j in range(n):
+            sums[j] = 0
+        for k in range(first, last):
+            _prefetch(w, ahead + k * stride)
+            for r in range(n_rows):
+                xk = x[row + r, k]
+                for j in range(PANEL):
+                    sums[r * PANEL + j] += xk * w[k, j]
+        for r in range(n_rows):
+            for j in range(PANEL):
+                if adds:
+                    y[row + r, column + j] += sums[r * PANEL + j]
+                else:
+                    y[row + r, column + j] = sums[r * PANEL + j]
+
+    return add_up
+
+
+_one, _several = _sums_of(1), _sums_of(ROWS)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _finish(y, other, n_rows, column, bias, then):
+    """Add the bias to one panel of a product, if there is one, and do what comes next."""
+    for row in range(n_rows):
+        panel = y[row, column : column + PANEL]
+        if len(bias):
+            for j in range(PANEL):
+                panel[j] += bias[column + j]
+        if then == GELU:  # the form with tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2 u))
+            for j in range(PANEL):
+                v = panel[j]
+                u = np.float32(math.sqrt(2 / math.pi)) * (v + np.float32(0.044715) * v * v * v)
+                panel[j] = v / (np.float32(1) + exp(np.float32(-2) * u))
+        elif then == SWIGLU:
+            up = other[row, column : column + PANEL]
+            for j in range(PANEL):
+                panel[j] = panel[j] / (np.float32(1) + exp(-panel[j])) * up[j]
+        elif then in (RELU, RELU2):
+            for j in range(PANEL):
+                panel[j] = max(panel[j], np.float32(0))
+            if then == RELU2:
+                for j in range(PANEL):
+                    panel[j] *= panel[j]
+
+
+@njit
+def _product(net, at, bias_at, n_out, x, n_in, n_rows, y, other, then, team):
+    """Multiply x (n_rows, n_in) with one matrix, into y (n_rows, n_out); this thread's panels."""
+    n_panels = -(-n_out // PANEL)
+    bias = net.weights[bias_at : bias_at + n_panels * PANEL] if bias_at >= 0 else net.weights[:0]
+    n_chunks = -(-n_in // LONGEST)
+    length = -(-n_in // n_chunks)
+    own = n_panels * team.thread // team.n_threads, n_panels * (team.thread + 1) // team.n_threads
+    for panel in range(own[0], own[1]):
+        begin, column = at // PANEL + panel * n_in, panel * PANEL
+        w = net.panels[begin : begin + n_in]
+        for first in range(0, n_in, length):
+            last = min(first + length, n_in)
+            adds = first > 0 or then == ADD
+            row = 0
+            while row + ROWS <= n_rows:
+                # each block of tokens fetches a part of the weights that come next
+                ahead = last * PANEL + (row // ROWS * length - first) * LINE
+                stride = LINE if row < PANEL // LINE * ROWS else 0
+                _several(x, row, w, first, last, y, column, adds, ahead, stride)
+                row += ROWS
+            while row < n_rows:
+                _one(x, row, w, first, last, y, column, adds, AHEAD * PANEL, PANEL)
+                row += 1
+        _finish(y, other, n_rows, column, bias, then)
+
+
+@njit(fastmath=LOOSE, error_model="numpy")
+def _norm(x, weights, at, bias_at, n, eps, centred, y):
+    """Normalise x (n,) into y (n,): RMSNorm, or LayerNorm where ``centred``."""
+    mean = np.float32(0)
+    if centred:
+        for i in range(n):
+            mean += x[i]
+        mean /= np.float32(n)
+    square = np.float32(0)
+    for i in range(n):
+        square += (x[i] - mean) * (x[i] - mean)
+    scale = np.float32(1) / math.sqrt(square / np.float32(n) + np.float32(eps))
+    weight = weights[at : at + n]
+    for i in range(n):
+        y[i] = (x[i] - mean) * scale * weight[i]
+    if bias_at >= 0:
+        bias = weights[bias_at : bias_at + n]
+        for i in range(n):
+            y[i] += bias[i]
+
+
+@njit
+def _norms(net, at, bias_at, x, n_rows, y, team):
+    """Normalise each row of x (n_rows, C) into y; this thread's rows."""
+    C, centred = net.sizes[0], net.sizes[7]  # noqa: N806
+    eps = LAYERNORM_EPS if centred else RMSNORM_EPS
+    for row in range(team.thread, n_rows, team.n_threads):
+        _norm(x[row], net.weights, at, bias_at, C, eps, centred, y[row])
+
+
+@njit(fastmath=EXACT)
+def _turn(head, cos, sin):
+    """Turn channel i and i + hs/2 of a head (hs,) by the angles of its position."""
+    half = len(cos)
+    for i in range(half):
+        x1, x2 = head[i], head[half + i]
+        head[i] = x1 * cos[i] - x2 * sin[i]
+        head[half + i] = x2 * cos[i] + x1 * sin[i]
+
+
+@njit(fastmath=LOOSE, error_model="numpy")
+def _attend(q, keys, values, n, weighed, y):
+    """Mix the first n values (n, hs) into y (hs,) as q (hs,) and their keys (n, hs) match."""
+    hs = len(q)
+    scale = np.float32(1 / math.sqrt(hs))
+    for i in range(n):
+        score = np.float32(0)
+        for j in range(0, hs, LINE):
+            _prefetch(values, i * hs + j)
+        for j in range(hs):
+            score += q[j] * keys[i, j]
+        weighed[i] = score * scale
+    most, total = _most(weighed[:n]), np.float32(0)
+    for i in range(n):
+        weighed[i] = exp(weighed[i] - most)
+        total += weighed[i]
+    for j in range(hs):
+        y[j] = 0
+    for i in range(n):
+        weight = weighed[i] / total
+        for j in range(hs):
+            y[j] += weight * values[i, j]
+
+
+@njit(fastmath=LOOSE | {"nnan"})
+def _most(scores):
+    """Return the largest of scores; any number where one of them is none."""
+    most = np.float32(-np.inf)
+    for i in range(len(scores)):
+        most = scores[i] if scores[i] > most else most
+    return most
+
+
+@njit(fastmath=LOOSE, error_model="numpy")
+def _log_total(scores):
+    """Return the logarithm of the sum of exponentials; no number where a score is none."""
+    most, total, lost = _most(scores), np.float32(0), np.float32(0)
+    for i in range(len(scores)):
+        total += exp(scores[i] - most)
+        lost += scores[i] * np.float32(0)
+    return most + np.float32(math.log(total)) + lost
+
+
+@njit
+def _attention(net, room, number, source, team):
+    """Read what the tokens up to each hold, from source (B, C) into room.read."""
+    C, nh, n_kv, hs = net.sizes[:4]  # noqa: N806
+    at, cache, n_rows, n_heads = net.layers[number], room.cache[number], room.job[0], nh + 2 * n_kv
+    _product(
+        net, at[C_ATTN], at[C_ATTN_BIAS], n_heads * hs, source, C, n_rows, room.heads, room.heads,
+        np.int64(NONE), team,
+    )  # fmt: skip
+    _meet(team)
+    for item in range(team.thread, n_rows * n_heads, team.n_threads):
+        row, head = item // n_heads, item % n_heads
+        position = room.positions[row]
+        own = room.heads[row, head * hs : (head + 1) * hs]
+        if head < nh + n_kv:
+            norm = at[Q_NORM] if head < nh else at[K_NORM]
+            if norm >= 0:
+                _norm(own, net.weights, norm, -1, hs, RMSNORM_EPS, 0, own)
+            if len(net.cos):
+                _turn(own, net.cos[position], net.sin[position])
+        if head >= nh:
+            kept = cache[room.rows[row], head - nh, position]
+            for j in range(hs):
+                kept[j] = own[j]
+    _meet(team)
+    for item in range(team.thread, n_rows * nh, team.n_threads):
+        row, head = item // nh, item % nh
+        kv, k, own = cache[room.rows[row]], head * n_kv // nh, slice(head * hs, (head + 1) * hs)
+        _attend(
+            room.heads[row, own], kv[k], kv[n_kv + k], room.positions[row] + 1,
+            room.weighed[team.thread], room.read[row, own],
+        )  # fmt: skip
+    _meet(team)
+
+
+@njit
+def _mlp(net, room, number, source, team):
+    """Make the MLP's channels, from source (B, C), and add what its second map makes to room.x."""
+    C, inner, kind, n_rows = net.sizes[0], net.sizes[4], net.sizes[8], room.job[0]  # noqa: N806
+    at, made = net.layers[number], room.inner
+    _product(
+        net, at[C_FC], at[C_FC_BIAS], inner, source, C, n_rows, made, made,
+        np.int64(NONE) if kind == SWIGLU else kind, team,
+    )  # fmt: skip
+    if kind == SWIGLU:
+        made = room.gate
+        _product(
+            net, at[C_GATE], at[C_GATE_BIAS], inner, source, C, n_rows, made, room.inner,
+            np.int64(SWIGLU), team,
+        )  # fmt: skip
+    _meet(team)
+    _product(
+        net, at[MLP_PROJ], at[MLP_PROJ_BIAS], C, made, inner, n_rows, room.x, room.x,
+        np.int64(ADD), team,
+    )  # fmt: skip
+    _meet(team)
+
+
+@njit
+def _head(net, room, team):
+    """Score what follows the tokens that are wanted."""
+    C, V, norm_first, centred = net.sizes[0], net.sizes[5], net.sizes[6], net.sizes[7]  # noqa: N806
+    ln_f, ln_f_bias, head, head_bias = net.ends
+    n_wanted = room.job[1]
+    for i in range(team.thread, n_wanted, team.n_threads):
+        row = room.normed[i]
+        for j in range(C):
+            row[j] = room.x[room.wanted[i], j]
+        if norm_first:
+            eps = LAYERNORM_EPS if centred else RMSNORM_EPS
+            _norm(row, net.weights, ln_f, ln_f_bias, C, eps, centred, row)
+    _meet(team)
+    _product(
+        net, head, head_bias, V, room.normed, C, n_wanted, room.scores, room.scores,
+        np.int64(NONE), team,
+    )  # fmt: skip
+    _meet(team)
+    for i in range(team.thread, n_wanted, team.n_threads):
+        room.totals[i] = _log_total(room.scores[i, :V])
+    _meet(team)
+
+
+@njit
+def _step(net, room, team):
+    """Go through the network once. Products' last words are no constants: else each compiles."""
+    C, norm_first, n_rows = net.sizes[0], net.sizes[6], room.job[0]  # noqa: N806
+    source = room.normed if norm_first else room.x
+    for number in range(len(net.layers)):
+        at = net.layers[number]
+        if norm_first:
+            _norms(net, at[LN_1], at[LN_1_BIAS], room.x, n_rows, source, team)
+            _meet(team)
+        _attention(net, room, number, source, team)
+        _product(
+            net, at[ATTN_PROJ], at[ATTN_PROJ_BIAS], C, room.read, C, n_rows, room.x, room.x,
+            np.int64(ADD), team,
+        )  # fmt: skip
+        _meet(team)
+        ln, ln_bias = (at[LN_2], at[LN_2_BIAS]) if norm_first else (at[LN_1], at[LN_1_BIAS])
+        _norms(net, ln, ln_bias, room.x, n_rows, source, team)
+        _meet(team)
+        _mlp(net, room, number, source, team)
+        if not norm_first:
+            _norms(net, at[LN_2], at[LN_2_BIAS], room.x, n_rows, source, team)
+            _meet(team)
+    _head(net, room, team)
+
+
+def _run(net: Net, room: Room, team: Team, pipes: Ints, byte: Any) -> None:
+    """Go through the network once, or, as another thread than 0, each time that thread 0 does.
+
+    ``pipes`` are the ends at which thread 0 writes to each of the others, or the one at which that
+    one reads, into ``byte`` (1,): it returns when the other end is closed. They are written to
+    within compiled code, where no signal can come between the start of the others and their leader.
+    """
+    if team.thread == 0:
+        for pipe in pipes:
+            _write(pipe, byte.ctypes, 1)
+        _step(net, room, team)
+        return
+    while True:
+        n_read = _read(pipes[0], byte.ctypes, 1)
+        if n_read == 0:
+            return
+        if n_read == 1:  # else a signal came
+            _step(net, room, team)
+
+
+def _compiled(function: Any) -> Any:
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither beside this file nor at home can anything be written
+        return njit(nogil=True)(function)
+
+
+run = _compiled(_run)
