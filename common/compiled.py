@@ -221,7 +221,7 @@ class CompiledContexts:
 
 @contextmanager
 def _said_if_slow() -> Iterator[None]:
-    """Say, where it takes long, that kernels are being compiled: they are kept for the next time."""
+    """Say, where it takes long, that the kernels are being compiled; they are kept."""
     timer = threading.Timer(SLOW_S, log.info, ["Compiling for this processor, this once ..."])
     timer.start()
     try:
