@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common import kernels
 from common.config import ModelConfig
 from common.contexts import Place, Scored
-from common.kernels import PANEL, Floats, Ints, Net, Room, Team
+from common.kernels import PANEL, ROWS, Floats, Ints, Net, Room, Team
 from common.model import GPT, Block
 from common.ngrams import ngram_rows, preceding
 
@@ -180,8 +180,10 @@ class CompiledContexts:
         first = min(n_held, len(ids) - n_wanted)
         self.held[row] = []  # until it is sure: a Ctrl-C may come in between
         if source != row:
-            cache = self._room.cache
-            cache[:, row, :, :first] = cache[:, source, :, :first]
+            keys, values = self._room.keys, self._room.values
+            n_panels = -(-first // PANEL)
+            keys[:, row, :, :n_panels] = keys[:, source, :, :n_panels]
+            values[:, row, :, :, :first] = values[:, source, :, :, :first]
         self.held[row] = list(ids[:first])
         idx = torch.tensor(ids)
         recent = torch.stack(preceding(idx, self.network.config.n_recent), dim=1).numpy()
@@ -210,7 +212,13 @@ class CompiledContexts:
     def _pass(self, rows: Ints, positions: Ints, recent: Ints, wanted: Ints) -> Scored:
         n, n_wanted, room = len(rows), len(wanted), self._room
         config = self.network.config
-        room.job[:] = n, n_wanted
+        blocks = [0]
+        for i in range(1, n):
+            goes_on = rows[i] == rows[i - 1] and positions[i] == positions[i - 1] + 1
+            if not goes_on or i - blocks[-1] == ROWS:
+                blocks.append(i)
+        room.blocks[: len(blocks) + 1] = [*blocks, n]
+        room.job[:] = n, n_wanted, len(blocks)
         room.rows[:n], room.positions[:n], room.wanted[:n_wanted] = rows, positions, wanted
         room.x[:n, : config.n_embd] = self.network.embed(recent, positions)
         kernels.run(self.network.net, room, self._team, self._pipes, _byte())
@@ -237,8 +245,10 @@ def _n_common(held: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def _make_room(config: ModelConfig, n_rows: int, n_threads: int) -> Room:
-    B, C = MOST_TOKENS, whole_panels(config.n_embd)  # noqa: N806
+    B, C, hs = MOST_TOKENS, whole_panels(config.n_embd), config.head_size  # noqa: N806
     n_heads, inner = config.n_head + 2 * config.kv_heads, whole_panels(config.inner_size)
+    positions = whole_panels(config.block_size)
+    texts = config.n_layer, n_rows, config.kv_heads
 
     def floats(*shape: int) -> Floats:
         return torch.empty(shape).numpy()  # as torch takes memory: in large pages where it can
@@ -247,15 +257,15 @@ def _make_room(config: ModelConfig, n_rows: int, n_threads: int) -> Room:
         return np.zeros(n, np.int64)
 
     return Room(
-        job=ints(2), rows=ints(B), positions=ints(B), wanted=ints(B),
+        job=ints(3), rows=ints(B), positions=ints(B), blocks=ints(B + 1), wanted=ints(B),
         x=floats(B, C), normed=floats(B, C), read=floats(B, C), inner=floats(B, inner),
-        heads=floats(B, whole_panels(n_heads * config.head_size)),
+        heads=floats(B, whole_panels(n_heads * hs)),
         gate=floats(B if config.mlp == "swiglu" else 0, inner),
-        weighed=floats(n_threads, config.block_size),
+        queries=floats(n_threads, ROWS, hs), weighed=floats(n_threads, ROWS, positions),
+        mixed=floats(n_threads, ROWS, PANEL),
         scores=floats(B, whole_panels(config.vocab_size)), totals=floats(B),
-        cache=floats(
-            config.n_layer, n_rows, 2 * config.kv_heads, config.block_size, config.head_size
-        ),
+        keys=floats(*texts, positions // PANEL, hs, PANEL),
+        values=floats(*texts, whole_panels(hs) // PANEL, config.block_size, PANEL),
     )  # fmt: skip
 
 

@@ -67,9 +67,10 @@ class Team(NamedTuple):
 class Room(NamedTuple):
     """What a pass reads, makes and leaves; B tokens at most."""
 
-    job: Ints  # tokens, and how many of them are wanted
+    job: Ints  # numbers of tokens, of those that are wanted, and of blocks
     rows: Ints  # (B,) of the cache
     positions: Ints  # (B,)
+    blocks: Ints  # (B + 1,) where each begins: up to ROWS tokens of a text, one behind the other
     wanted: Ints  # (B,) the tokens whose scores are made
     x: Floats  # (B, C), as all below with room behind it up to whole panels
     normed: Floats  # (B, C)
@@ -77,10 +78,14 @@ class Room(NamedTuple):
     read: Floats  # (B, C)
     inner: Floats  # (B, inner)
     gate: Floats  # (B, inner) for swiglu
-    weighed: Floats  # (threads, block_size)
+    queries: Floats  # (threads, ROWS, hs)
+    weighed: Floats  # (threads, ROWS, block_size)
+    mixed: Floats  # (threads, ROWS, PANEL)
     scores: Floats  # (B, V)
     totals: Floats  # (B,) logarithms of the sums of the scores' exponentials
-    cache: Floats  # (n_layer, n_rows, n_kv of keys and n_kv of values, block_size, hs)
+    # both as weights lie: PANEL positions of a channel together, PANEL channels of a position
+    keys: Floats  # (n_layer, n_rows, n_kv, panels, hs, PANEL)
+    values: Floats  # (n_layer, n_rows, n_kv, panels, block_size, PANEL)
 
 
 _sched_yield = types.ExternalFunction("sched_yield", types.intc())
@@ -308,30 +313,6 @@ def _turn(head, cos, sin):
         head[half + i] = x2 * cos[i] + x1 * sin[i]
 
 
-@njit(fastmath=LOOSE, error_model="numpy")
-def _attend(q, keys, values, n, weighed, y):
-    """Mix the first n values (n, hs) into y (hs,) as q (hs,) and their keys (n, hs) match."""
-    hs = len(q)
-    scale = np.float32(1 / math.sqrt(hs))
-    for i in range(n):
-        score = np.float32(0)
-        for j in range(0, hs, LINE):
-            _prefetch(values, i * hs + j)
-        for j in range(hs):
-            score += q[j] * keys[i, j]
-        weighed[i] = score * scale
-    most, total = _most(weighed[:n]), np.float32(0)
-    for i in range(n):
-        weighed[i] = exp(weighed[i] - most)
-        total += weighed[i]
-    for j in range(hs):
-        y[j] = 0
-    for i in range(n):
-        weight = weighed[i] / total
-        for j in range(hs):
-            y[j] += weight * values[i, j]
-
-
 @njit(fastmath=LOOSE | {"nnan"})
 def _most(scores):
     """Return the largest of scores; any number where one of them is none."""
@@ -339,6 +320,45 @@ def _most(scores):
     for i in range(len(scores)):
         most = scores[i] if scores[i] > most else most
     return most
+
+
+@njit
+def _multiply(x, n_rows, w, first, last, y, column, adds):
+    """Add x[:n_rows, first:last] @ w[first:last] to y, or set it, for up to ROWS tokens."""
+    if n_rows == ROWS:
+        _several(x, 0, w, first, last, y, column, adds, last * PANEL, LINE)
+        return
+    for row in range(n_rows):
+        _one(x, row, w, first, last, y, column, adds, AHEAD * PANEL, PANEL)
+
+
+@njit(fastmath=LOOSE, error_model="numpy")
+def _attend(queries, n_rows, keys, values, position, weighed, mixed, y):
+    """Mix values into y (n_rows, hs) as keys match the queries of tokens from ``position`` on."""
+    hs, n, zero = y.shape[1], position + n_rows, np.int64(0)
+    totals = carray(_on_stack(ROWS), ROWS)
+    for panel in range(-(-n // PANEL)):
+        for i in range(panel * PANEL, min((panel + 1) * PANEL, n)):
+            for j in range(0, hs, LINE):
+                _prefetch(values[j // PANEL], i * PANEL + j % PANEL)
+        _multiply(queries, n_rows, keys[panel], zero, hs, weighed, panel * PANEL, n < 0)
+    for row in range(n_rows):
+        n_seen, own = position + row + 1, weighed[row]
+        most, total = _most(own[:n_seen]), np.float32(0)
+        for i in range(n_seen):
+            own[i] = exp(own[i] - most)
+            total += own[i]
+        for i in range(n_seen, n):
+            own[i] = 0  # what comes behind it, and is there for the tokens beside it
+        totals[row] = total
+    for panel in range(len(values)):
+        for first in range(0, n, LONGEST):
+            last = min(first + LONGEST, n)
+            _multiply(weighed, n_rows, values[panel], first, last, mixed, zero, first > 0)
+        begin = panel * PANEL
+        for row in range(n_rows):
+            for j in range(min(PANEL, hs - begin)):
+                y[row, begin + j] = mixed[row, j] / totals[row]
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -355,7 +375,8 @@ def _log_total(scores):
 def _attention(net, room, number, source, team):
     """Read what the tokens up to each hold, from source (B, C) into room.read."""
     C, nh, n_kv, hs = net.sizes[:4]  # noqa: N806
-    at, cache, n_rows, n_heads = net.layers[number], room.cache[number], room.job[0], nh + 2 * n_kv
+    at, n_rows, n_heads = net.layers[number], room.job[0], nh + 2 * n_kv
+    keys, values = room.keys[number], room.values[number]
     _product(
         net, at[C_ATTN], at[C_ATTN_BIAS], n_heads * hs, source, C, n_rows, room.heads, room.heads,
         np.int64(NONE), team,
@@ -371,17 +392,28 @@ def _attention(net, room, number, source, team):
                 _norm(own, net.weights, norm, -1, hs, RMSNORM_EPS, 0, own)
             if len(net.cos):
                 _turn(own, net.cos[position], net.sin[position])
-        if head >= nh:
-            kept = cache[room.rows[row], head - nh, position]
+        if nh <= head < nh + n_kv:
+            kept = keys[room.rows[row], head - nh, position // PANEL]
             for j in range(hs):
-                kept[j] = own[j]
+                kept[j, position % PANEL] = own[j]
+        elif head >= nh:
+            panels = values[room.rows[row], head - nh - n_kv]
+            for j in range(hs):
+                panels[j // PANEL, position, j % PANEL] = own[j]
     _meet(team)
-    for item in range(team.thread, n_rows * nh, team.n_threads):
-        row, head = item // nh, item % nh
-        kv, k, own = cache[room.rows[row]], head * n_kv // nh, slice(head * hs, (head + 1) * hs)
+    scale = np.float32(1 / math.sqrt(hs))
+    queries = room.queries[team.thread]
+    for item in range(team.thread, room.job[2] * nh, team.n_threads):
+        block, head = item // nh, item % nh
+        first, last = room.blocks[block], room.blocks[block + 1]
+        begin, k = head * hs, head * n_kv // nh
+        for i in range(last - first):
+            for j in range(hs):
+                queries[i, j] = room.heads[first + i, begin + j] * scale
         _attend(
-            room.heads[row, own], kv[k], kv[n_kv + k], room.positions[row] + 1,
-            room.weighed[team.thread], room.read[row, own],
+            queries, last - first, keys[room.rows[first], k], values[room.rows[first], k],
+            room.positions[first], room.weighed[team.thread], room.mixed[team.thread],
+            room.read[first:last, begin : begin + hs],
         )  # fmt: skip
     _meet(team)
 
