@@ -12,7 +12,6 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -62,7 +61,7 @@ class Weights:
 
     def fill(self) -> Floats:
         """Return the array: of matrices PANEL outputs together, (panels, in, PANEL)."""
-        block = torch.empty(self.n)
+        block = torch.empty(self.n, dtype=torch.float32)
         for at, weight in self.parts:
             if weight.dim() == 1:
                 block[at : at + len(weight)] = weight
@@ -145,7 +144,10 @@ def _place_layer(weights: Weights, block: Block) -> list[int]:
 
 
 class CompiledContexts:
-    """The texts so far of several rows, and the threads that score what comes next."""
+    """The texts so far of several rows, and the threads that score what comes next.
+
+    The threads are of the process that made it: not to be used in one that was forked.
+    """
 
     most_places = 16
 
@@ -155,18 +157,29 @@ class CompiledContexts:
         self.held: list[list[int]] = [[] for _ in range(n_rows)]  # the ids in the cache
         n_threads = torch.get_num_threads()
         self._room = _make_room(network.config, n_rows, n_threads)
-        self._team = Team(0, n_threads, np.zeros(1, np.int64))
+        self._team, self._pipes = Team(0, 1, np.zeros(1, np.int64)), np.empty(0, np.int64)
+        if not kernels.run.signatures:
+            self._compile()
         pipes = [os.pipe() for _ in range(n_threads - 1)]
+        self._team = self._team._replace(n_threads=n_threads)
         self._pipes = np.array([write_end for _, write_end in pipes], np.int64)
         for number, (read_end, write_end) in enumerate(pipes, start=1):
             team = self._team._replace(thread=number)
             work = partial(_work, network.net, self._room, team, read_end)
             threading.Thread(target=work, name=f"kernels-{number}", daemon=True).start()
             weakref.finalize(self, os.close, write_end)  # which ends the thread
-        if not kernels.run.signatures:
-            with _said_if_slow():  # before anybody waits for an answer
-                self.score([Place(0, 0, [0] * network.config.n_recent)])
-            del self.held[0][:]
+
+    def _compile(self) -> None:
+        """Have the kernels compiled, or loaded: in this thread, as no other may fail at it."""
+        timer = threading.Timer(SLOW_S, log.info, ["Compiling for this processor, this once ..."])
+        timer.start()
+        try:
+            self.score([Place(0, 0, [0] * self.network.config.n_recent)])
+        except OSError as error:  # it is compiled, and cannot be kept
+            log.warning("Compiled, but it could not be kept for the next time: %s", error)
+        finally:
+            timer.cancel()
+            self.held[0] = []
 
     def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
         """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``.
@@ -227,17 +240,6 @@ class CompiledContexts:
         )
 
 
-@contextmanager
-def _said_if_slow() -> Iterator[None]:
-    """Say, where it takes long, that the kernels are being compiled; they are kept."""
-    timer = threading.Timer(SLOW_S, log.info, ["Compiling for this processor, this once ..."])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _n_common(held: Sequence[int], ids: Sequence[int]) -> int:
     """Return how many ids two texts begin with alike."""
     n = min(len(held), len(ids))
@@ -245,13 +247,15 @@ def _n_common(held: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def _make_room(config: ModelConfig, n_rows: int, n_threads: int) -> Room:
-    B, C, hs = MOST_TOKENS, whole_panels(config.n_embd), config.head_size  # noqa: N806
+    B, C = max(MOST_TOKENS, n_rows), whole_panels(config.n_embd)  # noqa: N806
+    hs = config.head_size
     n_heads, inner = config.n_head + 2 * config.kv_heads, whole_panels(config.inner_size)
     positions = whole_panels(config.block_size)
     texts = config.n_layer, n_rows, config.kv_heads
 
     def floats(*shape: int) -> Floats:
-        return torch.empty(shape).numpy()  # as torch takes memory: in large pages where it can
+        # as torch takes memory: in large pages where it can
+        return torch.empty(shape, dtype=torch.float32).numpy()
 
     def ints(n: int) -> Ints:
         return np.zeros(n, np.int64)

@@ -175,11 +175,11 @@ class Decoder:
 
     def _read(self, number: int, row: Row) -> None:
         """Read the tokens that the next prediction sees, and score it."""
-        row.start = window_start(len(row.ids), self.block_size)
-        seen = row.ids[row.start :]
+        start = window_start(len(row.ids), self.block_size)
+        seen = row.ids[start:]
         for scored in self.contexts.read(number, seen):
             row.scored = next(each(scored))
-        row.n_cached = len(seen)
+        row.start, row.n_cached = start, len(seen)
         row.look_back()
 
     def _score(self) -> None:

@@ -141,6 +141,7 @@ class NetworkContexts:
         for other, prompt in enumerate(self.prompts):
             # as for several samples of one prompt; behind it a row may hold more
             if n_wanted == 1 and prompt is not None and prompt[0] == ids:
+                self.prompts[row] = None  # until it is sure: a Ctrl-C may come in between
                 self.cache.copy(other, row, len(ids))
                 self.prompts[row] = prompt
                 yield prompt[1]

@@ -3,8 +3,11 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,14 +177,43 @@ def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None
     assert len(kernel_threads()) == n_before
 
 
-def test_a_first_pass_that_takes_long_says_that_it_compiles(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_more_rows_than_tokens_in_a_pass_go_on_together() -> None:
+    config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8)
+    network, n_rows = CompiledNetwork(random_model(config)), compiled.MOST_TOKENS + 9
+    together, alone = network.contexts(n_rows), network.contexts(1)
+    found = together.score([Place(row, 0, [row % 50]) for row in range(n_rows)])
+    for row in (0, 49, n_rows - 1):
+        alone.held[0] = []
+        assert_same(alone.score([Place(0, 0, [row % 50])]), found, row, row + 1)
+
+
+SCORE_ONE = """
+import logging, sys, torch
+from common.compiled import CompiledNetwork
+from common.config import ModelConfig
+from common.contexts import Place
+from common.model import GPT
+logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+torch.set_num_threads(3)
+torch.manual_seed(0)
+model = GPT(ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8))
+contexts = CompiledNetwork(model).contexts(1)
+print(float(contexts.score([Place(0, 0, [7])]).totals[0]))
+"""
+
+
+def test_what_is_compiled_is_kept_and_where_it_cannot_be_it_is_used_all_the_same(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(compiled, "SLOW_S", 0.05)
-    caplog.set_level("INFO")
-    with compiled._said_if_slow():
-        pass
-    assert not caplog.messages
-    with compiled._said_if_slow():
-        time.sleep(1)
-    assert caplog.messages == ["Compiling for this processor, this once ..."]
+    def said(limit: str) -> list[str]:
+        command = ["bash", "-c", f"ulimit -f {limit} && exec {sys.executable} -c '{SCORE_ONE}'"]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        made = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return made.stdout.splitlines()
+
+    compiles = "Compiling for this processor, this once ..."
+    *first, scored = said("16")  # KB a file: as on a disk that is full
+    assert first[0] == compiles
+    assert first[1].startswith("Compiled, but it could not be kept for the next time: ")
+    assert said("unlimited") == [compiles, scored]
+    assert said("unlimited") == [scored]
