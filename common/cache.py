@@ -1,7 +1,6 @@
 """Keys and values of the tokens so far, of every layer and row: room taken once."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,42 +41,27 @@ class KVCache:
 
         return attend
 
-    def continuing(
-        self, places: list[tuple[int, int]], n_more: int = 0, *, alone: bool = False
-    ) -> Attend:
-        """Return how the newest tokens (B, 1) of several rows attend.
+    def continuing(self, places: list[tuple[int, int]], n_more: int) -> Attend:
+        """Return how the newest tokens (B, 1) of several rows attend, each alone.
 
-        ``places`` says of each its row, in order, and its position. The last ``n_more`` of the B
-        are copies of the first. Neighbours of equal length attend in one call, which computes each
-        as if alone; a mask over unequal lengths would not (measured). On GPUs not even that is
-        sure: there each row is to attend ``alone``.
+        ``places`` are their rows and positions; the last ``n_more`` of the B are copies of the
+        first.
         """
-        edges = [0]
-        for i, ((row, position), here) in enumerate(pairwise(places), start=1):
-            if alone or here != (row + 1, position):
-                edges.append(i)
-        runs = [self._run(places, *edge) for edge in pairwise([*edges, len(places)])]
+        # views of what each writes and reads, layer by layer: made once a step
+        views = []
+        for row, position in places:
+            own = self.buffer[:, row]
+            keys, values = torch.split(own[:, :, : position + 1], self.n_kv, dim=1)
+            views.append((own[:, :, position].unbind(), keys.unbind(), values.unbind()))
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             read = []
-            for first, last, newest, keys, values in runs:
-                own = heads[first:last, 0]  # (rows, nh + 2 n_kv, hs)
-                newest[layer].copy_(own[:, self.nh :])
+            for own, (newest, keys, values) in zip(heads[: len(views), 0], views, strict=True):
+                newest[layer].copy_(own[self.nh :])
                 # heads that share keys take the place of successive queries: one token sees all
-                q = own[:, : self.nh].view(last - first, self.n_kv, -1, own.shape[2])
-                y = F.scaled_dot_product_attention(q, keys[layer], values[layer])
-                read.append(y.reshape(last - first, 1, -1))
-            if n_more:
-                read.append(read[0][:1].expand(n_more, -1, -1))
-            return read[0] if len(read) == 1 else torch.cat(read)
+                q = own[: self.nh].view(1, self.n_kv, -1, own.shape[1])
+                y = F.scaled_dot_product_attention(q, keys[layer][None], values[layer][None])
+                read.append(y.reshape(1, 1, -1))
+            return torch.cat([*read, read[0].expand(n_more, -1, -1)])
 
         return attend
-
-    def _run(
-        self, places: list[tuple[int, int]], first: int, last: int
-    ) -> tuple[int, int, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return what neighbours write and read, layer by layer: views, made once a step."""
-        row, position = places[first]
-        rows = self.buffer[:, row : row + last - first]
-        keys, values = torch.split(rows[:, :, :, : position + 1], self.n_kv, dim=2)
-        return first, last, rows[:, :, :, position].unbind(), keys.unbind(), values.unbind()

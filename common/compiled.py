@@ -11,13 +11,15 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common import kernels
 from common.config import ModelConfig
@@ -35,6 +37,7 @@ MLP_KINDS = {
     "relu2": kernels.RELU2,
     "swiglu": kernels.SWIGLU,
 }
+compiled_for: set[np.dtype[Any]] = set()  # kinds of weights, in this process
 SLOW_S = 1.5  # a first pass that takes so long is being compiled
 
 
@@ -43,64 +46,88 @@ def whole_panels(n: int) -> int:
     return -(-n // PANEL) * PANEL
 
 
+# a matrix (out, in) -> its weights as int8, and what those of each output are to be multiplied with
+ToBytes = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class Weights:
-    """Weights one behind the other in one array."""
+    """Vectors one behind the other in one array, matrices in another."""
 
-    def __init__(self) -> None:
-        self.parts: list[tuple[int, Tensor]] = []
-        self.n = 0
+    def __init__(self, to_bytes: ToBytes | None) -> None:
+        self.to_bytes = to_bytes
+        self.vectors: list[Tensor] = []
+        self.matrices: list[Tensor] = []
+        self.n_numbers = self.n_rows = 0
 
-    def place(self, weight: Tensor | None) -> int:
-        """Return where a vector (n,) or a matrix (out, in) will begin; -1 for none."""
+    def vector(self, weight: Tensor | None) -> int:
+        """Return where a vector (n,) will begin; -1 for none."""
         if weight is None:
             return -1
-        at = self.n
-        self.parts.append((at, weight.detach()))
-        self.n += whole_panels(len(weight)) * (weight.shape[1] if weight.dim() == 2 else 1)
+        at = self.n_numbers
+        self.vectors.append(F.pad(weight.detach(), (0, -len(weight) % PANEL)))
+        self.n_numbers += whole_panels(len(weight))
         return at
 
-    def fill(self) -> Floats:
-        """Return the array: of matrices PANEL outputs together, (panels, in, PANEL)."""
-        block = torch.empty(self.n, dtype=torch.float32)
-        for at, weight in self.parts:
-            if weight.dim() == 1:
-                block[at : at + len(weight)] = weight
-                block[at + len(weight) : at + whole_panels(len(weight))] = 0
-                continue
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
+        """Return where a matrix (out, in) will begin, its bias and its scales."""
+        at, weight = self.n_rows, weight.detach()
+        scales = None
+        if self.to_bytes is not None:
+            weight, scales = self.to_bytes(weight)
+        self.matrices.append(weight)
+        self.n_rows += whole_panels(len(weight)) // PANEL * weight.shape[1]
+        return at, self.vector(bias), self.vector(scales)
+
+    def linear(self, linear: nn.Module) -> tuple[int, int, int]:
+        """Return the same of a Linear."""
+        return self.matrix(linear.weight, linear.bias)  # type: ignore[arg-type]
+
+    def norm(self, norm: nn.Module) -> tuple[int, int]:
+        """Return where a norm's weight and bias will begin, as far as it has them."""
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        return self.vector(weight), self.vector(bias)
+
+    def panels(self) -> npt.NDArray[np.float32] | npt.NDArray[np.int8]:
+        """Return all matrices, PANEL outputs together: (panels, in, PANEL) of each."""
+        dtype = torch.float32 if self.to_bytes is None else torch.int8
+        block, at = torch.empty((self.n_rows, PANEL), dtype=dtype), 0
+        for weight in self.matrices:
             n_out, n_in = weight.shape
-            panels = block[at : at + whole_panels(n_out) * n_in].view(-1, n_in, PANEL)
+            n_rows = whole_panels(n_out) // PANEL * n_in
+            panels = block[at : at + n_rows].view(-1, n_in, PANEL)
             n_whole = n_out // PANEL
             whole = weight[: n_whole * PANEL].reshape(n_whole, PANEL, n_in)
             panels[:n_whole].copy_(whole.transpose(1, 2))
             if n_whole < len(panels):
                 panels[-1] = 0
                 panels[-1][:, : n_out % PANEL] = weight[n_whole * PANEL :].t()
+            at += n_rows
         return block.numpy()
 
 
 class CompiledNetwork:
     """A GPT for generation on CPUs; it shares the embedding with the model and copies the rest."""
 
-    def __init__(self, model: GPT) -> None:
-        """Lay out ``model``, whose weights are float32."""
+    def __init__(self, model: GPT, to_bytes: ToBytes | None = None) -> None:
+        """Lay out ``model``, whose weights are float32; its matrices ``to_bytes`` if given."""
         self.config = config = model.config
         self.wte: Floats = model.wte.weight.detach().numpy()
         self.tables: list[Floats] = [table.detach().numpy() for table in model.wge.parameters()]
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
         self.embed_scale = np.float32(model.embed_scale)
-        weights, V, bias = Weights(), config.vocab_size, model.head_bias  # noqa: N806
+        weights, V, bias = Weights(to_bytes), config.vocab_size, model.head_bias  # noqa: N806
         layers = [_place_layer(weights, block) for block in model.h]  # type: ignore[arg-type]
-        ln_f, ln_f_bias = _place(weights, model.ln_f)
-        head = weights.place(model.head_weight[:V])
-        head_bias = weights.place(None if bias is None else bias[:V])
+        ends = [
+            *weights.norm(model.ln_f),
+            *weights.matrix(model.head_weight[:V], None if bias is None else bias[:V]),
+        ]
         none = np.empty((0, 0), np.float32)
-        filled = weights.fill()
         self.net = Net(
-            weights=filled,
-            panels=filled.reshape(-1, PANEL),
+            vectors=torch.cat([*weights.vectors, torch.zeros(1)]).numpy(),
+            panels=weights.panels(),
             layers=np.array(layers, np.int64),
-            ends=(ln_f, ln_f_bias, head, head_bias),
+            ends=np.array(ends, np.int64),
             cos=model.cos.numpy() if added is None else none,
             sin=model.sin.numpy() if added is None else none,
             sizes=(
@@ -125,22 +152,20 @@ class CompiledNetwork:
         return x
 
 
-def _place(weights: Weights, module: nn.Module) -> tuple[int, int]:
-    """Place a module's weight and bias, as far as it has them."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    return weights.place(weight), weights.place(bias)
-
-
 def _place_layer(weights: Weights, block: Block) -> list[int]:
-    """Place a block's weights in the order of the names LN_1 ... MLP_PROJ_BIAS."""
+    """Place a block's weights in the order of the names LN_1 ... MLP_PROJ."""
     attn, mlp = block.attn, block.mlp
-    q_norm, k_norm = (_place(weights, norm)[0] for norm in (attn.q_norm, attn.k_norm))
     return [
-        *_place(weights, block.ln_1), *_place(weights, attn.c_attn), q_norm, k_norm,
-        *_place(weights, attn.c_proj), *_place(weights, block.ln_2), *_place(weights, mlp.c_fc),
-        *(_place(weights, mlp.c_gate) if mlp.kind == "swiglu" else (-1, -1)),
-        *_place(weights, mlp.c_proj),
-    ]  # fmt: skip
+        *weights.norm(block.ln_1),
+        *weights.norm(block.ln_2),
+        weights.norm(attn.q_norm)[0],
+        weights.norm(attn.k_norm)[0],
+        *weights.linear(attn.c_attn),
+        *weights.linear(attn.c_proj),
+        *weights.linear(mlp.c_fc),
+        *(weights.linear(mlp.c_gate) if mlp.kind == "swiglu" else (-1, -1, -1)),
+        *weights.linear(mlp.c_proj),
+    ]
 
 
 class CompiledContexts:
@@ -158,7 +183,7 @@ class CompiledContexts:
         n_threads = torch.get_num_threads()
         self._room = _make_room(network.config, n_rows, n_threads)
         self._team, self._pipes = Team(0, 1, np.zeros(1, np.int64)), np.empty(0, np.int64)
-        if not kernels.run.signatures:
+        if network.net.panels.dtype not in compiled_for:
             self._compile()
         pipes = [os.pipe() for _ in range(n_threads - 1)]
         self._team = self._team._replace(n_threads=n_threads)
@@ -180,6 +205,7 @@ class CompiledContexts:
         finally:
             timer.cancel()
             self.held[0] = []
+        compiled_for.add(self.network.net.panels.dtype)
 
     def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
         """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``.

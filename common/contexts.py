@@ -1,7 +1,6 @@
 """What a Decoder asks of a network: to hold several texts and to score what comes next in each.
 
-Two networks do so: compiled.py's on CPUs, and network.py's, of PyTorch's operators, on GPUs and for
-weights of a byte.
+Two networks do so: compiled.py's on CPUs, and network.py's, of PyTorch's operators, on GPUs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -30,17 +30,18 @@ from numba.extending import intrinsic
 PANEL, ROWS = (64, 4) if binding.get_host_cpu_features().get("avx512f") else (32, 2)
 LONGEST = 512  # inputs added up at a time: a panel's are 128 KB, which stay in the cache meanwhile
 AHEAD = 32  # inputs whose weights are fetched before those of the next, for a single token
-LINE = 16  # numbers that memory delivers together: 64 bytes
+LINE_BYTES = 64  # that memory delivers together
+LINE = LINE_BYTES // 4  # numbers of 32 bits
 SPINS = 10_000  # some tens of microseconds; then a thread that waits lets others run
 NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
 LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
 # Sums may be made of several, as vectors do: only where that is the same for every token.
 EXACT, LOOSE = {"contract", "nsz"}, {"contract", "nsz", "reassoc"}
 
-(
-    LN_1, LN_1_BIAS, C_ATTN, C_ATTN_BIAS, Q_NORM, K_NORM, ATTN_PROJ, ATTN_PROJ_BIAS,
-    LN_2, LN_2_BIAS, C_FC, C_FC_BIAS, C_GATE, C_GATE_BIAS, MLP_PROJ, MLP_PROJ_BIAS,
-) = range(16)  # fmt: skip
+# Where a layer's weights begin: vectors', and of each matrix its own, its bias's, its scales'.
+LN_1, LN_1_BIAS, LN_2, LN_2_BIAS, Q_NORM, K_NORM = range(6)
+C_ATTN, ATTN_PROJ, C_FC, C_GATE, MLP_PROJ = range(6, 21, 3)
+LN_F, LN_F_BIAS, HEAD = range(3)  # and at the end
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -49,10 +50,10 @@ Floats = npt.NDArray[np.float32]
 class Net(NamedTuple):
     """Weights, and where in them each begins; -1 stands for none."""
 
-    weights: Floats  # (n,)
-    panels: Floats  # (n / PANEL, PANEL): the same memory, as matrices are read
-    layers: Ints  # (n_layer, 16), in the order of the names LN_1 ... MLP_PROJ_BIAS
-    ends: tuple[int, int, int, int]  # ln_f, its bias, the head, its bias
+    vectors: Floats  # (n,)
+    panels: Any  # (n, PANEL) float32, or int8 that scales belong to: an input's weights each
+    layers: Ints  # (n_layer, 21), at the places of the names LN_1 ... MLP_PROJ
+    ends: Ints  # (5,)
     cos: Floats  # (block_size, hs / 2); empty without rotary positions
     sin: Floats
     sizes: tuple[int, ...]  # C, nh, n_kv, hs, inner, V, norm_first, centred, kind of MLP
@@ -199,7 +200,7 @@ def _sums_of(n_rows: int) -> Any:
     n = n_rows * PANEL
 
     @njit(fastmath=EXACT)
-    def add_up(x, row, w, first, last, y, column, adds, ahead, stride):
+    def add_up(x, row, w, scales, first, last, y, column, adds, ahead, stride):
         """Add x[row + r, first:last] @ w[first:last] to y, or set it; meanwhile fetch ahead."""
         sums = carray(_on_stack(n), n)
         for j in range(n):
@@ -209,8 +210,11 @@ def _sums_of(n_rows: int) -> Any:
             for r in range(n_rows):
                 xk = x[row + r, k]
                 for j in range(PANEL):
-                    sums[r * PANEL + j] += xk * w[k, j]
+                    sums[r * PANEL + j] += xk * np.float32(w[k, j])
         for r in range(n_rows):
+            if len(scales):
+                for j in range(PANEL):
+                    sums[r * PANEL + j] *= scales[j]
             for j in range(PANEL):
                 if adds:
                     y[row + r, column + j] += sums[r * PANEL + j]
@@ -249,34 +253,42 @@ def _finish(y, other, n_rows, column, bias, then):
 
 
 @njit
-def _product(net, at, bias_at, n_out, x, n_in, n_rows, y, other, then, team):
-    """Multiply x (n_rows, n_in) with one matrix, into y (n_rows, n_out); this thread's panels."""
+def _product(net, matrix, n_out, x, n_in, n_rows, y, other, then, team):
+    """Multiply x (n_rows, n_in) with a matrix, into y (n_rows, n_out); this thread's panels.
+
+    ``matrix`` says where its weights, its bias and its scales begin.
+    """
     n_panels = -(-n_out // PANEL)
-    bias = net.weights[bias_at : bias_at + n_panels * PANEL] if bias_at >= 0 else net.weights[:0]
+    at, bias, scales = matrix[0], net.vectors[:0], net.vectors[:0]
+    if matrix[1] >= 0:
+        bias = net.vectors[matrix[1] : matrix[1] + n_panels * PANEL]
+    if matrix[2] >= 0:
+        scales = net.vectors[matrix[2] : matrix[2] + n_panels * PANEL]
     n_chunks = -(-n_in // LONGEST)
     length = -(-n_in // n_chunks)
+    line = LINE_BYTES // net.panels.itemsize
     own = n_panels * team.thread // team.n_threads, n_panels * (team.thread + 1) // team.n_threads
     for panel in range(own[0], own[1]):
-        begin, column = at // PANEL + panel * n_in, panel * PANEL
-        w = net.panels[begin : begin + n_in]
+        begin, column = at + panel * n_in, panel * PANEL
+        w, scale = net.panels[begin : begin + n_in], scales[column : column + PANEL]
         for first in range(0, n_in, length):
             last = min(first + length, n_in)
             adds = first > 0 or then == ADD
             row = 0
             while row + ROWS <= n_rows:
                 # each block of tokens fetches a part of the weights that come next
-                ahead = last * PANEL + (row // ROWS * length - first) * LINE
-                stride = LINE if row < PANEL // LINE * ROWS else 0
-                _several(x, row, w, first, last, y, column, adds, ahead, stride)
+                ahead = last * PANEL + (row // ROWS * length - first) * line
+                stride = line if row < PANEL // line * ROWS else 0
+                _several(x, row, w, scale, first, last, y, column, adds, ahead, stride)
                 row += ROWS
             while row < n_rows:
-                _one(x, row, w, first, last, y, column, adds, AHEAD * PANEL, PANEL)
+                _one(x, row, w, scale, first, last, y, column, adds, AHEAD * PANEL, PANEL)
                 row += 1
         _finish(y, other, n_rows, column, bias, then)
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
-def _norm(x, weights, at, bias_at, n, eps, centred, y):
+def _norm(x, vectors, at, bias_at, n, eps, centred, y):
     """Normalise x (n,) into y (n,): RMSNorm, or LayerNorm where ``centred``."""
     mean = np.float32(0)
     if centred:
@@ -287,11 +299,11 @@ def _norm(x, weights, at, bias_at, n, eps, centred, y):
     for i in range(n):
         square += (x[i] - mean) * (x[i] - mean)
     scale = np.float32(1) / math.sqrt(square / np.float32(n) + np.float32(eps))
-    weight = weights[at : at + n]
+    weight = vectors[at : at + n]
     for i in range(n):
         y[i] = (x[i] - mean) * scale * weight[i]
     if bias_at >= 0:
-        bias = weights[bias_at : bias_at + n]
+        bias = vectors[bias_at : bias_at + n]
         for i in range(n):
             y[i] += bias[i]
 
@@ -302,7 +314,7 @@ def _norms(net, at, bias_at, x, n_rows, y, team):
     C, centred = net.sizes[0], net.sizes[7]  # noqa: N806
     eps = LAYERNORM_EPS if centred else RMSNORM_EPS
     for row in range(team.thread, n_rows, team.n_threads):
-        _norm(x[row], net.weights, at, bias_at, C, eps, centred, y[row])
+        _norm(x[row], net.vectors, at, bias_at, C, eps, centred, y[row])
 
 
 @njit(fastmath=EXACT)
@@ -328,10 +340,10 @@ def _most(scores):
 def _multiply(x, n_rows, w, first, last, y, column, adds):
     """Add x[:n_rows, first:last] @ w[first:last] to y, or set it, for up to ROWS tokens."""
     if n_rows == ROWS:
-        _several(x, 0, w, first, last, y, column, adds, last * PANEL, LINE)
+        _several(x, 0, w, y[0, :0], first, last, y, column, adds, last * PANEL, LINE)
         return
     for row in range(n_rows):
-        _one(x, row, w, first, last, y, column, adds, AHEAD * PANEL, PANEL)
+        _one(x, row, w, y[0, :0], first, last, y, column, adds, AHEAD * PANEL, PANEL)
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -380,7 +392,7 @@ def _attention(net, room, number, source, team):
     at, n_rows, n_heads = net.layers[number], room.job[0], nh + 2 * n_kv
     keys, values = room.keys[number], room.values[number]
     _product(
-        net, at[C_ATTN], at[C_ATTN_BIAS], n_heads * hs, source, C, n_rows, room.heads, room.heads,
+        net, at[C_ATTN:], n_heads * hs, source, C, n_rows, room.heads, room.heads,
         np.int64(NONE), team,
     )  # fmt: skip
     _meet(team)
@@ -391,7 +403,7 @@ def _attention(net, room, number, source, team):
         if head < nh + n_kv:
             norm = at[Q_NORM] if head < nh else at[K_NORM]
             if norm >= 0:
-                _norm(own, net.weights, norm, -1, hs, RMSNORM_EPS, 0, own)
+                _norm(own, net.vectors, norm, -1, hs, RMSNORM_EPS, 0, own)
             if len(net.cos):
                 _turn(own, net.cos[position], net.sin[position])
         if nh <= head < nh + n_kv:
@@ -426,18 +438,18 @@ def _mlp(net, room, number, source, team):
     C, inner, kind, n_rows = net.sizes[0], net.sizes[4], net.sizes[8], room.job[0]  # noqa: N806
     at, made = net.layers[number], room.inner
     _product(
-        net, at[C_FC], at[C_FC_BIAS], inner, source, C, n_rows, made, made,
+        net, at[C_FC:], inner, source, C, n_rows, made, made,
         np.int64(NONE) if kind == SWIGLU else kind, team,
     )  # fmt: skip
     if kind == SWIGLU:
         made = room.gate
         _product(
-            net, at[C_GATE], at[C_GATE_BIAS], inner, source, C, n_rows, made, room.inner,
+            net, at[C_GATE:], inner, source, C, n_rows, made, room.inner,
             np.int64(SWIGLU), team,
         )  # fmt: skip
     _meet(team)
     _product(
-        net, at[MLP_PROJ], at[MLP_PROJ_BIAS], C, made, inner, n_rows, room.x, room.x,
+        net, at[MLP_PROJ:], C, made, inner, n_rows, room.x, room.x,
         np.int64(ADD), team,
     )  # fmt: skip
     _meet(team)
@@ -447,7 +459,6 @@ def _mlp(net, room, number, source, team):
 def _head(net, room, team):
     """Score what follows the tokens that are wanted."""
     C, V, norm_first, centred = net.sizes[0], net.sizes[5], net.sizes[6], net.sizes[7]  # noqa: N806
-    ln_f, ln_f_bias, head, head_bias = net.ends
     n_wanted = room.job[1]
     for i in range(team.thread, n_wanted, team.n_threads):
         row = room.normed[i]
@@ -455,10 +466,10 @@ def _head(net, room, team):
             row[j] = room.x[room.wanted[i], j]
         if norm_first:
             eps = LAYERNORM_EPS if centred else RMSNORM_EPS
-            _norm(row, net.weights, ln_f, ln_f_bias, C, eps, centred, row)
+            _norm(row, net.vectors, net.ends[LN_F], net.ends[LN_F_BIAS], C, eps, centred, row)
     _meet(team)
     _product(
-        net, head, head_bias, V, room.normed, C, n_wanted, room.scores, room.scores,
+        net, net.ends[HEAD:], V, room.normed, C, n_wanted, room.scores, room.scores,
         np.int64(NONE), team,
     )  # fmt: skip
     _meet(team)
@@ -479,7 +490,7 @@ def _step(net, room, team):
             _meet(team)
         _attention(net, room, number, source, team)
         _product(
-            net, at[ATTN_PROJ], at[ATTN_PROJ_BIAS], C, room.read, C, n_rows, room.x, room.x,
+            net, at[ATTN_PROJ:], C, room.read, C, n_rows, room.x, room.x,
             np.int64(ADD), team,
         )  # fmt: skip
         _meet(team)

@@ -1,9 +1,10 @@
-"""The network of model.py laid out for generation by PyTorch's operators: flat, few calls.
+"""The network of model.py for generation by PyTorch's operators: with a cache, in few calls.
 
-model.py says what is computed, and is what trains; this computes the same from the same weights, on
-GPUs, and on CPUs with weights of a byte (for others there: compiled.py). The tokens that are
-computed together, (B, T), are a prompt's, (1, T), or the newest of several texts, (B, 1). Only
-attention, which the caller gives, has to know which.
+model.py says what is computed, and is what trains; this computes the same from the same weights.
+It is for GPUs, and for the few tokens that training shows; on CPUs compiled.py generates.
+
+The tokens that are computed together, (B, T), are a prompt's, (1, T), or the newest of several
+texts, (B, 1). Only attention, which the caller gives, has to know which.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 
 from common.cache import Attend, KVCache
 from common.contexts import Place, Scored
-from common.linear import Pack, Plain, Then
 from common.model import GPT, Block
 from common.ngrams import ngram_rows, preceding
 
@@ -22,21 +22,15 @@ LOGITS_BYTES = 1 << 26  # scores of a text are computed in parts of this size
 
 
 class Layer:
-    """One block: what its modules hold, without the modules."""
+    """One block: what its modules do, without the modules."""
 
-    def __init__(self, block: Block, pack: Pack) -> None:
-        attn, mlp = block.attn, block.mlp
+    def __init__(self, block: Block) -> None:
+        attn = block.attn
         self.norm_first = block.norm_first
         # forward, not the module: its call looks for hooks first, a microsecond each
         self.ln_1, self.ln_2 = block.ln_1.forward, block.ln_2.forward
-        self.c_attn = pack(attn.c_attn.weight, attn.c_attn.bias)
-        self.attn_proj = pack(attn.c_proj.weight, attn.c_proj.bias)
-        self.c_fc = pack(mlp.c_fc.weight, mlp.c_fc.bias)
-        self.mlp_proj = pack(mlp.c_proj.weight, mlp.c_proj.bias)
-        self.squared = mlp.kind == "relu2"
-        kinds: dict[str, Then] = {"swiglu": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu"}
-        self.mlp_kind = kinds[mlp.kind]
-        self.c_gate = pack(mlp.c_gate.weight, mlp.c_gate.bias) if mlp.kind == "swiglu" else None
+        self.c_attn, self.c_proj = attn.c_attn.forward, attn.c_proj.forward
+        self.mlp = block.mlp.forward
         self.qk_norm: Tensor | None = None  # (nh + n_kv, hs)
         if isinstance(attn.q_norm, nn.RMSNorm) and isinstance(attn.k_norm, nn.RMSNorm):
             nh, n_kv = attn.config.n_head, attn.config.kv_heads
@@ -44,26 +38,19 @@ class Layer:
             self.qk_norm = torch.cat((q.expand(nh, -1), k.expand(n_kv, -1)))
             self.eps = attn.q_norm.eps
 
-    def inner(self, x: Tensor) -> Tensor:
-        """Return the MLP's channels (B, T, inner) before its second map."""
-        if self.c_gate is not None:
-            return self.c_fc(x, "mul", self.c_gate(x, self.mlp_kind))
-        h = self.c_fc(x, self.mlp_kind)
-        return h * h if self.squared else h
-
 
 class Network:
-    """A GPT for generation; it shares the embedding with the model and copies the rest."""
+    """A GPT for generation; it shares all weights with the model."""
 
-    def __init__(self, model: GPT, pack: Pack = Plain) -> None:
-        """Lay out ``model``, each of its matrices by ``pack``."""
+    def __init__(self, model: GPT) -> None:
         self.config = model.config
         self.wte = model.wte.weight.detach()
         self.tables = [table.detach() for table in model.wge.parameters()]
-        self.layers = [Layer(block, pack) for block in model.h]  # type: ignore[arg-type]
+        self.layers = [Layer(block) for block in model.h]  # type: ignore[arg-type]
         self.ln_f: Callable[[Tensor], Tensor] = model.ln_f.forward
         V, bias = model.config.vocab_size, model.head_bias  # noqa: N806
-        self.head = pack(model.head_weight[:V], None if bias is None else bias[:V])
+        self.head_weight = model.head_weight.detach()[:V]
+        self.head_bias = None if bias is None else bias.detach()[:V]
         if model.config.positions == "rope":
             self.cos = torch.cat((model.cos, model.cos), dim=-1)[:, None]  # (block_size, 1, hs)
             self.sin = torch.cat((-model.sin, model.sin), dim=-1)[:, None]
@@ -93,17 +80,17 @@ class Network:
         for number, layer in enumerate(self.layers):
             if layer.norm_first:
                 heads = self._turned(layer, layer.c_attn(layer.ln_1(x)), angles)
-                x = layer.attn_proj(attend(number, heads), "add", x)
-                x = layer.mlp_proj(layer.inner(layer.ln_2(x)), "add", x)
+                x = x + layer.c_proj(attend(number, heads))
+                x = x + layer.mlp(layer.ln_2(x))
             else:
                 heads = self._turned(layer, layer.c_attn(x), angles)
-                x = layer.ln_1(layer.attn_proj(attend(number, heads), "add", x))
-                x = layer.ln_2(layer.mlp_proj(layer.inner(x), "add", x))
+                x = layer.ln_1(x + layer.c_proj(attend(number, heads)))
+                x = layer.ln_2(x + layer.mlp(x))
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return scores (B, T, V) in float32 for the token after each hidden state (B, T, C)."""
-        return self.head(hidden).float()
+        return F.linear(hidden, self.head_weight, self.head_bias).float()
 
     def _turned(self, layer: Layer, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return heads (B, T, nh + 2 n_kv, hs), queries and keys normalised and turned."""
@@ -124,16 +111,19 @@ class Network:
 
 
 class NetworkContexts:
-    """The texts so far of several rows, on the network's device."""
+    """The texts so far of several rows, on the network's device.
+
+    Libraries choose a way to add up by the number of rows: here it is always the same, and each row
+    attends alone, so that a text does not depend on others.
+    """
+
+    most_places = 1
 
     def __init__(self, network: Network, n_rows: int) -> None:
         """Make room for ``n_rows`` texts."""
         self.network, self.n_rows = network, n_rows
         self.cache = KVCache(network.config, n_rows, like=network.wte)
         self.prompts: list[tuple[list[int], Scored] | None] = [None] * n_rows  # as they were read
-        # GPUs choose a way to add up by the number of rows: there it is always the same
-        self.is_fixed = network.wte.device.type != "cpu"
-        self.most_places = 1 if self.is_fixed else 16
 
     @torch.inference_mode()
     def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
@@ -161,15 +151,14 @@ class NetworkContexts:
     @torch.inference_mode()
     def score(self, places: Sequence[Place]) -> Scored:
         """Put one more id into each of several places; return what follows each of them."""
-        device, n = self.network.wte.device, len(places)
-        n_more = self.n_rows - n if self.is_fixed else 0
+        device, n_more = self.network.wte.device, self.n_rows - len(places)
         same = [*places] + [places[0]] * n_more
         recent = torch.tensor([place.recent for place in same], device=device)[:, None].unbind(2)
         positions = torch.tensor([[place.position] for place in same], device=device)
         where = [(place.row, place.position) for place in places]
-        attend = self.cache.continuing(where, n_more, alone=self.is_fixed)
+        attend = self.cache.continuing(where, n_more)
         hidden = self.network.hidden(recent, positions, attend)
-        return scored_of(self.network.logits(hidden)[:n, 0])
+        return scored_of(self.network.logits(hidden)[: len(places), 0])
 
 
 def scored_of(logits: Tensor) -> Scored:

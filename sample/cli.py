@@ -32,7 +32,7 @@ def checkpoint_options(command: Command) -> Command:
             "--quantize",
             type=click.Choice(["none", "int8"]),
             default="none",
-            help="int8: weights of one byte, on CPUs: some twice as fast, a little less exact.",
+            help="int8: weights of one byte, on CPUs: up to 3 times as fast, a little less exact.",
         ),
         device_option,
         click.option(

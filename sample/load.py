@@ -67,7 +67,7 @@ def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str
 def _laid_out(model: GPT, quantize: str) -> ScoringNetwork:
     if quantize == "none":
         return lay_out(model)
-    from common.network import Network
-    from sample.quantize import Int8
+    from common.compiled import CompiledNetwork
+    from sample.quantize import to_bytes
 
-    return Network(model, Int8)
+    return CompiledNetwork(model, to_bytes)

@@ -26,10 +26,9 @@ from common.device import Device, choose_device
 from common.files import write_json
 from common.generate import Decoder
 from common.model import GPT
-from common.network import Network
 from common.tokenizer import CharTokenizer, Tokenizer
 from sample.cli import huge_pages_on_request
-from sample.quantize import Int8
+from sample.quantize import to_bytes
 from tests.bench.table import compare
 
 N_NEW = 128
@@ -119,7 +118,9 @@ def large() -> None:
         f"Generation, gpt2, {model.n_parameters:,} parameters, {N_NEW} tokens greedily",
         "tokens/s",
         {
-            "ours, weights of a byte (--quantize int8)": generation(model, Network(model, Int8)),
+            "ours, weights of a byte (--quantize int8)": generation(
+                model, CompiledNetwork(model, to_bytes)
+            ),
             "ours, float32": ours,
             "ours, float32, with guesses": generation(model, network, guesses=True),
             "transformers generate, float32": theirs,

@@ -9,7 +9,6 @@ import torch
 from common.compiled import CompiledNetwork
 from common.config import ARCHITECTURES, ModelConfig
 from common.contexts import Contexts, Place, Scored
-from common.linear import Plain, Then
 from common.network import Network
 from tests.tiny import random_model
 
@@ -70,25 +69,3 @@ def test_scores_equal_the_models(changed: dict[str, Any], kind: Any, n_read: int
     torch.testing.assert_close(torch.from_numpy(found.scores), expected, atol=2e-5, rtol=2e-5)
     totals = torch.from_numpy(found.totals)
     torch.testing.assert_close(totals, expected.logsumexp(1), atol=2e-5, rtol=2e-5)
-
-
-STEPS: list[Then] = ["none", "gelu", "relu", "silu", "add", "mul"]
-
-
-@pytest.mark.parametrize("then", STEPS)
-def test_a_linear_map_and_what_follows_it(then: Then) -> None:
-    torch.manual_seed(0)
-    weight, bias, x, other = (torch.randn(shape) for shape in [(9, 7), (9,), (2, 3, 7), (2, 3, 9)])
-    added = other if then in ("add", "mul") else None
-    y = x.double() @ weight.double().T + bias.double()
-    expected = {
-        "none": y,
-        # Hendrycks and Gimpel 2016, the form with tanh
-        "gelu": 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))),
-        "relu": y.clamp(min=0),
-        "silu": y / (1 + torch.exp(-y)),
-        "add": y + other,
-        "mul": y * other,
-    }[then].float()
-    found = Plain(weight, bias)(x, then, added)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
