@@ -155,3 +155,15 @@ def test_the_same_distribution_as_transformers(
 def test_an_id_is_drawn_where_the_probabilities_pass_the_share(share: float, expected: int) -> None:
     ids, probabilities = np.array([7, 2, 5, 9]), np.array([0.5, 0.25, 0.25, 0.0])
     assert draw(ids, probabilities, share) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(n=st.integers(2, 3000), share=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
+def test_of_many_ids_one_is_drawn_as_adding_them_up_in_order_says(
+    n: int, share: float, seed: int
+) -> None:
+    # whole numbers, zeros among them, whose sums are exact in any order
+    amounts = np.random.default_rng(seed).integers(0, 4, n).astype(np.float64)
+    amounts[-1] = 1
+    expected = next(i for i in range(n) if amounts[: i + 1].sum() > share * amounts.sum())
+    assert draw(np.arange(n), amounts, share) == expected
