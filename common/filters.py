@@ -1,4 +1,4 @@
-"""Scores -> the ids to choose among and their probabilities, then one drawn from them.
+"""Scores -> the ids to choose among and their weights, then one drawn from them.
 
 The filters work in this order, each on what the one before it left:
 
@@ -34,10 +34,10 @@ def penalised(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Fl
 def choices(
     scores: Floats, config: GenerateConfig, seen: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Return the ids (n,) to choose among and their probabilities (n,), from scores (V,).
+    """Return the ids (n,) to choose among and weights (n,) that are as their probabilities.
 
-    They come in no order that means anything, but always in the same. A score of -inf is never
-    chosen. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
+    From scores (V,); a score of -inf is never chosen. They come in no order that means anything,
+    but always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
     """
     if seen is not None and config.repetition_penalty != 1:
         scores = penalised(scores, seen, config.repetition_penalty)
@@ -48,19 +48,20 @@ def choices(
     with np.errstate(over="ignore"):  # to -inf, whose weight is 0 as it should be
         weights /= max(config.temperature, LEAST_TEMPERATURE)
     np.exp(weights, out=weights)  # the likeliest has 1
-    ids = np.arange(len(weights))
-    if 0 < config.top_k < len(ids):
-        ids = ids[shortest(weights, None, config.top_k)]
+    ids: Ids | None = None  # all
+    if 0 < config.top_k < len(weights):
+        ids = shortest(weights, None, config.top_k)
         weights = weights[ids]
     if config.top_p < 1:
         counted = weights.astype(np.float64)
         first = shortest(weights, counted, config.top_p * float(counted.sum()))
-        ids, weights = ids[first], weights[first]
+        ids, weights = (first if ids is None else ids[first]), weights[first]
     if config.min_p:
-        likely = weights >= config.min_p  # the likeliest has 1
-        ids, weights = ids[likely], weights[likely]
-    kept = weights.astype(np.float64)
-    return ids, kept / kept.sum()
+        likely = np.flatnonzero(weights >= config.min_p)  # the likeliest has 1
+        ids, weights = (likely if ids is None else ids[likely]), weights[likely]
+    if ids is None:
+        ids = np.arange(len(weights))
+    return ids, weights.astype(np.float64)
 
 
 def shortest(
@@ -83,21 +84,23 @@ def shortest(
     group = group[np.argsort(-weights[group], kind="stable")]
     amounts = np.ones(len(group)) if counted is None else counted[group]
     n_more = int(np.searchsorted(have + np.cumsum(amounts), enough)) + 1
-    return np.concatenate([np.flatnonzero(bins > last), group[:n_more]])
+    is_first = bins > last
+    is_first[group[:n_more]] = True
+    return np.flatnonzero(is_first)
 
 
-def draw(ids: Ids, probabilities: npt.NDArray[np.float64], share: float) -> int:
-    """Return the id at which the probabilities, added up in order, pass ``share`` of [0, 1).
+def draw(ids: Ids, weights: npt.NDArray[np.float64], share: float) -> int:
+    """Return the id at which the weights, added up in order, pass ``share`` of [0, 1) of all.
 
     First blocks of them are added up, then those of one block: to add up 50,257 in order would take
     a third of all that choosing takes.
     """
     if len(ids) == 1:
         return int(ids[0])
-    of_blocks = np.add.reduceat(probabilities, np.arange(0, len(ids), DRAW_BLOCK))
+    of_blocks = np.add.reduceat(weights, np.arange(0, len(ids), DRAW_BLOCK))
     block, rest = _pass(of_blocks, share * float(of_blocks.sum()))
     first = block * DRAW_BLOCK
-    place, _ = _pass(probabilities[first : first + DRAW_BLOCK], rest)
+    place, _ = _pass(weights[first : first + DRAW_BLOCK], rest)
     return int(ids[first + place])
 
 

@@ -222,8 +222,7 @@ class Decoder:
         room = self._room
         np.copyto(room, scores)
         room[self.banned] = -np.inf
-        ids, probabilities = choices(room, row.config, row.seen)
-        idx = draw(ids, probabilities, row.random.random())
+        idx = draw(*choices(room, row.config, row.seen), row.random.random())
         top: tuple[tuple[int, float], ...] = ()
         if row.n_top:
             likeliest = torch.from_numpy(scores).topk(min(row.n_top, len(scores))).indices.tolist()

@@ -55,9 +55,9 @@ def distribution(
     config: GenerateConfig,
     seen: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    ids, probabilities = choices(scores, config, seen)
+    ids, weights = choices(scores, config, seen)
     whole = np.zeros(len(scores))
-    whole[ids] = probabilities
+    whole[ids] = weights / weights.sum()
     return whole
 
 
