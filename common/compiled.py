@@ -191,8 +191,11 @@ class CompiledContexts:
         for number, (read_end, write_end) in enumerate(pipes, start=1):
             team = self._team._replace(thread=number)
             work = partial(_work, network.net, self._room, team, read_end)
-            threading.Thread(target=work, name=f"kernels-{number}", daemon=True).start()
-            weakref.finalize(self, os.close, write_end)  # which ends the thread
+            thread = threading.Thread(target=work, name=f"kernels-{number}", daemon=True)
+            thread.start()
+            # not as the interpreter ends: a thread that wakes up then is ended by force, which
+            # compiled code does not survive; asleep it ends with the process
+            weakref.finalize(self, _end, write_end, thread).atexit = False
 
     def _compile(self) -> None:
         """Have the kernels compiled, or loaded: in this thread, as no other may fail at it."""
@@ -304,6 +307,12 @@ def _work(net: Net, room: Room, team: Team, read_end: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the first one's
     kernels.run(net, room, team, np.array([read_end]), _byte())
     os.close(read_end)
+
+
+def _end(write_end: int, thread: threading.Thread) -> None:
+    """End one of the other threads, and be sure of it."""
+    os.close(write_end)
+    thread.join()
 
 
 def _byte() -> npt.NDArray[np.uint8]:

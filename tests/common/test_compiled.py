@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +170,6 @@ def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None
     assert came
     del contexts
     gc.collect()
-    end = time.monotonic() + 60
-    while len(kernel_threads()) > n_before and time.monotonic() < end:
-        time.sleep(0.01)
     assert len(kernel_threads()) == n_before
 
 
@@ -202,6 +198,13 @@ print(float(contexts.score([Place(0, 0, [7])]).totals[0]))
 """
 
 
+@pytest.mark.parametrize("last", ["", "del contexts", "contexts.me = contexts"])
+def test_a_process_ends_well_whether_its_contexts_are_there_or_have_just_gone(last: str) -> None:
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", SCORE_ONE + last], check=True, capture_output=True)
+
+
+@pytest.mark.slow
 def test_what_is_compiled_is_kept_and_where_it_cannot_be_it_is_used_all_the_same(
     tmp_path: Path,
 ) -> None:
