@@ -26,10 +26,11 @@ from common.config import ModelConfig
 from common.contexts import Place, Scored
 from common.kernels import PANEL, ROWS, Floats, Ints, Net, Room, Team
 from common.model import GPT, Block
-from common.ngrams import ngram_rows, preceding
+from common.ngrams import ngram_rows
 
 log = logging.getLogger(__name__)
 
+SHARED = 16  # ids that two texts begin with alike and that are better read once
 MOST_TOKENS = 128  # in a pass: more would gain little, and a signal waits for its end
 MLP_KINDS = {
     "gelu": kernels.GELU,
@@ -215,6 +216,37 @@ class CompiledContexts:
 
         What a row holds already of their beginning is taken from there.
         """
+        places = self._unread(row, ids, n_wanted)
+        first_wanted = len(places) - n_wanted
+        for first in range(0, len(places), MOST_TOKENS):
+            part = places[first : first + MOST_TOKENS]
+            scored = self._pass(part, range(max(0, first_wanted - first), len(part)))
+            if len(scored.totals):
+                yield scored
+
+    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
+        """Put ids into several rows, read together; return what follows each text."""
+        found: dict[int, Scored] = {}
+        waiting = [*texts]
+        while waiting:
+            texts_now: list[tuple[int, Sequence[int]]] = []
+            for row, ids in waiting:
+                # what two of them have in common is read once: the second waits for the first
+                if all(_n_common(ids, other) < SHARED for _, other in texts_now):
+                    texts_now.append((row, ids))
+            waiting = [text for text in waiting if text not in texts_now]
+            places = [place for row, ids in texts_now for place in self._unread(row, ids, 1)]
+            lengths = {row: len(ids) for row, ids in texts_now}
+            for first in range(0, len(places), MOST_TOKENS):
+                part = places[first : first + MOST_TOKENS]
+                last = [n for n, at in enumerate(part) if at.position == lengths[at.row] - 1]
+                scored = self._pass(part, last)
+                for i, n in enumerate(last):
+                    found[part[n].row] = Scored(scored.scores[i : i + 1], scored.totals[i : i + 1])
+        return [found[row] for row, _ in texts]
+
+    def _unread(self, row: int, ids: Sequence[int], n_wanted: int) -> list[Place]:
+        """Return the places of ids from the first on that no row holds, or that is wanted."""
         source, n_held = max(
             ((other, _n_common(held, ids)) for other, held in enumerate(self.held)),
             key=lambda found: (found[1], found[0] == row),
@@ -227,33 +259,23 @@ class CompiledContexts:
             keys[:, row, :, :n_panels] = keys[:, source, :, :n_panels]
             values[:, row, :, :, :first] = values[:, source, :, :, :first]
         self.held[row] = list(ids[:first])
-        idx = torch.tensor(ids)
-        recent = torch.stack(preceding(idx, self.network.config.n_recent), dim=1).numpy()
-        while first < len(ids):
-            last = min(first + MOST_TOKENS, len(ids))
-            positions = np.arange(first, last)
-            wanted = np.arange(max(first, len(ids) - n_wanted), last) - first
-            scored = self._pass(np.full(last - first, row), positions, recent[first:last], wanted)
-            self.held[row] += ids[first:last]
-            if len(wanted):
-                yield scored
-            first = last
+        n = self.network.config.n_recent
+        padded = [0] * (n - 1) + list(ids)
+        return [Place(row, at, padded[at : at + n][::-1]) for at in range(first, len(ids))]
 
     def score(self, places: Sequence[Place]) -> Scored:
         """Put one more id into each of several places; return what follows each of them."""
+        return self._pass(places, range(len(places)))
+
+    def _pass(self, places: Sequence[Place], wanted: Sequence[int]) -> Scored:
+        """Go through the network with the ids at ``places``; return what follows the wanted."""
+        n, n_wanted, room = len(places), len(wanted), self._room
+        config = self.network.config
         for place in places:
             del self.held[place.row][place.position :]
         rows = np.array([place.row for place in places])
         positions = np.array([place.position for place in places])
         recent = np.array([place.recent for place in places])
-        scored = self._pass(rows, positions, recent, np.arange(len(places)))
-        for place in places:
-            self.held[place.row].append(place.recent[0])
-        return scored
-
-    def _pass(self, rows: Ints, positions: Ints, recent: Ints, wanted: Ints) -> Scored:
-        n, n_wanted, room = len(rows), len(wanted), self._room
-        config = self.network.config
         blocks = [0]
         for i in range(1, n):
             goes_on = rows[i] == rows[i - 1] and positions[i] == positions[i - 1] + 1
@@ -264,6 +286,8 @@ class CompiledContexts:
         room.rows[:n], room.positions[:n], room.wanted[:n_wanted] = rows, positions, wanted
         room.x[:n, : config.n_embd] = self.network.embed(recent, positions)
         kernels.run(self.network.net, room, self._team, self._pipes, _byte())
+        for place in places:
+            self.held[place.row].append(place.recent[0])
         return Scored(
             room.scores[:n_wanted, : config.vocab_size].copy(), room.totals[:n_wanted].copy()
         )

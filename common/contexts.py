@@ -43,6 +43,10 @@ class Contexts(Protocol):
         """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``."""
         ...
 
+    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
+        """Put ids into several rows; return what follows each text."""
+        ...
+
     def score(self, places: Sequence[Place]) -> Scored:
         """Put one more id into each of several places; return what follows each of them."""
         ...

@@ -142,7 +142,7 @@ class Decoder:
     def admit(
         self, row: int, prompt: Sequence[int], config: GenerateConfig, n_top: int = 0
     ) -> None:
-        """Begin a text in a free row: its prompt is read in one pass.
+        """Begin a text in a free row: at the next step its prompt is read, with others that wait.
 
         An empty prompt is end-of-text: what precedes every document. With ``n_top`` each Token
         says which ids were the likeliest.
@@ -150,9 +150,7 @@ class Decoder:
         if self.rows[row] is not None:
             raise ValueError(f"row {row} is busy")
         ids = list(prompt) or [self.tokenizer.eot_id]
-        text = Row(ids, config, n_top, len(self._room))
-        self._read(row, text)
-        self.rows[row] = text
+        self.rows[row] = Row(ids, config, n_top, len(self._room))
 
     def step(self) -> dict[int, Token]:
         """Return one more token for every busy row.
@@ -173,25 +171,20 @@ class Decoder:
         """Forget a row's text; the row is free again."""
         self.rows[row] = None
 
-    def _read(self, number: int, row: Row) -> None:
-        """Read the tokens that the next prediction sees, and score it."""
-        start = window_start(len(row.ids), self.block_size)
-        seen = row.ids[start:]
-        for scored in self.contexts.read(number, seen):
-            row.scored = next(each(scored))
-        row.start, row.n_cached = start, len(seen)
-        row.look_back()
-
     def _score(self) -> None:
-        """Score the next token of every row that is not scored, in one pass, with its guesses."""
-        waiting = []
+        """Score the next token of every row that is not scored: read what is new, go on elsewhere.
+
+        Rows go on in one pass, with their guesses.
+        """
+        waiting: list[tuple[int, Row]] = []
+        unread: list[tuple[int, Row]] = []
         for number, row in enumerate(self.rows):
             if row is None or row.scored is not None:
                 continue
-            if window_start(len(row.ids), self.block_size) != row.start:
-                self._read(number, row)
-            else:
-                waiting.append((number, row))
+            is_new = not row.n_cached or window_start(len(row.ids), self.block_size) != row.start
+            (unread if is_new else waiting).append((number, row))
+        if unread:
+            self._read(unread)
         if not waiting:
             return
         most_guessed = self.contexts.most_places // len(waiting) - 1
@@ -206,6 +199,18 @@ class Decoder:
             row.scored = next(found)
             row.n_cached += 1
             row.guessed.extend((idx, next(found)) for idx in guess)
+
+    def _read(self, unread: Sequence[tuple[int, Row]]) -> None:
+        """Read the tokens that the next prediction of each row sees, and score it."""
+        starts = [window_start(len(row.ids), self.block_size) for _, row in unread]
+        texts = [
+            (number, row.ids[start:]) for (number, row), start in zip(unread, starts, strict=True)
+        ]
+        found = self.contexts.read_all(texts)
+        for (_, row), start, scored in zip(unread, starts, found, strict=True):
+            row.scored = next(each(scored))
+            row.start, row.n_cached = start, len(row.ids) - start
+            row.look_back()
 
     def _guess(self, row: Row, at_most: int) -> list[int]:
         """Return ids that may come next, as many as there is room for in the context."""

@@ -148,6 +148,10 @@ class NetworkContexts:
                 self.prompts[row] = list(ids), scored
             yield scored
 
+    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
+        """Put ids into several rows; return what follows each text."""
+        return [scored for row, ids in texts for scored in self.read(row, ids)]
+
     @torch.inference_mode()
     def score(self, places: Sequence[Place]) -> Scored:
         """Put one more id into each of several places; return what follows each of them."""

@@ -124,6 +124,31 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
         assert_same(found, anew, 0, 1)
 
 
+def test_texts_read_together_have_the_scores_of_each_alone_and_share_what_they_begin_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ModelConfig(vocab_size=50, block_size=200, n_layer=2, n_head=4, n_embd=32, ngrams=2)
+    network = CompiledNetwork(random_model(config))
+    ids, other = ids_of(config, 200), ids_of(config, 200, seed=1)
+    texts = [(3, ids[:90]), (0, ids[:100]), (5, other), (1, ids[:90]), (4, [7]), (2, ids[3:8])]
+    expected = [next(network.contexts(1).read(0, text)) for _, text in texts]
+    n_read: list[int] = []
+    embed = network.embed
+
+    def counted(recent: Any, positions: Any) -> Any:
+        n_read.append(len(positions))
+        return embed(recent, positions)
+
+    monkeypatch.setattr(network, "embed", counted)
+    contexts = network.contexts(6)
+    for found, alone in zip(contexts.read_all(texts), expected, strict=True):
+        assert_same(found, alone, 0, 1)
+    # those that begin alike wait, and then read the 10 and the 1 that are left
+    first = 90 + 200 + 1 + 5
+    assert n_read == [128, 128, first - 256, 10, 1]
+    assert contexts.held == [ids[:100], ids[:90], ids[3:8], ids[:90], [7], other]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_leaves_no_total(bad: float) -> None:
     config = ModelConfig(vocab_size=70, block_size=8, n_layer=1, n_head=2, n_embd=8)
