@@ -21,22 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import kernels
+from common import kernels, products
 from common.config import ModelConfig
 from common.contexts import Place, Scored
-from common.kernels import PANEL, ROWS, Floats, Ints, Net, Room, Team
+from common.kernels import Floats, Ints, Net, Room, Team
 from common.model import GPT, Block
 from common.ngrams import ngram_rows
+from common.products import PANEL, ROWS
 
 log = logging.getLogger(__name__)
 
 SHARED = 16  # ids that two texts begin with alike and that are better read once
 MOST_TOKENS = 128  # in a pass: more would gain little, and a signal waits for its end
 MLP_KINDS = {
-    "gelu": kernels.GELU,
-    "relu": kernels.RELU,
-    "relu2": kernels.RELU2,
-    "swiglu": kernels.SWIGLU,
+    "gelu": products.GELU,
+    "relu": products.RELU,
+    "relu2": products.RELU2,
+    "swiglu": products.SWIGLU,
 }
 compiled_for: set[np.dtype[Any]] = set()  # kinds of weights, in this process
 SLOW_S = 1.5  # a first pass that takes so long is being compiled

@@ -7,11 +7,7 @@ and of the norms, and waits at ``_meet`` for the others before what they made is
 allocated, and no other code runs in between: memory delivers weights nearly all the time.
 
 A token is computed by the same operations in the same order whatever else is in the pass, so that a
-text does not depend on its neighbours. All that is compiled stands in this file, as Numba looks at
-no other when it decides whether what it compiled before is still good.
-
-Source: blocks of outputs and tokens in registers, Goto and van de Geijn 2008, section 4 (Anatomy of
-High-Performance Matrix Multiplication). What was tried is in tests/bench/GENERATION.md.
+text does not depend on its neighbours. What was tried is in tests/bench/GENERATION.md.
 """
 
 import hashlib
@@ -21,22 +17,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import binding, ir
 from numba import carray, njit, types
-from numba.extending import intrinsic
 
-# Outputs and tokens that are added up at once, in registers: of the 32 long ones of AVX-512 16 are
-# sums, 4 weights. Others have half as many, or of a quarter the length.
-PANEL, ROWS = (64, 4) if binding.get_host_cpu_features().get("avx512f") else (32, 2)
-LONGEST = 512  # inputs added up at a time: a panel's are 128 KB, which stay in the cache meanwhile
-AHEAD = 32  # inputs whose weights are fetched before those of the next, for a single token
-LINE_BYTES = 64  # that memory delivers together
-LINE = LINE_BYTES // 4  # numbers of 32 bits
+from common import instructions, products
+from common.instructions import count, counted, on_stack, prefetch
+from common.products import (
+    ADD,
+    EXACT,
+    LINE,
+    LONGEST,
+    LOOSE,
+    NONE,
+    PANEL,
+    ROWS,
+    SWIGLU,
+    exp,
+    multiply,
+    product,
+)
+
 SPINS = 10_000  # some tens of microseconds; then a thread that waits lets others run
-NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
 LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
-# Sums may be made of several, as vectors do: only where that is the same for every token.
-EXACT, LOOSE = {"contract", "nsz"}, {"contract", "nsz", "reassoc"}
 
 # Where a layer's weights begin: vectors', and of each matrix its own, its bias's, its scales'.
 LN_1, LN_1_BIAS, LN_2, LN_2_BIAS, Q_NORM, K_NORM = range(6)
@@ -96,195 +97,18 @@ _read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, typ
 _write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
 
 
-@intrinsic
-def _on_stack(typing: Any, n: Any) -> Any:
-    """Return room for ``n`` float32, n a constant, that the compiler can keep in registers."""
-    if not isinstance(n, types.IntegerLiteral):
-        return None
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        with builder.goto_entry_block():
-            room = builder.alloca(ir.ArrayType(ir.FloatType(), n.literal_value))
-            room.align = 64
-        return builder.bitcast(room, ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(n), generate
-
-
-@intrinsic
-def _count(typing: Any, counter: Any) -> Any:
-    """Add one to ``counter`` (1,), as seen by all threads, and return what it is then."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = context.make_array(signature.args[0])(context, builder, args[0]).data
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.add(builder.atomic_rmw("add", at, one, "acq_rel"), one)
-
-    return types.int64(counter), generate
-
-
-@intrinsic
-def _counted(typing: Any, counter: Any) -> Any:
-    """Return what ``counter`` (1,) is, with all that was written before it became that."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(at, "acquire", 8)
-
-    return types.int64(counter), generate
-
-
-@intrinsic
-def _prefetch(typing: Any, array: Any, place: Any) -> Any:
-    """Ask memory for what is at ``place`` of an array, or near its end behind it."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [i8], kind)
-        at = builder.bitcast(builder.gep(array.data, [args[1]]), i8)
-        builder.call(prefetch, [at, i32(0), i32(2), i32(1)])  # to read, into the second cache
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), generate
-
-
-@intrinsic
-def _two_to(typing: Any, n: Any) -> Any:
-    """Return 2 to the power of a float that is whole: n + 127 are the bits of its exponent."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i32 = ir.IntType(32)
-        whole = builder.fptosi(args[0], i32)
-        bits = builder.shl(builder.add(whole, i32(127)), i32(23))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
 @njit
 def _meet(team):
     """Wait until all threads are here."""
     if team.n_threads == 1:
         return
-    n = _count(team.n_met)
+    n = count(team.n_met)
     all_here = -(-n // team.n_threads) * team.n_threads
     n_spins = 0
-    while _counted(team.n_met) < all_here:
+    while counted(team.n_met) < all_here:
         n_spins += 1
         if n_spins > SPINS:
             _sched_yield()
-
-
-@njit(fastmath=EXACT, error_model="numpy")
-def exp(x):
-    """Return e to the power of x, in float32, within some 1e-7 of it; x is cut off at -87 and 88.
-
-    Source: the reduction and polynomial of Cephes' expf (Moshier 1989).
-    """
-    x = min(max(x, np.float32(-87)), np.float32(88))
-    n = np.float32(math.floor(x * np.float32(1.44269504088896341) + np.float32(0.5)))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # ln 2 in two parts
-    y = np.float32(1.9875691500e-4)
-    y = y * r + np.float32(1.3981999507e-3)
-    y = y * r + np.float32(8.3334519073e-3)
-    y = y * r + np.float32(4.1665795894e-2)
-    y = y * r + np.float32(1.6666665459e-1)
-    y = y * r + np.float32(5.0000001201e-1)
-    return (y * r * r + r + np.float32(1)) * _two_to(n)
-
-
-def _sums_of(n_rows: int) -> Any:
-    """Return what multiplies ``n_rows`` tokens with one panel's weights."""
-    n = n_rows * PANEL
-
-    @njit(fastmath=EXACT)
-    def add_up(x, row, w, scales, first, last, y, column, adds, ahead, stride):
-        """Add x[row + r, first:last] @ w[first:last] to y, or set it; meanwhile fetch ahead."""
-        sums = carray(_on_stack(n), n)
-        for j in range(n):
-            sums[j] = 0
-        for k in range(first, last):
-            _prefetch(w, ahead + k * stride)
-            for r in range(n_rows):
-                xk = x[row + r, k]
-                for j in range(PANEL):
-                    sums[r * PANEL + j] += xk * np.float32(w[k, j])
-        for r in range(n_rows):
-            if len(scales):
-                for j in range(PANEL):
-                    sums[r * PANEL + j] *= scales[j]
-            for j in range(PANEL):
-                if adds:
-                    y[row + r, column + j] += sums[r * PANEL + j]
-                else:
-                    y[row + r, column + j] = sums[r * PANEL + j]
-
-    return add_up
-
-
-_one, _several = _sums_of(1), _sums_of(ROWS)
-
-
-@njit(fastmath=EXACT, error_model="numpy")
-def _finish(y, other, n_rows, column, bias, then):
-    """Add the bias to one panel of a product, if there is one, and do what comes next."""
-    for row in range(n_rows):
-        panel = y[row, column : column + PANEL]
-        if len(bias):
-            for j in range(PANEL):
-                panel[j] += bias[column + j]
-        if then == GELU:  # the form with tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2 u))
-            for j in range(PANEL):
-                v = panel[j]
-                u = np.float32(math.sqrt(2 / math.pi)) * (v + np.float32(0.044715) * v * v * v)
-                panel[j] = v / (np.float32(1) + exp(np.float32(-2) * u))
-        elif then == SWIGLU:
-            up = other[row, column : column + PANEL]
-            for j in range(PANEL):
-                panel[j] = panel[j] / (np.float32(1) + exp(-panel[j])) * up[j]
-        elif then in (RELU, RELU2):
-            for j in range(PANEL):
-                panel[j] = max(panel[j], np.float32(0))
-            if then == RELU2:
-                for j in range(PANEL):
-                    panel[j] *= panel[j]
-
-
-@njit
-def _product(net, matrix, n_out, x, n_in, n_rows, y, other, then, team):
-    """Multiply x (n_rows, n_in) with a matrix, into y (n_rows, n_out); this thread's panels.
-
-    ``matrix`` says where its weights, its bias and its scales begin.
-    """
-    n_panels = -(-n_out // PANEL)
-    at, bias, scales = matrix[0], net.vectors[:0], net.vectors[:0]
-    if matrix[1] >= 0:
-        bias = net.vectors[matrix[1] : matrix[1] + n_panels * PANEL]
-    if matrix[2] >= 0:
-        scales = net.vectors[matrix[2] : matrix[2] + n_panels * PANEL]
-    n_chunks = -(-n_in // LONGEST)
-    length = -(-n_in // n_chunks)
-    line = LINE_BYTES // net.panels.itemsize
-    own = n_panels * team.thread // team.n_threads, n_panels * (team.thread + 1) // team.n_threads
-    for panel in range(own[0], own[1]):
-        begin, column = at + panel * n_in, panel * PANEL
-        w, scale = net.panels[begin : begin + n_in], scales[column : column + PANEL]
-        for first in range(0, n_in, length):
-            last = min(first + length, n_in)
-            adds = first > 0 or then == ADD
-            row = 0
-            while row + ROWS <= n_rows:
-                # each block of tokens fetches a part of the weights that come next
-                ahead = last * PANEL + (row // ROWS * length - first) * line
-                stride = line if row < PANEL // line * ROWS else 0
-                _several(x, row, w, scale, first, last, y, column, adds, ahead, stride)
-                row += ROWS
-            while row < n_rows:
-                _one(x, row, w, scale, first, last, y, column, adds, AHEAD * PANEL, PANEL)
-                row += 1
-        _finish(y, other, n_rows, column, bias, then)
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -336,26 +160,16 @@ def _most(scores):
     return most
 
 
-@njit
-def _multiply(x, n_rows, w, first, last, y, column, adds):
-    """Add x[:n_rows, first:last] @ w[first:last] to y, or set it, for up to ROWS tokens."""
-    if n_rows == ROWS:
-        _several(x, 0, w, y[0, :0], first, last, y, column, adds, last * PANEL, LINE)
-        return
-    for row in range(n_rows):
-        _one(x, row, w, y[0, :0], first, last, y, column, adds, AHEAD * PANEL, PANEL)
-
-
 @njit(fastmath=LOOSE, error_model="numpy")
 def _attend(queries, n_rows, keys, values, position, weighed, mixed, y):
     """Mix values into y (n_rows, hs) as keys match the queries of tokens from ``position`` on."""
     hs, n, zero = y.shape[1], position + n_rows, np.int64(0)
-    totals = carray(_on_stack(ROWS), ROWS)
+    totals = carray(on_stack(ROWS), ROWS)
     for panel in range(-(-n // PANEL)):
         for i in range(panel * PANEL, min((panel + 1) * PANEL, n)):
             for j in range(0, hs, LINE):
-                _prefetch(values[j // PANEL], i * PANEL + j % PANEL)
-        _multiply(queries, n_rows, keys[panel], zero, hs, weighed, panel * PANEL, n < 0)
+                prefetch(values[j // PANEL], i * PANEL + j % PANEL)
+        multiply(queries, n_rows, keys[panel], zero, hs, weighed, panel * PANEL, n < 0)
     for row in range(n_rows):
         n_seen, own = position + row + 1, weighed[row]
         most, total = _most(own[:n_seen]), np.float32(0)
@@ -368,7 +182,7 @@ def _attend(queries, n_rows, keys, values, position, weighed, mixed, y):
     for panel in range(len(values)):
         for first in range(0, n, LONGEST):
             last = min(first + LONGEST, n)
-            _multiply(weighed, n_rows, values[panel], first, last, mixed, zero, first > 0)
+            multiply(weighed, n_rows, values[panel], first, last, mixed, zero, first > 0)
         begin = panel * PANEL
         for row in range(n_rows):
             for j in range(min(PANEL, hs - begin)):
@@ -391,7 +205,7 @@ def _attention(net, room, number, source, team):
     C, nh, n_kv, hs = net.sizes[:4]  # noqa: N806
     at, n_rows, n_heads = net.layers[number], room.job[0], nh + 2 * n_kv
     keys, values = room.keys[number], room.values[number]
-    _product(
+    product(
         net, at[C_ATTN:], n_heads * hs, source, C, n_rows, room.heads, room.heads,
         np.int64(NONE), team,
     )  # fmt: skip
@@ -437,18 +251,18 @@ def _mlp(net, room, number, source, team):
     """Make the MLP's channels, from source (B, C), and add what its second map makes to room.x."""
     C, inner, kind, n_rows = net.sizes[0], net.sizes[4], net.sizes[8], room.job[0]  # noqa: N806
     at, made = net.layers[number], room.inner
-    _product(
+    product(
         net, at[C_FC:], inner, source, C, n_rows, made, made,
         np.int64(NONE) if kind == SWIGLU else kind, team,
     )  # fmt: skip
     if kind == SWIGLU:
         made = room.gate
-        _product(
+        product(
             net, at[C_GATE:], inner, source, C, n_rows, made, room.inner,
             np.int64(SWIGLU), team,
         )  # fmt: skip
     _meet(team)
-    _product(
+    product(
         net, at[MLP_PROJ:], C, made, inner, n_rows, room.x, room.x,
         np.int64(ADD), team,
     )  # fmt: skip
@@ -468,7 +282,7 @@ def _head(net, room, team):
             eps = LAYERNORM_EPS if centred else RMSNORM_EPS
             _norm(row, net.vectors, net.ends[LN_F], net.ends[LN_F_BIAS], C, eps, centred, row)
     _meet(team)
-    _product(
+    product(
         net, net.ends[HEAD:], V, room.normed, C, n_wanted, room.scores, room.scores,
         np.int64(NONE), team,
     )  # fmt: skip
@@ -489,7 +303,7 @@ def _step(net, room, team):
             _norms(net, at[LN_1], at[LN_1_BIAS], room.x, n_rows, source, team)
             _meet(team)
         _attention(net, room, number, source, team)
-        _product(
+        product(
             net, at[ATTN_PROJ:], C, room.read, C, n_rows, room.x, room.x,
             np.int64(ADD), team,
         )  # fmt: skip
@@ -525,9 +339,10 @@ def _run(net: Net, room: Room, team: Team, pipes: Ints, byte: Any) -> None:
 
 
 def _compiled(function: Any) -> Any:
-    # a file of its own for each version of this one: a disk that is full could leave the old code
-    # under the new code's entry
-    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    # a file of its own for each version: Numba looks at no other source than this one, and a disk
+    # that is full could leave the old code under the new code's entry
+    sources = (__file__, instructions.__file__, products.__file__)
+    digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
     function.__qualname__ = f"{function.__name__}_{digest[:12]}"
     try:
         return njit(nogil=True, cache=True)(function)
