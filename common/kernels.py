@@ -36,7 +36,8 @@ from common.products import (
     product,
 )
 
-SPINS = 10_000  # some tens of microseconds; then a thread that waits lets others run
+# A thread that has waited some tenths of a millisecond sleeps: other processes want the processors.
+SPINS, SLEEP_US = 200_000, 20
 LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
 
 # Where a layer's weights begin: vectors', and of each matrix its own, its bias's, its scales'.
@@ -92,7 +93,7 @@ class Room(NamedTuple):
     values: Floats  # (n_layer, n_rows, n_kv, panels, block_size, PANEL)
 
 
-_sched_yield = types.ExternalFunction("sched_yield", types.intc())
+_usleep = types.ExternalFunction("usleep", types.intc(types.uintc))
 _read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
 _write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
 
@@ -108,7 +109,7 @@ def _meet(team):
     while counted(team.n_met) < all_here:
         n_spins += 1
         if n_spins > SPINS:
-            _sched_yield()
+            _usleep(SLEEP_US)
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
