@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from common import compiled, products
-from common.compiled import CompiledContexts, CompiledNetwork
+from common.compiled import CompiledNetwork
 from common.config import ARCHITECTURES, ModelConfig
 from common.contexts import Place, Scored
+from tests.common.passes import counted
 from tests.tiny import random_model
 
 SHAPES: list[dict[str, Any]] = [
@@ -98,14 +99,6 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
 ) -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
     network = CompiledNetwork(random_model(config))
-    n_read: list[int] = []
-    one_pass = CompiledContexts._pass
-
-    def counted(self: Any, rows: Any, *rest: Any) -> Scored:
-        n_read.append(len(rows))
-        return one_pass(self, rows, *rest)
-
-    monkeypatch.setattr(CompiledContexts, "_pass", counted)
     contexts, ids = network.contexts(3), ids_of(config, 60)
     texts = [
         (0, ids[:30], 30),
@@ -116,11 +109,12 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
         (2, ids[:60], 10),
         (1, ids[5:10], 5),
     ]
-    for row, text, n_new in texts:
+    expected = [next(network.contexts(1).read(0, text)) for _, text, _ in texts]
+    n_read = counted(network, monkeypatch)
+    for (row, text, n_new), anew in zip(texts, expected, strict=True):
         del n_read[:]
         (found,) = contexts.read(row, text)
         assert sum(n_read) == n_new
-        (anew,) = network.contexts(1).read(0, text)
         assert_same(found, anew, 0, 1)
 
 
@@ -132,14 +126,7 @@ def test_texts_read_together_have_the_scores_of_each_alone_and_share_what_they_b
     ids, other = ids_of(config, 200), ids_of(config, 200, seed=1)
     texts = [(3, ids[:90]), (0, ids[:100]), (5, other), (1, ids[:90]), (4, [7]), (2, ids[3:8])]
     expected = [next(network.contexts(1).read(0, text)) for _, text in texts]
-    n_read: list[int] = []
-    embed = network.embed
-
-    def counted(recent: Any, positions: Any) -> Any:
-        n_read.append(len(positions))
-        return embed(recent, positions)
-
-    monkeypatch.setattr(network, "embed", counted)
+    n_read = counted(network, monkeypatch)
     contexts = network.contexts(6)
     for found, alone in zip(contexts.read_all(texts), expected, strict=True):
         assert_same(found, alone, 0, 1)

@@ -13,6 +13,7 @@ from common.generate import Decoder, Token, generate, window_start
 from common.model import GPT
 from common.network import Network
 from common.tokenizer import CharTokenizer
+from tests.common.passes import counted
 from tests.tiny import byte_tokenizer, random_model, successor_model
 
 BYTES = byte_tokenizer()
@@ -136,28 +137,6 @@ def test_max_new_tokens_are_written_and_no_more() -> None:
     model = successor_model(ABC, {"a": {"a": 9}})
     config = GenerateConfig(max_new_tokens=50, temperature=0)
     assert list(generate(model, [0], config, ABC)) == [0] * 50
-
-
-def counted(network: CompiledNetwork | Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return how many tokens a network computes in each pass, from now on."""
-    n_tokens: list[int] = []
-    if isinstance(network, Network):
-        hidden = network.hidden
-
-        def noted(recent: Any, positions: torch.Tensor, attend: Any) -> torch.Tensor:
-            n_tokens.append(positions.numel())
-            return hidden(recent, positions, attend)
-
-        monkeypatch.setattr(network, "hidden", noted)
-    else:
-        embed = network.embed
-
-        def noted_too(recent: Any, positions: Any) -> Any:
-            n_tokens.append(len(positions))
-            return embed(recent, positions)
-
-        monkeypatch.setattr(network, "embed", noted_too)
-    return n_tokens
 
 
 def decode(decoder: Decoder, row: int, n_new: int) -> list[Token]:
