@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from common.config import ModelConfig, from_dict
 from common.errors import CheckpointError
 from common.files import (
     forget_cached,
@@ -39,7 +38,9 @@ from common.files import (
     write_json,
     write_text,
 )
-from common.model import GPT
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from common.settings import from_dict
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 
 log = logging.getLogger(__name__)

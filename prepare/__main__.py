@@ -1,7 +1,7 @@
 """The commands of prepare: python -m prepare."""
 
 try:
-    from common.options import run
+    from common.command import run
     from prepare.cli import main
 
     run(main, "prepare")

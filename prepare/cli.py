@@ -21,8 +21,9 @@ from typing import Any
 
 import click
 
+from common.command import CONTEXT
 from common.errors import EXIT_SKIPPED
-from common.options import CONTEXT, given, options_for
+from common.settings import given, options_for
 from prepare.config import PrepareConfig
 
 COPY_BYTES = 1 << 20
@@ -91,10 +92,10 @@ def text(
     Stopped or killed, the same command goes on where it was. Run again with nothing changed, it
     does nothing.
     """
-    from prepare.engine import Engine
     from prepare.pipeline import prepare_corpus
-    from prepare.report import progress_bars, totals_table
-    from prepare.sources import Source, find_sources
+    from prepare.report.progress import progress_bars, totals_table
+    from prepare.sources.discover import Source, find_sources
+    from prepare.workers.executor import Engine
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
@@ -118,7 +119,7 @@ def text(
 @contextmanager
 def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
     """Copy what '-' stands for into a file: sources are read twice, and a pipe can be read once."""
-    from prepare.sources import Source
+    from prepare.sources.discover import Source
 
     if Path("-") not in paths:
         yield None
@@ -154,9 +155,9 @@ def corpus(folder: Path) -> None:
 )
 def inspect(data: Path, show: int, plot: Path | None) -> None:
     """Say what is in a data folder: by split and by source, how long, which tokens."""
-    from common.tokenfile import open_data
-    from prepare.inspection import first_documents, inspection, tables
-    from prepare.report import totals_table
+    from common.dataset import open_data
+    from prepare.report.inspection import first_documents, inspection, tables
+    from prepare.report.progress import totals_table
 
     opened = open_data(data)
     found = inspection(opened)
@@ -165,7 +166,7 @@ def inspect(data: Path, show: int, plot: Path | None) -> None:
     for document in first_documents(opened, show):
         click.echo("\n" + document)
     if plot is not None:
-        from prepare.plot import draw
+        from prepare.report.plot import draw
 
         draw(found, plot)
         click.echo(f"\n{plot}: drawn.", err=True)
@@ -175,7 +176,7 @@ def inspect(data: Path, show: int, plot: Path | None) -> None:
 @click.argument("data", type=click.Path(path_type=Path), default="data")
 def verify(data: Path) -> None:
     """Check every hash and count of a data folder again."""
-    from common.tokenfile import open_data, verify_data
+    from common.dataset import open_data, verify_data
 
     opened = open_data(data)
     verify_data(opened)
@@ -194,8 +195,8 @@ def verify(data: Path) -> None:
 )
 def export(data: Path, folder: Path, to: str) -> None:
     """Write the data set DATA into FOLDER in a form that other projects read."""
-    from common.tokenfile import open_data
-    from prepare.export import export_datatrove, export_llmc, export_text
+    from common.dataset import open_data
+    from prepare.report.export import export_datatrove, export_llmc, export_text
 
     write = {"llmc": export_llmc, "text": export_text, "datatrove": export_datatrove}[to]
     for path in write(open_data(data), folder):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from common.config import check_ranges, setting
+from common.settings import check_ranges, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from common.dataset import SPLITS, commit, token_dtype
 from common.errors import DataError
 from common.files import write_json
-from common.tokenfile import SPLITS, commit, token_dtype
 from common.tokenizer import (
     CharTokenizer,
     Tokenizer,
@@ -32,24 +32,24 @@ from common.tokenizer import (
     save_tokenizer,
 )
 from prepare.config import PrepareConfig
-from prepare.decoding import check_encoding
-from prepare.documents import Begun, begun
-from prepare.encode import EncodersDisagreeError, make_encoder
-from prepare.engine import Engine
-from prepare.findings import Findings
-from prepare.made_from import RECIPE, made_from_of, old_meta, versions, why_again
-from prepare.merge import Merged, merge
-from prepare.parts import EncodeJob, is_complete, parts_done
-from prepare.scan import Scan, ScanJob, training_texts
-from prepare.sources import Progress, Source
-from prepare.split import MIN_DOCUMENTS
-from prepare.tasks import Task, key_of, sources_of, tasks_of
-from prepare.vocabulary import (
+from prepare.output.merge import Merged, merge
+from prepare.output.shard_writer import EncodeJob, is_complete, parts_done
+from prepare.readers.documents import Begun, begun
+from prepare.readers.encoding import check_encoding
+from prepare.sources.discover import Progress, Source
+from prepare.sources.fingerprint import RECIPE, made_from_of, old_meta, versions, why_again
+from prepare.stats import Findings
+from prepare.tokens.encode import EncodersDisagreeError, make_encoder
+from prepare.tokens.scan import Scan, ScanJob, training_texts
+from prepare.tokens.split import MIN_DOCUMENTS
+from prepare.tokens.vocabulary import (
     file_tokenizer,
     learn_bpe,
     parse_vocab_size,
     published_tokenizer,
 )
+from prepare.workers.executor import Engine
+from prepare.workers.tasks import Task, key_of, sources_of, tasks_of
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import click
 
-from common.config import GenerateConfig
+from common.command import CONTEXT, device_option, runs_dir_option
 from common.errors import ConfigError
-from common.options import CONTEXT, Command, device_option, given, options_for, runs_dir_option
-from sample.config import ServeConfig
+from common.inference.config import GenerateConfig
+from common.settings import Command, given, options_for
+from sample.server.config import ServeConfig
 
 run_argument = click.argument("run", required=False)
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -99,12 +100,12 @@ def chat(
     In a terminal with line editing, a history and commands (/help); else each line of standard
     input is a prompt. Text goes to stdout, notices to stderr.
     """
-    from sample.banner import banner, read_facts
-    from sample.chat import Chat
-    from sample.load import load
-    from sample.template import find_template
-    from sample.terminal import say, talk
-    from sample.transcript import Transcript
+    from sample.chat.banner import banner, read_facts
+    from sample.chat.session import Chat
+    from sample.chat.terminal import say, talk
+    from sample.chat.transcript import Transcript
+    from sample.loaded_model import load
+    from sample.text.template import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
@@ -170,9 +171,9 @@ def generate(
         raise click.BadParameter("an empty text is everywhere.", param_hint="--stop")
     if logprobs and not as_json:
         raise ConfigError("--logprobs is of use only with --json: pass both, or none.")
-    from sample.conversation import missing_notice
-    from sample.load import load
-    from sample.samples import Wanted, write_json, write_text
+    from sample.generate import Wanted, write_json, write_text
+    from sample.loaded_model import load
+    from sample.text.truncate import missing_notice
 
     config = GenerateConfig(**given(GenerateConfig, options))
     ready = load(run, runs_dir, checkpoint, device, quantize)
@@ -215,8 +216,8 @@ def score(
     Each file is scored as one document. With --per-token, in a terminal the text is coloured;
     elsewhere each token gets a line: bits, logprob, id, text.
     """
-    from sample.load import load
-    from sample.scoring import Style, score_files
+    from sample.loaded_model import load
+    from sample.score.report import Style, score_files
 
     ready = load(run, runs_dir, checkpoint, device, quantize)
     click.echo(ready.described(), err=True)
@@ -255,11 +256,11 @@ def serve(
 
     The settings of generation are what a request that does not say otherwise gets.
     """
-    from sample.address import bind, make_access
-    from sample.load import load
-    from sample.serve import describe_model
-    from sample.serve import serve as serve_model
-    from sample.template import find_template
+    from sample.loaded_model import load
+    from sample.server.address import bind, make_access
+    from sample.server.run import describe_model
+    from sample.server.run import serve as serve_model
+    from sample.text.template import find_template
 
     config = ServeConfig(**given(ServeConfig, options))
     defaults = GenerateConfig(**given(GenerateConfig, options))

@@ -58,16 +58,20 @@ def test_every_command_of_the_readme_and_its_options_exist() -> None:
         assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= known, line
 
 
-def test_the_tree_names_every_source_file_and_nothing_else() -> None:
-    files = {name for name in tracked_files() if name.endswith(".py") and "tests/" not in name}
-    files -= {name for name in files if name.endswith(("__init__.py", "__main__.py"))}
-    folder, named = "", set()
+def test_the_tree_names_every_folder_and_nothing_else() -> None:
+    stages = ("common/", "prepare/", "train/", "sample/")
+    files = [name for name in tracked_files() if name.startswith(stages)]
+    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    named: set[str] = set()
+    path: list[str] = []
     for first, line in TREE:
+        depth = (len(line) - len(line.lstrip())) // 4
         if first.endswith("/"):
-            folder = first
-        elif line.startswith(" ") and first.endswith(".py"):
-            named.add(folder + first)
-    assert named == files
+            path[depth:] = [first.rstrip("/")]
+            named.add("/".join(path))
+        elif "." in first and depth:
+            assert "/".join([*path[:depth], first]) in files
+    assert named == folders | {"tests"}
 
 
 def test_the_top_level_is_what_was_agreed() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from common.config import ModelConfig
-from common.model import GPT
-from common.tokenfile import DataFolder, open_data
+from common.dataset import DataFolder, open_data
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, special_ids_after
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
-from prepare.sources import find_sources
+from prepare.sources.discover import find_sources
 
 SENTENCE = "the quern turns grain into flour and one person turns it slowly on a stone \u00fcber"
 

@@ -1,7 +1,7 @@
 """The commands of train: python -m train."""
 
 try:
-    from common.options import run
+    from common.command import run
     from train.cli import main
 
     run(main, "train")

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.config import ARCHITECTURES, ModelConfig
-from common.options import CONTEXT, device_option, given, options_for, runs_dir_option
+from common.command import CONTEXT, device_option, runs_dir_option
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.settings import given, options_for
 from train.config import TrainConfig
 from train.presets import DECIDED, PRESETS
 from train.signals import StopRequest
 
 if TYPE_CHECKING:
-    from train.distributed import Ranks
+    from train.distributed.comm import Ranks
 
 
 @click.group(context_settings=CONTEXT)
@@ -96,7 +97,8 @@ def pretrain(
     SIGTERM or SIGUSR1 with everything saved.
     """
     with _stoppable() as stop, _together(device) as (ranks, device):
-        from train import resume, start
+        from train import resume
+        from train import trainer as start
 
         unfinished = None
         if may_resume:
@@ -181,7 +183,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
 def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> None:
     """Draw loss, learning rate, gradient and speed of runs (the newest by default)."""
     from common.checkpoint import find_run
-    from train.plot import draw, text_chart
+    from train.report.plot import draw, text_chart
 
     runs = [find_run(runs_dir, name) for name in names or (None,)]
     if out is None:
@@ -197,7 +199,7 @@ def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> No
 def compare(names: tuple[str, ...], runs_dir: Path) -> None:
     """Print a table of runs (all by default): size, tokens, time, loss, speed, what differs."""
     from common import checkpoint
-    from train.compare import compare as compare_runs
+    from train.report.compare import compare as compare_runs
 
     runs = [checkpoint.find_run(runs_dir, name) for name in names]
     runs = runs or sorted(checkpoint.list_runs(runs_dir)) or [checkpoint.find_run(runs_dir, None)]
@@ -219,7 +221,7 @@ def _stoppable() -> Iterator[StopRequest]:
 @contextmanager
 def _together(device: str) -> "Iterator[tuple[Ranks, str]]":
     """Meet the other processes where torchrun started several; yield them and our own device."""
-    from train import joining
+    from train.distributed import init as joining
 
     place = joining.place_in(os.environ)
     device = joining.device_of(place, device)
@@ -238,7 +240,7 @@ def _finish(stopped_by: int | None) -> None:
 def presets(name: str | None, device: str) -> None:
     """List the presets with what they take on this machine, or all settings of NAME."""
     from common.device import choose_device
-    from train import preset_table
+    from train.report import presets as preset_table
 
     lines = preset_table.settings(name) if name else preset_table.table(choose_device(device))
     for line in lines:

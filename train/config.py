@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from common.config import SEEDS_END, check_ranges, setting
 from common.errors import ConfigError
+from common.settings import SEEDS_END, check_ranges, setting
 
 LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # the settings that say how long to train
 

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.config import GenerateConfig
+from common.dataset import Ids
 from common.device import Device
-from common.generate import generate
-from common.model import GPT
-from common.network import Network
-from common.tokenfile import Ids
+from common.inference.config import GenerateConfig
+from common.inference.decoder import generate
+from common.inference.torch_backend import Network
+from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
-from train.batches import read_rows
-from train.distributed import ALONE, Ranks
+from train.data import read_rows
+from train.distributed.comm import ALONE, Ranks
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or three
 # How much of train is scored, evenly spread: enough to compare with val, and quick.

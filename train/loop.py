@@ -19,23 +19,28 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import checkpoint_folder, point, save_checkpoint, shards_folder
+from common.dataset import DataFolder
 from common.device import Device
-from common.model import GPT
-from common.tokenfile import DataFolder
+from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.distributed import ALONE, Ranks
-from train.eta import Pace, saves_left, times_left
+from train.distributed.comm import ALONE, Ranks
+from train.distributed.fsdp import local, save_shards, whole_weights
 from train.evaluate import PROMPT_TOKENS, TRAIN_TOKENS, evaluate, sample_line, token_lengths
-from train.flops import mfu
-from train.metrics import append_metrics, evaluation_line, progress_line, read_history
-from train.optimizer import Optimizers, optimizer_tensors
-from train.schedule import learning_rate_at
-from train.sharding import local, save_shards, whole_weights
+from train.lr_schedule import learning_rate_at
+from train.monitoring.early_stopping import Losses, overfitting_line, reason_to_end
+from train.monitoring.eta import Pace, saves_left, times_left
+from train.monitoring.loggers import Tracker
+from train.monitoring.metrics_writer import (
+    append_metrics,
+    evaluation_line,
+    progress_line,
+    read_history,
+)
+from train.monitoring.mfu import mfu
+from train.optim.group import Optimizers, optimizer_tensors
 from train.signals import StopRequest
 from train.step import Stepper, rows_per_step
-from train.stopping import Losses, overfitting_line, reason_to_end
-from train.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ leaves some out has them here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.config import ARCHITECTURES
+from common.models.config import ARCHITECTURES
 
 
 @dataclass(frozen=True, kw_only=True)

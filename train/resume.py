@@ -8,18 +8,18 @@ from typing import Any
 
 from common import checkpoint
 from common.checkpoint import CONFIG_NAME
-from common.config import from_dict
+from common.dataset import DataFolder, open_data
 from common.device import choose_device
 from common.errors import ConfigError, DataError
 from common.files import write_json
-from common.metricsfile import ending
-from common.tokenfile import DataFolder, open_data
+from common.metrics import ending
+from common.settings import from_dict
 from train.config import TrainConfig
-from train.distributed import ALONE, Ranks
+from train.distributed.comm import ALONE, Ranks
 from train.loop import Progress, first_said
+from train.monitoring.loggers import open_tracker
 from train.session import drive, held, restore
 from train.signals import StopRequest
-from train.tracker import open_tracker
 
 log = logging.getLogger(__name__)
 

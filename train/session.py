@@ -16,21 +16,22 @@ from safetensors.torch import load_file
 
 from common import checkpoint
 from common.checkpoint import CONFIG_NAME, OPTIMIZER_NAME, SHARDS_NAME, Loaded
-from common.config import ModelConfig, from_dict
+from common.dataset import DataFolder
 from common.device import Device, out_of_memory
 from common.errors import ConfigError, UserError
-from common.model import GPT
-from common.tokenfile import DataFolder
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from common.settings import from_dict
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.distributed import ALONE, AgreedStop, Ranks
+from train.distributed.comm import ALONE, AgreedStop, Ranks
+from train.distributed.fsdp import load_shards, shard
 from train.loop import DivergedError, Progress, Run, first_said, train
-from train.metrics import cut_metrics
-from train.optimizer import load_optimizer_tensors, make_optimizer
-from train.sharding import load_shards, shard
+from train.monitoring.loggers import Tracker
+from train.monitoring.metrics_writer import cut_metrics
+from train.optim.group import load_optimizer_tensors, make_optimizer
 from train.signals import StopRequest
 from train.step import Stepper
-from train.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.dataset import DataFolder
 from common.device import Device, multiply_fast, out_of_memory
 from common.errors import ConfigError
-from common.model import GPT
-from common.tokenfile import DataFolder
-from train.batches import Ahead, cut_windows, micro_batch_rows, window_starts
-from train.compiling import Forward
+from common.models.gpt import GPT
 from train.config import TrainConfig
-from train.distributed import ALONE, Ranks, lost_another
-from train.optimizer import Optimizers
-from train.schedule import learning_rate_at
-from train.sharding import local
+from train.data import Ahead, cut_windows, micro_batch_rows, window_starts
+from train.distributed.comm import ALONE, Ranks, lost_another
+from train.distributed.fsdp import local
+from train.lr_schedule import learning_rate_at
+from train.optim.group import Optimizers
+from train.setup.compiler import Forward
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from common.config import ModelConfig
+from common.dataset import open_data
 from common.device import choose_device
-from common.tokenfile import open_data
+from common.models.config import ModelConfig
 from tests.bench.learning import SHARED
 from train.config import TrainConfig
 from train.loop import Progress, train
-from train.plan import fix_batch
+from train.monitoring.loggers import open_tracker
 from train.presets import PRESETS
 from train.session import assemble, initial_model
+from train.setup.autotune import fix_batch
 from train.signals import StopRequest
-from train.tracker import open_tracker
 
 N_STEPS = 20_000
 SETTLED = 1_000  # steps after which memory is expected to have all it needs

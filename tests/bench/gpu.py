@@ -24,15 +24,15 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from common.config import ARCHITECTURES, ModelConfig
+from common.dataset import SPLITS, TokenWriter, commit, token_dtype
 from common.device import Device, choose_device, multiply_fast
-from common.metricsfile import read_metrics
-from common.model import GPT
-from common.network import Network
-from common.tokenfile import SPLITS, TokenWriter, commit, token_dtype
+from common.inference.torch_backend import Network
+from common.metrics import read_metrics
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
 from tests.bench.sample import any_tokenizer, generation, their_generation
 from tests.bench.table import compare
-from train.flops import flops_per_token
+from train.monitoring.mfu import flops_per_token
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAKESPEARE = REPOSITORY.parent / "shared/data/tinyshakespeare.txt"

@@ -29,8 +29,8 @@ import zstandard
 from common.errors import UserError
 from common.tokenizer import BytePairTokenizer
 from prepare.corpus import documentation
-from prepare.encode import make_encoder
-from prepare.vocabulary import learn_bpe, published_tokenizer
+from prepare.tokens.encode import make_encoder
+from prepare.tokens.vocabulary import learn_bpe, published_tokenizer
 from tests.bench.table import compare
 
 MB = 1_000_000

@@ -19,16 +19,17 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.checkpoint import new_run, save_checkpoint
-from common.compiled import CompiledNetwork
-from common.config import ARCHITECTURES, GenerateConfig, ModelConfig
-from common.contexts import ScoringNetwork
 from common.device import Device, choose_device
 from common.files import write_json
-from common.generate import Decoder
-from common.model import GPT
+from common.inference.backend import ScoringNetwork
+from common.inference.config import GenerateConfig
+from common.inference.cpu.backend import CompiledNetwork
+from common.inference.cpu.quantize import to_bytes
+from common.inference.decoder import Decoder
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer, Tokenizer
 from sample.cli import huge_pages_on_request
-from sample.quantize import to_bytes
 from tests.bench.table import compare
 
 N_NEW = 128

@@ -18,9 +18,9 @@ import httpx2
 import torch
 
 from common.checkpoint import new_run, save_checkpoint
-from common.config import ARCHITECTURES, ModelConfig
 from common.files import write_json
-from common.model import GPT
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.bench.table import compare
 from tests.sample.serving import serving

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from common.config import ARCHITECTURES, ModelConfig
 from common.device import choose_device, multiply_fast
-from common.model import GPT
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
 from tests.bench.table import compare
 from train.config import TrainConfig
-from train.optimizer import make_optimizer
+from train.optim.group import make_optimizer
 from train.presets import PRESETS
 
 SMALL = ModelConfig(

@@ -30,11 +30,11 @@ from common.checkpoint import (
     step_back_to,
     verify_checkpoint,
 )
-from common.config import ModelConfig
 from common.errors import CheckpointError
 from common.files import forget_cached, fsync_file, write_json
-from common.metricsfile import ending, read_metrics, val_loss_at
-from common.model import GPT
+from common.metrics import ending, read_metrics, val_loss_at
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.processes import REPOSITORY, environment, run_python
 from tests.tiny import random_model

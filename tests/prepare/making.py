@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from common.tokenfile import DataFolder, Split, open_data
+from common.dataset import DataFolder, Split, open_data
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
-from prepare.sources import find_sources
+from prepare.sources.discover import find_sources
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from common.tokenfile import SPLITS, open_data
+from common.dataset import SPLITS, open_data
 from common.tokenizer import SPECIAL_TOKENS
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of
 from tests.processes import assert_one_sentence, run_python, start_python
@@ -197,7 +197,7 @@ def test_json_lines_on_standard_input_are_documents(tmp_path: Path) -> None:
 def test_without_gigatoken_the_same_bytes_are_written(tokenizer: str, tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         shutil.copy(path, sources)
     learned = prepare([sources], tmp_path / "ranks", tokenizer="bpe", vocab_size="900")
     shutil.copy(learned.path / "vocab.tiktoken", tmp_path / "ranks.tiktoken")

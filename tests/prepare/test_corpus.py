@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from common.tokenfile import SPLITS, verify_data
+from common.dataset import SPLITS, verify_data
 from prepare import corpus
 from prepare.corpus import JSONL_NAME, TAR_NAME, write_corpus
 from tests.prepare.making import prepare, snapshot, texts_of

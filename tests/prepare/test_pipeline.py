@@ -20,17 +20,17 @@ import pytest
 import tiktoken
 import zstandard
 
+from common.dataset import SPLITS, DataFolder, commit, open_data, verify_data
 from common.errors import ConfigError, DataError
-from common.tokenfile import SPLITS, DataFolder, commit, open_data, verify_data
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
-from prepare import made_from
 from prepare.config import PrepareConfig
-from prepare.documents import APART_BYTES
-from prepare.parts import BATCH_BYTES
+from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
-from prepare.sources import find_sources
-from prepare.split import MIN_DOCUMENTS
-from prepare.vocabulary import learn_bpe
+from prepare.readers.documents import APART_BYTES
+from prepare.sources import fingerprint as made_from
+from prepare.sources.discover import find_sources
+from prepare.tokens.split import MIN_DOCUMENTS
+from prepare.tokens.vocabulary import learn_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
 EACH_TOKENIZER = ["char", "bpe", "gpt2"]
@@ -233,7 +233,7 @@ def test_a_source_read_ahead_of_its_vocabulary_gives_the_same_bytes(
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
     assert (tmp_path / "a.jsonl").stat().st_size > 2 * APART_BYTES
     helped = prepare([tmp_path / "a.jsonl"], tmp_path / "helped", tokenizer=tokenizer)
-    monkeypatch.setattr("prepare.apart._forbidden", True)
+    monkeypatch.setattr("prepare.workers.forked._forbidden", True)
     alone = prepare([tmp_path / "a.jsonl"], tmp_path / "alone", tokenizer=tokenizer)
     assert snapshot(helped.path) == snapshot(alone.path)
     assert helped.meta["split"]["rule"] == ("hash" if n_documents >= MIN_DOCUMENTS else "tail")
@@ -523,7 +523,7 @@ def test_enough_room_is_never_refused(
         largest = max(largest, sum(inodes.values()))
         return commit(*arguments, **named)
 
-    monkeypatch.setattr("prepare.tasks.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
+    monkeypatch.setattr("prepare.workers.tasks.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
     sources = sorted(tmp_path.glob("*.txt"))
     with monkeypatch.context() as patch:
         patch.setattr("prepare.pipeline.commit", watched)

@@ -7,7 +7,7 @@ import pytest
 
 from common.checkpoint import new_run, point, save_checkpoint
 from common.files import write_json
-from common.model import GPT
+from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import successor_model
 

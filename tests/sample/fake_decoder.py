@@ -4,12 +4,12 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-from common.config import GenerateConfig
-from common.generate import Token
+from common.inference.config import GenerateConfig
+from common.inference.decoder import Token
 
 
 class FakeDecoder:
-    """The methods of common.generate.Decoder; notes how it was used, and fails where told to."""
+    """The methods of Decoder; notes how it was used, and fails where told to."""
 
     def __init__(self, n_rows: int, texts_end_at: int = 9) -> None:
         self.n_rows = n_rows

@@ -16,16 +16,17 @@ import torch
 from starlette.testclient import TestClient
 
 from common.checkpoint import new_run, save_checkpoint
-from common.config import GenerateConfig, ModelConfig
 from common.files import write_json
-from common.model import GPT
-from sample.api import Service, make_app
-from sample.asked import Model
-from sample.config import ServeConfig
-from sample.counters import Counters
-from sample.engine import Engine
-from sample.guard import Access
-from sample.template import TURNS, Template
+from common.inference.config import GenerateConfig
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from sample.server.app import Service, make_app
+from sample.server.config import ServeConfig
+from sample.server.engine import Engine
+from sample.server.metrics import Counters
+from sample.server.requests import Model
+from sample.server.security import Access
+from sample.text.template import TURNS, Template
 from tests.processes import TIMEOUT_S, environment
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ModelConfig
+from common.dataset import DataFolder
 from common.device import Device, choose_device
-from common.tokenfile import DataFolder
+from common.models.config import ModelConfig
 from tests.tiny import prepare_text, words
 
 
@@ -31,7 +31,7 @@ def cpu() -> Device:
 @pytest.fixture
 def quick_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make trial steps as few as can be: their speed is not what is tested."""
-    monkeypatch.setattr("train.plan.MEASURE_S", 0.0)
+    monkeypatch.setattr("train.setup.autotune.MEASURE_S", 0.0)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from common.config import ModelConfig
-from train import start
+from common.models.config import ModelConfig
+from train import trainer as start
 from train.signals import StopRequest
 
 TINY: dict[str, Any] = {

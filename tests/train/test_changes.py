@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.dataset import DataFolder
 from common.errors import ConfigError, DataError
-from common.tokenfile import DataFolder
 from tests.tiny import prepare_text, words
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
 from train.resume import Changes, resume_run
 from train.signals import StopRequest
-from train.start import weights_of
+from train.trainer import weights_of
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
 # no step depends on the length: neither its rate nor how many tokens go without n-grams

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from common.checkpoint import checkpoints, load_checkpoint, verify_checkpoint
-from common.tokenfile import DataFolder, open_data
+from common.dataset import DataFolder, open_data
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.tiny import prepare_text, words
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
@@ -41,7 +41,7 @@ def workplace(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Pat
     without_val = ["text", "short/source.txt", "--val-fraction", "0", "--out", "empty"]
     assert run_python(["-m", "prepare", *without_val], folder).returncode == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.plan.MEASURE_S", 0.0)
+        patch.setattr("train.setup.autotune.MEASURE_S", 0.0)
         for name in ("changed", "other-vocabulary", "gone"):
             shutil.copytree(data.path, folder / "gone", dirs_exist_ok=True)
             run = pretrain(folder / name, folder, name, max_steps=4)
@@ -363,8 +363,8 @@ sys.meta_path.insert(0, Blocked())
 stage, *arguments = sys.argv[1:]
 sys.argv[1:] = arguments
 if stage == "train":
-    import train.plan
-    train.plan.MEASURE_S = 0.0
+    import train.setup.autotune
+    train.setup.autotune.MEASURE_S = 0.0
     from train.cli import main
 else:
     from sample.cli import main

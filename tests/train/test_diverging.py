@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from common.checkpoint import checkpoints, load_checkpoint
+from common.dataset import DataFolder
 from common.device import Device
 from common.errors import UserError
-from common.tokenfile import DataFolder
 from tests.train.runs import final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
-from train.batches import Ahead
+from train.data import Ahead
 from train.resume import resume_run
 from train.signals import StopRequest
 from train.step import Stepper, Update
@@ -189,7 +189,7 @@ def test_a_run_resumed_around_a_return_equals_one_never_stopped(
 @pytest.fixture(scope="module")
 def spoilt(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.plan.MEASURE_S", 0.0)
+        patch.setattr("train.setup.autotune.MEASURE_S", 0.0)
         with_stepper(patch, SpoiltAt7)
         folder = tmp_path_factory.mktemp("spoilt")
         return pretrain(data.path, folder, max_bad_steps=3, log_interval=1)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.config import ModelConfig
+from common.dataset import DataFolder
 from common.device import Device
-from common.model import GPT
-from common.tokenfile import DataFolder
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import prepare_text, random_model, words
 from train.evaluate import evaluate, sample_line, token_lengths, windows

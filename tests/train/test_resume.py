@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.metricsfile import ending
-from common.tokenfile import DataFolder
+from common.dataset import DataFolder
+from common.metrics import ending
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.resume import resume_run
@@ -159,13 +159,13 @@ def test_the_last_checkpoint_of_a_finished_run_can_be_made_again(
 # it takes most of the time.) The parent trains first, so that its children need not load anything.
 KILLED_AT_EACH_FLUSH = """
 import os, pathlib, signal, sys
-import train.plan
+import train.setup.autotune
 from tests.train.runs import pretrain
 from train.resume import resume_run
 from train.signals import StopRequest
 
 data, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-train.plan.MEASURE_S = 0.0
+train.setup.autotune.MEASURE_S = 0.0
 short = {"max_steps": 6, "eval_interval": 4, "save_interval": 3, "log_interval": 1}
 
 def in_a_child(work, left):
@@ -216,14 +216,14 @@ def test_a_run_killed_at_any_write_equals_one_never_stopped(
 KILLED_AT_RANDOM = """
 import os, pathlib, random, signal, sys, time
 import torch
-import train.plan
+import train.setup.autotune
 from common.checkpoint import load_checkpoint, newest_valid
 from tests.train.runs import final_bytes, pretrain
 from train.resume import resume_run
 from train.signals import StopRequest
 
 data, folder, n_kills = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
-train.plan.MEASURE_S = 0.0
+train.setup.autotune.MEASURE_S = 0.0
 long = {"max_steps": 120, "eval_interval": 40, "save_interval": 3, "log_interval": 1}
 draw = random.Random(int(sys.argv[4])).uniform
 start = time.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.tokenfile import open_data
+from common.dataset import open_data
 from tests.processes import REPOSITORY, start_python
 from tests.train.runs import metrics
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import checkpoints, newest_valid
-from common.tokenfile import DataFolder
+from common.dataset import DataFolder
 from tests.processes import run_python
 from tests.train.runs import metrics, options
 from train.resume import resume_run
@@ -18,9 +18,9 @@ from train.signals import StopRequest
 # sends itself a signal whenever it comes by the function named.
 AT = """
 import importlib, json, os, runpy, signal, sys
-import train.plan, train.resume, train.start
+import train.setup.autotune, train.resume, train.trainer
 
-train.plan.MEASURE_S = 0.0
+train.setup.autotune.MEASURE_S = 0.0
 for folder, module, name, number, arguments in json.loads(sys.argv[1]):
     child = os.fork()
     if child == 0:
@@ -50,10 +50,10 @@ CASES = {
     "SIGUSR1": ("train.loop.append_metrics", signal.SIGUSR1, LONG),
     # the first manifest is that of step 10, the second that of the stop
     "twice": ("common.checkpoint._write_manifest", signal.SIGTERM, LONG),
-    "measuring": ("train.start.measure", signal.SIGUSR1, LONG),
-    "planning": ("train.start.fix_length", signal.SIGINT, LONG),
-    "begun": ("train.start.write_json", signal.SIGTERM, LONG),
-    "planned": ("train.start.plan_lines", signal.SIGTERM, LONG),
+    "measuring": ("train.trainer.measure", signal.SIGUSR1, LONG),
+    "planning": ("train.trainer.fix_length", signal.SIGINT, LONG),
+    "begun": ("train.trainer.write_json", signal.SIGTERM, LONG),
+    "planned": ("train.trainer.plan_lines", signal.SIGTERM, LONG),
     "assembled": ("train.session.make_optimizer", signal.SIGTERM, LONG),
     "last evaluation": ("train.loop.sample_line", signal.SIGTERM, SHORT),
 }

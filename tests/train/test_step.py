@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.config import ModelConfig
+from common.dataset import DataFolder
 from common.device import Device
 from common.errors import ConfigError
-from common.model import GPT
-from common.tokenfile import DataFolder
-from train.batches import window_starts
-from train.compiling import Forward
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
 from train.config import TrainConfig
-from train.optimizer import make_optimizer, optimizer_tensors
+from train.data import window_starts
+from train.optim.group import make_optimizer, optimizer_tensors
+from train.setup.compiler import Forward
 from train.step import GROWTH_STEPS, LOSS_SCALE, Stepper
 
 CONFIG = TrainConfig(

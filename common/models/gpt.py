@@ -1,0 +1,296 @@
+"""The GPT, whole: token ids in, scores for the next token out.
+
+    idx -> wte (+ wge) (+ wpe) -> n_layer x [ attn, mlp ] -> ln_f -> lm_head -> logits
+
+Two settings of ModelConfig's switches are networks that other software knows: ``modern`` is
+Qwen3ForCausalLM, ``gpt2`` is GPT2LMHeadModel (ARCHITECTURES in config.py).
+
+Sources: Radford et al. 2019 (GPT-2); RMSNorm, arXiv:1910.07467; rotary positions,
+arXiv:2104.09864; sinusoidal ones, arXiv:1706.03762; SwiGLU, arXiv:2002.05202; grouped-query
+attention, arXiv:2305.13245; normalised queries and keys, arXiv:2302.05442.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from common.models.config import ModelConfig
+from common.models.loss import next_token_loss
+from common.models.ngram import ngram_rows, preceding
+
+ROPE_THETA = 10_000.0  # the published base, of sinusoidal positions too: contexts here are short
+INIT_STD = 0.02  # GPT-2's
+# Up to this many tokens attention written out is faster on CPUs than the fused kernel, whose many
+# small products gain nothing from oneDNN (multiply_fast): at 64 tokens 1.5 times, at 256 slower.
+MANUAL_TOKENS = 128
+
+
+def make_angles(n_positions: int, size: int) -> Tensor:
+    """Return (n_positions, size / 2) angles: the position times a frequency for each pair."""
+    frequencies = ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    return torch.outer(torch.arange(n_positions).float(), frequencies)
+
+
+def make_norm(config: ModelConfig, size: int) -> nn.Module:
+    """Return the normalisation that the config names, over ``size`` channels."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(size, eps=1e-6)
+    return nn.LayerNorm(size, eps=1e-5, bias=config.bias)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel i and i + hs/2 of ``x`` (B, nh, T, hs) by the angles of (T, hs/2)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention of several heads, with keys and values shared where asked."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hs = config.head_size
+        self.c_attn = nn.Linear(
+            config.n_embd, (config.n_head + 2 * config.kv_heads) * hs, bias=config.bias
+        )
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return (B, T, C): for each token a mix of what the tokens up to it hold."""
+        B, T, C = x.shape  # noqa: N806
+        nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
+        q, k, v = self.c_attn(x).split((nh * hs, n_kv * hs, n_kv * hs), dim=-1)
+        q = self.q_norm(q.view(B, T, nh, hs)).transpose(1, 2)  # (B, nh, T, hs)
+        k = self.k_norm(k.view(B, T, n_kv, hs)).transpose(1, 2)  # (B, n_kv, T, hs)
+        v = v.view(B, T, n_kv, hs).transpose(1, 2)  # (B, n_kv, T, hs)
+        if angles is not None:
+            q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
+        y = attention_of(self.config, q)(q, k, v, self.config.dropout if self.training else 0.0)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+
+
+def attention_of(
+    config: ModelConfig, q: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """Return the attention that the config names; by itself the faster one for ``q``."""
+    if config.attention == "auto":
+        is_manual = q.device.type == "cpu" and q.shape[2] <= MANUAL_TOKENS
+    else:
+        is_manual = config.attention == "manual"
+    return manual_attention if is_manual else sdpa_attention
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Attend by PyTorch's fused kernel; q (B, nh, T, hs), k and v (B, n_kv, T, hs)."""
+    return F.scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Attend as the formula says, softmax(q k^T / sqrt(hs)) v; the same result as the kernel.
+
+    Source: Vaswani et al. 2017, section 3.2.1 (arXiv:1706.03762).
+    """
+    B, nh, T, hs = q.shape  # noqa: N806
+    n_shared = nh // k.shape[1]
+    if n_shared > 1:
+        k, v = k.repeat_interleave(n_shared, dim=1), v.repeat_interleave(n_shared, dim=1)
+    q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
+    after = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(after, q, k.mT, alpha=1 / math.sqrt(hs))  # (B * nh, T, T)
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout)
+    return torch.bmm(weights, v).view(B, nh, T, hs)
+
+
+class MLP(nn.Module):
+    """Two linear maps with a nonlinearity between; swiglu gates the first with a third."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        self.c_fc = nn.Linear(config.n_embd, config.inner_size, bias=config.bias)
+        if config.mlp == "swiglu":
+            self.c_gate = nn.Linear(config.n_embd, config.inner_size, bias=config.bias)
+        self.c_proj = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, C), each token by itself."""
+        h = self.c_fc(x)  # (B, T, inner)
+        if self.kind == "swiglu":
+            h = F.silu(self.c_gate(x)) * h
+        elif self.kind == "gelu":
+            h = F.gelu(h, approximate="tanh")
+        else:
+            h = F.relu(h)
+            if self.kind == "relu2":  # So et al. 2021, section 4.1 (arXiv:2109.08668)
+                h = h * h
+        return self.c_proj(h)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to what came in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.ln_1 = make_norm(config, config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = make_norm(config, config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return (B, T, C): what came in, with what the two sublayers add."""
+        if self.norm_first:
+            x = x + self.dropout(self.attn(self.ln_1(x), angles))
+            return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+        x = self.ln_1(x + self.dropout(self.attn(x, angles)))
+        return self.ln_2(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer."""
+
+    cos: Tensor
+    sin: Tensor
+    waves: Tensor
+    head_bias: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig, *, zero_init: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False  # redo each block in backward instead of keeping it
+        # beside sines and cosines fresh embeddings would be lost: arXiv:1706.03762, section 3.4
+        self.embed_scale = math.sqrt(config.n_embd) if config.positions == "sinusoidal" else 1.0
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wge = nn.ModuleList(
+            nn.Embedding(
+                config.ngram_rows,
+                config.n_embd,
+                _weight=torch.zeros(config.ngram_rows, config.n_embd),  # else it would draw them
+            )
+            for _ in range(config.ngrams - 1)
+        )
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        for name, table in self.position_tables().items():
+            self.register_buffer(name, table, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        # post-norm blocks end in a norm of their own
+        self.ln_f = make_norm(config, config.n_embd) if config.norm_first else nn.Identity()
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        bias = nn.Parameter(torch.zeros(config.padded_vocab_size)) if config.head_bias else None
+        self.register_parameter("head_bias", bias)
+        self.init_weights(zero_init=zero_init)
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """Return what positions are made of where they are not learned; no weights, never saved."""
+        config = self.config
+        if config.positions == "rope":
+            angles = make_angles(config.block_size, config.head_size)
+            return {"cos": angles.cos(), "sin": angles.sin()}  # (block_size, hs/2)
+        if config.positions == "sinusoidal":
+            angles = make_angles(config.block_size, config.n_embd)
+            waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
+            return {"waves": waves.flatten(1)}  # (block_size, C), sine and cosine in turns
+        return {}
+
+    def init_weights(self, *, zero_init: bool = False) -> None:
+        """Draw weights as GPT-2 does: normal, residual projections narrower with depth.
+
+        With ``zero_init`` those projections are zero: each block begins as the identity.
+        Sources: Radford et al. 2019, section 2.3: 1/sqrt(number of residual layers); zeroed ones:
+        Goyal et al. 2017, section 5.1 (arXiv:1706.02677), and Yang et al. 2022, appendix D.2
+        (arXiv:2203.03466).
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2 or name.startswith("wge."):
+                continue  # norms begin as the identity, biases (below) at 0, and so do n-gram
+                # tables: most rows are met seldom, noise in them would stay
+            is_residual = name.endswith("c_proj.weight")
+            narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
+            nn.init.normal_(parameter, std=INIT_STD / narrower)
+            if zero_init and is_residual:
+                nn.init.zeros_(parameter)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def added_positions(self) -> Tensor | None:
+        """What is added to the embeddings at each position, (block_size, C); rotary: nothing."""
+        if self.config.positions == "rope":
+            return None
+        return self.wpe.weight if self.config.positions == "learned" else self.waves
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """Return (B, T, C) for ids (B, T): what each stands for, and those before it with it."""
+        x = self.wte(idx)
+        recent = preceding(idx, self.config.n_recent)
+        kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
+        for table, rows in zip(self.wge, ngram_rows(recent, self.config.ngram_rows), strict=True):
+            x = x + kept * table(rows)
+        return x  # type: ignore[no-any-return]
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """Return the last layer's output, (B, T, C), for ids (B, T).
+
+        Raises: ValueError when the ids do not fit into the context.
+        """
+        T = idx.shape[1]  # noqa: N806
+        if T > self.config.block_size:  # noqa: SIM300
+            raise ValueError(f"{T} tokens, but the context holds {self.config.block_size}")
+        x = self.embed(idx)  # (B, T, C)
+        angles = None
+        if (added := self.added_positions) is None:
+            angles = (self.cos[:T], self.sin[:T])
+        else:
+            x = x * self.embed_scale + added[:T]
+        x = self.dropout(x)
+        for block in self.h:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, use_reentrant=False)
+            else:
+                x = block(x, angles)
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head's weights, (padded V, C)."""
+        return self.wte.weight if self.config.tied_head else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return scores (..., V) for the token after each hidden state (..., C)."""
+        scores = F.linear(hidden, self.head_weight, self.head_bias)
+        return scores[..., : self.config.vocab_size]
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V) for ids (B, T) or, given targets (B, T), the mean loss alone.
+
+        The loss is the cross-entropy in nats a token, without dimensions.
+        """
+        hidden = self.hidden(idx)
+        if targets is None:
+            return self.logits(hidden)
+        return next_token_loss(
+            hidden.flatten(0, 1),
+            self.head_weight,
+            self.head_bias,
+            targets.flatten(),
+            vocab_size=self.config.vocab_size,
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, a shared head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,188 @@
+"""The members of a tar as they stream by, of every flavour that tarfile reads, strictly."""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import DataError
+from prepare.archives.codecs import CHUNK_BYTES, Budget
+from prepare.archives.streams import HEAD_BYTES, ChunkReader, Members, Span, Stream
+from prepare.stats import Findings
+
+TAR_BLOCK_BYTES = 512
+CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # in octal, or in binary
+TAR_HEADER_BYTES = 1 << 20  # of one extended header: tarfile holds it whole
+# What pixz writes behind the tar that it compressed. Source: pixz, src/pixz.h
+PIXZ_INDEX_MAGIC = 0xDBAE14D62E324CA6.to_bytes(8, "little")
+
+
+def begins_tar(head: bytes) -> bool:
+    """Say whether content begins with a tar header whose checksum is right."""
+    if len(head) < TAR_BLOCK_BYTES or not CHECKSUM.match(head, 148):  # as of text hardly ever
+        return False
+    try:
+        header = tarfile.TarInfo.frombuf(head[:TAR_BLOCK_BYTES], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return bool(header.name)
+
+
+class _Tape:
+    """A stream as tarfile needs it, which is wound forward only, and what tarfile keeps to itself.
+
+    tarfile's own for streams reads 10 KiB at a time, and winds on for ever behind the end of a file
+    where a damaged header sends it.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.last = b""  # what was read last: a header, where tarfile complains of one
+        self.n_zero_blocks = 0  # since the last member
+        self._stream = stream
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int) -> None:
+        if position < self._at:
+            raise tarfile.ReadError(f"sent back from byte {self._at:,} to {position:,}")
+        while self._at < position:
+            n_read = len(self._stream.read(min(position - self._at, CHUNK_BYTES)))
+            if not n_read:
+                raise tarfile.ReadError("unexpected end of data")
+            self._at += n_read
+
+    def read(self, n_bytes: int) -> bytes:
+        self.last = self._stream.read(n_bytes)
+        self._at += len(self.last)
+        return self.last
+
+    def readinto(self, buffer: Any) -> int:
+        n_read = self._stream.readinto(buffer)
+        self._at += n_read
+        return n_read
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A tar header that is damaged, or cut, is an error: tarfile takes it for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_StrictTarInfo":
+        plain = cls._plain_file(buf, encoding, errors)
+        if plain is not None:
+            return plain
+        member = super().frombuf(buf, encoding, errors)
+        is_extended = member.type in (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
+        if is_extended and member.size > TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {member.size:,} bytes")
+        return member
+
+    @classmethod
+    def _plain_file(cls, buf: bytes, encoding: str, errors: str) -> "_StrictTarInfo | None":
+        """Return the header of a regular file as most are, in a third of the time, or None.
+
+        Source of the fields: POSIX.1-2024, pax, ustar interchange format.
+        """
+        size, checksum = buf[124:135], buf[148:154]
+        is_plain = (
+            len(buf) == TAR_BLOCK_BYTES
+            and buf[156:157] == tarfile.REGTYPE
+            and buf[257:262] == b"ustar"
+            and size.isdigit()
+            and checksum.isdigit()
+            and buf[345:346] == b"\0"  # its path is not in two parts
+        )
+        if not is_plain:
+            return None
+        try:
+            # the checksum counts itself as eight blanks
+            if sum(buf) - sum(buf[148:156]) + 8 * 32 != int(checksum, 8):
+                return None
+            member = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+            member.size = int(size, 8)
+        except ValueError:  # an 8 or a 9
+            return None
+        return member
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":
+        tape: Any = tar.fileobj
+        try:
+            member = super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":  # a block of zeros
+                tape.n_zero_blocks += 1
+                raise
+            if kind == "EmptyHeaderError":  # the end of the file
+                raise
+            if tape.n_zero_blocks >= 2 and tape.last.startswith(PIXZ_INDEX_MAGIC):
+                while tape.read(CHUNK_BYTES):  # so that the compression around it is checked
+                    pass
+                return cls.fromtarfile(tar)
+            raise tarfile.ReadError(f"bad header at byte {tar.offset:,} of the tar") from error
+        tape.n_zero_blocks = 0
+        return member
+
+
+def tar_members(name: str, stream: Stream, budget: Budget, findings: Findings) -> Members:
+    """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
+    tape: Any = _Tape(stream)
+    try:
+        with tarfile.TarFile(
+            fileobj=tape,
+            tarinfo=_StrictTarInfo,
+            ignore_zeros=True,
+            encoding="utf-8",
+            errors="replace",  # names are only shown, and must be text to be written to meta.json
+        ) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+                if member.isfile():
+                    yield member.name, _member(f"{name}/{member.name}", tar, member, budget)
+                elif member.size and member.type not in tarfile.SUPPORTED_TYPES:
+                    findings.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
+    # what tarfile raises beside its own errors comes from damaged extended headers
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise DataError(f"{name}: damaged or cut short tar ({error}). Fetch it again.") from error
+    if tape.n_zero_blocks < 2:
+        findings.warn(
+            f"{name}: ends without a tar's end mark: members may be missing. Compare it with its "
+            "origin, or fetch it again."
+        )
+
+
+def _member(name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: Budget) -> Stream:
+    tape: Any = tar.fileobj
+    if member.size < 0:
+        raise tarfile.ReadError(f"a size of {member.size:,} bytes")
+    if member.issparse():  # its holes are on no disk
+        chunks = _sparse_chunks(name, tar, member, budget)
+        return io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
+    if member.size > HEAD_BYTES:
+        return io.BufferedReader(Span(name, tape, member.size), HEAD_BYTES)
+    content = tape.read(member.size)
+    if len(content) < member.size:
+        raise DataError(f"{name}: cut short inside its tar. Fetch it again.")
+    return io.BufferedReader(io.BytesIO(content), max(1, member.size))
+
+
+def _sparse_chunks(
+    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: Budget
+) -> Iterator[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None
+    try:
+        while chunk := file.read(HEAD_BYTES):
+            budget.spend(name, len(chunk))
+            yield chunk
+    except (tarfile.TarError, ValueError) as error:
+        raise DataError(f"{name}: cut short inside its tar ({error}). Fetch it again.") from error

@@ -1,0 +1,92 @@
+"""Tables -> documents: parquet files and Hugging Face data sets, a batch of rows at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import DataError
+from prepare.config import PrepareConfig
+from prepare.readers.chunks import END, Piece
+from prepare.readers.jsonl import text_of, without_surrogates
+from prepare.sources.discover import Source
+from prepare.stats import Findings
+from prepare.workers.forked import forbid
+
+BATCH_ROWS = 16  # so that no batch is large where rows are
+BUFFER_BYTES = 1 << 20  # of a column that is read at a time
+
+
+def parquet_documents(
+    name: str, file: Any, config: PrepareConfig, findings: Findings
+) -> Iterator[Piece]:
+    """Yield the texts of a parquet file's column, as they are read from its row groups.
+
+    ``file`` can seek. Raises: DataError when it is damaged, or lacks the column.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    forbid()  # pyarrow has threads
+    column, _, _ = config.text_key.partition(".")
+    try:
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        names = table.schema_arrow.names
+        if config.text_key in names:
+            column = config.text_key
+        if column not in names:
+            raise DataError(
+                f"{name}: no column {config.text_key!r}; there are "
+                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
+            )
+        number = 0
+        for batch in table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False):
+            for value in batch.column(0):
+                record = {column: value.as_py()}
+                yield _text(f"{name}, row {number:,}", record, config, findings), END
+                number += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of text not UTF-8
+        raise DataError(
+            f"{name}: damaged or cut short parquet ({error}). Fetch it again."
+        ) from error
+
+
+def dataset_documents(source: Source, config: PrepareConfig, findings: Findings) -> Iterator[Piece]:
+    """Yield the texts of a Hugging Face data set: a folder saved by it, or streamed from the hub.
+
+    Raises: DataError when it cannot be opened, or lacks the split or the column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
+        ) from error
+    forbid()  # pyarrow has threads
+    try:
+        rows = _open(datasets, source)
+        for number, row in enumerate(rows):
+            yield _text(f"{source.name}, row {number:,}", row, config, findings), END
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"--dataset {source.name}: cannot be opened ({error}). Check the name, --config and "
+            "--split, and the network; or save it into a folder with save_to_disk and name that."
+        ) from error
+
+
+def _open(datasets: Any, source: Source) -> Any:
+    saved = ("dataset_info.json", "dataset_dict.json")
+    if not any((source.path / name).exists() for name in saved):
+        name = str(source.path)
+        return datasets.load_dataset(name, source.config, split=source.split, streaming=True)
+    rows = datasets.load_from_disk(str(source.path))
+    if not isinstance(rows, datasets.DatasetDict):
+        return rows
+    if source.split not in rows:
+        raise DataError(
+            f"--dataset {source.name}: no split {source.split!r}; there are "
+            f"{', '.join(map(repr, rows))}. Name the right one: --split."
+        )
+    return rows[source.split]
+
+
+def _text(where: str, row: dict[str, Any], config: PrepareConfig, findings: Findings) -> bytes:
+    return without_surrogates(text_of(row, config.text_key, where), findings)

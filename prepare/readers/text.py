@@ -1,0 +1,224 @@
+r"""A plain text file of any length, in any encoding -> its documents, in pieces of UTF-8.
+
+    file -> utf8_blocks -> _text_only -> _with_lf -> _gutenberg_body -> _cut -> _mended -> collapsed
+            UTF-8       no binary     no CR LF    no licence         documents  valid    stripped
+
+Each step takes blocks and hands blocks on, so that memory stays flat. No block ends inside a
+character. What could not be decoded goes through the steps as bytes that occur in no UTF-8: only
+_mended, behind the cut into documents, knows which one has to pay for them.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+from prepare.archives.streams import Stream
+from prepare.config import PrepareConfig
+from prepare.readers.chunks import DROP, END, MORE, PIECE_BYTES, Piece
+from prepare.readers.encoding import first_block, utf8_blocks
+from prepare.stats import Findings, UnreadableError
+
+# Beyond this share of zero bytes a file is taken for binary: text has hardly any.
+MAX_NUL_SHARE = 0.01
+START_SEARCH_BYTES = 1 << 16  # Gutenberg's header is some 2 KB, of the 1990s some 12
+GUTENBERG_START = re.compile(
+    rb"^\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG"
+    rb"(?:(?:(?!\n\s*\n)(?s:.)){0,400}?\*\*\*)?[^\n]*\n?"  # a long title goes on in the next line
+    rb"|^\*END ?\*? ?THE SMALL PRINT![^\n]*\n?",
+    re.MULTILINE | re.IGNORECASE,
+)
+GUTENBERG_END = re.compile(
+    rb"\n[ \t]{0,40}(?:\*\*\* ?END OF TH(?:E|IS)|End of(?: the| this)?) Project Gutenberg",
+    re.IGNORECASE,
+)
+END_MARK_BYTES = 128  # at least the longest match of it
+
+
+def plain_documents(
+    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
+) -> Iterator[Piece]:
+    """Return the documents of one plain file, blank ones with the rest.
+
+    Raises: UnreadableError for what is no text, perhaps after some pieces; DataError for bad bytes
+    where config says so.
+    """
+    first, is_whole = first_block(leaf)
+    if is_whole and _stays_as_it_is(first, config):
+        return iter([(first, END)])
+    blocks = _text_only(name, utf8_blocks(name, first, leaf, config, findings))
+    if config.newlines == "lf":
+        blocks = _with_lf(blocks, findings)
+    if config.strip_gutenberg:
+        blocks = _gutenberg_body(blocks)
+    separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
+    pieces = _cut(blocks, separator) if separator else _as_one(blocks)
+    pieces = _mended(name, pieces, len(separator), config, findings)
+    return collapsed(pieces) if config.collapse_newlines else pieces
+
+
+def _stays_as_it_is(text: bytes, config: PrepareConfig) -> bool:
+    """Tell, of most short files and in a fifth of the time, that no step would change them."""
+    return (
+        config.encoding == "auto"
+        and not (config.separator or config.strip_gutenberg or config.collapse_newlines)
+        and b"\0" not in text
+        and (config.newlines == "keep" or b"\r" not in text)
+        and not text.startswith(codecs.BOM_UTF8)
+        and _is_utf8(text)
+    )
+
+
+def _unescaped(separator: str) -> str:
+    return separator.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
+def _text_only(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    n_bytes = n_zero = 0
+    for block in blocks:
+        n_bytes += len(block)
+        n_zero += block.count(0)
+        if n_zero > MAX_NUL_SHARE * n_bytes:
+            raise UnreadableError(
+                f"{name}: binary, not text: {n_zero:,} of its first {n_bytes:,} bytes are zero. "
+                "Name text files, or archives of them."
+            )
+        yield block
+
+
+def _with_lf(blocks: Iterator[bytes], findings: Findings) -> Iterator[bytes]:
+    held, found = b"", False
+    for block in blocks:
+        if held or b"\r" in block:
+            text = held + block
+            held = b"\r" if text.endswith(b"\r") else b""
+            text = text[: len(text) - len(held)]
+            block = text.replace(b"\r\n", b"\n")
+            found = found or len(block) < len(text)
+        yield block
+    if held:
+        yield held
+    findings.n_crlf += found
+
+
+def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what stands between Project Gutenberg's marks; all of it where there are none."""
+    head = b""
+    for block in blocks:
+        head += block
+        if len(head) >= START_SEARCH_BYTES:
+            break
+    end = GUTENBERG_END.search(head, 0, START_SEARCH_BYTES)
+    reach = end.start() if end else START_SEARCH_BYTES
+    begin = max((mark.end() for mark in GUTENBERG_START.finditer(head, 0, reach)), default=0)
+    text = b"\n"  # its first byte has always been handed on, and tells whether a line begins
+    for block in chain([head[begin:]], blocks):
+        text += block
+        if end := GUTENBERG_END.search(text):
+            yield text[1 : end.start() + 1]
+            for _ in blocks:  # to its end: whether the file is whole shows only there
+                pass
+            return
+        cut = text.rfind(b"\n", -END_MARK_BYTES) % len(text)  # -1 becomes the last byte
+        yield text[1 : cut + 1]
+        text = text[cut:]
+    yield text[1:]
+
+
+def _as_one(blocks: Iterator[bytes]) -> Iterator[Piece]:
+    last = next(blocks, b"")
+    for block in blocks:
+        yield last, MORE
+        last = block
+    yield last, END
+
+
+def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Piece]:
+    held = b""  # the end of a block that may be the beginning of a separator
+    for block in blocks:
+        *whole, text = (held + block).split(separator)
+        for part in whole:
+            yield part, END
+        lengths = range(min(len(text), len(separator) - 1), 0, -1)
+        n_held = next((n for n in lengths if text.endswith(separator[:n])), 0)
+        yield text[: len(text) - n_held], MORE
+        held = text[len(text) - n_held :]
+    yield held, END
+
+
+def _mended(
+    name: str,
+    pieces: Iterator[Piece],
+    separator_bytes: int,
+    config: PrepareConfig,
+    findings: Findings,
+) -> Iterator[Piece]:
+    """Replace what is not UTF-8, or drop the document; count both, and zero bytes.
+
+    A document is named by its place in the text as the steps before have left it.
+    """
+    offset = start = 0
+    bad = dropped = has_nul = False
+    for text, fate in pieces:
+        offset += len(text)
+        if not dropped:
+            has_nul = has_nul or b"\0" in text
+            if not _is_utf8(text):
+                bad = True
+                text = text.decode("utf-8", "replace").encode()
+                dropped = config.on_bad_bytes == "skip"
+            if dropped:
+                findings.skip(f"{name}, byte {start:,}", "not UTF-8")
+                yield b"", DROP
+            else:
+                yield text, fate
+        if fate is END:
+            findings.n_bad_bytes += bad
+            findings.n_with_nul += has_nul and not dropped
+            offset = start = offset + separator_bytes
+            bad = dropped = has_nul = False
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        return text.isascii() or bool(text.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+MANY_NEWLINES = re.compile("\n\n\n+")
+
+
+def collapsed(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    r"""Make each document re.sub("\n\n\n+", "\n\n", text).strip(), as OpenWebText at the hub is.
+
+    Whitespace is held back until something follows it; once it is longer than PIECE_BYTES it is
+    let through, even if the document ends after it. Source: Skylion007/openwebtext, openwebtext.py.
+    """
+    space, begun = "", False  # begun: some of the document was handed on
+    for piece, fate in pieces:
+        if fate is DROP or (fate is END and not begun and not space and _is_collapsed(piece)):
+            yield piece, fate
+            space, begun = "", False
+            continue
+        text = MANY_NEWLINES.sub("\n\n", space + piece.decode())
+        if not begun:
+            text = text.lstrip()
+        body = text.rstrip()
+        if fate is END:
+            yield body.encode(), END
+            space, begun = "", False
+            continue
+        if len(text) - len(body) > PIECE_BYTES:
+            body = text
+        space = text[len(body) :]
+        if body:
+            yield body.encode(), MORE
+            begun = True
+
+
+def _is_collapsed(text: bytes) -> bool:
+    """Tell, for most texts and without decoding, that there is nothing to do."""
+    if not text or b"\n\n\n" in text:
+        return False
+    return 32 < text[0] < 127 and 32 < text[-1] < 127  # no whitespace, Unicode's included

@@ -1,0 +1,209 @@
+"""A data folder in the forms that other projects read.
+
+    llmc        NAME_train_000000.bin ...   shards for llm.c and modded-nanogpt
+    text        train.jsonl, val.jsonl      the documents again, one JSON object a line
+    datatrove   train.ds and its .index and .metadata: the same ids, and where documents end
+
+Megatron-LM and GPT-NeoX need no export: train.bin with train.idx is their format, and data/train is
+what they call the pair. nanoGPT maps train.bin as it is. Each file appears whole or not at all, and
+only files of the same name are replaced.
+
+Sources: llm.c, dev/data/data_common.py and llmc/dataloader.h; modded-nanogpt, train_gpt.py;
+datatrove, pipeline/tokens/tokenizer.py.
+"""
+
+import glob
+import json
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from common.dataset import IDX_HEADER, SPLITS, DataFolder, Split
+from common.errors import DataError
+from common.files import fsync_folder, write_text, write_then_rename
+from common.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 1 << 16  # read at a time; larger ones are no faster
+SHARD_TOKENS = 100_000_000  # llm.c's: 200 MB a file
+LLMC_HEADER = struct.Struct("<3i1012x")  # magic, version, tokens: the first of 256 int32
+LLMC_FORMS = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes a token: GPT-2's, Llama 3's
+GPT2_EOT_ID = 50256
+OPENING, CLOSING = b'{"text": "', b'"}\n'  # of a line of JSON
+
+
+def export_llmc(
+    data: DataFolder, out: Path, *, name: str = "data", shard_tokens: int = SHARD_TOKENS
+) -> list[Path]:
+    """Write shards ``name_split_000000.bin``, ...; return their paths.
+
+    Together a split's shards hold one end-of-text id and then the ids as they are. So one stands
+    before each document, where modded-nanogpt looks for it, and also after the last.
+
+    Raises: DataError when shards lie there that the loaders would take for some of these.
+    """
+    eot_id = data.meta["tokenizer"]["eot_id"]
+    token_bytes = data.dtype.itemsize
+    if token_bytes == 2 and eot_id != GPT2_EOT_ID:
+        log.warning(
+            f"The end-of-text id is {eot_id}, not GPT-2's {GPT2_EOT_ID}: llm.c reads these shards, "
+            "but modded-nanogpt finds no documents in them until its BOS_ID says so."
+        )
+    with _writing(out):
+        plan = {split: _shards(data, split, out, name, shard_tokens) for split in SPLITS}
+        for split, shards in plan.items():
+            with (data.path / f"{split}.bin").open("rb") as ids:
+                lead = eot_id.to_bytes(token_bytes, "little")
+                for path, n_tokens in shards.items():
+                    with write_then_rename(path) as file:
+                        file.write(LLMC_HEADER.pack(*LLMC_FORMS[token_bytes], n_tokens) + lead)
+                        _copy(ids, file, n_tokens * token_bytes - len(lead))
+                    lead = b""
+    return [path for shards in plan.values() for path in shards]
+
+
+def _shards(
+    data: DataFolder, split: Split, out: Path, name: str, shard_tokens: int
+) -> dict[Path, int]:
+    """Return the tokens in each shard: equal numbers, as llm.c refuses one shorter than a batch."""
+    n_tokens = data.n_tokens(split) + 1 if data.n_tokens(split) else 0  # no shard without documents
+    n_shards = -(-n_tokens // shard_tokens)
+    bounds = [n_tokens * i // max(1, n_shards) for i in range(n_shards + 1)]
+    shards = {
+        out / f"{name}_{split}_{i:06}.bin": end - start
+        for i, (start, end) in enumerate(pairwise(bounds))
+    }
+    others = sorted(set(out.glob(f"{glob.escape(name)}_{split}_*.bin")) - shards.keys())
+    if others:
+        raise DataError(
+            f"{others[0]}: left by another export, and a loader would read it as one of the "
+            f"{n_shards:,} shards of {split}. Delete it, or choose another folder."
+        )
+    return shards
+
+
+def _copy(source: BinaryIO, target: BinaryIO, n_bytes: int) -> None:
+    for start in range(0, n_bytes, BLOCK_BYTES):
+        target.write(source.read(min(BLOCK_BYTES, n_bytes - start)))
+
+
+def export_text(data: DataFolder, out: Path) -> list[Path]:
+    """Write ``split.jsonl`` with one {"text": ...} a document; return the paths.
+
+    A document that was split by ``tail`` gives two: its beginning in train, its end in val.
+
+    Raises: DataError when the ids are not those of the data set's vocabulary.
+    """
+    lookup = _json_of_ids(data.tokenizer())
+    paths = {split: out / f"{split}.jsonl" for split in SPLITS}
+    with _writing(out):
+        for split, path in paths.items():
+            source = data.path / f"{split}.bin"
+            with source.open("rb") as ids, write_then_rename(path) as file:
+                text = OPENING
+                file.write(text)
+                while block := ids.read(BLOCK_BYTES):
+                    try:
+                        text = b"".join(lookup[np.frombuffer(block, data.dtype)].tolist())
+                    except IndexError as error:
+                        last = len(lookup) - 1
+                        raise _damaged(source, f"holds an id above the last, {last}") from error
+                    file.write(text)
+                if not text.endswith(OPENING):
+                    raise _damaged(source, "does not end with the end-of-text id")
+                file.truncate(file.tell() - len(OPENING))  # no document follows the last
+    return list(paths.values())
+
+
+def _json_of_ids(tokenizer: Tokenizer) -> npt.NDArray[np.object_]:
+    """Return what each id adds to a file of JSON lines.
+
+    JSON escapes single bytes below 128, and so never a piece of a character: each id can be
+    written for itself, however long its document is.
+    """
+    escaped = [  # as Latin-1, which has one character for each byte
+        json.dumps(token.decode("latin-1"), ensure_ascii=False)[1:-1].encode("latin-1")
+        for token in tokenizer.token_bytes
+    ]
+    escaped[tokenizer.eot_id] = CLOSING + OPENING
+    return np.array(escaped, dtype=object)  # numpy looks up twice as fast as a list does
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what}. It changed after it was written: prepare the data again.")
+
+
+def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
+    """Link or copy ``split.bin`` to ``split.ds``, write what goes with it; return the paths.
+
+    A link takes no space, but is the same file: who writes into one writes into the other.
+    """
+    paths = []
+    with _writing(out):
+        for split in SPLITS:
+            tokens = out / f"{split}.ds"
+            index, metadata = (out / f"{tokens.name}.{kind}" for kind in ("index", "metadata"))
+            _link_or_copy(data.path / f"{split}.bin", tokens)
+            with write_then_rename(index) as file:
+                _write_ends(data, split, file)
+            n_tokens = data.n_tokens(split)
+            name = f"{data.meta['tokenizer']['name']}|{data.dtype.itemsize}"
+            write_text(metadata, f"{name}\n{n_tokens}\n{_rounded(n_tokens)}")
+            paths += [tokens, index, metadata]
+    return paths
+
+
+def _write_ends(data: DataFolder, split: Split, file: BinaryIO) -> None:
+    """Write how many tokens end with each document, as uint64, from the lengths in the .idx."""
+    path = data.path / f"{split}.idx"
+    n_bytes, end = 4 * int(data.meta["splits"][split]["documents"]), 0
+    with path.open("rb") as idx:
+        idx.seek(IDX_HEADER.size)
+        for start in range(0, n_bytes, BLOCK_BYTES):
+            lengths = np.frombuffer(idx.read(min(BLOCK_BYTES, n_bytes - start)), "<i4")
+            ends = end + np.cumsum(lengths, dtype=np.int64)
+            file.write(ends.astype("<u8").tobytes())
+            end = int(ends[-1])
+    if end != data.n_tokens(split):
+        raise _damaged(path, f"has documents of {end:,} tokens, not of {data.n_tokens(split):,}")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    unfinished = target.with_name(target.name + ".tmp")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), unfinished)
+    except OSError:  # another file system, or one without hard links
+        with source.open("rb") as file, write_then_rename(target) as copy:
+            shutil.copyfileobj(file, copy, BLOCK_BYTES)
+        return
+    os.replace(unfinished, target)
+    unfinished.unlink(missing_ok=True)  # still there where target was a link to the same file
+    fsync_folder(target.parent)
+
+
+def _rounded(n_tokens: int) -> str:
+    """Return three digits for the human eye: 1.23 kT, 45.6 MT."""
+    digits, exponent = f"{n_tokens:.2e}".split("e")  # rounded first: 999,999 is 1.00 MT
+    power, above = divmod(int(exponent), 3)
+    return f"{float(digits) * 10**above:.{2 - above}f} {' kMGTPE'[power].strip()}T"
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Make the folder; say in a sentence what keeps it from being written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}).") from error

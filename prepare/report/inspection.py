@@ -1,0 +1,216 @@
+"""What is in a data folder: tokens by source, documents by length, ids by frequency, texts.
+
+    train.idx, val.idx -> how long documents are
+    train.bin, val.bin -> how often each id occurs
+    meta.json          -> tokens by source (report.py: counts by split, what was left out)
+
+Memory does not grow with the ids: they are counted in blocks, and of a long document only the
+beginning is decoded.
+"""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import nlargest
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.dataset import SPLITS, DataFolder, Ids, Split
+from common.errors import DataError
+from common.tokenizer import Tokenizer
+
+MAX_LISTED = 10  # sources, and tokens of either kind
+BLOCK_TOKENS = 1 << 20  # counted at a time: 8 MiB as the int64 that bincount makes of them
+N_BINS = 31  # of lengths: an .idx holds none of 2**31 or more
+SHOWN_CHARACTERS = 2_000  # of a document: about a page
+TOKEN_CHARACTERS = 34  # of a token: what 80 columns leave for it
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the documents of a split are, in tokens; the end-of-text id counts."""
+
+    n_by_bin: npt.NDArray[np.int64]  # (N_BINS,): documents of 2**i to 2**(i + 1) - 1 tokens
+    median: float  # 0 without documents, as is longest
+    longest: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The numbers of a data folder."""
+
+    data: DataFolder
+    tokenizer: Tokenizer
+    lengths: dict[Split, Lengths]
+    n_by_id: npt.NDArray[np.int64]  # (vocab_size,): how often each id occurs, in both splits
+
+    def most_frequent(self) -> list[int]:
+        """Return the ids that occur most, at most MAX_LISTED, the most frequent first."""
+        order = np.argsort(-self.n_by_id, kind="stable")[:MAX_LISTED]
+        return [int(i) for i in order if self.n_by_id[i]]
+
+    def longest(self) -> list[int]:
+        """Return the ids of most bytes among those that occur, the longest first."""
+        token_bytes = self.tokenizer.token_bytes
+        occurring = (int(i) for i in np.flatnonzero(self.n_by_id) if token_bytes[i])
+        return nlargest(MAX_LISTED, occurring, key=lambda i: len(token_bytes[i]))
+
+
+def inspection(data: DataFolder) -> Inspection:
+    """Count a data folder, reading each of its ids once.
+
+    Raises: DataError when its lengths or ids cannot be those that were written.
+    """
+    tokenizer = data.tokenizer()
+    n_by_id = np.zeros(tokenizer.vocab_size, np.int64)
+    lengths = {split: _lengths(data, split) for split in SPLITS}
+    for split in SPLITS:
+        for start in range(0, data.n_tokens(split), BLOCK_TOKENS):
+            # mapped anew for each block: what was read no longer counts as this process's memory
+            ids = data.tokens(split)[start : start + BLOCK_TOKENS]
+            _refuse_beyond(data, split, ids, tokenizer)
+            n_by_id += np.bincount(ids, minlength=len(n_by_id))
+    return Inspection(data, tokenizer, lengths, n_by_id)
+
+
+def _lengths(data: DataFolder, split: Split) -> Lengths:
+    bounds = data.document_bounds(split)
+    lengths = np.diff(bounds)
+    if lengths.min(initial=1) < 1 or bounds[-1] != data.n_tokens(split):
+        raise DataError(
+            f"{data.path / split}.idx: {bounds[-1]:,} tokens in documents of at least "
+            f"{lengths.min(initial=1):,}, but meta.json promises {data.n_tokens(split):,} tokens "
+            "and no document is without one. It is damaged: prepare the data again."
+        )
+    if not len(lengths):
+        return Lengths(np.zeros(N_BINS, np.int64), 0, 0)
+    exponents = np.frexp(lengths)[1] - 1  # floor of log2, exact as no logarithm is
+    n_by_bin = np.bincount(exponents, minlength=N_BINS)
+    return Lengths(n_by_bin, float(np.median(lengths)), int(lengths.max()))
+
+
+def _refuse_beyond(data: DataFolder, split: Split, ids: Ids, tokenizer: Tokenizer) -> None:
+    largest = int(ids.max(initial=0))
+    if largest >= tokenizer.vocab_size:
+        raise DataError(
+            f"{data.path / split}.bin: holds id {largest}, but the vocabulary ends at "
+            f"{tokenizer.vocab_size - 1}. The file changed after it was written: prepare it again."
+        )
+
+
+def by_tokens(meta: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    """Return each source's name, documents, bytes and tokens, those with most tokens first."""
+    sources = [
+        (s["name"], {key: sum(s[split][key] for split in SPLITS) for key in s["train"]})
+        for s in meta["sources"]
+    ]
+    return sorted(sources, key=lambda source: -source[1]["tokens"])
+
+
+def tables(found: Inspection, *, width: int = 80) -> str:
+    """Return everything that was counted as text of ``width`` columns, 80 or more."""
+    n_occurring = np.count_nonzero(found.n_by_id)
+    return "\n\n".join(
+        [
+            sources_table(found.data.meta),
+            _lengths_table(found, width),
+            _tokens_table(found, "most frequent tokens", found.most_frequent()),
+            _tokens_table(found, "longest tokens that occur", found.longest()),
+            f"{n_occurring:,} of {found.tokenizer.vocab_size:,} ids occur.",
+        ]
+    )
+
+
+def sources_table(meta: dict[str, Any]) -> str:
+    """Return documents and tokens of each source, those with most tokens first."""
+    sources = by_tokens(meta)
+    lines = [f"{'documents':>13}{'tokens':>17}  source"]
+    for name, counts in sources[:MAX_LISTED]:
+        lines.append(f"{counts['documents']:>13,}{counts['tokens']:>17,}  {name[-48:]}")
+    if len(sources) > MAX_LISTED:
+        lines.append(f"{'':>32}and {len(sources) - MAX_LISTED:,} more")
+    return "\n".join(lines)
+
+
+def _lengths_table(found: Inspection, width: int) -> str:
+    """Return the histogram of lengths: a row for each power of two, a bar for both splits."""
+    train, val = (found.lengths[split] for split in SPLITS)
+    n_by_bin = train.n_by_bin + val.n_by_bin
+    lines = [f"{'tokens in a document':>23}{'train':>13}{'val':>13}"]
+    full = width - len(lines[0]) - 2
+    for i in bins(found):
+        label = f"{1 << i:,}-{(2 << i) - 1:,}" if i else "1"
+        bar = "#" * -(-full * int(n_by_bin[i]) // int(n_by_bin.max()))  # rounded up: 1 is seen
+        row = f"{label:>23}{train.n_by_bin[i]:>13,}{val.n_by_bin[i]:>13,}  {bar}"
+        lines.append(row.rstrip())
+    lines.append(f"{'median':>23}{_or_dash(train.median)}{_or_dash(val.median)}")
+    lines.append(f"{'longest':>23}{_or_dash(train.longest)}{_or_dash(val.longest)}")
+    return "\n".join(lines)
+
+
+def _or_dash(n_tokens: float) -> str:
+    return f"{n_tokens:>13,.0f}" if n_tokens else f"{'-':>13}"
+
+
+def bins(found: Inspection) -> range:
+    """Return the bins of lengths from the first to the last that hold documents."""
+    occupied = np.flatnonzero(sum(lengths.n_by_bin for lengths in found.lengths.values()))
+    return range(int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else range(0)
+
+
+def _tokens_table(found: Inspection, title: str, ids: list[int]) -> str:
+    n_tokens = found.n_by_id.sum()
+    # the token comes last: nobody knows how many columns a terminal gives its characters
+    lines = [f"{'id':>8}{'count':>16}{'share':>9}{'bytes':>7}  {title}"]
+    for i in ids:
+        count, n_bytes = found.n_by_id[i], len(found.tokenizer.token_bytes[i])
+        readable = _readable(found.tokenizer, i)
+        lines.append(f"{i:>8}{count:>16,}{count / n_tokens:>9.2%}{n_bytes:>7}  {readable}")
+    return "\n".join(lines)
+
+
+def _readable(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return a token as Python writes text, or bytes where it is none; a special one by name."""
+    for name, special_id in tokenizer.special_tokens.items():
+        if special_id == token_id:
+            return name
+    token = tokenizer.token_bytes[token_id]
+    try:
+        shown = repr(token.decode("utf-8"))
+    except UnicodeDecodeError:
+        shown = repr(token)
+    return shown if len(shown) <= TOKEN_CHARACTERS else shown[:TOKEN_CHARACTERS] + "..."
+
+
+def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
+    """Yield the first documents, decoded, those of train before those of val.
+
+    Of a long one about SHOWN_CHARACTERS are shown, and how many tokens follow is said.
+    """
+    tokenizer = data.tokenizer()
+    for split in SPLITS:
+        ids, bounds = data.tokens(split), data.document_bounds(split)
+        n_shown = min(n_documents, len(bounds) - 1)
+        for i in range(n_shown):
+            start, end = int(bounds[i]), int(bounds[i + 1])
+            # without its end-of-text id; a character has at most 4 bytes, a token at least one
+            head = ids[start : min(end - 1, start + 4 * SHOWN_CHARACTERS)]
+            _refuse_beyond(data, split, head, tokenizer)
+            text, n_decoded = _beginning(head.tolist(), tokenizer)
+            n_more = end - 1 - start - n_decoded
+            more = f"\n[... {n_more:,} more tokens]" if n_more else ""
+            yield f"--- {split} document {i}: {end - start:,} tokens ---\n{text}{more}"
+        n_documents -= n_shown
+
+
+def _beginning(ids: list[int], tokenizer: Tokenizer) -> tuple[str, int]:
+    """Return the text of whole tokens up to SHOWN_CHARACTERS, and how many tokens it took."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    for n_decoded, i in enumerate(ids):
+        if len(text) >= SHOWN_CHARACTERS:
+            return text, n_decoded
+        text += decoder.decode(tokenizer.token_bytes[i])
+    return text + decoder.decode(b"", final=True), len(ids)

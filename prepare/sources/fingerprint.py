@@ -1,0 +1,79 @@
+"""What a data set was made from, and so whether it has to be made again, and why."""
+
+import json
+import platform
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common.dataset import META_NAME, open_data
+from common.errors import DataError
+from common.files import sha256_of
+from prepare.config import PrepareConfig
+from prepare.workers.tasks import Task
+
+RECIPE = 3  # another number: the same sources and options give other bytes than before
+PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
+
+
+def made_from_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
+    """Return all that decides the bytes, as meta.json keeps it."""
+    return {
+        "recipe": RECIPE,
+        "options": asdict(config),
+        "vocabulary": sha256_of(path) if (path := Path(config.tokenizer)).is_file() else None,
+        "sources": [
+            state
+            for task in tasks
+            for source, state in zip(task.sources, task.states, strict=True)
+            if source.span is None or source.span[0] == 0
+        ],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the bytes could depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def old_meta(out: Path) -> dict[str, Any] | None:
+    """Return the meta.json of the data set that is there, or None where none is."""
+    if not (out / META_NAME).exists():
+        return None
+    with suppress(DataError):
+        return open_data(out).meta
+    return None
+
+
+def why_again(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return why the data are to be made again, or None when nothing changed since.
+
+    A data set at the hub cannot be asked whether it changed; it is taken to be as it was.
+    """
+    if old.get("recipe") != new["recipe"]:
+        return "this version of prepare writes other files"
+    for name, value in new["options"].items():
+        if old["options"].get(name) != value:
+            option = "--" + name.replace("_", "-")
+            return f"{option} was {old['options'].get(name)}, and is {value}"
+    if old["vocabulary"] != new["vocabulary"]:
+        return f"--tokenizer {new['options']['tokenizer']} is another file than it was"
+    # sets: a source of which several tasks read a span each is listed as often
+    before, now = ({json.dumps(state) for state in made["sources"]} for made in (old, new))
+    if before != now:
+        changed = sorted(now - before)
+        first = json.loads(changed[0])[0] if changed else "one is gone"
+        return f"{max(len(changed), 1):,} of the sources changed ({first})"
+    for package in ("tiktoken", "gigatoken"):
+        if old["versions"].get(package) != new["versions"].get(package):
+            return (
+                f"{package} was {old['versions'].get(package)}, is {new['versions'].get(package)}"
+            )
+    return None

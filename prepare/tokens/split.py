@@ -1,0 +1,59 @@
+"""Which document is train and which is val: a pure function of its content.
+
+So the split is the same for any order of files and on any machine, stays as it is when more
+documents come later, and exact duplicates never stand on both sides.
+"""
+
+import xxhash
+
+from common.dataset import Split
+from prepare.config import PrepareConfig
+
+# Below this many documents a split by document is too coarse: one in ten of 30 says little.
+MIN_DOCUMENTS = 1_000
+
+
+def fraction_of(digest: bytes, seed: int) -> float:
+    """Return a number in [0, 1) that depends on nothing but a text's XXH3 of 128 bits and the seed.
+
+    Source: XXH3, github.com/Cyan4973/xxHash, whose values no later version changes.
+    """
+    return xxhash.xxh3_64_intdigest(digest, seed) / 2**64
+
+
+def split_of(digest: bytes, config: PrepareConfig) -> Split:
+    """Return the side that a whole document of this XXH3 belongs to, where its content decides."""
+    return "val" if fraction_of(digest, config.seed) < config.val_fraction else "train"
+
+
+def tail_cut(n_bytes: int, val_fraction: float) -> int:
+    """Return where the last tenth of a document of ``n_bytes`` begins, maybe in a character."""
+    return int(n_bytes * (1 - val_fraction))
+
+
+def character_at(text: bytes, cut: int) -> int:
+    """Return where the first character begins that does not begin before ``cut``."""
+    while cut < len(text) and text[cut] & 0xC0 == 0x80:  # a byte that continues a character
+        cut += 1
+    return cut
+
+
+def tail_start(text: bytes, val_fraction: float) -> int:
+    """Return where a document's val part begins: at its last tenth, never inside a character."""
+    return character_at(text, tail_cut(len(text), val_fraction))
+
+
+def parts_of(
+    text: bytes, digest: bytes, rule: str, config: PrepareConfig, *, val: bool
+) -> list[tuple[Split, bytes]]:
+    """Return the split, or the two splits, that a document belongs to, with its text there.
+
+    ``digest`` is its XXH3; ``val``: it comes from one of --val-files.
+    """
+    if rule == "files":
+        return [("val" if val else "train", text)]
+    if rule == "hash":
+        return [(split_of(digest, config), text)]
+    cut = tail_start(text, config.val_fraction)
+    halves: list[tuple[Split, bytes]] = [("train", text[:cut]), ("val", text[cut:])]
+    return [(split, part) for split, part in halves if part]

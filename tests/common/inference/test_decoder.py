@@ -1,0 +1,337 @@
+"""Generation: with the cache as without, filters worked out by hand, what is never chosen."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import CheckpointError
+from common.inference.config import GenerateConfig
+from common.inference.cpu.backend import CompiledNetwork
+from common.inference.decoder import Decoder, Token, generate, window_start
+from common.inference.torch_backend import Network
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
+from common.tokenizer import CharTokenizer
+from tests.common.inference.passes import counted
+from tests.tiny import byte_tokenizer, random_model, successor_model
+
+BYTES = byte_tokenizer()
+ABC = CharTokenizer(("a", "b", "c"))
+LIKELIEST = GenerateConfig(max_new_tokens=6, temperature=0)
+
+
+def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]:
+    """Return the ids that the whole network, run anew for each, thinks likeliest."""
+    ids, start, block_size = list(prompt), 0, model.config.block_size
+    for _ in range(n_new):
+        while len(ids) - start > block_size:
+            start += math.ceil(block_size / 2)
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids[start:]]))
+        ids.append(int(logits[0, -1, :256].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("block_size", [8, 7])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"tied_head": False},
+        {"positions": "learned"},
+        {"positions": "learned", "tied_head": False, "n_kv_head": 1},
+        {"n_kv_head": 2},
+        {"attention": "manual", "n_kv_head": 2},
+        {"norm_first": False},
+        ARCHITECTURES["gpt2"] | {"norm_first": False, "tied_head": False},
+        ARCHITECTURES["gpt2"],
+    ],
+    ids=str,
+)
+def test_greedy_generation_with_the_cache_equals_that_without(
+    changed: dict[str, Any], block_size: int
+) -> None:
+    config = ModelConfig(
+        vocab_size=256 + 5, block_size=block_size, n_layer=2, n_head=4, n_embd=16, **changed
+    )
+    model = random_model(config)
+    with torch.no_grad():
+        model.wte.weight.mul_(0.1)  # else a tied head would only repeat the last id
+        # end-of-text scores 0, which is never the most here
+        (model.wte if config.tied_head else model.lm_head).weight[BYTES.eot_id] = 0
+    greedy = GenerateConfig(max_new_tokens=5 * block_size, temperature=0)
+    seen: set[int] = set()
+    for n_prompt in (1, 2, 8, 9, 40):
+        prompt = list(range(n_prompt, 2 * n_prompt))
+        written = list(generate(model, prompt, greedy, BYTES))
+        assert written == greedy_without_cache(model, prompt, 5 * block_size)
+        seen |= set(written)
+    assert len(seen) > 2  # not one id over and over, on which anything would agree
+
+
+# n_tokens -> the first that is seen, for a context of 8, then of 5, then of 1
+WINDOWS = [
+    (8, [(1, 0), (7, 0), (8, 0), (9, 4), (12, 4), (13, 8), (16, 8), (17, 12), (100, 92)]),
+    (5, [(1, 0), (5, 0), (6, 3), (8, 3), (9, 6), (11, 6), (12, 9)]),
+    (1, [(1, 0), (2, 1), (3, 2)]),
+]
+
+
+@pytest.mark.parametrize(
+    ("block_size", "n_tokens", "start"),
+    [(block_size, n, start) for block_size, table in WINDOWS for n, start in table],
+)
+def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: int) -> None:
+    assert window_start(n_tokens, block_size) == start
+
+
+def test_ids_are_drawn_as_often_as_their_probabilities_say() -> None:
+    scores = {"a": math.log(6.0), "b": math.log(3.0), "c": math.log(1.0)}
+    never = dict.fromkeys(ABC.special_tokens, -50.0)
+    model = successor_model(ABC, dict.fromkeys("abc", scores | never))
+    config = GenerateConfig(max_new_tokens=2000, temperature=1.0, top_p=1.0)
+    written = list(generate(model, [0], config, ABC))
+    shares = [written.count(idx) / 2000 for idx in range(3)]
+    # 2000 draws: the standard error is about 0.011
+    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
+
+
+def test_the_same_seed_gives_the_same_ids_and_another_seed_others() -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    )
+
+    def written(seed: int) -> list[int]:
+        config = GenerateConfig(max_new_tokens=30, temperature=1.5, seed=seed)
+        return list(generate(model, [1, 2, 3], config, BYTES))
+
+    torch.manual_seed(1)
+    first = written(seed=5)
+    torch.manual_seed(2)  # the generator is its own
+    assert written(seed=5) == first
+    assert written(seed=6) != first
+
+
+def test_end_of_text_stops_and_is_not_yielded() -> None:
+    model = successor_model(
+        ABC, {"a": {"b": 9}, "b": {"c": 9}, "c": {"<|endoftext|>": 9}, "<|endoftext|>": {"a": 9}}
+    )
+    assert list(generate(model, [0], LIKELIEST, ABC)) == [1, 2]
+
+
+def test_an_empty_prompt_begins_a_document() -> None:
+    model = successor_model(ABC, {"<|endoftext|>": {"c": 9}, "c": {"a": 9}, "a": {"a": 9}})
+    assert list(generate(model, [], LIKELIEST, ABC)) == [2, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_ids_that_stand_for_no_text_are_never_chosen(temperature: float) -> None:
+    best = {"<|user|>": 90.0, "<|end|>": 80.0, "b": 40.0}
+    model = successor_model(ABC, {"a": best, "b": best})
+    config = GenerateConfig(max_new_tokens=5, temperature=temperature)
+    assert list(generate(model, [0], config, ABC)) == [1] * 5
+
+
+def test_max_new_tokens_are_written_and_no_more() -> None:
+    model = successor_model(ABC, {"a": {"a": 9}})
+    config = GenerateConfig(max_new_tokens=50, temperature=0)
+    assert list(generate(model, [0], config, ABC)) == [0] * 50
+
+
+def decode(decoder: Decoder, row: int, n_new: int) -> list[Token]:
+    """Return a row's next tokens, while the other rows go on as well."""
+    return [decoder.step()[row] for _ in range(n_new)]
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"n_kv_head": 2, "tied_head": False},
+    ARCHITECTURES["gpt2"] | {"n_embd": 48},
+    ARCHITECTURES["gpt2"] | {"norm_first": False},
+    # large and long enough for the other ways to multiply
+    {"n_embd": 128, "n_inner": 1088, "n_layer": 1},
+]
+
+
+@pytest.mark.parametrize("changed", SHAPES, ids=str)
+def test_a_row_gets_the_same_tokens_alone_and_among_others(changed: dict[str, Any]) -> None:
+    shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
+    prompts = [list(range(1, 1 + n)) for n in (1, 2, 3, 23, 24, 60, 5, 5)]
+    configs = [GenerateConfig(temperature=1.2, top_p=0.99, seed=seed) for seed in range(8)]
+    alone = []
+    for prompt, config in zip(prompts, configs, strict=True):
+        decoder = Decoder(model, BYTES, n_rows=1)
+        decoder.admit(0, prompt, config, n_top=2)
+        alone.append(decode(decoder, 0, 40))
+    together = Decoder(model, BYTES, n_rows=9)
+    got: dict[int, list[Token]] = {row: [] for row in range(8)}
+    for step in range(40 + 7):  # one joins at each step, and leaves after its 40 tokens
+        if step < 8:
+            together.admit(step, prompts[step], configs[step], n_top=2)
+        for row, token in together.step().items():
+            got[row].append(token)
+            if len(got[row]) == 40:
+                together.release(row)
+    assert [got[row] for row in range(8)] == alone  # to the last bit of every logprob
+
+
+def test_pytorchs_operators_give_the_same_tokens() -> None:
+    # as on GPUs, where it cannot be tested here
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    steps = []
+    for network in (CompiledNetwork(model), Network(model)):
+        decoder = Decoder(model, BYTES, 6, network)
+        for row in (1, 2, 4):
+            decoder.admit(row, [7, 8], GenerateConfig(seed=row))
+        steps.append([{n: t.idx for n, t in decoder.step().items()} for _ in range(30)])
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("n_others", [1, 4])
+def test_pytorchs_operators_give_a_row_the_same_bits_whatever_the_others(n_others: int) -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    tokens = []
+    for others in (0, n_others):
+        decoder = Decoder(model, BYTES, 6, Network(model))
+        decoder.admit(3, [7, 8], GenerateConfig(seed=3), n_top=2)
+        for row in range(others):
+            decoder.admit(row if row < 3 else 5, [row] * (row + 3), GenerateConfig(seed=row))
+        tokens.append(decode(decoder, 3, 30))
+    assert tokens[0] == tokens[1]
+
+
+def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    )
+    decoder = Decoder(model, BYTES, n_rows=5)
+    for row in range(5):
+        decoder.admit(row, [1, 2, 3], GenerateConfig(temperature=1.5, seed=row))
+    steps = [decoder.step() for _ in range(30)]
+    for row in range(5):
+        config = GenerateConfig(temperature=1.5, seed=row, max_new_tokens=30)
+        alone = list(generate(model, [1, 2, 3], config, BYTES))
+        assert [step[row].idx for step in steps][: len(alone)] == alone
+
+
+@pytest.mark.parametrize("kind", [CompiledNetwork, Network])
+def test_a_prompt_that_another_row_has_read_is_not_read_again(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(
+        ModelConfig(vocab_size=BYTES.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
+    )
+    network, prompt = kind(model), list(range(20))
+    n_read = counted(network, monkeypatch)
+
+    def alone(seed: int) -> list[int]:
+        decoder = Decoder(model, BYTES, 1, kind(model))
+        decoder.admit(0, prompt, GenerateConfig(temperature=1.5, seed=seed))
+        return [token.idx for token in decode(decoder, 0, 8)]
+
+    decoder = Decoder(model, BYTES, 4, network)
+    got: list[list[int]] = [[], [], [], []]
+    for n_steps in range(13):  # the text of row 2 goes on before row 0 begins, that before row 3
+        for row, begins in ((2, 0), (0, 4), (3, 5)):
+            if n_steps == begins:
+                decoder.admit(row, prompt, GenerateConfig(temperature=1.5, seed=row))
+        for row, token in decoder.step().items():
+            got[row].append(token.idx)
+            if len(got[row]) == 8:
+                decoder.release(row)
+    assert [got[row] for row in (0, 2, 3)] == [alone(row) for row in (0, 2, 3)]
+    assert n_read[0] == 20
+    assert max(n_read[1:]) <= 4  # a token for each row
+
+
+@pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerateConfig(temperature=0),
+        GenerateConfig(temperature=0.3, seed=1),
+        GenerateConfig(temperature=1.2, seed=2),
+        GenerateConfig(temperature=0.5, repetition_penalty=1.3, seed=3),
+    ],
+    ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
+)
+def test_guesses_change_nothing(changed: dict[str, Any], config: GenerateConfig) -> None:
+    shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
+    with torch.no_grad():
+        model.wte.weight.mul_(0.3)  # less sure of the last id again
+    tokens = []
+    for most_places in (1, 3, 16):
+        decoder = Decoder(model, BYTES, n_rows=1)
+        decoder.contexts.most_places = most_places
+        decoder.admit(0, [5, 6, 7, 8] * 4, config, n_top=2)
+        tokens.append(decode(decoder, 0, 90))
+    assert tokens[1] == tokens[2] == tokens[0]  # to the last bit of every logprob
+
+
+@pytest.mark.parametrize(("most_places", "n_passes"), [(1, 10), (2, 8), (16, 7)])
+def test_passes_over_a_text_that_repeats_itself_counted_by_hand(
+    most_places: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass for a, b, c, a, b; then one for each, for two, or for two and then for three."""
+    after = {"a": {"b": 9.0}, "b": {"c": 9.0}, "c": {"a": 9.0}}
+    model = successor_model(ABC, after)
+    network = CompiledNetwork(model)
+    passes = counted(network, monkeypatch)
+    decoder = Decoder(model, ABC, 1, network)
+    decoder.contexts.most_places = most_places
+    decoder.admit(0, [0], LIKELIEST)
+    assert [token.idx for token in decode(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
+    assert len(passes) == n_passes
+    assert max(passes) <= most_places
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_the_networks_own_whatever_the_filters(temperature: float) -> None:
+    scores = {"a": math.log(6.0), "b": math.log(3.0), "c": math.log(1.0)}
+    never = dict.fromkeys(ABC.special_tokens, -50.0)
+    model = successor_model(ABC, dict.fromkeys("abc", scores | never))
+    config = GenerateConfig(temperature=temperature, top_k=2, repetition_penalty=1.1)
+    decoder = Decoder(model, ABC, n_rows=1)
+    decoder.admit(0, [0], config, n_top=2)
+    expected = {0: math.log(0.6), 1: math.log(0.3)}
+    for token in decode(decoder, 0, 10):
+        assert token.logprob == pytest.approx(expected[token.idx], abs=1e-5)
+        assert dict(token.top) == pytest.approx(expected, abs=1e-5)
+        assert [idx for idx, _ in token.top] == [0, 1]
+
+
+def test_the_repetition_penalty_counts_prompt_and_new_text() -> None:
+    likes = {"a": 5.0, "b": 4.0, "c": 3.0}
+    model = successor_model(ABC, dict.fromkeys("abc", likes))
+    config = GenerateConfig(max_new_tokens=4, temperature=0, repetition_penalty=2.0)
+    # a is in the prompt: 2.5; then b is: 2; then c: 1.5; then a has the most again
+    assert list(generate(model, [0], config, ABC)) == [1, 2, 0, 0]
+
+
+def test_a_busy_row_takes_no_other_text_and_a_released_one_does() -> None:
+    decoder = Decoder(successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}}), ABC, n_rows=2)
+    decoder.admit(1, [0], LIKELIEST)
+    with pytest.raises(ValueError, match="row 1 is busy"):
+        decoder.admit(1, [0], LIKELIEST)
+    assert decoder.step()[1].idx == 1
+    decoder.release(1)
+    assert decoder.step() == {}
+    decoder.admit(1, [1], LIKELIEST)
+    assert decoder.step()[1].idx == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_an_error_in_words(value: float) -> None:
+    model = successor_model(ABC, {"a": {"b": 9}})
+    with torch.no_grad():
+        model.lm_head.weight.fill_(value)
+    with pytest.raises(CheckpointError, match="training has diverged"):
+        list(generate(model, [0], LIKELIEST, ABC))

@@ -1,0 +1,319 @@
+"""Parts, scan and merge by one law: the data hold the documents, however the work was cut up."""
+
+import os
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.dataset import SPLITS, Split, verify_data
+from prepare.config import PrepareConfig
+from prepare.output import merge
+from prepare.output import shard_writer as parts
+from prepare.output.merge import find_repeated
+from prepare.output.shard_writer import ROW, Part, ids_path, parts_done
+from prepare.readers import chunks as pieces
+from prepare.readers import jsonl as jsontext
+from prepare.sources import byte_ranges as spans
+from prepare.tokens.encode import make_encoder
+from prepare.tokens.scan import Scan
+from prepare.tokens.split import split_of, tail_start
+from prepare.tokens.vocabulary import Sampled
+from prepare.workers import tasks
+from tests.prepare.making import json_lines, prepare, snapshot, texts_of, token_rows
+
+WORDS = ["alpha", "beta", "gamma", "don't", "12", "345", "\u00fcmlaut", "\u6f22\u5b57", "foo_bar"]
+WORDS += ["\n\n", "", "...", "\U0001f600", "<|endoftext|>"]
+DAMAGED = object()  # a record that turns out to be none after much of it was read
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How small everything is cut, in the order of the work."""
+
+    long_bytes: int
+    piece_bytes: int
+    part_bytes: int
+    part_rows: int
+    batch_bytes: int
+    group_bytes: int
+    span_bytes: int
+    sorted_rows: int
+    block_tokens: int
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jsontext, "LONG_BYTES", self.long_bytes)
+            patch.setattr(jsontext, "BLOCK_BYTES", min(self.long_bytes, 64))
+            patch.setattr(pieces, "PIECE_BYTES", self.piece_bytes)
+            patch.setattr(parts, "PART_BYTES", self.part_bytes)
+            patch.setattr(parts, "PART_ROWS", self.part_rows)
+            patch.setattr(parts, "BATCH_BYTES", self.batch_bytes)
+            patch.setattr(tasks, "GROUP_BYTES", self.group_bytes)
+            patch.setattr(spans, "SPAN_BYTES", self.span_bytes)
+            patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
+            patch.setattr(merge, "BLOCK_TOKENS", self.block_tokens)
+            yield
+
+
+@dataclass(frozen=True)
+class Given:
+    """Files of documents, some of them damaged, and how to prepare them."""
+
+    files: list[list[Any]]
+    val_files: list[bool]
+    config: PrepareConfig
+    cut: Cut
+
+    def written(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Write the files; return those that are train and those that are val."""
+        sides: tuple[list[Path], list[Path]] = ([], [])
+        for number, (documents, val) in enumerate(zip(self.files, self.val_files, strict=True)):
+            path = folder / f"{number}.jsonl"
+            lines = [
+                json_lines(["junk " * 40])[:-3] + b"\n" if text is DAMAGED else json_lines([text])
+                for text in documents
+            ]
+            path.write_bytes(b"".join(lines))
+            sides[val].append(path)
+        return sides
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> Given:
+    n_words = st.sampled_from([1, 3, 50, 300])
+    number = st.integers(0, 1 << 32)
+
+    def words(n: int, seed: int) -> str:
+        chosen = np.random.default_rng(seed).integers(len(WORDS), size=n)
+        return " ".join(WORDS[i] for i in chosen)
+
+    texts = st.one_of(
+        st.builds(words, n_words, number),
+        st.sampled_from(["again", "again and " * 30, " \n", DAMAGED]),
+    )
+    files = draw(st.lists(st.lists(texts, max_size=25), min_size=1, max_size=4))
+    files[0] = ["a document without junk", *files[0]]
+    by_file = draw(st.booleans())
+    val_files = [by_file and i > 0 and draw(st.booleans()) for i in range(len(files))]
+    tokenizer = draw(st.sampled_from(["char", "bpe"]))
+    config = PrepareConfig(
+        tokenizer=tokenizer,
+        vocab_size="300" if tokenizer == "bpe" else "auto",
+        split_rule=draw(st.sampled_from(["hash", "tail"])),
+        dedup=draw(st.sampled_from(["none", "exact"])),
+        val_fraction=draw(st.sampled_from([0, 0.1, 0.5])),
+        on_error="skip",
+    )
+    cut = Cut(
+        long_bytes=draw(st.sampled_from([16, 200, 1 << 24])),
+        piece_bytes=draw(st.sampled_from([64, 256, 1 << 22])),
+        part_bytes=draw(st.sampled_from([1, 200, 5_000, 1 << 26])),
+        part_rows=draw(st.sampled_from([1, 3, 500_000])),
+        batch_bytes=draw(st.sampled_from([1, 100, 4_000])),
+        group_bytes=draw(st.sampled_from([1, 10_000])),
+        span_bytes=draw(st.sampled_from([300, 2_000, 1 << 26])),
+        sorted_rows=draw(st.sampled_from([1, 7, 1_000])),
+        block_tokens=draw(st.sampled_from([1, 5, 100, 10_000])),
+    )
+    return Given(files, val_files, config, cut)
+
+
+def expected_rows(case: Given) -> tuple[dict[Split, list[bytes]], int]:
+    """Return the documents of each split and the number of duplicates, by the plainest code."""
+    rows: dict[Split, list[bytes]] = {"train": [], "val": []}
+    seen: set[bytes] = set()
+    n_duplicates = 0
+    for documents, of_val_file in zip(case.files, case.val_files, strict=True):
+        for text in documents:
+            if text is DAMAGED or not text.strip():
+                continue
+            raw = text.encode()
+            n_duplicates += raw in seen
+            if raw in seen and case.config.dedup == "exact":
+                continue
+            seen.add(raw)
+            if any(case.val_files):
+                rows["val" if of_val_file else "train"].append(raw)
+            elif case.config.split_rule == "hash":
+                rows[split_of(xxhash.xxh3_128_digest(raw), case.config)].append(raw)
+            else:
+                start = tail_start(raw, case.config.val_fraction)
+                for split, half in zip(SPLITS, (raw[:start], raw[start:]), strict=True):
+                    if half:
+                        rows[split].append(half)
+    return rows, n_duplicates
+
+
+@given(case=corpora())
+@settings(deadline=None, max_examples=50)
+def test_the_data_hold_exactly_the_documents_however_the_work_is_cut(case: Given) -> None:
+    with tempfile.TemporaryDirectory() as name, case.cut.applied():
+        folder = Path(name)
+        train, val = case.written(folder)
+        data = prepare(train, folder / "data", val, case.config)
+        rows, n_duplicates = expected_rows(case)
+        tokenizer = data.tokenizer()
+        verify_data(data)
+        for split in SPLITS:
+            assert texts_of(data, split) == rows[split]
+            assert token_rows(data, split) == [
+                [*tokenizer.encode(text.decode()), tokenizer.eot_id] for text in rows[split]
+            ]
+            assert data.meta["splits"][split] == {
+                "documents": len(rows[split]),
+                "bytes": sum(map(len, rows[split])),
+                "tokens": len(data.tokens(split)),
+            }
+            by_source = [source[split] for source in data.meta["sources"]]
+            for key, count in data.meta["splits"][split].items():
+                assert sum(counts[key] for counts in by_source) == count
+        in_files = [text for file in case.files for text in file]
+        n_good = sum(text is not DAMAGED and bool(text.strip()) for text in in_files)
+        n_left_out = n_duplicates if case.config.dedup == "exact" else 0
+        assert data.meta["n_documents"] == n_good - n_left_out
+        assert data.meta["n_duplicates"] == n_duplicates
+        assert sum(data.meta["reasons"].values()) == in_files.count(DAMAGED)
+        assert data.meta["n_forced_cuts"] == 0
+        assert not (data.path / ".unfinished").exists()
+
+
+@given(case=corpora())
+@settings(deadline=None, max_examples=20)
+def test_the_same_bytes_are_written_however_the_work_is_cut(case: Given) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        train, val = case.written(Path(name))
+        whole = prepare(train, Path(name, "whole"), val, case.config)
+        with case.cut.applied():
+            cut = prepare(train, Path(name, "cut"), val, case.config)
+        # what a span skips is named by its place in the span; a span has its file's state again
+        for meta in (cut.meta, whole.meta):
+            meta["skipped"] = len(meta["skipped"])
+            meta["made_from"]["sources"] = {str(state) for state in meta["made_from"]["sources"]}
+        assert cut.meta == whole.meta
+        for name in whole.meta["files"]:
+            assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+SMALL = Cut(
+    long_bytes=200, piece_bytes=256, part_bytes=700, part_rows=500_000, batch_bytes=500,
+    group_bytes=5_000,
+    span_bytes=1 << 26, sorted_rows=1_000, block_tokens=100,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["no rows", "cut short", "a flipped bit", "no manifest"])
+@pytest.mark.parametrize("rule", ["hash", "tail"])
+def test_after_an_interrupt_only_what_is_missing_or_damaged_is_encoded_again(
+    rule: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{i}: " + "some words of it " * (i % 40) for i in range(60)]
+    for i in range(3):
+        (tmp_path / f"{i}.jsonl").write_bytes(json_lines(texts[i::3]))
+    files = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    encoded: list[bytes] = []
+
+    def noted(*arguments: Any, **named: Any) -> tuple[str, Any]:
+        name, encode = make_encoder(*arguments, **named)
+
+        def note(batch: list[bytes]) -> Any:
+            encoded.extend(batch)
+            return encode(batch)
+
+        return name, note
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "make_encoder", noted)
+    with SMALL.applied():
+        whole = prepare(files, tmp_path / "whole", split_rule=rule)
+        n_encoded = len(encoded)
+        with monkeypatch.context() as patch:
+            patch.setattr("prepare.pipeline.merge", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(files, tmp_path / "again", split_rule=rule)
+        work = tmp_path / "again" / ".unfinished"
+        (key, *_) = sorted({path.name.split("-")[0] for path in work.glob("*-0002.json")})
+        found = parts_done(work, key)
+        assert len(found) > 4
+        path, ids = found[2].path, ids_path(work, key, "train")
+        start, end = (part.manifest["sizes"][0] for part in found[1:3])
+        assert start < end < ids.stat().st_size
+        if damage == "no manifest":
+            path.unlink()
+        elif damage == "no rows":
+            path.with_suffix(".npy").unlink()
+        elif damage == "cut short":
+            os.truncate(ids, end - 1)
+        else:
+            raw = bytearray(ids.read_bytes())
+            raw[start] ^= 4
+            ids.write_bytes(raw)
+        assert [part.path for part in parts_done(work, key)] == [part.path for part in found[:2]]
+        encoded.clear()
+        again = prepare(files, tmp_path / "again", split_rule=rule)
+    assert 0 < len(encoded) < n_encoded
+    assert snapshot(again.path) == snapshot(whole.path)
+
+
+def test_only_all_128_bits_make_documents_equal_and_halves_only_to_their_like(
+    tmp_path: Path,
+) -> None:
+    hashes = [(1, 2), (1, 4), (0, 2), (1, 2), (1, 2), (0, 4), (1, 4)]
+    first = [1, 1, 1, 0, 1, 0, 1]
+    rows = np.zeros(len(hashes), ROW)
+    rows["hash"], rows["first"] = hashes, first
+    found = []
+    for number, start, end in [(0, 0, 3), (1, 3, 3), (2, 3, 7)]:
+        np.save(tmp_path / f"{number}.npy", rows[start:end])
+        found.append(Part(path=tmp_path / f"{number}.json"))
+    assert find_repeated(found).tolist() == [False, False, False, False, True, False, True]
+
+
+def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
+    n_bytes = 24 << 20
+    with (tmp_path / "long.jsonl").open("wb") as file:
+        file.write(b'{"text": "')
+        for _ in range(n_bytes >> 16):
+            file.write(b"a few words, " * 5041)
+        file.write(b'"}\n')
+    cut = replace(SMALL, long_bytes=1 << 16, piece_bytes=1 << 16, batch_bytes=1 << 16)
+    with cut.applied(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "BLOCK_BYTES", 1 << 16)
+        patch.setattr(merge, "BLOCK_TOKENS", 1 << 16)
+        tracemalloc.start()
+        try:
+            data = prepare([tmp_path / "long.jsonl"], tmp_path / "data", split_rule="tail")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert data.n_tokens("train") + data.n_tokens("val") == (n_bytes >> 16) * 5041 * 13 + 2
+    # the table of a char vocabulary takes 4.5 MB
+    assert peak < n_bytes / 2
+
+
+def test_a_scan_that_was_saved_is_the_same(tmp_path: Path) -> None:
+    scan = Scan(number=3, n_documents=2, n_bytes=9, characters={"a", "\u6f22", "\n"})
+    scan.lengths[3, 1] = 1 << 40
+    scan.findings.skip("a", "why")
+    scan.findings.encodings["cp1252"] += 1
+    for i in range(9):
+        scan.sample.add(Sampled(i / 7 % 1, b"\n{}" * i, i, 99, i % 2 == 0, i % 3 == 0))
+    scan.sample.barred_from = 0.99
+    scan.save(tmp_path / "scan")
+    loaded = Scan.load(tmp_path / "scan")
+    assert loaded.sample.pieces() == scan.sample.pieces()
+    assert loaded.sample.barred_from == scan.sample.barred_from
+    assert loaded.sample.size_bytes == scan.sample.size_bytes
+    assert replace(loaded, sample=scan.sample) == scan

@@ -1,0 +1,514 @@
+import io
+import json
+import re
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from common.errors import DataError
+from prepare.config import PrepareConfig
+from prepare.readers import jsonl as jsontext
+from prepare.readers.chunks import DROP, END, MORE, Piece
+from prepare.readers.jsonl import json_documents, looks_like_json, text_of
+from prepare.stats import Findings, UnreadableError
+
+
+@dataclass
+class Outcome:
+    texts: list[bytes]
+    findings: Findings
+    error: DataError | None = None
+
+
+def whole(pieces: Iterator[Piece]) -> Iterator[bytes]:
+    """Put documents together; each piece must be UTF-8 by itself, and the last no MORE."""
+    held, fate = b"", None
+    for text, fate in pieces:
+        text.decode("utf-8")
+        held += text
+        if fate is not MORE:
+            if fate is not DROP:
+                yield held
+            held = b""
+    assert fate is not MORE
+
+
+def read(
+    content: bytes | Path,
+    *,
+    name: str = "a.jsonl",
+    long_bytes: int = 16 << 20,
+    block_bytes: int = 1 << 20,
+    **config: Any,
+) -> Outcome:
+    """Read a file, or bytes; what an error leaves undone is in the outcome, too."""
+    findings, texts, error = Findings(), [], None
+    raw: Any = content.open("rb", buffering=0) if isinstance(content, Path) else io.BytesIO(content)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        io.BufferedReader(raw, 1 << 16) as stream,
+    ):
+        patch.setattr(jsontext, "LONG_BYTES", long_bytes)
+        patch.setattr(jsontext, "BLOCK_BYTES", block_bytes)
+        try:
+            for text in whole(json_documents(name, stream, PrepareConfig(**config), findings)):
+                texts.append(text)
+        except DataError as caught:
+            error = caught
+    return Outcome(texts, findings, error)
+
+
+def texts(content: bytes, **given: Any) -> list[bytes]:
+    outcome = read(content, **given)
+    assert outcome.error is None
+    return outcome.texts
+
+
+def looks(content: bytes, name: str = "a", text_key: str = "text") -> bool:
+    raw: Any = io.BytesIO(content)
+    return looks_like_json(name, io.BufferedReader(raw, 1 << 16), text_key)
+
+
+ONE = json.dumps({"id": 1, "text": "one"})
+TWO = json.dumps({"text": "two", "more": [{"text": "not this"}]})
+PRETTY = json.dumps({"id": {"text": "not this"}, "text": "three"}, indent=2)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{ONE}\n{TWO}\n",
+        f"{ONE}\n{TWO}",
+        f"{ONE}\r\n{TWO}\r\n",
+        f"\ufeff{ONE}\n\ufeff{TWO}\n\ufeff",
+        f"\n \n{ONE}\n\n\t\r\n{TWO}\n\n",
+        f"\ufeff\n{ONE}\n{TWO}",
+        f"[{ONE},{TWO}]",
+        f" [{ONE},\n{TWO}]\n",
+        f"[\n  {ONE},\n  {TWO}\n]",
+        json.dumps([json.loads(ONE), json.loads(TWO)], indent=4),
+        json.dumps(json.loads(ONE), indent=1) + "\n" + json.dumps(json.loads(TWO), indent=1),
+        json.dumps(json.loads(ONE), indent=1) + json.dumps(json.loads(TWO)),
+        f"[{ONE}]\n[{TWO}]",
+        '{"text":\n"one"}{"text":\n"two"}',
+    ],
+)
+@pytest.mark.parametrize("size", [16 << 20, 7])
+def test_every_layout_of_json_gives_the_same_documents(content: str, name: str, size: int) -> None:
+    raw = content.encode()
+    assert looks(raw, name)
+    assert texts(raw, name=name, block_bytes=size) == [b"one", b"two"]
+
+
+def test_each_line_is_a_document_whatever_line_ends_stand_in_its_text() -> None:
+    lines = ["one\u2028two\x85three\x0bfour\x0cfive\rsix\nseven", "the last, without a newline"]
+    content = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in lines)
+    assert texts(content.encode()) == [text.encode() for text in lines]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"[]", b" [ ] \n", b"\xef\xbb\xbf", b"[][]"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_file_without_a_record_has_no_documents(content: bytes, name: str) -> None:
+    assert texts(content, name=name) == []
+
+
+VALUES = [
+    ('"a string"', b"a string"),
+    ('["a", "list", ""]', b"a\n\nlist\n\n"),
+    ("[]", b""),
+    ('""', b""),
+    ("null", b""),
+    (r'"\u00e9\n\ud83d\ude00\"\\"', '\u00e9\n\U0001f600"\\'.encode()),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), VALUES)
+@pytest.mark.parametrize("long_bytes", [16 << 20, 2])
+def test_a_text_is_a_string_a_list_of_them_or_null(
+    value: str, text: bytes, long_bytes: int
+) -> None:
+    line = f'{{"text": {value}, "id": 1}}\n{ONE}'.encode()
+    assert texts(line, long_bytes=long_bytes, block_bytes=3) == [text, b"one"]
+
+
+@pytest.mark.parametrize("long_bytes", [16 << 20, 2])
+def test_a_text_key_is_taken_whole_and_else_as_a_path(long_bytes: int) -> None:
+    records = [
+        {"meta.body.text": "whole"},
+        {"meta": {"body": {"text": "path", "id": 1}, "x": 2}, "body": {"text": "no"}},
+        {"meta": {"body.text": "both"}},
+    ]
+    content = "\n".join(map(json.dumps, records)).encode()
+    found = texts(content, long_bytes=long_bytes, block_bytes=5, text_key="meta.body.text")
+    assert found == [b"whole", b"path", b"both"]
+
+
+def test_a_text_under_the_whole_key_comes_before_one_under_the_path() -> None:
+    assert text_of({"a": {"b": "path"}, "a.b": "whole"}, "a.b", "here") == "whole"
+
+
+def test_of_a_key_that_stands_twice_the_last_counts_and_in_a_long_line_the_first() -> None:
+    content = b'{"text": "first", "text": "last"}'
+    assert texts(content) == [b"last"]
+    assert texts(content, long_bytes=2) == [b"first"]
+
+
+BAD_LINES = [
+    (b'{"body": "x", "id": 1}', r"no text under the key 'text'; found the keys 'body', 'id'"),
+    (b'{"text": 5}', r"no text under the key 'text'; found the keys 'text'"),
+    (b'{"text": ["x", 5]}', r"no text under the key 'text'; found the keys 'text'"),
+    (b'{"text": {}}', r"no text under the key 'text'; found the keys 'text'"),
+    (b"{}", r"no text under the key 'text'; found an empty object"),
+    (b'["text"]', r"no text under the key 'text'; found (a list instead of an|no) object"),
+    (b"not JSON", r"not a JSON object"),
+    (b'{"text": "x"} {"text": "y"}', r"not a JSON object"),
+    (b'{"text": "x",}', r"not a JSON object"),
+    (b'{"text": "x" "y"}', r"not a JSON object"),
+    (b'{"text": "x\ty"}', r"not a JSON object .*control character"),
+    (b'{"text": "x\\y"}', r"not a JSON object .*escape"),
+    (b'{"text": "x\\u12"}', r"not a JSON object .*escape"),
+    (b"[" * 200_000, r"not a JSON object"),
+    (b'{"text": "x", "y": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", r"not a JSON object"),
+    (b'{"text": "x", "y": 1x}', r"not a JSON object"),
+    (b'{"text": "cut', r"not a JSON object"),
+    (b'{"text": "cut\\', r"not a JSON object"),
+    (b'{"text": "cut"', r"not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+@pytest.mark.parametrize("long_bytes", [16 << 20, 4])
+def test_a_bad_line_is_an_error_that_names_it_or_costs_one_document(
+    line: bytes, message: str, long_bytes: int
+) -> None:
+    content = f"{ONE}\n\n".encode() + line + f"\n{TWO}\n".encode()
+    stopped = read(content, long_bytes=long_bytes)
+    assert stopped.texts == [b"one"]
+    assert stopped.error is not None
+    assert re.match(f"a.jsonl, line 3: {message}", stopped.error.message)
+    skipped = read(content, long_bytes=long_bytes, on_error="skip")
+    assert skipped.texts == [b"one", b"two"]
+    [entry] = skipped.findings.skipped
+    assert entry["name"] == "a.jsonl, line 3"
+    assert entry["reason"] in ("not JSON", "no text under the key 'text'")
+
+
+def test_a_line_that_is_damaged_does_not_swallow_the_next() -> None:
+    content = f'{{"text": "cut"\n{ONE}\n[1, 2\n{TWO}'.encode()
+    assert texts(content, on_error="skip") == [b"one", b"two"]
+    assert texts(content[len('{"text": "cut"') + 1 :], on_error="skip") == [b"one", b"two"]
+
+
+def test_one_record_without_text_costs_one_document_and_one_that_is_damaged_all_behind() -> None:
+    content = f'[{ONE}, {{"body": "x"}}, 5, [{ONE}], {{"text": "cut", }}, {TWO}]'
+    for size in (1 << 20, 3):
+        stopped = read(content.encode(), block_bytes=size)
+        assert stopped.error is not None
+        assert stopped.error.message.startswith("a.jsonl, record 2: no text under the key 'text'")
+        skipped = read(content.encode(), block_bytes=size, on_error="skip")
+        assert skipped.texts == [b"one"]
+        assert [entry["name"] for entry in skipped.findings.skipped] == [
+            f"a.jsonl, record {number}" for number in (2, 3, 4, 5)
+        ]
+        assert skipped.findings.reasons == {"no text under the key 'text'": 3, "not JSON": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": 1, "b": "x"}', b'{\n "a": 1,\n "b": [{"text": "y"}]\n}', b'[{"a": 1, "b": 1}, 5]'],
+)
+@pytest.mark.parametrize("block_bytes", [1 << 20, 3])
+def test_a_json_file_without_any_text_is_unreadable_and_json_lines_without_are_wrong(
+    content: bytes, block_bytes: int
+) -> None:
+    error = read(content, name="a.json", block_bytes=block_bytes).error
+    assert isinstance(error, UnreadableError)
+    assert "no text under the key 'text'; found the keys 'a', 'b'" in error.message
+    error = read(content, name="a.jsonl", block_bytes=block_bytes).error
+    assert error is not None
+    assert not isinstance(error, UnreadableError)
+
+
+@pytest.mark.parametrize("content", [f'{{"a": 1}}\n{ONE}', f'[{{"a": 1}}, {ONE}]'])
+def test_a_text_met_later_makes_a_record_without_one_an_error(content: str) -> None:
+    stopped = read(content.encode(), name="a.json")
+    assert stopped.texts == []
+    assert type(stopped.error) is DataError
+    assert "1: no text" in stopped.error.message
+    assert texts(content.encode(), name="a.json", on_error="skip") == [b"one"]
+
+
+def test_a_record_without_text_behind_one_that_has_it_is_an_error() -> None:
+    for content in (f'{ONE}\n{{"a": 1}}', f'[{ONE}, {{"a": 1}}]'):
+        stopped = read(content.encode(), name="a.json")
+        assert stopped.texts == [b"one"]
+        assert type(stopped.error) is DataError
+
+
+def test_what_only_resembles_json_is_unreadable_under_the_name_of_json() -> None:
+    assert isinstance(read(b"{ // comment\n}", name="a.json").error, UnreadableError)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{ text in braces }",
+        b'{"other": "key"}\n',
+        b'{"text',
+        b'{"text": "x"} is how one writes it',
+        b'{\n  "text": "x"\n}\n\nis how one writes it',
+        b'{"other": {"text": "too deep"}}',
+        b'{\n  "other": [{"text": "too deep"}]\n}',
+        b"[1, 2]",
+        b'["text"]',
+        b"[text]\nkey = 5",
+        b"[text](http://link)",
+        b"{% if text %}",
+        b'{"text": ' + b"x" * (1 << 17),
+        b'{"text": "x", y' + b"x" * (1 << 17),
+        b'{"other": "' + b"x" * (1 << 17) + b'", "text": "y"}',
+    ],
+)
+def test_other_text_that_begins_like_json_is_not_taken_for_it(content: bytes) -> None:
+    assert not looks(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "text_key"),
+    [
+        (b'{"text": "' + b"long " * 20_000, "text"),
+        (b'[\n {"id": 1,\n "text": "' + b"long " * 20_000, "text"),
+        (b'[{"id": 1}, {"text": null}]', "text"),
+        (b'{\n "a": {\n "b": "x"}}', "a.b"),
+        (b'{"a": {"b": "x"}}\nnot JSON', "a.b"),
+        (b'{"text": "caf\xe9"}\n', "text"),
+        (b'{"text": "x"}\n' * 10_000, "text"),
+    ],
+)
+def test_json_is_known_by_the_text_under_its_key(content: bytes, text_key: str) -> None:
+    assert looks(content, text_key=text_key)
+
+
+def test_only_braces_and_brackets_make_json_of_a_json_file() -> None:
+    assert looks(b' {"other": 5}', "a.json")
+    assert looks(b"[]", "a.json")
+    assert not looks(b"text", "a.json")
+    assert looks(b"text", "a.ndjson")
+
+
+BAD_BYTES = b'{"text": "one"}\n{"text": "caf\xe9 \xe2\x82A\xf0\x9f\x98"}\n{"text": "three"}\n'
+
+
+@pytest.mark.parametrize("long_bytes", [16 << 20, 2])
+@pytest.mark.parametrize("block_bytes", [1 << 20, 1, 2, 3, 5])
+@pytest.mark.parametrize("is_array", [False, True])
+def test_bytes_that_are_not_utf8_are_replaced_skipped_or_an_error(
+    is_array: bool, block_bytes: int, long_bytes: int
+) -> None:
+    content, where = BAD_BYTES, "line 2"
+    if is_array:
+        content, where = b"[" + BAD_BYTES.strip().replace(b"\n", b",") + b"]", "record 2"
+    mended = BAD_BYTES.splitlines()[1][10:-2].decode("utf-8", "replace").encode()
+    sizes: dict[str, Any] = {"long_bytes": long_bytes, "block_bytes": block_bytes}
+    replaced = read(content, **sizes)
+    assert replaced.error is None
+    assert replaced.texts == [b"one", mended, b"three"]
+    assert replaced.findings.n_bad_bytes == 1
+    skipped = read(content, on_bad_bytes="skip", **sizes)
+    assert skipped.texts == [b"one", b"three"]
+    assert skipped.findings.skipped == [{"name": f"a.jsonl, {where}", "reason": "not UTF-8"}]
+    error = read(content, on_bad_bytes="fail", **sizes).error
+    assert error is not None
+    start = content.index(b"\xe9") if is_array else 13
+    whole_or_line = "a.jsonl" if is_array else "a.jsonl, line 2"
+    found = f"{whole_or_line}: byte {start} from there, 0xe9, is not UTF-8"
+    assert error.message.startswith(found)
+
+
+@pytest.mark.parametrize("long_bytes", [16 << 20, 2])
+@pytest.mark.parametrize("block_bytes", [1 << 20, 1, 4, 7])
+def test_lone_surrogates_are_replaced_and_pairs_joined(block_bytes: int, long_bytes: int) -> None:
+    content = rb'{"text": "\ud800 \ud83d\ude00 \udc00\ud83d\ud83d\ude00\\ud83d\ud83d"}'
+    outcome = read(content, long_bytes=long_bytes, block_bytes=block_bytes)
+    expected = "\ufffd \U0001f600 \ufffd\ufffd\U0001f600\\ud83d\ufffd"
+    assert outcome.texts == [expected.encode()]
+    assert outcome.findings.n_bad_bytes == 1
+
+
+def test_a_long_document_comes_in_pieces_and_is_dropped_when_it_turns_out_bad() -> None:
+    content = b'{"text": "' + b"x" * 100 + b'", "id" 5}\n{"text": "y"}'
+    config = PrepareConfig(on_error="skip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "LONG_BYTES", 20)
+        patch.setattr(jsontext, "BLOCK_BYTES", 16)
+        stream: Any = io.BufferedReader(io.BytesIO(content))
+        pieces = list(json_documents("a.jsonl", stream, config, Findings()))
+    given, dropped, last = pieces[:-2], pieces[-2], pieces[-1]
+    assert b"".join(text for text, _ in given) == b"x" * 100
+    assert {fate for _, fate in given} == {MORE}
+    assert max(len(text) for text, _ in given) <= 16
+    assert dropped == (b"", DROP)
+    assert last == (b"y", END)
+
+
+JSON_TEXT = st.text(
+    st.sampled_from('ab"\\/\n\t \u00e9\u20ac\U0001f600\ud83d\ude00\x7f\u2028'), max_size=12
+)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | JSON_TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "b", "text", "a\n", ""]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+TEXTS = JSON_TEXT | st.lists(JSON_TEXT) | st.none()
+RECORDS = st.builds(
+    lambda before, text, after: before | {"text": text} | after,
+    st.dictionaries(st.sampled_from("abc"), JSON_VALUES, max_size=3),
+    TEXTS | JSON_VALUES,
+    st.dictionaries(st.sampled_from("def"), JSON_VALUES, max_size=3),
+)
+
+
+def has_doubled_keys(line: str) -> bool:
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled.append(len(dict(pairs)) < len(pairs))
+        return dict(pairs)
+
+    doubled: list[bool] = []
+    with suppress(ValueError):
+        json.loads(line, object_pairs_hook=check)
+    return any(doubled)
+
+
+def changed(text: str, change: tuple[float, str, int]) -> bytes:
+    """Encode with something put in, at a share of the length, in the place of some characters."""
+    where, put, n_deleted = change
+    at = int(where * len(text))
+    damaged = text[:at] + put + text[at + (n_deleted if put else 0) :]
+    assume(not has_doubled_keys(damaged))
+    with suppress(UnicodeEncodeError):
+        return damaged.encode("utf-8", "surrogateescape")
+    return damaged.encode("utf-8", "replace")  # halves of pairs, written as they are
+
+
+CHANGES = st.tuples(
+    st.floats(0, 1),
+    st.sampled_from(["", "", *'{}[]",:\\u1 n\x01\n', "\udce9", "\udce2\udc82"]),
+    st.integers(0, 2),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    record=RECORDS | JSON_VALUES,
+    ensure_ascii=st.booleans(),
+    change=CHANGES,
+    block_bytes=st.integers(1, 20),
+    on_bad_bytes=st.sampled_from(["replace", "skip"]),
+)
+def test_a_long_line_is_read_as_a_short_one_however_it_is_cut(
+    record: Any,
+    ensure_ascii: bool,
+    change: tuple[float, str, int],
+    block_bytes: int,
+    on_bad_bytes: str,
+) -> None:
+    raw = changed(json.dumps(record, ensure_ascii=ensure_ascii), change)
+    content = b'{"text": "first"}\n' + raw + b'\n{"text": "last"}'
+    given: dict[str, Any] = {"on_error": "skip", "on_bad_bytes": on_bad_bytes}
+    short = read(content, **given)
+    assert short.error is None
+    assert read(content, long_bytes=1, block_bytes=block_bytes, **given) == short
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    records=st.lists(RECORDS | JSON_VALUES, min_size=1, max_size=4),
+    indent=st.sampled_from([None, 1]),
+    change=CHANGES,
+    block_bytes=st.integers(1, 30),
+    on_bad_bytes=st.sampled_from(["replace", "skip"]),
+)
+def test_an_array_is_read_alike_however_it_is_cut(
+    records: list[Any],
+    indent: int | None,
+    change: tuple[float, str, int],
+    block_bytes: int,
+    on_bad_bytes: str,
+) -> None:
+    content = b"[\n]" + changed(json.dumps(records, indent=indent, ensure_ascii=False), change)
+    given: dict[str, Any] = {"on_error": "skip", "on_bad_bytes": on_bad_bytes}
+    assert read(content, block_bytes=block_bytes, **given) == read(content, **given)
+
+
+def texts_of(value: Any) -> list[str | None]:
+    """Return the texts that stand in a file's values; None for each record without one."""
+    found: list[str | None] = []
+    for record in value if isinstance(value, list) else [value]:
+        text = record.get("text", 5) if isinstance(record, dict) else 5
+        if isinstance(text, list) and all(isinstance(item, str) for item in text):
+            text = "\n\n".join(text)
+        found.append("" if text is None else text if isinstance(text, str) else None)
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(RECORDS | st.lists(RECORDS | JSON_VALUES, max_size=4), min_size=1, max_size=3),
+    indent=st.sampled_from([None, 0, 1, 4]),
+    block_bytes=st.integers(1, 30),
+)
+def test_an_array_of_records_and_records_in_a_row_are_read_as_json_reads_them(
+    values: list[Any], indent: int | None, block_bytes: int
+) -> None:
+    content = "[\n]" + "\n".join(json.dumps(value, indent=indent) for value in values)
+    outcome = read(content.encode(), on_error="skip", block_bytes=block_bytes)
+    expected = [text for value in json.loads(json.dumps(values)) for text in texts_of(value)]
+    assert outcome.error is None
+    assert outcome.texts == [
+        re.sub("[\ud800-\udfff]", "\ufffd", text).encode() for text in expected if text is not None
+    ]
+    assert outcome.findings.reasons.total() == expected.count(None)
+
+
+@pytest.mark.parametrize(
+    ("begin", "repeated", "end", "share"),
+    [
+        ('{"text": "', r"A line of text.\n" * 999, '"}', 16 / 17),
+        ('{"other": "', r"A line of text.\n" * 999, '", "text": ""}', 0),
+        ('[{"text": "', r"A line of text.\n" * 999, '"}]', 16 / 17),
+        ('{"other": ["', "x" * 997 + '", "', '"], "text": ""}', 0),
+        ("[", '{"text": "' + "x" * 985 + '"},\n', "{}]", 985 / 999),
+        ('{"text": "', r"\\" * 1000, '"}', 1 / 2),
+        ('{"text": "x", "o', "o" * 1000, '": 5}', 0),
+        ("", " " * 1000, '{"text": "x"}', 0),
+    ],
+    ids=["text", "other", "array", "items", "records", "backslashes", "key", "blanks"],
+)
+def test_memory_does_not_grow_with_the_length_of_a_line_or_file(
+    begin: str, repeated: str, end: str, share: float, tmp_path: Path
+) -> None:
+    path, size = tmp_path / "a.json", 24 << 20
+    path.write_text(begin + repeated * (size // len(repeated)) + end, encoding="utf-8")
+    config = PrepareConfig(on_error="skip")
+    tracemalloc.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch, path.open("rb") as stream:
+            patch.setattr(jsontext, "LONG_BYTES", 1 << 20)
+            pieces = json_documents(path.name, stream, config, Findings())
+            n_bytes = sum(len(text) for text, _ in pieces)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_bytes == pytest.approx(share * size, abs=2 * len(repeated))
+    assert peak < 10 << 20

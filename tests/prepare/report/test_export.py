@@ -1,0 +1,338 @@
+import errno
+import itertools
+import json
+import os
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.dataset import SPLITS, DataFolder, Split, TokenWriter, commit, open_data, token_dtype
+from common.errors import DataError
+from common.tokenizer import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+)
+from prepare.report import export
+from prepare.report.export import export_datatrove, export_llmc, export_text
+
+Exporter = Callable[[DataFolder, Path], list[Path]]
+
+BYTES = {bytes([byte]): byte for byte in range(256)}
+MERGES = {b"th": 256, b"the": 257, b' "': 258, b"\\n": 259, b"\xf0\x9f": 260, b"\x98\x80": 261}
+# Beside text of every width: all that JSON escapes, what only looks like its lines, and what
+# str.splitlines takes for line ends.
+TEXTS = {
+    "train": [
+        "the theatre",
+        "",
+        '"}\n{"text": "',
+        "\\n \\\\ \\u0041",
+        "".join(map(chr, range(300))),
+    ],
+    "val": ["\u2028 \x85 \ud7ff\ue000 \ufffd \U0001f600a\U0010ffff", '{"text": "'],
+}
+TOKENIZERS: dict[str, Tokenizer] = {
+    "bpe": BytePairTokenizer("small", GPT2_PATTERN, BYTES | MERGES, {END_OF_TEXT: 262}),
+    "gpt2's end": BytePairTokenizer("gpt2", GPT2_PATTERN, BYTES | MERGES, {END_OF_TEXT: 50256}),
+    "uint32": BytePairTokenizer("large", GPT2_PATTERN, BYTES | MERGES, {END_OF_TEXT: 100_257}),
+    "char": CharTokenizer(tuple(sorted(set("".join(itertools.chain(*TEXTS.values())))))),
+}
+
+
+def write_ids(folder: Path, rows: dict[Split, list[list[int]]], tokenizer: Tokenizer) -> DataFolder:
+    """Write a data folder of documents of ids, each with its end-of-text id."""
+    folder.mkdir(exist_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+    splits = {}
+    for split in SPLITS:
+        writer = TokenWriter(folder, split, token_dtype(tokenizer.vocab_size))
+        for row in rows[split]:
+            writer.add(np.array(row, np.uint32), np.array([len(row)]))
+        files |= writer.finish()
+        splits[split] = {"documents": len(rows[split]), "tokens": sum(map(len, rows[split]))}
+    commit(folder, files, tokenizer, {"splits": splits})
+    return open_data(folder)
+
+
+def write_texts(folder: Path, tokenizer: Tokenizer) -> DataFolder:
+    """Write a data folder of TEXTS."""
+    rows = {
+        split: [[*tokenizer.encode(text), tokenizer.eot_id] for text in TEXTS[split]]
+        for split in SPLITS
+    }
+    return write_ids(folder, rows, tokenizer)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataFolder:
+    return write_texts(tmp_path / "data", TOKENIZERS[request.param])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> DataFolder:
+    """Return a folder whose ids fit on a line; 3 ends a document."""
+    rows: dict[Split, list[list[int]]] = {"train": [[0, 1, 3], [3], [2, 2, 2, 3]], "val": [[1, 3]]}
+    return write_ids(tmp_path / "data", rows, CharTokenizer(("a", "b", "c")))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# text
+
+
+@pytest.mark.parametrize("block_bytes", [4, 12, 1 << 20])
+def test_the_documents_come_back_however_the_file_is_cut(
+    data: DataFolder, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "BLOCK_BYTES", block_bytes)
+    paths = export_text(data, tmp_path / "out")
+    assert paths == [tmp_path / "out" / "train.jsonl", tmp_path / "out" / "val.jsonl"]
+    assert names(tmp_path / "out") == {"train.jsonl", "val.jsonl"}
+    for split, path in zip(SPLITS, paths, strict=True):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS[split]]
+        assert path.read_bytes() == "".join(lines).encode("utf-8")
+
+
+def test_a_split_without_documents_is_an_empty_file_of_lines(tmp_path: Path) -> None:
+    data = write_ids(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
+    export_text(data, tmp_path)
+    assert (tmp_path / "train.jsonl").read_bytes() == b'{"text": "a"}\n'
+    assert (tmp_path / "val.jsonl").read_bytes() == b""
+
+
+def test_memory_does_not_grow_with_a_document(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["bpe"]
+    row = [ord("a")] * 4_000_000 + [tokenizer.eot_id]
+    data = write_ids(tmp_path, {"train": [row], "val": []}, tokenizer)
+    del row
+    tracemalloc.start()
+    try:
+        export_text(data, tmp_path)
+        export_llmc(data, tmp_path)
+        export_datatrove(data, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "train.jsonl").stat().st_size == 4_000_000 + len('{"text": ""}\n')
+    assert peak < 3_500_000  # the document has 4 MB of text and 8 MB of ids
+
+
+@pytest.mark.parametrize(
+    ("last", "message"), [(9, "holds an id above the last, 7"), (2, "does not end with")]
+)
+def test_ids_that_are_damaged_give_no_file_and_a_sentence(
+    small: DataFolder, last: int, message: str, tmp_path: Path
+) -> None:
+    path = small.path / "train.bin"
+    path.write_bytes(path.read_bytes()[:-2] + struct.pack("<H", last))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train.jsonl").write_bytes(b"older")
+    with pytest.raises(DataError, match=f"^{path}: {message}"):
+        export_text(small, tmp_path / "out")
+    assert names(tmp_path / "out") == {"train.jsonl"}
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == b"older"
+
+
+# llmc
+
+
+def test_a_shard_is_256_int32_then_the_end_of_text_id_then_the_ids(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    """By hand, from llm.c's dev/data/data_common.py."""
+    train, val = export_llmc(small, tmp_path / "out", name="tiny")
+    header = struct.pack("<256i", 20240520, 1, 9, *[0] * 253)
+    assert train.read_bytes() == header + struct.pack("<9H", 3, 0, 1, 3, 3, 2, 2, 2, 3)
+    header = struct.pack("<256i", 20240520, 1, 3, *[0] * 253)
+    assert val.read_bytes() == header + struct.pack("<3H", 3, 1, 3)
+    assert names(tmp_path / "out") == {"tiny_train_000000.bin", "tiny_val_000000.bin"}
+
+
+def test_a_vocabulary_beyond_uint16_takes_llama_3s_header_and_uint32(tmp_path: Path) -> None:
+    rows: dict[Split, list[list[int]]] = {"train": [[65, 100_257]], "val": []}
+    data = write_ids(tmp_path, rows, TOKENIZERS["uint32"])
+    (shard,) = export_llmc(data, tmp_path / "out")
+    header = struct.pack("<256i", 20240801, 7, 3, *[0] * 253)
+    assert shard.read_bytes() == header + struct.pack("<3I", 100_257, 65, 100_257)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 6, 1 << 20])
+@pytest.mark.parametrize("shard_tokens", range(1, 12))
+def test_shards_laid_together_are_the_stream_for_any_size(
+    small: DataFolder,
+    shard_tokens: int,
+    block_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "BLOCK_BYTES", block_bytes)
+    paths = export_llmc(small, tmp_path / "out", shard_tokens=shard_tokens)
+    assert paths == [
+        tmp_path / "out" / f"data_{split}_{i:06}.bin"
+        for split, n_tokens in [("train", 9), ("val", 3)]
+        for i in range(-(-n_tokens // shard_tokens))
+    ]
+    train = [path.read_bytes() for path in paths if "train" in path.name]
+    counts = [struct.unpack_from("<i", raw, 8)[0] for raw in train]
+    assert [len(raw) for raw in train] == [1024 + 2 * count for count in counts]
+    assert max(counts) <= shard_tokens
+    assert max(counts) - min(counts) <= 1  # so that none is too short for a batch
+    stream = b"".join(raw[1024:] for raw in train)
+    assert stream == struct.pack("<H", 3) + (small.path / "train.bin").read_bytes()
+
+
+def test_a_split_without_documents_has_no_shards(tmp_path: Path) -> None:
+    data = write_ids(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
+    assert export_llmc(data, tmp_path) == [tmp_path / "data_train_000000.bin"]
+
+
+def test_shards_of_a_larger_export_stop_it_before_anything_is_written(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    """A loader takes every file that its pattern fits."""
+    out = tmp_path / "out"
+    export_llmc(small, out, shard_tokens=4)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DataError, match=rf"^{out}/data_train_000001\.bin: left by another export"):
+        export_llmc(small, out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    export_llmc(small, out, name="data_2")  # not of those names, though they begin alike
+    export_llmc(small, out, shard_tokens=3)  # none is left over
+
+
+def test_modded_nanogpt_is_spoken_of_where_it_would_find_no_document(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("gpt2's end", "uint32"):
+        export_llmc(write_texts(tmp_path / name, TOKENIZERS[name]), tmp_path / name)
+    assert caplog.messages == []
+    export_llmc(write_texts(tmp_path / "bpe", TOKENIZERS["bpe"]), tmp_path / "bpe")
+    assert "The end-of-text id is 262, not GPT-2's 50256" in caplog.text
+
+
+# datatrove
+
+
+def test_datatrove_gets_a_link_the_ends_of_documents_and_their_count(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    paths = export_datatrove(small, tmp_path / "out")
+    assert [path.name for path in paths] == [
+        *("train.ds", "train.ds.index", "train.ds.metadata"),
+        *("val.ds", "val.ds.index", "val.ds.metadata"),
+    ]
+    assert names(tmp_path / "out") == {path.name for path in paths}
+    assert os.path.samefile(paths[0], small.path / "train.bin")
+    assert paths[1].read_bytes() == struct.pack("<3Q", 3, 4, 8)
+    assert paths[2].read_bytes() == b"char|2\n8\n8.00 T"
+
+
+@pytest.mark.parametrize("block_bytes", [4, 8, 1 << 20])
+def test_the_ends_of_documents_are_sums_of_their_lengths_however_many(
+    small: DataFolder, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "BLOCK_BYTES", block_bytes)
+    index = export_datatrove(small, tmp_path / "out")[1]
+    assert np.fromfile(index, "<u8").tolist() == list(itertools.accumulate([3, 1, 4]))
+
+
+def test_an_index_that_is_damaged_gives_no_ends_and_a_sentence(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    path = small.path / "train.idx"
+    raw = bytearray(path.read_bytes())
+    raw[34] ^= 4  # the first document's length: 3, now 7
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=f"^{path}: has documents of 12 tokens, not of 8"):
+        export_datatrove(small, tmp_path / "out")
+    assert names(tmp_path / "out") == {"train.ds"}
+
+
+def test_an_export_again_replaces_links_and_leaves_nothing_behind(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    first = export_datatrove(small, tmp_path / "out")
+    ids = first[0].read_bytes()
+    export_datatrove(small, tmp_path / "out")
+    assert names(tmp_path / "out") == {path.name for path in first}
+    rows: dict[Split, list[list[int]]] = {"train": [[1, 3]], "val": []}
+    other = write_ids(small.path, rows, CharTokenizer(("a", "b", "c")))
+    assert first[0].read_bytes() == ids  # what was prepared later is another file
+    export_datatrove(other, tmp_path / "out")
+    assert first[0].read_bytes() == struct.pack("<2H", 1, 3)
+    assert names(tmp_path / "out") == {path.name for path in first}
+
+
+def test_ids_are_copied_where_links_are_impossible(
+    small: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    tokens = export_datatrove(small, tmp_path / "out")[0]
+    assert tokens.read_bytes() == (small.path / "train.bin").read_bytes()
+    assert not os.path.samefile(tokens, small.path / "train.bin")
+
+
+def test_a_link_leads_to_the_ids_where_those_are_behind_a_symbolic_link(
+    small: DataFolder, tmp_path: Path
+) -> None:
+    (small.path / "train.bin").rename(small.path / "elsewhere.bin")
+    (small.path / "train.bin").symlink_to("elsewhere.bin")
+    tokens = export_datatrove(small, tmp_path / "out")[0]
+    assert not tokens.is_symlink()
+    assert os.path.samefile(tokens, small.path / "elsewhere.bin")
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "rounded"),
+    [
+        (0, "0.00 T"),
+        (999, "999 T"),
+        (1_234, "1.23 kT"),
+        (999_499, "999 kT"),
+        (999_999, "1.00 MT"),
+        (45_600_000, "45.6 MT"),
+        (9_035_582_198, "9.04 GT"),
+    ],
+)
+def test_a_count_is_rounded_to_three_digits(n_tokens: int, rounded: str) -> None:
+    assert export._rounded(n_tokens) == rounded
+
+
+# all
+
+
+@pytest.mark.parametrize("export_as", [export_text, export_llmc, export_datatrove])
+def test_only_files_of_the_same_name_are_replaced(
+    small: DataFolder, export_as: Exporter, tmp_path: Path
+) -> None:
+    (tmp_path / "fresh").mkdir()
+    fresh = {path.name: path.read_bytes() for path in export_as(small, tmp_path / "fresh")}
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (*fresh, "notes.txt"):
+        (out / name).write_bytes(b"older")
+    export_as(small, out)
+    found = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert found == fresh | {"notes.txt": b"older"}
+
+
+@pytest.mark.parametrize("export_as", [export_text, export_llmc, export_datatrove])
+def test_a_place_that_cannot_be_written_is_an_error_in_a_sentence(
+    small: DataFolder, export_as: Exporter, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(DataError, match=f"^{tmp_path}/out: cannot be written"):
+        export_as(small, tmp_path / "out")

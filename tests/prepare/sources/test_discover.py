@@ -1,0 +1,251 @@
+"""Which files are read, in which order, and under which name."""
+
+import io
+import itertools
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from prepare.sources.discover import CountedFile, Source, find_sources
+from prepare.workers.tasks import Task, key_of, tasks_of
+from tests.prepare.making import json_lines, prepare, snapshot, texts_of
+
+
+def written(path: Path, content: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_folders_are_walked_in_the_order_of_names_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ["b/2.txt", "b/1.txt", "a.txt", ".hidden", ".git/config", "b/.hidden/3.txt"]:
+        written(tmp_path / name)
+    found = find_sources([tmp_path])
+    assert [s.name for s in found] == [f"{tmp_path}/{n}" for n in ("a.txt", "b/1.txt", "b/2.txt")]
+    assert not any(source.named for source in found)
+
+
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.txt")
+    (tmp_path / "link.txt").symlink_to(file)
+    for paths in [[tmp_path, file, file], [file, tmp_path / "link.txt"], [tmp_path / "*.txt"]]:
+        assert len(find_sources(paths)) == 1
+
+
+def test_a_file_that_is_named_counts_as_named_whatever_else_it_lies_in(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.txt")
+    assert find_sources([tmp_path, file])[0].named
+    assert find_sources([file, tmp_path])[0].named
+
+
+def test_a_file_of_two_names_has_the_same_one_in_whatever_order_they_are_given(
+    tmp_path: Path,
+) -> None:
+    names = [written(tmp_path / "b.txt"), tmp_path / "a.txt", tmp_path / "c.txt"]
+    for link in names[1:]:
+        link.symlink_to(names[0])
+    for order in itertools.permutations(names):
+        assert [source.path.name for source in find_sources(list(order))] == ["a.txt"]
+
+
+def test_what_is_no_file_is_left_out_of_a_folder_and_a_loop_of_links_ends(tmp_path: Path) -> None:
+    written(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "broken link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    assert [source.path.name for source in find_sources([tmp_path])] == ["a.txt"]
+    with pytest.raises(DataError, match="itself: no such file or folder"):
+        find_sources([tmp_path / "itself"])
+
+
+def test_a_named_pipe_is_an_error_that_says_how_to_read_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: neither a file nor a folder.*'-'"):
+        find_sources([tmp_path / "pipe"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    written(tmp_path / "in" / "a" / "a.txt")
+    (tmp_path / "in" / "a").chmod(0)
+    with pytest.raises(DataError, match=r"in/a: the folder cannot be read \(Permission denied"):
+        find_sources([tmp_path / "in"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["a.txt", "b.txt"]),
+        ("?.txt", ["a.txt", "b.txt"]),
+        ("[bc].*", ["b.txt", "c.json"]),
+        ("**/*.txt", ["a.txt", "b.txt", "deep/er/d.txt"]),
+        ("deep*", ["deep/er/d.txt"]),
+        ("what?.txt*", ["what?.txt"]),
+    ],
+)
+def test_patterns_are_expanded(pattern: str, names: list[str], tmp_path: Path) -> None:
+    for name in ["a.txt", "b.txt", "c.json", ".e.txt", "deep/er/d.txt"]:
+        written(tmp_path / "in" / name)
+    written(tmp_path / "in" / "what?.txt")
+    found = [s.path.relative_to(tmp_path / "in") for s in find_sources([tmp_path / "in" / pattern])]
+    expected = names + ["what?.txt"] * (pattern in ("*.txt", "**/*.txt"))
+    assert [str(path) for path in found] == expected
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    written(tmp_path / "a[1].txt")
+    written(tmp_path / "a1.txt")
+    assert [s.path.name for s in find_sources([tmp_path / "a[1].txt"])] == ["a[1].txt"]
+
+
+def test_a_pattern_of_no_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\*\.zst: no such file or folder"):
+        find_sources([tmp_path / "*.zst"])
+
+
+def test_the_folder_written_to_is_no_source(tmp_path: Path) -> None:
+    written(tmp_path / "a.txt", b"a story")
+    prepare([tmp_path], tmp_path / "data")
+    found = find_sources([tmp_path], out=tmp_path / "data")
+    assert [source.path.name for source in found] == ["a.txt"]
+
+
+def test_a_source_cannot_be_written_to(tmp_path: Path) -> None:
+    written(tmp_path / "a.txt", b"a story")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        with pytest.raises(DataError, match=f"^{folder}: is --out and a source"):
+            find_sources([folder], out=tmp_path)
+
+
+def test_that_a_link_to_a_folder_is_not_followed_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "far" / "b.txt")
+    written(tmp_path / "near" / "a.txt")
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    assert [source.path.name for source in find_sources([tmp_path / "near"])] == ["a.txt"]
+    assert f"{tmp_path / 'near' / 'link'}: a link to a folder, not followed" in caplog.text
+    both = find_sources([tmp_path / "near", tmp_path / "near" / "link"])
+    assert [source.path.name for source in both] == ["a.txt", "b.txt"]
+
+
+def test_a_file_of_val_is_val_only_wherever_else_it_lies(tmp_path: Path) -> None:
+    for name in ["in/a.txt", "in/b.txt", "in/val/c.txt", "d.txt"]:
+        written(tmp_path / name)
+    val_paths = [tmp_path / "in" / "b.txt", tmp_path / "in" / "val", tmp_path / "d*"]
+    found = find_sources([tmp_path / "in"], val_paths=val_paths)
+    assert {s.path.name: s.val for s in found} == {
+        "a.txt": False, "b.txt": True, "c.txt": True, "d.txt": True,
+    }  # fmt: skip
+
+
+def test_standard_input_is_named_so_and_read_once_and_first(tmp_path: Path) -> None:
+    spool = written(tmp_path / "zzz spool", b"a story")
+    stdin = Source(name="standard input", path=spool, content="a hash")
+    file = written(tmp_path / "a.txt")
+    for paths in [[Path("-"), file, Path("-")], [file, Path("-")]]:
+        assert [s.name for s in find_sources(paths, stdin=stdin)] == ["standard input", str(file)]
+
+
+def test_sources_give_the_same_bytes_in_whatever_order_they_are_named(tmp_path: Path) -> None:
+    for i in range(6):
+        lines = json_lines([f"{i}-{j} of them" for j in range(9)])
+        written(tmp_path / "in" / f"{i}.jsonl", lines)
+    files = sorted((tmp_path / "in").iterdir())
+    whole = prepare([tmp_path / "in"], tmp_path / "whole", split_rule="hash")
+    shuffled = random.Random(0).sample(files, len(files))
+    again = prepare(shuffled, tmp_path / "again", split_rule="hash")
+    assert snapshot(again.path) == snapshot(whole.path)
+    in_order = [f"{i}-{j} of them".encode() for i in range(6) for j in range(9)]
+    train = set(texts_of(whole, "train"))
+    assert texts_of(whole, "train") == [text for text in in_order if text in train]
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt", b"\xff"):
+        (folder / os.fsdecode(name)).write_bytes(b"text of " + name[:1])
+    sources = find_sources([folder])
+    assert [Path(source.name).name for source in sources] == [
+        "caf\ufffd.txt", "caf\ufffd.txt", "\ufffd",
+    ]  # fmt: skip
+    data = prepare([folder], tmp_path / "data", tokenizer="bpe")
+    assert sum(source["train"]["documents"] for source in data.meta["sources"]) == 3
+    json.dumps(data.meta, ensure_ascii=False).encode("utf-8")
+    before = (data.path / "meta.json").stat().st_mtime_ns
+    assert prepare([folder], tmp_path / "data", tokenizer="bpe").meta == data.meta
+    assert (data.path / "meta.json").stat().st_mtime_ns == before
+
+
+def test_a_source_that_changed_is_known_by_size_and_time(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"one")
+    (source,) = find_sources([path])
+    before = source.state()
+    assert json.loads(json.dumps(before)) == before
+    assert source.state() == before
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert source.state() != before
+    path.write_bytes(b"longer")
+    assert source.state() != before
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read \(No such file"):
+        source.state()
+
+
+def test_standard_input_is_known_by_its_hash_alone(tmp_path: Path) -> None:
+    one = Source(name="standard input", path=tmp_path / "1", content="hash")
+    assert replace(one, path=tmp_path / "2").state() == one.state()
+    assert replace(one, content="another").state() != one.state()
+
+
+def test_a_saved_data_set_is_known_by_its_files(tmp_path: Path) -> None:
+    file = written(tmp_path / "set" / "deep" / "part.arrow")
+    source = Source(name="set", path=tmp_path / "set", dataset=True)
+    before = source.state()
+    assert replace(source, split="test").state() != before
+    file.write_bytes(b"longer")
+    assert source.state() != before
+
+
+@pytest.mark.parametrize("n_asked", [1, 99, 2560, 10_000])
+@pytest.mark.parametrize("span", [None, (0, 2560), (0, 7), (100, 101), (7, 2000), (5, 5)])
+def test_a_counted_file_gives_its_span_and_tells_every_byte(
+    span: tuple[int, int] | None, n_asked: int, tmp_path: Path
+) -> None:
+    content = bytes(range(256)) * 10
+    told: list[int] = []
+    with CountedFile(written(tmp_path / "a", content), told.append, span) as file:
+        stream = io.BufferedReader(file, 64)
+        found = b"".join(iter(lambda: stream.read(n_asked), b""))
+        assert sum(told) == len(found)
+    assert found == (content if span is None else content[slice(*span)])
+
+
+def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:
+    assert [task.number for task in tasks] == list(range(len(tasks)))
+    return [(task.first_source, [source.path.name for source in task.sources]) for task in tasks]
+
+
+def test_small_sources_share_a_task_and_large_ones_have_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prepare.workers.tasks.GROUP_BYTES", 100)
+    sizes = [40, 40, 40, 500, 0, 99, 1, 7]
+    for i, size in enumerate(sizes):
+        written(tmp_path / str(i), b"x" * size)
+    tasks = tasks_of(find_sources([tmp_path]))
+    assert numbered(tasks) == [(0, ["0", "1", "2"]), (3, ["3"]), (4, ["4", "5", "6"]), (7, ["7"])]
+    assert [task.size_bytes for task in tasks] == [120, 500, 100, 7]
+
+
+def test_a_key_is_that_of_all_it_is_made_from() -> None:
+    assert key_of({"b": 1, "a": [2]}, "x") == key_of({"a": [2], "b": 1}, "x")
+    assert len({key_of("x", i, [j]) for i in range(9) for j in range(9)}) == 81

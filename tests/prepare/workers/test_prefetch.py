@@ -1,0 +1,212 @@
+"""Items made by another process: the same, with its errors, and it is gone at the end."""
+
+import io
+import lzma
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from prepare.config import PrepareConfig
+from prepare.readers.chunks import DROP, END, MORE, PIECE_BYTES, Piece
+from prepare.readers.documents import APART_BYTES, read_source
+from prepare.sources.discover import CountedFile, Source, Tally
+from prepare.stats import Findings, UnreadableError
+from prepare.workers.forked import HelperEndedError, forbid, helper
+from prepare.workers.prefetch import GATHER_BYTES, GATHER_PIECES, N_SLOTS, ahead
+from tests.processes import children
+
+PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
+
+
+def made_ahead(
+    parts: Iterator[bytes], told: Callable[[int], object] = print, findings: Findings | None = None
+) -> Generator[bytes]:
+    pieces = ahead(((part, MORE) for part in parts), Tally(told), findings or Findings())
+    with closing(pieces):
+        for text, fate in pieces:
+            assert fate is MORE
+            yield text
+
+
+def test_the_items_are_the_same() -> None:
+    assert list(made_ahead(iter(PARTS))) == PARTS
+    assert list(made_ahead(iter([]))) == []
+    assert children() == []
+
+
+def test_every_fate_and_length_comes_through() -> None:
+    pieces: list[Piece] = [(b"", DROP), (b"a", END), (bytes(3 * GATHER_BYTES), MORE), (b"", END)]
+    assert list(ahead(iter(pieces), Tally(print), Findings())) == pieces
+
+
+def test_as_much_as_a_slot_takes_comes_through() -> None:
+    tiny = [(b"", DROP)] * (2 * GATHER_PIECES)
+    pieces: list[Piece] = [(bytes(GATHER_BYTES - 1), MORE), (b"a" * PIECE_BYTES, END)]
+    assert list(ahead(iter([*tiny, *pieces]), Tally(print), Findings())) == [*tiny, *pieces]
+
+
+def test_they_are_made_in_another_process() -> None:
+    (maker,) = set(made_ahead(str(os.getpid()).encode() for _ in range(20)))
+    assert int(maker) != os.getpid()
+
+
+def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
+    """What it has made waits in the slots, of which there are few, and in its hands."""
+
+    def make() -> Iterator[bytes]:
+        for i in range(3 * N_SLOTS):
+            (tmp_path / str(i)).touch()
+            yield bytes(GATHER_BYTES)
+
+    chunks = made_ahead(make())
+    for n_used in range(1, N_SLOTS):
+        next(chunks)
+        time.sleep(0.02)
+        assert len(list(tmp_path.iterdir())) <= n_used + N_SLOTS
+    chunks.close()
+    assert len(list(tmp_path.iterdir())) < 2 * N_SLOTS
+
+
+def test_slots_are_used_again_and_their_text_stays() -> None:
+    """Freed several at a time; a text that was given out is not overwritten by a later one."""
+    texts = [bytes([i]) * GATHER_BYTES for i in range(4 * N_SLOTS)]
+    assert list(made_ahead(iter(texts))) == texts
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 20])
+@pytest.mark.parametrize("kind", [DataError, UnreadableError])
+def test_its_error_is_raised_here_behind_what_came_before_it(
+    n_before: int, kind: type[DataError]
+) -> None:
+    def make() -> Iterator[bytes]:
+        yield from PARTS[:n_before]
+        raise kind("damaged at byte 9")
+
+    chunks = made_ahead(make())
+    found: list[bytes] = []
+    with pytest.raises(kind, match=r"^damaged at byte 9$") as raised:
+        found.extend(iter(chunks.__next__, None))
+    assert raised.type is kind
+    assert found == PARTS[:n_before]
+    assert children() == []
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a mistake")])
+def test_other_errors_come_through_too(error: Exception) -> None:
+    def make() -> Iterator[bytes]:
+        yield from PARTS
+        raise error
+
+    found: list[bytes] = []
+    with pytest.raises((OSError, RuntimeError), match=r"Input/output error|a mistake"):
+        found.extend(iter(made_ahead(make()).__next__, None))
+    if isinstance(error, OSError):  # a disk that cannot be read further; what came before is good
+        assert found == PARTS
+
+
+@pytest.mark.parametrize("n_used", [0, 1, 5])
+def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
+    chunks = made_ahead(iter(PARTS))
+    for _ in range(n_used):
+        next(chunks)
+    assert len(children()) == (n_used > 0)
+    chunks.close()
+    assert children() == []
+
+
+def test_killed_it_is_a_sentence() -> None:
+    chunks = made_ahead(iter(PARTS * 10))
+    next(chunks)
+    (process,) = children()
+    os.kill(int(process), signal.SIGKILL)
+    with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
+        deque(chunks, maxlen=0)
+    assert children() == []
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) -> None:
+    """A past bug: with --on-error skip the rest of the file was left out, and the run went on."""
+    path = tmp_path / "a.txt.xz"
+    text = random.Random(0).randbytes(APART_BYTES).hex().encode()  # then more than its slots hold
+    path.write_bytes(lzma.compress(text + b"word " * (N_SLOTS * GATHER_BYTES // 4), preset=0))
+    config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
+    pieces = read_source(Source(name="a", path=path), config, Findings(), print)
+    next(pieces)
+    (process,) = children()
+    os.kill(int(process), signal.SIGKILL)
+    with pytest.raises(HelperEndedError):
+        deque(pieces, maxlen=0)
+
+
+def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with helper(lambda there: 1 // 0) as process, pytest.raises(HelperEndedError):
+        process.answer()
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert children() == []
+
+
+def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10 * GATHER_BYTES))
+    told: list[int] = []
+    tally = Tally(told.append)
+    with CountedFile(path, tally) as file, io.BufferedReader(file) as stream:
+        chunks = iter(lambda: stream.read(GATHER_BYTES), b"")
+        pieces = ahead(((chunk, END) for chunk in chunks), tally, Findings())
+        assert sum(len(text) for text, _ in pieces) == 10 * GATHER_BYTES
+        assert sum(told) == tally.n_read == 10 * GATHER_BYTES
+        assert 0 not in told[:-1]
+
+
+def test_what_it_found_is_known_here_at_its_end() -> None:
+    findings = Findings(n_empty=1)
+    findings.encodings["cp1252"] = 2
+
+    def make() -> Iterator[bytes]:
+        findings.n_empty += 1
+        findings.skip("a", "broken")
+        findings.encodings["cp1252"] += 1
+        yield b"a"
+
+    assert list(made_ahead(make(), findings=findings)) == [b"a"]
+    assert (findings.n_empty, findings.reasons["broken"], findings.encodings["cp1252"]) == (2, 1, 3)
+
+
+def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
+    chunks = made_ahead(iter(PARTS * 10))
+    first = next(chunks)
+    (process,) = children()
+    os.kill(int(process), signal.SIGINT)
+    assert [first, *chunks] == PARTS * 10
+    assert children() == []
+
+
+def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid()
+    monkeypatch.delattr(os, "fork")
+    assert list(made_ahead(iter(PARTS))) == PARTS
+
+
+@pytest.mark.parametrize("n_bytes", [APART_BYTES - 1, APART_BYTES])
+def test_large_sources_are_read_by_a_process_and_small_ones_here(
+    tmp_path: Path, n_bytes: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a " * (n_bytes // 2) + b"a" * (n_bytes % 2))
+    told: list[int] = []
+    source = Source(name="a.txt", path=path)
+    pieces = read_source(source, PrepareConfig(), Findings(), told.append)
+    text, _ = next(pieces)
+    assert len(children()) == (n_bytes == APART_BYTES)
+    assert text + b"".join(rest for rest, _ in pieces) == path.read_bytes()
+    assert sum(told) == n_bytes
+    assert children() == []

@@ -1,0 +1,301 @@
+"""The commands of a chat: laws of taking back, sentences on all that cannot be done, and Tab."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.inference.config import GenerateConfig
+from common.inference.decoder import Decoder
+from sample.chat.commands import COMMANDS, completions, is_command, obey, setting_names
+from sample.chat.session import Chat
+from sample.chat.transcript import Transcript
+from sample.text.template import Message
+from tests.sample.conftest import ALPHABET, round_and_round
+
+LIKELIEST = GenerateConfig(max_new_tokens=4, temperature=0)
+
+
+class Told:
+    """A chat, and what it said since it was asked last."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        decoder = Decoder(round_and_round(forwards=True), ALPHABET, n_rows=1)
+        self.chat = Chat(decoder, LIKELIEST, run="runs/x", say=self.notices.append)
+
+    def ask(self, *texts: str) -> None:
+        for text in texts:
+            "".join(self.chat.ask(text))
+
+    def do(self, line: str) -> str:
+        """Do a command; return what it said, and then the answer it made, by lines."""
+        self.notices.clear()
+        answer = obey(self.chat, line)
+        return "\n".join([*self.notices, *(["".join(answer)] if answer is not None else [])])
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def test_undo_after_a_turn_is_the_conversation_before(told: Told) -> None:
+    told.ask("a", "b")
+    before = list(told.chat.messages)
+    told.ask("c")
+    assert told.do("/undo") == "Taken back: 'c' and its answer."
+    assert told.chat.messages == before
+    told.do("/undo")
+    told.do("/undo")
+    assert told.chat.messages == []
+    assert told.do("/undo") == "There is no turn to take back."
+
+
+def test_retry_answers_the_last_prompt_again_and_replaces_the_turn(told: Told) -> None:
+    told.ask("a", "b")
+    before = list(told.chat.messages)
+    said = told.do("/retry")
+    assert said.endswith("\nbcdef")
+    assert said.startswith("At temperature 0 the answer is the same again")
+    assert told.chat.messages == before
+    told.do("/reset")
+    assert told.do("/retry") == "There is nothing to answer again yet."
+
+
+def test_retry_uses_another_seed(told: Told) -> None:
+    told.chat.config = replace(LIKELIEST, temperature=1000.0, top_p=1.0, max_new_tokens=12)
+    told.ask("a")
+    first = told.chat.messages[-1]
+    assert told.do("/retry") != "a" + first.content
+
+
+def test_reset_forgets_the_turns_and_keeps_the_system_text(told: Told) -> None:
+    told.do("/system ab")
+    told.ask("c")
+    assert told.do("/reset") == "A new conversation; the system text and the settings stay."
+    assert told.chat.messages == [Message("system", "ab")]
+
+
+def test_the_system_text_is_set_shown_and_taken_away(told: Told) -> None:
+    assert told.do("/system") == "The conversation begins with its first turn."
+    told.ask("c")
+    assert told.do("/system ab  cd").startswith("The conversation begins with 'ab  cd';")
+    assert told.chat.messages[0] == Message("system", "ab  cd")
+    assert "'ab  cd'" in told.do("/system")
+    told.do("/system ef")
+    assert [m.role for m in told.chat.messages] == ["system", "user", "assistant"]
+    assert told.do('/system ""') == "The conversation begins with its first turn."
+    assert [m.role for m in told.chat.messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("system", ["", "ab"])
+def test_load_of_what_was_saved_is_the_same_conversation(
+    told: Told, tmp_path: Path, system: str
+) -> None:
+    told.chat.set_system(system)
+    told.ask("a", "\u00fc\U0001f600 \u2028b\\")
+    told.chat.messages[-1] = replace(told.chat.messages[-1], stopped=True)
+    saved = list(told.chat.messages)
+    path = tmp_path / "with blanks.json"
+    n_messages = 4 + bool(system)
+    assert told.do(f"/save {path}") == f"{path}: {n_messages} messages saved."
+    told.do("/reset")
+    told.ask("c")
+    told.do(f"/load {path}")
+    assert told.chat.messages == saved
+    told.ask("d")  # and it goes on from there, into the same file
+    assert told.do("/save") == f"{path}: {n_messages + 2} messages saved."
+
+
+def test_save_never_replaces_a_file_that_is_not_the_conversation_s(
+    told: Told, tmp_path: Path
+) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years", encoding="utf-8")
+    assert told.do(f"/save {thesis}").endswith("not this conversation's: name another file.")
+    assert thesis.read_text(encoding="utf-8") == "years"
+    assert told.do(f"/load {thesis}").startswith(f"{thesis}: cannot be read (")
+    assert told.do(f"/save {thesis}").endswith("name another file.")
+
+
+def test_save_after_reset_does_not_replace_the_conversation_before(
+    told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.json"
+    told.ask("a")
+    told.do(f"/save {path}")
+    told.do("/reset")
+    told.ask("b")
+    assert told.do("/save") == "/save needs the name of a file."
+    assert told.do(f"/save {path}").endswith("name another file.")
+    told.do(f"/load {path}")
+    assert told.chat.messages[0] == Message("user", "a")
+
+
+def test_save_writes_over_no_file_and_through_no_link_that_is_in_the_way(
+    told: Told, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("years", encoding="utf-8")
+    (tmp_path / "one.json.tmp").symlink_to(precious)
+    told.ask("a")
+    assert "is in the way" in told.do(f"/save {tmp_path / 'one.json'}")
+    assert precious.read_text(encoding="utf-8") == "years"
+    assert not (tmp_path / "one.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read"),
+        (b'{"format": 1, "messages": [', "cannot be read"),
+        (b"\xff\x00", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"[]", "not a conversation that /save wrote"),
+        (b'{"format": 2, "messages": []}', "not a conversation that /save wrote, of format 1"),
+        (b'{"format": 1}', 'lacks "messages"'),
+        (b'{"format": 1, "messages": [[]]}', "message 1: must be an object with a role"),
+        (b'{"format": 1, "messages": [{"role": "bot", "content": ""}]}', "message 1: must be"),
+        (b'{"format": 1, "messages": [{"role": [], "content": ""}]}', "message 1: must be"),
+        (b'{"format": 1, "messages": [{"role": "user"}]}', "a content that is a text"),
+        (b'{"format": 1, "messages": [{"role": "user", "content": "a"}]}', "by turns of user and"),
+    ],
+)
+def test_what_is_wrong_with_a_saved_conversation_is_said_and_changes_nothing(
+    told: Told, tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "talk.json"
+    path.write_bytes(content)
+    told.ask("a")
+    before = list(told.chat.messages)
+    assert said in told.do(f"/load {path}")
+    assert told.chat.messages == before
+
+
+def test_halves_of_characters_in_a_file_do_no_harm(told: Told, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(
+        '{"format": 1, "messages": [{"role": "user", "content": "\\ud800"},'
+        ' {"role": "assistant", "content": ""}]}',
+        encoding="utf-8",
+    )
+    told.do(f"/load {path}")
+    told.ask("\udcff")
+    assert told.do("/save").endswith("4 messages saved.")
+
+
+def test_files_that_cannot_be_used_are_sentences(told: Told, tmp_path: Path) -> None:
+    assert told.do("/save") == "/save needs the name of a file."
+    assert told.do("/load") == "/load needs the name of a file."
+    assert "No such file" in told.do(f"/save {tmp_path}/none/talk.json")
+    assert "No such file" in told.do(f"/load {tmp_path}/none")
+    assert "it is no file" in told.do(f"/load {tmp_path}")
+    assert "it is no file" in told.do("/load /dev/zero")
+    for odd in ("\0", "x" * 5000, "~nobody-at-all/x"):
+        assert told.do(f"/save {odd}")
+        assert told.do(f"/load {odd}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_set_changes_a_setting_within_the_range_it_was_declared_with(told: Told) -> None:
+    assert told.do("/set temperature 0.7") == "temperature 0.7"
+    assert told.chat.config == replace(LIKELIEST, temperature=0.7)
+    assert told.do("/set max_new_tokens   9") == "max-new-tokens 9"
+    assert told.chat.config.max_new_tokens == 9
+    before = told.chat.config
+    assert told.do("/set temperature -1") == "--temperature is -1.0: it must be at least 0."
+    assert told.do("/set temperature nan") == "--temperature is nan: it must be a finite number."
+    assert told.do("/set top-k 1.5") == "/set top-k 1.5: top-k must be a whole number."
+    assert told.do("/set top-k") == "/set top-k: top-k must be a whole number."
+    assert told.do("/set temprature 1").startswith("temprature: no such setting. There are max-new")
+    assert told.chat.config == before
+
+
+def test_set_alone_lists_every_setting(told: Told) -> None:
+    lines = told.do("/set").splitlines()
+    assert [line.split()[0] for line in lines] == setting_names()
+    assert len(lines) == len(fields(GenerateConfig))
+    assert lines[setting_names().index("temperature")].startswith("temperature 0: ")
+
+
+def test_figures_on_request(told: Told) -> None:
+    assert told.do("/stats") == "No answer yet."
+    assert told.do("/stats on") == "Figures after each answer: on."
+    assert told.chat.shows_stats
+    assert told.do("/stats perhaps").startswith("/stats perhaps: on or off is wanted")
+    told.do("/stats off")
+    assert not told.chat.shows_stats
+
+
+def test_an_unknown_command_is_a_sentence_that_names_the_near_one(told: Told) -> None:
+    assert told.do("/rety") == (
+        "/rety: no such command; do you mean /retry. To send it as a text, begin with //."
+    )
+    assert "/help lists them" in told.do("/")
+
+
+def test_quit_ends_the_input_and_help_lists_every_command(told: Told) -> None:
+    with pytest.raises(EOFError):
+        told.do("/quit")
+    for name in COMMANDS:
+        assert f"\n/{name} " in "\n" + told.do("/help")
+
+
+def test_two_slashes_begin_a_text() -> None:
+    assert is_command("/help")
+    assert not is_command("//help")
+    assert not is_command("help /")
+
+
+@given(st.text(st.sampled_from("/ setlodhnxp\t\n0.\x00\ud800"), max_size=20))
+@settings(deadline=None)  # time is no part of it
+def test_no_command_line_is_more_than_a_sentence(line: str) -> None:
+    told = Told()
+    name = (line.split() or [""])[0]
+    if name != "quit" and not name.startswith("save"):  # which does as it is told
+        assert told.do("/" + line)
+    assert completions("/" + line)
+
+
+def test_tab_completes_commands_settings_and_figures() -> None:
+    assert completions("/se") == ("/se", ["/set "])
+    assert completions("/s") == ("/s", ["/set ", "/system ", "/save ", "/stats "])
+    assert completions("/set te") == ("te", ["temperature "])
+    assert completions("/set ")[1] == [name + " " for name in setting_names()]
+    assert completions("/stats ")[1] == ["on", "off"]
+    assert completions("/reset x")[1] == []
+    assert completions("no command") == ("", [])
+    assert completions("//set") == ("", [])
+
+
+def test_tab_completes_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("talk 1.json", "talk 2.json", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "talks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert completions("/save ")[1] == ["talk 1.json", "talk 2.json", "talks/"]
+    assert completions("/load talk 1") == ("talk 1", ["talk 1.json"])
+    assert completions("/load .h")[1] == [".hidden"]
+    assert completions(f"/load {tmp_path}/ta")[1][0] == f"{tmp_path}/talk 1.json"
+    assert completions("/load none/x")[1] == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert completions("/load ~/.h")[1] == ["~/.hidden"]
+
+
+def test_a_transcript_goes_on_behind_a_line_cut_off_and_takes_any_bytes(
+    told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_bytes(b'{"role": "us')
+    told.chat.transcript = transcript = Transcript(path, told.chat.say)
+    told.do("/system \udcff b")  # as a byte that is not UTF-8 is typed
+    told.ask("a")
+    transcript._file.close()  # which otherwise stays open until the chat ends
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    assert first == '{"role": "us'
+    assert json.loads(others[0]) == {"command": "/system \ufffd b"}
+    assert [json.loads(line)["role"] for line in others[1:]] == ["user", "assistant"]

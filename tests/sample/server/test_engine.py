@@ -1,0 +1,225 @@
+"""Many requests on one decoder: each answer as if alone, places bounded, and all of them freed."""
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from common.errors import CheckpointError
+from common.inference.config import GenerateConfig
+from common.inference.decoder import Token
+from sample.server.engine import FAULT, BusyError, ClosedError, Engine, Request
+from sample.server.metrics import Counters
+from sample.text.detokenizer import Piece
+from tests.sample.conftest import ALPHABET
+from tests.sample.fake_decoder import FakeDecoder
+
+SOON_S = 20
+
+
+class Listener:
+    """One request's pieces, and the wait for the last of them."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.Queue[Piece] = queue.Queue()
+
+    def __call__(self, piece: Piece) -> None:
+        self.pieces.put(piece)
+
+    def all(self) -> list[Piece]:
+        got = [self.pieces.get(timeout=SOON_S)]
+        while not got[-1].is_last:
+            got.append(self.pieces.get(timeout=SOON_S))
+        return got
+
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.all())
+
+
+def request(prompt: list[int], n_new: int = 5, seed: int = 0, **rest: Any) -> Request:
+    return Request(prompt=prompt, config=GenerateConfig(max_new_tokens=n_new, seed=seed), **rest)
+
+
+def text_of(ids: list[int]) -> str:
+    return ALPHABET.decode_bytes(ids).decode()
+
+
+def await_(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def idle(engine: Engine) -> Callable[[], bool]:
+    return lambda: (engine.n_waiting, engine.n_busy) == (0, 0)
+
+
+@pytest.fixture
+def decoder() -> FakeDecoder:
+    return FakeDecoder(n_rows=3)
+
+
+@pytest.fixture
+def engine(decoder: FakeDecoder) -> Iterator[Engine]:
+    engine = Engine(decoder, ALPHABET, n_rows=3, max_waiting=4, counters=Counters())
+    engine.start()
+    yield engine
+    decoder.go.set()
+    engine.close("over")
+
+
+def ask(engine: Engine, asked: Request) -> Listener:
+    listener = Listener()
+    engine.submit([(asked, listener)])
+    return listener
+
+
+def test_each_answer_is_the_one_it_would_get_alone(decoder: FakeDecoder, engine: Engine) -> None:
+    asked = [request([i % 4], n_new=1 + i % 7, seed=i // 3) for i in range(40)]
+    heard = []
+    for each in asked:
+        await_(lambda: engine.n_waiting + engine.n_busy < 7)
+        heard.append(ask(engine, each))
+    for each, listener in zip(asked, heard, strict=True):
+        assert listener.text() == text_of(decoder.alone(each.prompt, each.config))
+    await_(idle(engine))
+    assert decoder.rows == {}
+    assert decoder.most_rows == 3
+
+
+def test_beyond_rows_and_queue_a_request_is_refused_and_a_place_that_frees_is_taken(
+    decoder: FakeDecoder, engine: Engine
+) -> None:
+    decoder.go.clear()
+    heard = [ask(engine, request([i])) for i in range(7)]
+    with pytest.raises(BusyError):
+        ask(engine, request([8]))
+    decoder.go.set()
+    assert all(listener.text() for listener in heard)
+    await_(idle(engine))
+    assert ask(engine, request([8])).text()
+
+
+def test_of_several_choices_all_are_taken_or_none(decoder: FakeDecoder, engine: Engine) -> None:
+    decoder.go.clear()
+    for i in range(6):
+        ask(engine, request([i]))
+    with pytest.raises(BusyError):
+        engine.submit([(request([7]), Listener()), (request([8]), Listener())])
+    assert engine.n_waiting + engine.n_busy == 6
+
+
+def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_step(
+    decoder: FakeDecoder, engine: Engine
+) -> None:
+    decoder.go.clear()
+    gone = Listener()
+    running = engine.submit([(request([i], n_new=10**6), gone) for i in range(3)])
+    await_(lambda: engine.n_busy == 3)
+    waiting = engine.submit([(request([i]), gone) for i in range(4)])
+    engine.cancel(waiting)
+    assert engine.n_waiting == 0
+    engine.cancel(running)
+    stays = ask(engine, request([1]))
+    decoder.go.set()
+    assert stays.text() == text_of(decoder.alone([1], request([1]).config))
+    await_(idle(engine))
+    assert decoder.rows == {}
+    n_heard = gone.pieces.qsize()
+    assert n_heard <= 3, "at most the step that was under way"
+
+
+def test_a_row_that_ends_is_taken_by_the_next_while_the_others_go_on(
+    decoder: FakeDecoder, engine: Engine
+) -> None:
+    long = [ask(engine, request([i], n_new=10**6)) for i in range(2)]
+    for i in range(20):
+        asked = request([i], n_new=2)
+        assert ask(engine, asked).text() == text_of(decoder.alone(asked.prompt, asked.config))
+    assert engine.n_busy >= 2
+    engine.close("Over.")
+    assert all(listener.all()[-1].error == "Over." for listener in long)
+
+
+def test_a_fault_is_heard_by_all_who_wait_and_no_more_are_taken(
+    decoder: FakeDecoder, engine: Engine
+) -> None:
+    decoder.go.clear()
+    heard = [ask(engine, request([i])) for i in range(7)]
+    decoder.fails_at_step = 2
+    decoder.go.set()
+    for listener in heard:
+        assert listener.all()[-1].error == FAULT
+    assert engine.fault == engine.closed == FAULT
+    with pytest.raises(ClosedError, match="its log says why"):
+        ask(engine, request([1]))
+    assert (engine.n_waiting, engine.n_busy) == (0, 0)
+
+
+def test_what_a_person_can_mend_is_said_as_it_is(engine: Engine, decoder: FakeDecoder) -> None:
+    def diverged() -> dict[int, Token]:
+        raise CheckpointError("The network's scores are not finite numbers.")
+
+    decoder.step = diverged  # type: ignore[method-assign]
+    last = ask(engine, request([1])).all()[-1]
+    assert last.error == "The network's scores are not finite numbers."
+
+
+def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
+    decoder: FakeDecoder, engine: Engine
+) -> None:
+    ends, cut = ask(engine, request([1])), ask(engine, request([2], n_new=10**6))
+    engine.refuse("Going down.")
+    with pytest.raises(ClosedError, match="Going down"):
+        ask(engine, request([3]))
+    assert ends.all()[-1].finish == "length"
+    engine.close("Gone.")
+    assert cut.all()[-1].error == "Going down."
+    await_(lambda: not any(thread.name == "engine" for thread in threading.enumerate()))
+
+
+def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
+    decoder = FakeDecoder(n_rows=4)
+    engine = Engine(decoder, ALPHABET, n_rows=4, max_waiting=32, counters=Counters())
+    engine.start()
+    n_right, n_busy, n_gone, wrong = [0], [0], [0], list[str]()
+
+    def client(number: int) -> None:
+        drawn = random.Random(number)
+        for _ in range(4):
+            asked = request([number], n_new=drawn.randint(1, 30), seed=drawn.randrange(1000))
+            listener = Listener()
+            try:
+                tickets = engine.submit([(asked, listener)])
+            except BusyError:
+                n_busy[0] += 1
+                time.sleep(0.005 * drawn.random())
+                continue
+            if drawn.random() < 0.4:
+                time.sleep(0.005 * drawn.random())
+                engine.cancel(tickets)
+                n_gone[0] += 1
+            elif listener.text() == text_of(decoder.alone(asked.prompt, asked.config)):
+                n_right[0] += 1
+            else:
+                wrong.append(f"client {number}")
+
+    decoder.go.clear()  # until all are there: or the first would be gone before the last comes
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(200)]
+    for thread in threads:
+        thread.start()
+    await_(lambda: n_busy[0] > 10)
+    decoder.go.set()
+    for thread in threads:
+        thread.join()
+    await_(idle(engine))
+    engine.close("over")
+    assert wrong == []
+    assert min(n_right[0], n_busy[0], n_gone[0]) > 10, (n_right, n_busy, n_gone)
+    assert decoder.rows == {}
+    assert decoder.most_rows == 4

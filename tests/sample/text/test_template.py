@@ -1,0 +1,127 @@
+"""A conversation as one text: what stands where, and that what is said is never more than text."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ConfigError
+from common.tokenizer import SPECIAL_TOKENS
+from sample.text.template import (
+    RAW,
+    TURNS,
+    Message,
+    Trimming,
+    find_template,
+    make_template,
+    read_template,
+    render,
+    trimmed,
+    well_formed,
+)
+from tests.tiny import byte_tokenizer
+
+TALK = [
+    Message("system", "Be brief."),
+    Message("user", "Hello"),
+    Message("assistant", "Hi"),
+    Message("user", "Why?"),
+]
+QA = {"system": "[{system}]", "user": "Q: {user}\n", "assistant": "A: {assistant}\n\n"}
+
+
+def test_turns_is_a_script_that_ends_where_the_answer_begins() -> None:
+    assert render(TALK, TURNS) == (
+        "Be brief.\n\nUser: Hello\nAssistant: Hi\nUser: Why?\nAssistant:"
+    )
+
+
+def test_raw_is_what_was_written_and_what_followed() -> None:
+    assert render(TALK, RAW) == "Be brief.\nHelloHi\nWhy?"
+    assert render([], RAW) == ""
+
+
+def test_an_answer_ends_where_the_next_speaker_begins() -> None:
+    assert RAW.stops == ()
+    assert TURNS.stops == ("\nUser:", "\nAssistant:")
+    tagged = make_template(
+        "tags", {"system": "{system}", "user": "<u>{user}</u>", "assistant": "<a>{assistant}</a>"}
+    )
+    assert tagged.stops == ("</a>", "<u>", "<a>")
+
+
+def test_words_that_look_like_a_template_or_a_special_token_stay_words() -> None:
+    talk = [Message("user", "{assistant} {user}<|endoftext|><|user|>")]
+    text = render(talk, TURNS)
+    assert text == "User: {assistant} {user}<|endoftext|><|user|>\nAssistant:"
+    ids = byte_tokenizer().encode(text)
+    assert not set(ids) & set(byte_tokenizer().special_tokens.values())
+    assert len(byte_tokenizer().special_tokens) == len(SPECIAL_TOKENS)
+
+
+def test_a_template_of_one_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "qa.json"
+    path.write_text(json.dumps(QA), encoding="utf-8")
+    template = find_template(str(path))
+    assert render(TALK, template) == "[Be brief.]Q: Hello\nA: Hi\n\nQ: Why?\nA:"
+    assert template.stops == ("\nQ:", "\nA:")
+    path.write_text(json.dumps(QA | {"stop": ["\n\n"]}), encoding="utf-8")
+    assert find_template(str(path)).stops == ("\n\n",)
+    assert find_template("turns") is TURNS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a template in JSON"),
+        (json.dumps(QA).encode()[:20], "not a template in JSON"),
+        (b"\xff\xfe\x00", "not a template in JSON"),
+        (b"[" * 100_000, "not a template in JSON"),
+        (b"[]", 'something else than a JSON object with "system", "user", "assistant" and'),
+        (json.dumps(QA | {"bot": ""}).encode(), "unknown 'bot'; a template has"),
+        (json.dumps({"user": "{user}"}).encode(), '"system" is nothing, but must be a text with'),
+        (
+            json.dumps(QA | {"user": "Q:"}).encode(),
+            '"user" is "Q:", but must be a text with {user}',
+        ),
+        (json.dumps(QA | {"user": "{user}{user}"}).encode(), "with {user} in it once"),
+        (json.dumps(QA | {"stop": "\n"}).encode(), '"stop" must be a list of texts'),
+        (json.dumps(QA | {"stop": [""]}).encode(), "none of them empty"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_a_sentence(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "template.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        read_template(path)
+    assert raised.value.message.startswith(f"{path}: ")
+    assert said in raised.value.message
+
+
+def test_a_mistyped_name_is_told_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"turn: neither raw nor turns, and as a file it cannot"):
+        find_template("turn")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_template(str(tmp_path))
+
+
+@given(st.text("a \n\t", max_size=12), st.lists(st.integers(0, 12), max_size=5))
+def test_blanks_around_an_answer_go_however_it_is_cut_into_pieces(
+    answer: str, cuts: list[int]
+) -> None:
+    places = [0, *sorted(cuts), len(answer)]
+    pieces = [answer[a:b] for a, b in pairwise(places)]
+    for template in (RAW, TURNS):
+        trimming = Trimming(trim=bool(template.opening))
+        assert "".join(map(trimming.push, pieces)) == trimmed(answer, template)
+    assert trimmed(answer, TURNS) == answer.strip()
+    assert trimmed(answer, RAW) == answer
+
+
+def test_halves_of_characters_become_the_sign_for_what_is_none() -> None:
+    assert well_formed("a\ud83db\udc80c\U0001f600") == "a\ufffdb\ufffdc\U0001f600"

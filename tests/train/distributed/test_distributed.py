@@ -1,0 +1,421 @@
+"""Several processes train as one does: the same losses, one writer, and one end for all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.checkpoint import checkpoints, load_checkpoint, newest_valid, verify_checkpoint
+from common.dataset import DataFolder
+from common.errors import CheckpointError, ConfigError
+from tests.train.distributed.ranks import Ended, Job, run_jobs
+from tests.train.runs import metrics, options
+from train.distributed.comm import Place, Ranks
+from train.distributed.init import device_of, place_in
+from train.resume import resume_run
+from train.signals import StopRequest
+from train.step import dropout_seed
+
+# no step's rate depends on the length, and every step is logged
+SETTINGS: dict[str, Any] = {
+    "n_layer": 2, "dropout": 0.0, "optimizer": "muon", "min_lr": 1e-2, "warmup_steps": 0,
+    "log_interval": 1, "n_kv_head": 1, "ngrams": 3, "ngram_rows": 64, "ngram_dropout": 0.0,
+}  # fmt: skip
+DROPPED = {"dropout": 0.2, "max_steps": 6}
+LONG = {"max_steps": 10_000, "eval_interval": 10_000, "save_interval": 10, "compile": "off"}
+
+# Each is run in process 1 of two, when it has made seven updates.
+AT_STEP_7 = """
+import os, signal, train.loop
+update = train.loop._update
+def there(run, progress):
+    if rank == 1 and progress.step == 7:
+        {what}
+    return update(run, progress)
+train.loop._update = there
+"""
+NO_MEMORY = """
+import torch
+from train.step import Stepper
+backward = Stepper._backward
+def too_much(stepper, rows):
+    if rank == 1 and len(rows) > 1:
+        raise torch.OutOfMemoryError("injected")
+    return backward(stepper, rows)
+Stepper._backward = too_much
+"""
+LATER_NO_MEMORY = """
+import torch
+from train.step import Stepper
+backward, n = Stepper._backward, []
+def too_much(stepper, rows):
+    n.append(1)
+    if rank == 1 and len(n) > 12:
+        raise torch.OutOfMemoryError("injected")
+    return backward(stepper, rows)
+Stepper._backward = too_much
+"""
+IMPATIENT = "import train.distributed.init; train.distributed.init.TIMEOUT_S = 1"
+NAN = """
+import torch
+from train.step import Stepper
+backward = Stepper._backward
+def broken(stepper, rows):
+    loss = backward(stepper, rows)
+    return loss * float("nan") if rank == 1 and stepper.optimizer.parts[0].lr > 0 else loss
+Stepper._backward = broken
+"""
+FULL = """
+import train.distributed.fsdp, os
+save = train.loop.save_shards
+def full(tensors, folder):
+    if rank == 1:
+        import errno
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        def nothing_left(*given):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        HuggingFaceStorageWriter.write_data = nothing_left
+    save(tensors, folder)
+train.loop.save_shards = full
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+def new(data: DataFolder, n_ranks: int, name: str, *more: str, **changed: Any) -> Job:
+    """Return a job that trains place/runs/NAME, of TINY's settings with SETTINGS and changes."""
+    before = changed.pop("before", "")
+    n_started = changed.pop("n_started", -1)
+    settings = options(**(SETTINGS | changed))
+    command = ["pretrain", "--data", str(data.path), "--run", name, *settings, *more]
+    return Job(n_ranks, command, before, n_started)
+
+
+def at_step_7(what: str) -> dict[str, Any]:
+    return {"before": AT_STEP_7.format(what=what)} | LONG
+
+
+def run_all(jobs: dict[str, Job], place: Path, name: str) -> dict[str, Ended]:
+    streams = place / name
+    streams.mkdir()
+    return run_jobs(jobs, place, streams)
+
+
+@pytest.fixture(scope="module")
+def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
+    """Return how the jobs ended whose tests are always run."""
+    jobs = {
+        "one": new(data, 0, "one"),
+        "two": new(data, 2, "two"),
+        "shared": new(data, 2, "shared", "--shard"),
+        "SIGTERM": new(data, 2, "SIGTERM", **at_step_7("os.kill(os.getpid(), signal.SIGTERM)")),
+    }
+    return run_all(jobs, place, "quick")
+
+
+@pytest.fixture(scope="module")
+def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, Ended]:
+    """Return how all jobs ended."""
+
+    def resumed(n_ranks: int, name: str, *more: str) -> Job:
+        command = ["resume", name, "--max-steps", "12", "--device", "cpu", *more]
+        return Job(n_ranks, command)
+
+    half = {"max_steps": 6}
+    term, kill = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGTERM", "SIGKILL"))
+    jobs = {
+        "of one": new(data, 1, "of-one", "--shard"),
+        "dropped": new(data, 2, "dropped", **DROPPED),
+        "two, then one": new(data, 2, "two-one", **half),
+        "one, then two": new(data, 0, "one-two", **half),
+        "shared, then one": new(data, 2, "shared-one", "--shard", **half),
+        "one, then shared": new(data, 0, "one-shared", **half),
+        "shared, then three": new(data, 2, "shared-three", "--shard", tokens_per_step=96, **half),
+        "three": new(data, 3, "three", tokens_per_step=96),
+        "2-1": resumed(0, "two-one"),
+        "1-2": resumed(2, "one-two"),
+        "s-1": resumed(0, "shared-one"),
+        "1-s": resumed(2, "one-shared", "--shard"),
+        "s-3": resumed(3, "shared-three", "--no-shard"),
+        "SIGTERM, shared": new(data, 2, "SIGTERM-shared", "--shard", **at_step_7(term)),
+        "SIGKILL": new(data, 2, "SIGKILL", **(at_step_7(kill) | {"save_interval": 5})),
+        "no memory": new(data, 2, "no-memory", before=NO_MEMORY),
+        "later no memory": new(data, 2, "later", before=LATER_NO_MEMORY),
+        "nan": new(data, 2, "nan", before=NAN, max_bad_steps=2, max_steps=8),
+        "full": new(data, 2, "full", "--shard", before=FULL),
+        "alone": new(data, 2, "alone", n_started=1, before=IMPATIENT),
+        "uneven": new(data, 3, "uneven"),
+    }
+    return quick | run_all(jobs, place, "all")
+
+
+def run_of(place: Path, name: str) -> Path:
+    return place / "runs" / name
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(newest_valid(run, "latest") / "model.safetensors"))
+
+
+def assert_same_to_rounding(run: Path, other: Path) -> None:
+    """Hold that two runs logged the same steps and losses, and ended with the same weights."""
+    lines, others = metrics(run), metrics(other)
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, expected in zip(lines, others, strict=True):
+        for key in ("loss", "grad_norm", "train_loss", "val_loss", "train_bpb", "val_bpb"):
+            value = expected.get(key)
+            assert line.get(key) == (value and pytest.approx(value, rel=1e-3)), line["step"]
+    for name, tensor in weights(run).items():
+        # not by element: AdamW and Muon make full steps of gradients that are but rounding
+        distance = (tensor - weights(other)[name]).norm() / tensor.norm()
+        assert distance < 0.05, name
+
+
+@pytest.mark.parametrize("name", ["two", "shared"])
+def test_the_losses_and_weights_are_those_of_one_process_with_accumulation(
+    quick: dict[str, Ended], place: Path, name: str
+) -> None:
+    assert quick[name].codes == [0, 0], quick[name].said
+    assert_same_to_rounding(run_of(place, name), run_of(place, "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["of one", "no memory"])
+def test_so_they_are_with_shards_of_one_process_and_where_memory_ran_out(
+    ended: dict[str, Ended], place: Path, name: str
+) -> None:
+    job = ended[name]
+    assert set(job.codes) == {0}, job.said
+    assert_same_to_rounding(run_of(place, name.replace(" ", "-")), run_of(place, "one"))
+
+
+def test_dropout_differs_between_processes_and_the_first_has_that_of_a_single_one() -> None:
+    seeds = {dropout_seed(1, step, rank) for step in range(3) for rank in range(3)}
+    assert len(seeds) == 9
+    assert dropout_seed(1, 2, 0) == dropout_seed(1, 2)
+
+
+@pytest.mark.slow
+def test_with_dropout_the_processes_drop_other_numbers(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    assert set(ended["dropped"].codes) == {0}
+    losses = [
+        [line["loss"] for line in metrics(run_of(place, name))[:6]] for name in ("dropped", "one")
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "first", "then"),
+    [
+        ("two-one", "two, then one", "2-1"),
+        ("one-two", "one, then two", "1-2"),
+        ("shared-one", "shared, then one", "s-1"),
+        ("one-shared", "one, then shared", "1-s"),
+    ],
+)
+def test_a_checkpoint_of_n_processes_goes_on_with_m(
+    ended: dict[str, Ended], place: Path, name: str, first: str, then: str
+) -> None:
+    assert set(ended[first].codes) == {0}, ended[first].said
+    assert set(ended[then].codes) == {0}, ended[then].said
+    assert_same_to_rounding(run_of(place, name), run_of(place, "one"))
+
+
+@pytest.mark.slow
+def test_three_processes_go_on_with_the_shards_of_two(ended: dict[str, Ended], place: Path) -> None:
+    for name in ("shared, then three", "three", "s-3"):
+        assert set(ended[name].codes) == {0}, ended[name].said
+    assert_same_to_rounding(run_of(place, "shared-three"), run_of(place, "three"))
+
+
+def test_only_the_first_process_writes_and_speaks(quick: dict[str, Ended], place: Path) -> None:
+    for name in ("two", "shared"):
+        first, second = quick[name].said
+        assert second == ""
+        lines = [line for line in first.splitlines() if line.startswith("step ")]
+        assert len(lines) == len(set(lines)) == 12
+        steps = [line["step"] for line in metrics(run_of(place, name))]
+        assert steps == list(range(1, 13))
+        assert not list(run_of(place, name).glob("*.tmp"))
+
+
+def test_whoever_reads_a_sharded_checkpoint_finds_whole_weights(
+    quick: dict[str, Ended], place: Path
+) -> None:
+    saved = newest_valid(run_of(place, "shared"), "best")
+    model = load_checkpoint(saved, torch.device("cpu")).model
+    assert {*dict(model.named_parameters())} == {*weights(run_of(place, "one"))}
+    shards = sorted(path.name for path in (saved / "optimizer").iterdir())
+    assert [name[:11] for name in shards] == ["shard-00001", "shard-00002"]
+    sizes = [(saved / "optimizer" / name).stat().st_size for name in shards]
+    assert max(sizes) < 0.7 * sum(sizes)  # each wrote its own
+    assert not (saved / "optimizer.safetensors").exists()
+
+
+def test_a_changed_bit_in_a_shard_is_found(
+    quick: dict[str, Ended], place: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(newest_valid(run_of(place, "shared"), "latest"), copy)
+    shard = max((copy / "optimizer").iterdir())
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"shard-00002.*changed after it was written"):
+        verify_checkpoint(copy)
+    verify_checkpoint(copy, without="optimizer.safetensors")
+
+
+def assert_stopped_after_step_8(job: Ended, run: Path) -> None:
+    assert job.codes == [143, 143], job.said
+    assert newest_valid(run, "latest").name == "step-00000008"
+    assert "Stopped after step 8, everything saved." in job.said[0]
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    quick: dict[str, Ended], place: Path
+) -> None:
+    assert_stopped_after_step_8(quick["SIGTERM"], run_of(place, "SIGTERM"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_that_share_the_weights(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    assert_stopped_after_step_8(ended["SIGTERM, shared"], run_of(place, "SIGTERM-shared"))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_with_the_reason(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    assert ended["SIGKILL"].codes == [1, -9]
+    last = ended["SIGKILL"].said[0].splitlines()[-1]
+    assert last.startswith("Error: process 0 of 2: another process has ended")
+    assert "Traceback" not in ended["SIGKILL"].said[0]
+    assert [each.name for each in checkpoints(run_of(place, "SIGKILL"))] == ["step-00000005"]
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_halves_the_rows_in_all(
+    ended: dict[str, Ended],
+) -> None:
+    first, second = ended["no memory"].said
+    assert "out of memory: from now on 2 x 1 rows of 16 in each of 2 processes" in first
+    assert second == ""
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_where_others_wait_ends_the_job_with_a_sentence(
+    ended: dict[str, Ended],
+) -> None:
+    job = ended["later no memory"]
+    assert job.codes == [1, 1]
+    assert job.said[1].startswith("Error: process 1 of 2: out of memory with 2 rows at a time")
+    assert "another process has ended" in job.said[0].splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
+    ended: dict[str, Ended],
+) -> None:
+    job = ended["nan"]
+    assert job.codes == [1, 1]
+    assert "step 1: the loss is nan" in job.said[0]
+    assert "the run has diverged" in job.said[0].splitlines()[-1]
+    assert job.said[1] == ""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_process_leaves_nothing_half_written(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    job = ended["full"]
+    assert job.codes == [1, 1]
+    assert "process 1: " in job.said[0].splitlines()[-1]
+    assert "No space left on device" in job.said[0].splitlines()[-1]
+    assert checkpoints(run_of(place, "full")) == []
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_say_so(ended: dict[str, Ended]) -> None:
+    assert ended["alone"].codes == [1]
+    last = ended["alone"].said[0].splitlines()[-1]
+    assert last.startswith("Error: process 0 of 2: the 2 processes did not meet at 127.0.0.1:")
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_shared_evenly_are_refused_before_there_is_a_run(
+    ended: dict[str, Ended], place: Path
+) -> None:
+    assert ended["uneven"].codes == [1, 1, 1]
+    assert "3 processes cannot share the 4 rows" in ended["uneven"].said[0]
+    assert "--tokens-per-step 96" in ended["uneven"].said[0]
+    assert ended["uneven"].said[1:] == ["", ""]
+    assert not run_of(place, "uneven").exists()
+
+
+def test_a_run_that_is_finished_by_two_is_finished_for_one(
+    quick: dict[str, Ended], place: Path
+) -> None:
+    assert quick["two"].codes == [0, 0]
+    assert resume_run(run_of(place, "two"), "cpu", StopRequest()) is None
+
+
+WHOLE = {
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1",
+}  # fmt: skip
+
+
+def test_the_place_is_read_from_the_variables_of_torchrun() -> None:
+    assert place_in({}) is None
+    assert place_in({"WORLD_SIZE": "1"}) is None
+    assert place_in(WHOLE) == Place(rank=1, n_ranks=4, local_rank=1, leader="host:1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"RANK": None}, "RANK not set"),
+        ({"MASTER_ADDR": None, "MASTER_PORT": None}, "MASTER_ADDR, MASTER_PORT not set"),
+        ({"RANK": "4"}, "RANK is 4, WORLD_SIZE 4"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE many"),
+    ],
+)
+def test_variables_that_make_no_sense_are_refused(
+    changed: dict[str, str | None], said: str
+) -> None:
+    environment = {k: v for k, v in (WHOLE | changed).items() if v is not None}
+    with pytest.raises(ConfigError) as refusal:
+        place_in(environment)
+    assert said in refusal.value.message
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = Place(rank=1, n_ranks=2, local_rank=1, leader="host:1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert device_of(second, "auto") == device_of(second, "cuda") == "cuda:1"
+    assert device_of(None, "auto") == "auto"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="has 1 GPUs: start --nproc-per-node 1"):
+        device_of(second, "auto")
+    with pytest.raises(ConfigError, match="cpu or cuda only"):
+        device_of(second, "mps")
+
+
+def test_one_process_agrees_with_itself() -> None:
+    alone = Ranks()
+    assert alone.first(lambda: "said") == "said"
+    assert alone.most(3.0) == 3.0
+    assert alone.total(1.0, 2.0) == [1.0, 2.0]
+    assert alone.share(7, 16) == 7

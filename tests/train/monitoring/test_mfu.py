@@ -1,0 +1,54 @@
+"""Operations a token against PaLM's formula by hand, and peaks by the names that GPUs have."""
+
+import pytest
+import torch
+
+from common.device import Device
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
+from train.monitoring.mfu import flops_per_token, mfu, peak_flops
+
+GPU = Device(torch.device("cuda"), torch.bfloat16, "a test")
+NAMES = {
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "Tesla T4": 65e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce GTX 1080": None,
+    "AMD Instinct MI300X": None,
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_six_a_weight_and_twelve_a_pair_of_tokens(tied: bool) -> None:
+    shape = ARCHITECTURES["gpt2"] | {"tied_head": tied}
+    config = ModelConfig(**shape, vocab_size=50, block_size=32, n_layer=2, n_head=2, n_embd=8)
+    # a block: 8 x 24 + 8 x 8 + 2 x 8 x 32 weights; the head 50 x 8; embeddings cost nothing
+    expected = 6 * (2 * (192 + 64 + 512) + 400) + 12 * 2 * 8 * 32
+    assert flops_per_token(GPT(config)) == expected
+
+
+@pytest.mark.parametrize(("name", "peak"), NAMES.items())
+def test_the_peak_is_told_by_the_name(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(GPU) == (None if peak is None else pytest.approx(peak))
+
+
+def test_utilisation_is_what_is_needed_over_what_could_be(
+    tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT(tiny_config)
+    assert mfu(model, cpu, 1000.0) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    half = 0.5 * 312e12 / flops_per_token(model)
+    assert mfu(model, GPU, half) == pytest.approx(0.5)
+    assert mfu(model, Device(torch.device("cuda"), torch.float32, ""), half) is None

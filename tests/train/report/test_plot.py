@@ -1,0 +1,142 @@
+"""Pictures and tables of runs hold what metrics.jsonl holds."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.colors import to_hex
+
+from common.errors import CheckpointError, ConfigError
+from train.cli import main
+from train.report.compare import compare, differences
+from train.report.curves import read_run
+from train.report.plot import draw, picture
+
+
+def record(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step, "tokens": 64 * step, "seconds": 0.5 * step, "loss": 4.0 - step / 10,
+        "lr": 1e-3 * step, "grad_norm": 1.0 + step, "tokens_per_second": 1000.0 * step,
+        "skipped_steps": 0,
+    } | more  # fmt: skip
+
+
+QUERN = [
+    record(1),
+    record(2, loss=None, grad_norm=None, skipped_steps=1),
+    record(3, train_loss=3.0, val_loss=3.5, train_bpb=1.0, val_bpb=1.2),
+    record(4, train_loss=2.5, val_loss=3.25, train_bpb=0.9, val_bpb=1.1),
+    record(130, train_loss=2.0, val_loss=3.75, train_bpb=0.8, val_bpb=1.3),
+]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Return a folder of three runs without checkpoints: quern, other, and empty, not begun."""
+    for name, lines, rate in (
+        ("quern", QUERN, 1e-3), ("other", [record(7)], 2e-3), ("empty", [], 1)
+    ):  # fmt: skip
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        settings = {
+            "format": 1, "preset": "tiny", "device": "cpu", "data": {"sha256": "abc"},
+            "model": {"n_layer": 2}, "train": {"learning_rate": rate, "patience": 0},
+        }  # fmt: skip
+        (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(("x", "scale"), [("steps", 1), ("tokens", 64), ("seconds", 0.5)])
+def test_the_panels_draw_what_is_logged(runs: Path, x: Any, scale: float) -> None:
+    by_run = {name: read_run(runs / name) for name in ("quern", "other")}
+    panels = picture(by_run, x).axes
+    drawn: list[dict[str, Any]] = [
+        {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
+        for axes in panels
+    ]
+    assert drawn[0] == {
+        "quern train": [[scale, 3.9], [3 * scale, 3.7], [4 * scale, 3.6], [130 * scale, -9.0]],
+        "quern val": [[3 * scale, 3.5], [4 * scale, 3.25], [130 * scale, 3.75]],
+        "other train": [[7 * scale, 3.3]],
+    }
+    assert drawn[1]["quern"] == [[scale * s, 1e-3 * s] for s in (1, 2, 3, 4, 130)]
+    assert drawn[2]["quern"] == [[scale * s, 1.0 + s] for s in (1, 3, 4, 130)]
+    assert drawn[3] == {
+        "quern": [[scale * s, 1000.0 * s] for s in (1, 2, 3, 4, 130)],
+        "other": [[7 * scale, 7000.0]],
+    }
+    assert {axes.get_xlabel() for axes in panels} == {x}
+    colours = {str(line.get_label()): to_hex(line.get_color()) for line in panels[0].lines}
+    assert colours["quern train"] == colours["quern val"] != colours["other train"]
+
+
+def test_the_file_is_what_its_name_says(runs: Path, tmp_path: Path) -> None:
+    draw([runs / "quern"], "steps", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n")
+    draw([runs / "quern", runs / "other"], "tokens", tmp_path / "a.svg")
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "a.svg").read_text("utf-8"))
+    assert {"quern val", "other train", "tokens", "learning rate"} <= set(texts)
+
+
+def test_what_cannot_be_drawn_is_a_sentence(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.gif: ends in '\.gif', .* \.png or \.svg\."):
+        draw([runs / "quern"], "steps", tmp_path / "a.gif")
+    with pytest.raises(ConfigError, match=r"no/a\.png: cannot be written \(No such file"):
+        draw([runs / "quern"], "steps", tmp_path / "no" / "a.png")
+    with pytest.raises(CheckpointError, match=r"empty/metrics\.jsonl: nothing is logged yet"):
+        draw([runs / "empty"], "steps", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("line", ["{", "7", "null", '{"loss": 3.0}', '{"step": "two"}'])
+@pytest.mark.parametrize("command", ["plot", "compare"])
+def test_a_damaged_line_is_named(runs: Path, line: str, command: str) -> None:
+    metrics = runs / "quern" / "metrics.jsonl"
+    first, _, rest = metrics.read_text(encoding="utf-8").partition("\n")
+    metrics.write_text(f"{first}\n{line}\n{rest}", encoding="utf-8")
+    result = CliRunner().invoke(main, [command, "quern", "--runs-dir", str(runs)])
+    assert result.exit_code == 1
+    assert f"{metrics}, line 2: damaged" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["plot", "compare"])
+def test_an_unknown_run_is_a_sentence(runs: Path, command: str) -> None:
+    result = CliRunner().invoke(main, [command, "quern", "nothing", "--runs-dir", str(runs)])
+    assert result.exit_code == 1
+    assert "runs/nothing: no such run. Runs in " in result.stderr
+
+
+def test_without_a_file_the_loss_is_drawn_in_the_terminal_in_80_columns_where_piped(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    result = CliRunner().invoke(main, ["plot", "quern", "other", "--runs-dir", str(runs)])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "loss over steps"
+    assert max(map(len, lines)) == 80
+    assert lines[-1].split() == ["*", "quern", "train", "+", "quern", "val", "o", "other", "train"]
+
+
+BY_HAND = """\
+run    parameters  tokens  steps    time  val loss  bits/byte  tokens/s
+quern           -   8,320    130  1m 05s    3.2500     1.1000     3,000
+other           -     448      7      4s         -          -     7,000
+empty           -       -      -       -         -          -         -
+
+differing      quern  other  empty
+learning_rate  0.001  0.002      1"""
+
+
+def test_the_table_holds_figures_worked_out_by_hand(runs: Path) -> None:
+    assert compare([runs / name for name in ("quern", "other", "empty")]) == BY_HAND
+
+
+def test_equal_runs_differ_in_nothing(runs: Path) -> None:
+    assert differences([runs / "quern", runs / "quern"]) == []

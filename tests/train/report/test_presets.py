@@ -1,0 +1,247 @@
+"""The presets against the systems that they name, and each in training."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from common.dataset import DataFolder
+from common.device import Device
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT, Attention, Block
+from tests.tiny import prepare_text, random_model, words
+from tests.train.runs import pretrain
+from train.cli import main
+from train.config import LENGTHS, TrainConfig
+from train.monitoring.mfu import flops_per_token
+from train.optim.group import make_optimizer
+from train.presets import AUTO, PRESETS
+from train.report import presets as preset_table
+from train.setup.autotune import fix_batch
+from train.step import Stepper
+
+# Too large for ten quick steps, or for the memory of a small machine: fewer layers, as wide.
+FEWER_LAYERS = {
+    "medium": 1, "gpt2": 2, "gpt2-medium": 1, "gpt2-large": 1, "gpt2-xl": 1, "toygpt-small": 2,
+    "toygpt-medium": 1, "toygpt-large": 1,
+}  # fmt: skip
+QUICK = ("tiny", "nanogpt-shakespeare-cpu", "custom-llm", "gpt-40k", "hellogpt")
+SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PRESETS]
+
+
+def n_parameters(name: str) -> int:
+    return preset_table.network(PRESETS[name]).n_parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("toygpt-small", "123.70"), ("toygpt-medium", "253.06"), ("toygpt-large", "1311.58")],
+)
+def test_toygpt_has_the_parameters_that_it_publishes(name: str, millions: str) -> None:
+    assert f"{n_parameters(name) / 1e6:.2f}" == millions
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_gpt2_is_as_large_as_in_transformers(name: str) -> None:
+    c = preset_table.network(PRESETS[name]).config
+    with torch.device("meta"):
+        theirs = GPT2LMHeadModel(
+            GPT2Config(
+                n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_positions=c.block_size
+            )
+        )
+    assert n_parameters(name) == sum(p.numel() for p in theirs.parameters())
+    published = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}  # millions
+    assert round(n_parameters(name) / 1e6) == published[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("nanogpt-shakespeare", "10.65"), ("nanogpt-shakespeare-cpu", "0.80")]
+)
+def test_nanogpts_networks_have_the_parameters_that_it_prints(name: str, millions: str) -> None:
+    model = preset_table.network(PRESETS[name])
+    without_positions = model.n_parameters - model.wpe.weight.numel()  # as nanoGPT counts
+    assert f"{without_positions / 1e6:.2f}" == millions
+
+
+def test_gpt_40k_has_the_parameters_that_it_prints_and_biases_of_queries_keys_values() -> None:
+    assert n_parameters("gpt-40k") == 1_862_878 + 4 * 3 * 192
+
+
+class SeparateHeads(nn.Module):
+    """Attention as lecture code writes it: a head at a time, then a projection of all results."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        c = attention.config
+        hs = c.head_size
+        # queries, keys, values x heads
+        weights = attention.c_attn.weight.view(3, c.n_head, hs, c.n_embd)
+        biases = attention.c_attn.bias.view(3, c.n_head, hs)
+        self.heads = [
+            [self._linear(weights[part, head], biases[part, head]) for part in range(3)]
+            for head in range(c.n_head)
+        ]
+        self.projection = attention.c_proj
+
+    @staticmethod
+    def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        return linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, C)."""
+        results = []
+        for query, key, value in self.heads:
+            scores = query(x) @ key(x).transpose(1, 2) / key.out_features**0.5
+            later = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+            results.append(scores.masked_fill(later, -torch.inf).softmax(-1) @ value(x))
+        return self.projection(torch.cat(results, dim=-1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["custom-llm", "gpt-40k"])
+def test_separate_heads_and_a_projection_are_our_attention(name: str) -> None:
+    config = ModelConfig(**PRESETS[name].model | {"n_layer": 1}, vocab_size=10)
+    attention = random_model(config).h[0].attn
+    assert isinstance(attention, Attention)
+    x = torch.randn(2, 9, config.n_embd)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            attention(x, None), SeparateHeads(attention)(x), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_custom_llm_normalises_after_the_sum() -> None:
+    config = ModelConfig(**PRESETS["custom-llm"].model, vocab_size=10)
+    block = random_model(config).h[0]
+    assert isinstance(block, Block)
+    x = torch.randn(2, 9, config.n_embd)
+    with torch.no_grad():
+        y = block.ln_1(x + block.attn(x, None))
+        inner = torch.relu(block.mlp.c_fc(y))
+        torch.testing.assert_close(block(x, None), block.ln_2(y + block.mlp.c_proj(inner)))
+
+
+def test_every_preset_says_how_long_in_one_way() -> None:
+    for name, preset in PRESETS.items():
+        config = TrainConfig(**preset.train)
+        assert sum(getattr(config, length) is not None for length in LENGTHS) == 1, name
+
+
+@pytest.mark.parametrize("name", AUTO)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_leaves_nothing_of_a_presets_switches_behind(
+    name: str, architecture: str
+) -> None:
+    """The weights are those of a network that had the preset's sizes alone to begin with."""
+    sizes = (
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+        "ngram_rows",
+        "ngram_dropout",
+        "pad_vocab",
+    )
+    preset = PRESETS[name].model
+    switches = ARCHITECTURES[architecture]
+
+    def weights(settings: dict[str, Any]) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            model = GPT(ModelConfig(**settings, vocab_size=10))
+        return {name: weight.shape for name, weight in model.state_dict().items()}
+
+    alone = {key: value for key, value in preset.items() if key in sizes} | switches
+    assert weights(preset | switches) == weights(alone)
+
+
+@pytest.fixture(scope="module")
+def long_data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
+    """Return data with a validation split longer than GPT-2's context."""
+    return prepare_text(words(6_000), tmp_path_factory.mktemp("long"))
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Device) -> None:
+    preset, tokenizer = PRESETS[name], long_data.tokenizer()
+    shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
+    shape = replace(shape, n_layer=FEWER_LAYERS.get(name, shape.n_layer))
+    settings: dict[str, Any] = {k: v for k, v in preset.train.items() if k not in LENGTHS}
+    torch.manual_seed(1)
+    model = GPT(shape)
+    # one row a step, where the preset has up to a thousand: what is learned here is that it runs
+    settings |= {"max_steps": 10, "tokens_per_step": shape.block_size}
+    config = fix_batch(TrainConfig(**settings), model, cpu)
+    stepper = Stepper(model, make_optimizer(model, config), long_data, config, cpu)
+    updates = [stepper.step(step) for step in range(10)]
+    stepper.close()
+    assert all(update.finite for update in updates)
+    assert updates[-1].loss < updates[0].loss
+
+
+def test_the_table_has_a_line_for_each_preset() -> None:
+    result = CliRunner().invoke(main, ["presets", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    lines = {line.split()[0]: line.split() for line in result.output.splitlines() if line}
+    assert lines["gpt2-xl"][1:6] == ["48", "25", "1600", "1024", "1,557,611,200"]
+    assert lines["toygpt-large"][1:6] == ["24", "16", "2048", "512", "1,311,579,217"]
+    assert lines["tiny"][-2:] == ["5m", "00s"]
+    assert set(PRESETS) <= set(lines)
+    assert all(f"{name}: {preset.meaning}" in result.output for name, preset in PRESETS.items())
+
+
+def test_a_preset_by_name_says_all_that_a_run_would_have() -> None:
+    result = CliRunner().invoke(main, ["presets", "gpt-40k"])
+    assert result.exit_code == 0, result.output
+    assert "--tokenizer char" in result.output
+    lines = result.output.splitlines()
+    assert "* --learning-rate 0.0003" in lines
+    assert "* --no-tied-head" in lines
+    assert "  --beta1 0.9" in lines
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "given", "n_grams"), [("char", {}, 5), ("bpe", {}, 3), ("char", {"ngrams": 2}, 2)]
+)
+def test_of_characters_tiny_looks_up_longer_n_grams(
+    tokenizer: str, given: dict[str, Any], n_grams: int, tmp_path: Path
+) -> None:
+    data = prepare_text(words(500), tmp_path, tokenizer)
+    run = pretrain(data.path, tmp_path, max_steps=1, ngram_rows=8, **given)
+    shape = json.loads((run / "config.json").read_bytes())["model"]
+    assert (shape["ngrams"], shape["ngram_rows"]) == (n_grams, 8)
+    said = CliRunner().invoke(main, ["presets", "tiny"]).output.splitlines()
+    assert "* --ngrams 3" in said
+    assert "* --ngrams 5 where the ids of the data are characters" in said
+
+
+def test_what_a_run_takes_worked_out_by_hand() -> None:
+    """One layer of 2 channels: 4 x 4 x parameters, 35 floats a token, scores twice."""
+    config = ModelConfig(
+        n_layer=1, n_head=1, n_embd=2, n_inner=1, vocab_size=3, block_size=5, positions="learned"
+    )
+    model = GPT(config)
+    assert preset_table.memory_bytes(model, n_rows=2) == (
+        16 * model.n_parameters + 4 * 10 * (16 * 2 + 3) + 4 * 2 * 10 * 3
+    )
+    n_flops = flops_per_token(model)
+    run = TrainConfig(max_steps=100, tokens_per_step=10)
+    assert preset_table.expected_time(model, run, flops=n_flops * 10) == "1m 40s"
+    assert preset_table.expected_time(model, run, flops=n_flops / 864) == "10 days"
+    assert preset_table.expected_time(model, TrainConfig(minutes=2.0), flops=1.0) == "2m 00s"
+
+
+def test_help_names_what_auto_decides_by_the_presets() -> None:
+    """What only other presets set has its declared default, as without --preset."""
+    assert set(AUTO) <= set(PRESETS)
+    text = CliRunner().invoke(main, ["pretrain", "--help"]).output
+    words_of_help = " ".join(text.split())
+    assert "[default: (0)" in words_of_help.partition("--patience ")[2][:120]
+    assert "[default: (the preset's)" in words_of_help.partition("--minutes ")[2][:200]

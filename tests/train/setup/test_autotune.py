@@ -1,0 +1,233 @@
+"""The plan: steps and intervals against values worked out by hand; trials leave no trace."""
+
+from dataclasses import replace
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from common.dataset import DataFolder
+from common.device import Device
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from common.settings import options_for
+from tests.tiny import random_model
+from train.config import TrainConfig
+from train.distributed.comm import ALONE
+from train.setup.autotune import (
+    Speed,
+    compiling_pays,
+    fix_batch,
+    fix_length,
+    fix_steps,
+    measure,
+    ngram_dropout,
+    plan_lines,
+    step_time,
+)
+
+SPEED = Speed(
+    step_s=0.1,
+    eval_s=1.5,
+    save_s=0.5,
+    spent_s=3.0,
+    memory_bytes=1_500_000_000,
+    batch_size=2,
+    compiled=False,
+)
+WORKED_OUT_BY_HAND: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
+    # settings, then max_steps, eval_interval and save_interval
+    ({"max_steps": 1000}, (1000, 100, 100)),
+    ({"max_steps": 1005}, (1005, 101, 101)),
+    ({"max_steps": 3}, (3, 1, 1)),
+    ({"max_steps": 1000, "eval_interval": 30, "save_interval": 7}, (1000, 30, 7)),
+    # 600 s, less 3 spent; 10 evaluations of 2 s, saves included, are within 5%; 577 s left
+    ({"minutes": 10.0}, (5770, 577, 577)),
+    # 60 - 3 s; 5% of 57 s are one evaluation; 55 s left
+    ({"minutes": 1.0}, (550, 550, 550)),
+    # 57 s; an evaluation each 20 steps adds 0.1 s to each
+    ({"minutes": 1.0, "eval_interval": 20}, (285, 20, 20)),
+    ({"minutes": 0.0}, (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), WORKED_OUT_BY_HAND, ids=str)
+def test_length_worked_out_by_hand(
+    settings: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    config = fix_length(TrainConfig(**settings), SPEED)
+    assert (config.max_steps, config.eval_interval, config.save_interval) == expected
+    assert config.minutes is None
+    assert (config.batch_size, config.compile) == (2, "off")  # as the trials found
+
+
+# Of 4,500 tokens or so to train on: a step of 4 rows of 16 is 64 tokens.
+STEPS_BY_HAND: list[tuple[dict[str, Any], int]] = [
+    ({"tokens": 64}, 1),
+    ({"tokens": 65}, 2),
+    ({"tokens": 6400}, 100),
+    ({"tokens": 1}, 1),
+    ({"tokens": 6400, "tokens_per_step": 79}, 100),  # what a step reads is whole rows
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), STEPS_BY_HAND, ids=str)
+def test_tokens_and_epochs_become_steps(
+    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any], expected: int
+) -> None:
+    config = TrainConfig(**({"tokens_per_step": 64} | settings))
+    fixed = fix_steps(config, GPT(tiny_config), data)
+    assert (fixed.max_steps, fixed.tokens, fixed.epochs) == (expected, None, None)
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
+def test_epochs_read_the_data_as_often(
+    data: DataFolder, tiny_config: ModelConfig, epochs: float
+) -> None:
+    fixed = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    assert fixed.max_steps is not None
+    n_read = fixed.max_steps * 64
+    assert 0 <= n_read - epochs * data.n_tokens("train") < 64
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share"), [(0.5, 0.075), (1.0, 0.15), (2.0, 0.3), (9.0, 0.3)], ids=str
+)
+def test_runs_below_two_epochs_leave_out_fewer_n_grams(
+    data: DataFolder, tiny_config: ModelConfig, epochs: float, share: float
+) -> None:
+    config = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    found = ngram_dropout(config, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
+    assert found == pytest.approx(share, abs=0.3 * 64 / data.n_tokens("train"))
+    assert found <= 0.3
+
+
+@pytest.mark.parametrize("settings", [{"minutes": 1.0}, {"max_steps": 5}])
+def test_other_lengths_are_left_as_they_are(
+    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any]
+) -> None:
+    config = TrainConfig(**settings)
+    assert fix_steps(config, GPT(tiny_config), data) == config
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_step", "batch_size", "expected"),
+    [(16 * 12, 5, 4), (16 * 12 + 15, 12, 12), (16 * 7, 6, 1), (3, 9, 1)],
+)
+def test_rows_at_a_time_divide_those_of_a_step(
+    tiny_config: ModelConfig, cpu: Device, tokens_per_step: int, batch_size: int, expected: int
+) -> None:
+    config = TrainConfig(tokens_per_step=tokens_per_step, batch_size=batch_size)
+    assert fix_batch(config, GPT(tiny_config), cpu).batch_size == expected
+
+
+def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
+    @click.command()
+    @options_for(TrainConfig)
+    def command(**options: Any) -> None:
+        click.echo(options["batch_size"])
+
+    runner = CliRunner()
+    assert runner.invoke(command, ["--batch-size", "auto"]).output == "0\n"
+    assert runner.invoke(command, ["--batch-size", "7"]).output == "7\n"
+    for wrong in ("-1", "many", ""):
+        assert runner.invoke(command, ["--batch-size", wrong]).exit_code == 2
+    config = TrainConfig(tokens_per_step=16 * 64, batch_size=0)
+    batch_size = fix_batch(config, GPT(tiny_config), cpu).batch_size
+    assert 64 % batch_size == 0
+    assert batch_size > 1
+
+
+class Clocked:
+    """Stands in for a Stepper: each update takes as long as is said, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first_s: float, then_s: float) -> None:
+        self.ranks = ALONE
+        self.now, self.n_steps = 100.0, 0
+        self.times = (first_s, first_s, then_s)
+        monkeypatch.setattr("train.setup.autotune.time.perf_counter", lambda: self.now)
+
+    def step(self, step: int, lr_scale: float) -> None:
+        assert lr_scale == 0.0
+        self.now += self.times[min(self.n_steps, 2)]
+        self.n_steps += 1
+
+
+# Settings; the first two updates and the others in seconds; updates made; the time found.
+TRIALS_BY_HAND: list[tuple[dict[str, Any], float, float, int, float]] = [
+    # two warm up; 2 % of 10 s are 0.2 s: two of 0.06 s, which are the least, and a third
+    ({"minutes": 1 / 6}, 0.5, 0.06, 2 + 3, 0.06),
+    ({"minutes": 1 / 6}, 0.5, 1.0, 2 + 2, 1.0),
+    # never more than 5 s
+    ({"minutes": 600.0}, 0.5, 0.4, 2 + 12, 0.4),
+    # no time is to be kept to: 0.2 % of 10,000 updates of 0.125 s are 2.5 s
+    ({"max_steps": 10_000}, 9.0, 0.125, 2 + 20, 0.125),
+    # of less than 1,000 updates one is more than that
+    ({"max_steps": 3}, 0.2, 0.1, 2 + 1, 0.1),
+    ({"max_steps": 400}, 0.2, 0.1, 2 + 1, 0.1),
+]
+
+
+@pytest.mark.parametrize(("settings", "first_s", "then_s", "n_steps", "found"), TRIALS_BY_HAND)
+def test_trials_are_a_small_share_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    first_s: float,
+    then_s: float,
+    n_steps: int,
+    found: float,
+) -> None:
+    clocked: Any = Clocked(monkeypatch, first_s, then_s)
+    assert step_time(clocked, TrainConfig(**settings)) == pytest.approx(found)
+    assert clocked.n_steps == n_steps
+
+
+def test_only_long_runs_are_compiled_by_themselves(cpu: Device) -> None:
+    gpu = Device(torch.device("cuda"), torch.bfloat16, "a test")
+    apple = Device(torch.device("mps"), torch.float32, "a test")
+    for settings, expected in (
+        ({"minutes": 6.0}, [False, True, False]),
+        ({"minutes": 4.0}, [False, False, False]),
+        ({"minutes": 60.0}, [True, True, False]),
+        ({"max_steps": 20_000}, [True, True, False]),  # of 0.1 s: 2,000 s
+        ({"max_steps": 20_000, "compile": "off"}, [False] * 3),
+        ({"max_steps": 20_000, "compile": "on"}, [False] * 3),  # it is already
+    ):
+        config = TrainConfig(**settings)
+        assert [compiling_pays(config, each, 0.1) for each in (cpu, gpu, apple)] == expected
+
+
+def test_trial_steps_leave_no_trace(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device
+) -> None:
+    model = random_model(replace(tiny_config, dropout=0.2)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    speed = measure(TrainConfig(tokens_per_step=64, batch_size=2), model, data, cpu)
+    assert min(speed.step_s, speed.eval_s, speed.memory_bytes) > 0
+    assert speed.spent_s > speed.step_s
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+    assert (speed.batch_size, speed.compiled) == (2, False)
+
+
+def test_the_plan_says_what_is_to_come(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device
+) -> None:
+    model = GPT(tiny_config)
+    config = TrainConfig(
+        max_steps=2000, tokens_per_step=64, batch_size=2, eval_interval=500, save_interval=500
+    )
+    plan = "\n".join(plan_lines(config, model, data, cpu, SPEED))
+    n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
+    for words in (
+        f"{model.n_parameters:,} parameters: 1 layers, 2 heads, 16 channels, context 16",
+        f"{n_train:,} tokens to train on, {n_val:,} to validate on",
+        "64 tokens: 2 x 2 rows of 16",
+        f"2,000 steps, 128,000 tokens, {128_000 / n_train:.2f} epochs; evaluation each 500 steps",
+        "memory      1.5 GB",
+        "expected    3m 28s (100 ms a step): until about ",  # 200 s of steps, 4 x 2 s
+    ):
+        assert words in plan

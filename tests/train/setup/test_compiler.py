@@ -1,0 +1,124 @@
+"""Compiling is never a condition: whatever fails in it is one warning, and the run goes on."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from common.dataset import DataFolder
+from common.device import Device
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from tests.train.test_step import CONFIG, bits, make
+from train.setup.compiler import Forward
+from train.step import Stepper
+
+
+def compiled(
+    data: DataFolder, shape: ModelConfig, device: Device, monkeypatch: pytest.MonkeyPatch, by: Any
+) -> Stepper:
+    """Return a Stepper that compiles by the function ``by`` in torch.compile's place."""
+    monkeypatch.setattr(torch, "compile", by)
+    stepper = make(data, shape, device, CONFIG)
+    stepper.forward = Forward(stepper.model, compiled=True)
+    return stepper
+
+
+def fails_at_wrapping(*_: object, **__: object) -> Any:
+    raise RuntimeError("Windows not yet supported for torch.compile\nmore of it")
+
+
+def fails_at_the_first_call(*_: object, **__: object) -> Any:
+    def call(*_: object) -> Any:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+    return call
+
+
+def fails_at_another_shape(model: GPT, **_: object) -> Any:
+    def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if len(x) < 8:
+            raise TypeError("an error of the compiler's own")
+        return model(x, y)  # type: ignore[no-any-return]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (fails_at_wrapping, "(RuntimeError: Windows not yet supported for torch.compile)"),
+        (fails_at_the_first_call, "(TorchDynamoException: no C++ compiler)"),
+    ],
+    ids=["at wrapping", "at the first call"],
+)
+def test_a_failure_is_one_warning_and_the_same_training(
+    data: DataFolder,
+    tiny_config: ModelConfig,
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    by: Any,
+    message: str,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        failing = compiled(data, tiny_config, cpu, monkeypatch, by)
+        plain = make(data, tiny_config, cpu)
+        for step in range(3):
+            assert failing.step(step) == plain.step(step)
+    assert bits(failing) == bits(plain)
+    assert caplog.messages == [
+        f"compiling failed {message}: going on without it. --compile off does not try."
+    ]
+    assert not failing.forward.compiled
+
+
+def test_a_failure_at_a_later_shape_redoes_the_step(
+    data: DataFolder,
+    tiny_config: ModelConfig,
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failing = compiled(data, tiny_config, cpu, monkeypatch, fails_at_another_shape)
+    plain = make(data, tiny_config, cpu)
+    for step in range(3):
+        if step == 1:
+            failing.batch_size = plain.batch_size = 4
+        assert failing.step(step) == plain.step(step)
+        assert failing.forward.compiled == (step == 0)
+    assert len(caplog.messages) == 1
+
+
+def test_an_error_of_the_network_itself_is_raised(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = compiled(data, tiny_config, cpu, monkeypatch, fails_at_the_first_call)
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("in the network")
+
+    monkeypatch.setattr(failing.model, "forward", broken)
+    with pytest.raises(ZeroDivisionError, match="in the network"):
+        failing.step(0)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the compiler are its own affair
+def test_compiled_for_real_it_is_the_same_network_under_the_same_names(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_for_real = torch.compile
+
+    def by(model: GPT, **settings: Any) -> Any:
+        return compile_for_real(model, backend="aot_eager", **settings)
+
+    real = compiled(data, tiny_config, cpu, monkeypatch, by)
+    plain = make(data, tiny_config, cpu)
+    for step in range(2):
+        ours, theirs = real.step(step), plain.step(step)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
+    assert real.forward.compiled
+    assert list(real.model.state_dict()) == list(plain.model.state_dict())
+    assert not any("_orig_mod" in name for name in real.model.state_dict())

@@ -1,0 +1,141 @@
+"""What the presets mean on this machine: size, memory and time, estimated before any data is there.
+
+    parameters   counted, on PyTorch's meta device, which takes no memory
+    memory       what a micro-batch needs: weights, gradients, optimizer, activations
+    time         operations of the whole run over a rate that half a second measures here
+
+The plan of a real run (plan.py) measures the network itself and knows better.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from common.device import Device, multiply_fast
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from common.models.loss import CHUNK_ROWS
+from train.config import TrainConfig
+from train.monitoring.metrics_writer import duration
+from train.monitoring.mfu import flops_per_token
+from train.presets import PRESETS, Preset
+from train.setup.autotune import fix_batch
+
+FLOAT_BYTES = 4
+MEASURE_S = 0.5
+# A network large enough to keep a machine busy, small enough for some passes in half a second.
+TRIAL = ModelConfig(n_layer=2, n_head=4, n_embd=256, block_size=128, vocab_size=1_024)
+TRIAL_ROWS = 8
+HEAD = ("preset", "layers", "heads", "channels", "context", "parameters", "memory", "time here")
+WIDTHS = (-24, 6, 6, 9, 8, 14, 9, 30)
+
+
+def network(preset: Preset) -> GPT:
+    """Return the preset's network without memory for its weights."""
+    with torch.device("meta"):
+        return GPT(ModelConfig(**preset.model, vocab_size=preset.vocab_size))
+
+
+def measured_flops(device: Device) -> float:
+    """Return the operations a second that a small network's training reaches on the device."""
+    multiply_fast(device.torch_device)
+    model = GPT(TRIAL).to(device.torch_device)
+    idx = torch.zeros(TRIAL_ROWS, TRIAL.block_size, dtype=torch.int64, device=device.torch_device)
+
+    def pass_s() -> float:
+        start = time.perf_counter()
+        with device.autocast():
+            loss = model(idx, idx)
+        loss.backward()
+        loss.item()  # waits for the device
+        return time.perf_counter() - start
+
+    pass_s()  # warms up
+    end = time.perf_counter() + MEASURE_S
+    best_s = pass_s()  # the fastest: what else the machine does is not its speed
+    while time.perf_counter() < end:
+        best_s = min(best_s, pass_s())
+    return idx.numel() * flops_per_token(model) / best_s
+
+
+def memory_bytes(model: GPT, n_rows: int) -> int:
+    """Estimate what training takes with ``n_rows`` rows at a time, in float32.
+
+    Of each parameter: weight, gradient, and AdamW's two moments. Of each token and block: some 16
+    tensors as wide as the network and 3 as wide as its MLP. Of the scores: a chunk, twice.
+    """
+    c = model.config
+    n_tokens = n_rows * c.block_size
+    of_blocks = n_tokens * c.n_layer * (16 * c.n_embd + 3 * c.inner_size)
+    of_scores = 2 * min(n_tokens, CHUNK_ROWS) * c.padded_vocab_size
+    return FLOAT_BYTES * (4 * model.n_parameters + of_blocks + of_scores)
+
+
+def expected_time(model: GPT, config: TrainConfig, flops: float) -> str:
+    """Say how long a run takes at ``flops`` operations a second, as far as its data do not."""
+    if config.minutes is not None:
+        return duration(60 * config.minutes)
+    token_s = flops_per_token(model) / flops
+    if config.epochs is not None:
+        return f"{config.epochs:g} epochs, {duration(token_s * 1e6)} a million"
+    if config.max_steps is None:
+        return "as long as is asked for"
+    seconds = config.max_steps * config.tokens_per_step * token_s
+    days = seconds / 86_400
+    if days < 1:
+        return duration(seconds)
+    return f"{days:,.0f} days" if days < 365 else f"{days / 365:,.0f} years"
+
+
+def table(device: Device) -> Iterator[str]:
+    """Yield a line for each preset, and how the estimates were made."""
+    flops = measured_flops(device)
+    yield _line(HEAD)
+    for name, preset in PRESETS.items():
+        model, config = network(preset), TrainConfig(**preset.train)
+        c = model.config
+        n_bytes = memory_bytes(model, fix_batch(config, model, device).batch_size)
+        yield _line(
+            (
+                name,
+                *(str(n) for n in (c.n_layer, c.n_head, c.n_embd, c.block_size)),
+                f"{model.n_parameters:,}",
+                f"{n_bytes / 1e9:.1f} GB",
+                expected_time(model, config, flops),
+            )
+        )
+    yield ""
+    for name, preset in PRESETS.items():
+        yield f"{name}: {preset.meaning}"
+    yield ""
+    yield f"Memory and time are estimates, at {flops / 1e9:,.0f} GFLOP/s measured now on {device}."
+    yield "All that one sets, and how to prepare data for it: python -m train presets NAME"
+
+
+def settings(name: str) -> Iterator[str]:
+    """Yield what a preset is for, data that fit it, and each setting a run would have."""
+    preset = PRESETS[name]
+    model = network(preset)
+    yield f"{name}: {preset.meaning}"
+    yield f"{model.n_parameters:,} parameters with a vocabulary of {preset.vocab_size:,} ids."
+    yield f"Data that fit: python -m prepare text SRC --out data {preset.prepare}"
+    chosen = preset.model | preset.train
+    for key, value in (asdict(model.config) | asdict(TrainConfig(**preset.train))).items():
+        if key == "vocab_size" or value is None:
+            continue
+        option = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            option = option if value else f"--no-{key.replace('_', '-')}"
+            yield f"{'*' if key in chosen else ' '} {option}"
+        else:
+            yield f"{'*' if key in chosen else ' '} {option} {value}"
+    for key, value in preset.of_characters.items():
+        yield f"* --{key.replace('_', '-')} {value} where the ids of the data are characters"
+    yield "* set by the preset; all else is as declared."
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    pairs = zip(cells, WIDTHS, strict=True)
+    return "".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in pairs).rstrip()

@@ -1,0 +1,253 @@
+"""The plan of a run, made before its first step: how fast, how many steps, how much memory."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+
+import torch
+
+from common.dataset import DataFolder
+from common.device import Device
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from train.config import TrainConfig
+from train.data import micro_batch_rows
+from train.distributed.comm import ALONE, Ranks
+from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
+from train.monitoring.metrics_writer import duration
+from train.optim.group import make_optimizer
+from train.step import Stepper, rows_per_step
+
+# Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
+# known, and at most so many seconds.
+MEASURE_SHARE, MEASURE_SHARE_OF_STEPS, MEASURE_S = 0.02, 0.002, 5.0
+EVAL_SHARE = 0.05  # of --minutes, at most, goes into evaluations and the saves before them
+MOST_EVALS = 10
+# A rough guess at what saving takes: 12 bytes a parameter with its optimizer's state, which are
+# written, hashed and read back.
+SAVE_BYTES_PER_S = 3e8
+FULL_DROPOUT_EPOCHS = 2.0
+N_WARM_UP = 2  # updates: kernels are chosen in the first, the second finds memory of its own
+SAVE_S = 300  # between checkpoints, at most: what a crash may cost
+# Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
+# quickest, a sixth quicker than 4,096 (2.6 M parameters, two cores).
+CPU_TOKENS = 1_024
+# Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
+# times (gpt2, 4 layers of 256 channels) to 1.22 times (tiny) as fast: half an hour loses 3 % at
+# worst. On a GPU the same minute is said to buy a quarter and more.
+COMPILE_S = {"cpu": 1800.0, "cuda": 300.0}
+# Share of a GPU's free memory that one micro-batch may fill: the estimate below is rough.
+MEMORY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What trial steps measured on this machine."""
+
+    step_s: float
+    eval_s: float
+    save_s: float
+    spent_s: float
+    memory_bytes: int
+    batch_size: int  # what memory allowed
+    compiled: bool
+
+
+def rows_that_fit(model: GPT, device: Device) -> int:
+    """Return how many rows of block_size tokens a micro-batch may have, by a rough estimate."""
+    c = model.config
+    if device.torch_device.type == "cpu":
+        return max(1, CPU_TOKENS // c.block_size)
+    # float32 numbers kept for the backward pass: about 16 C + 3 inner in a block; scores 3 times
+    per_token_bytes = 4 * (c.n_layer * (16 * c.n_embd + 3 * c.inner_size) + 3 * c.vocab_size)
+    if device.torch_device.type == "cuda":
+        free_bytes = torch.cuda.mem_get_info(device.torch_device)[0]
+    else:
+        free_bytes = 4 << 30
+    return max(1, int(MEMORY_SHARE * free_bytes / (per_token_bytes * c.block_size)))
+
+
+def fix_batch(config: TrainConfig, model: GPT, device: Device, ranks: Ranks = ALONE) -> TrainConfig:
+    """Return the config with batch_size filled in: it divides an update's rows evenly.
+
+    Of several processes, those of each one.
+    """
+    block_size = model.config.block_size
+    n_rows = ranks.share(rows_per_step(config, block_size), block_size)
+    most = config.batch_size or -int(ranks.most(-rows_that_fit(model, device)))
+    return replace(config, batch_size=micro_batch_rows(n_rows, most))
+
+
+def fix_steps(config: TrainConfig, model: GPT, data: DataFolder) -> TrainConfig:
+    """Return the config with max_steps for --tokens or --epochs: the last step may go beyond."""
+    n_tokens = config.tokens
+    if config.epochs is not None:
+        n_tokens = math.ceil(config.epochs * data.n_tokens("train"))
+    if n_tokens is None:
+        return config
+    block_size = model.config.block_size
+    max_steps = max(1, -(-n_tokens // (rows_per_step(config, block_size) * block_size)))
+    return replace(config, max_steps=max_steps, tokens=None, epochs=None)
+
+
+def measure(
+    config: TrainConfig, model: GPT, data: DataFolder, device: Device, ranks: Ranks = ALONE
+) -> Speed:
+    """Time updates, at a learning rate of 0 that leaves the weights alone, and evaluation.
+
+    With --compile auto also compiled ones, where the run is long enough to repay it. The run's own
+    Stepper compiles the same network again, which PyTorch then has in its cache.
+    """
+    begin = time.perf_counter()
+    # an optimizer of its own, which these steps may teach
+    stepper = Stepper(model, make_optimizer(model, config), data, config, device, ranks)
+    if ranks.n > 1:
+        _timed(stepper)  # before those that are timed, both that are rehearsed
+    step_s, forward = step_time(stepper, config), stepper.forward
+    if compiling_pays(config, device, step_s):
+        forward.compile()
+        compiled_s = step_time(stepper, config)
+        if compiled_s > step_s:
+            forward.as_written()
+        step_s = min(step_s, compiled_s)
+    stepper.close()
+    stepper.optimizer.zero_grad()
+    n_trial = 32 * model.config.block_size
+    lengths = token_lengths(data.tokenizer())
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        score = evaluate(model, data.tokens("val"), lengths, device, n_trial, ranks)
+    per_token_s = (time.perf_counter() - start) / score.n_tokens
+    n_eval = min(data.n_tokens("val"), config.eval_tokens)
+    n_eval += min(data.n_tokens("train"), TRAIN_TOKENS)
+    spent_s = time.perf_counter() - begin
+    speed = Speed(
+        step_s,
+        per_token_s * n_eval,
+        12 * model.n_parameters / SAVE_BYTES_PER_S,
+        spent_s,
+        _memory(device),
+        stepper.batch_size,
+        forward.compiled,
+    )
+    # what follows from it must be the same in all processes
+    return Speed(**ranks.first(lambda: asdict(speed)))
+
+
+def compiling_pays(config: TrainConfig, device: Device, step_s: float) -> bool:
+    """Tell whether a run whose updates take ``step_s`` is to be compiled, as --compile auto."""
+    whole_s = 60 * config.minutes if config.minutes else step_s * (config.max_steps or 0)
+    least_s = COMPILE_S.get(device.torch_device.type, math.inf)
+    return config.compile == "auto" and whole_s >= least_s
+
+
+def step_time(stepper: Stepper, config: TrainConfig) -> float:
+    """Return the median time of updates, in seconds; as many as are a small share of the run."""
+    for _ in range(N_WARM_UP):
+        _timed(stepper)
+    # --minutes hangs on the speed; without it, only what is said and when it is saved do
+    times = [_timed(stepper) for _ in range(2 if config.minutes else 1)]
+    whole_s = 60 * config.minutes if config.minutes else times[0] * (config.max_steps or 0)
+    share = MEASURE_SHARE if config.minutes else MEASURE_SHARE_OF_STEPS
+    budget_s = min(MEASURE_S, share * whole_s) - sum(times)
+    while (budget_s := budget_s - times[-1]) >= 0:
+        times.append(_timed(stepper))
+    return median(times)
+
+
+def _timed(stepper: Stepper) -> float:
+    start = time.perf_counter()
+    stepper.step(0, lr_scale=0.0)
+    return stepper.ranks.most(time.perf_counter() - start)
+
+
+def _memory(device: Device) -> int:
+    if device.torch_device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device.torch_device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
+    """Return the config with max_steps, the intervals, and what the trials decided, filled in.
+
+    With --minutes the steps are those that end on time; trials, evaluations and saves count.
+    """
+    n_evals = MOST_EVALS
+    max_steps = config.max_steps
+    if max_steps is None:
+        left_s = 60 * (config.minutes or 0) - speed.spent_s
+        each_s = speed.eval_s + speed.save_s
+        n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / each_s)))
+        step_s = speed.step_s
+        if config.eval_interval:
+            step_s += each_s / config.eval_interval
+        else:
+            left_s -= n_evals * each_s
+        max_steps = max(1, int(left_s / step_s))
+    eval_interval = config.eval_interval or -(-max_steps // n_evals)
+    return replace(
+        config,
+        max_steps=max_steps,
+        minutes=None,
+        batch_size=speed.batch_size,
+        compile="on" if speed.compiled else "off",
+        eval_interval=eval_interval,
+        save_interval=config.save_interval
+        or min(eval_interval, max(1, int(SAVE_S / speed.step_s))),
+    )
+
+
+def ngram_dropout(config: TrainConfig, shape: ModelConfig, data: DataFolder) -> float:
+    """Return the preset's share of tokens without n-grams for a run as long as this one.
+
+    Text that is read for the first time is not yet known by heart: below two epochs the share is
+    smaller, in proportion. Measured at half an epoch: tests/bench/RECIPE.md.
+    """
+    n_tokens = (config.max_steps or 0) * rows_per_step(config, shape.block_size) * shape.block_size
+    n_epochs = n_tokens / data.n_tokens("train")
+    return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
+
+
+def plan_lines(
+    config: TrainConfig,
+    model: GPT,
+    data: DataFolder,
+    device: Device,
+    speed: Speed,
+    ranks: Ranks = ALONE,
+) -> list[str]:
+    """Return the plan as a person reads it."""
+    block_size = model.config.block_size
+    n_rows = rows_per_step(config, block_size)
+    max_steps = config.max_steps or 0
+    n_train = data.n_tokens("train")
+    n_evals = -(-max_steps // config.eval_interval)
+    left_s = max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
+    end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
+    accumulation = n_rows // ranks.n // config.batch_size
+    processes = f"{ranks.n} processes x " if ranks.n > 1 else ""
+    if ranks.n > 1:
+        together = (
+            "each with its share of the weights" if ranks.sharded else "each with all weights"
+        )
+        device_line = f"device      {ranks.n} processes, {together}, on {device}"
+    else:
+        device_line = f"device      {device}"
+    return [
+        device_line,
+        f"model       {model.n_parameters:,} parameters: {model.config.n_layer} layers, "
+        f"{model.config.n_head} heads, {model.config.n_embd} channels, context {block_size}",
+        f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
+        f"validate on; vocabulary of {model.config.vocab_size:,}",
+        f"a step      {n_rows * block_size:,} tokens: {processes}{accumulation} x "
+        f"{config.batch_size} rows of {block_size}",
+        f"length      {max_steps:,} steps, {max_steps * n_rows * block_size:,} tokens, "
+        f"{max_steps * n_rows * block_size / n_train:.2f} epochs; evaluation each "
+        f"{config.eval_interval:,} steps",
+        f"memory      {speed.memory_bytes / 1e9:.1f} GB",
+        f"expected    {duration(left_s)} ({speed.step_s * 1000:,.0f} ms a step): until about {end}",
+    ]
