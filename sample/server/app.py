@@ -27,7 +27,7 @@ from sample.server.responses import Json, json_bytes
 from sample.server.security import Access, Guard, error_response
 from sample.server.streaming import EventStream, read_body, unless_gone
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 PAGE_TYPES = {
     ".html": "text/html",
     ".css": "text/css",
