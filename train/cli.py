@@ -31,7 +31,7 @@ from train.presets import DECIDED, PRESETS
 from train.signals import StopRequest
 
 if TYPE_CHECKING:
-    from train.distributed.comm import Ranks
+    from train.distributed.comm import ProcessGroup
 
 
 @click.group(context_settings=CONTEXT)
@@ -96,20 +96,22 @@ def pretrain(
     0 trained, 1 something to mend, 2 wrong usage; 130, 143 or 138 stopped by SIGINT (Ctrl-C),
     SIGTERM or SIGUSR1 with everything saved.
     """
-    with _stoppable() as stop, _together(device) as (ranks, device):
+    with _stoppable() as stop, _distributed(device) as (group, device):
         from train import resume
         from train import trainer as start
 
         unfinished = None
         if may_resume:
-            unfinished = ranks.first(lambda: resume.unfinished_run(runs_dir, name, data))
+            unfinished = group.broadcast_from_rank0(
+                lambda: resume.unfinished_run(runs_dir, name, data)
+            )
         if unfinished is not None:
             logging.info(
                 "%s is unfinished: it goes on with its own settings, not with those "
                 "given now. --no-resume starts a new run.",
                 unfinished,
             )
-            stopped_by = resume.resume_run(Path(unfinished), device, stop, ranks=ranks)
+            stopped_by = resume.resume_run(Path(unfinished), device, stop, group=group)
         else:
             switches = ARCHITECTURES.get(architecture or "", {})
             stopped_by = start.new_run(
@@ -122,7 +124,7 @@ def pretrain(
                 model_options=switches | given(ModelConfig, options),
                 train_options=given(TrainConfig, options),
                 init_from=None if init_from is None else start.weights_of(runs_dir, init_from),
-                ranks=ranks,
+                group=group,
             )
     _finish(stopped_by)
 
@@ -160,12 +162,12 @@ def pretrain(
 @runs_dir_option
 def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> None:
     """Go on with run NAME (the newest by default) as if it had never stopped."""
-    with _stoppable() as stop, _together(device) as (ranks, device):
+    with _stoppable() as stop, _distributed(device) as (group, device):
         from common.checkpoint import find_run
         from train import resume
 
-        run = ranks.first(lambda: str(find_run(runs_dir, name)))
-        stopped_by = resume.resume_run(Path(run), device, stop, resume.Changes(**changes), ranks)
+        run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
+        stopped_by = resume.resume_run(Path(run), device, stop, resume.Changes(**changes), group)
     _finish(stopped_by)
 
 
@@ -219,14 +221,14 @@ def _stoppable() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _together(device: str) -> "Iterator[tuple[Ranks, str]]":
-    """Meet the other processes where torchrun started several; yield them and our own device."""
-    from train.distributed import init as joining
+def _distributed(device: str) -> "Iterator[tuple[ProcessGroup, str]]":
+    """Join the ranks where torchrun started several; yield their group and this rank's device."""
+    from train.distributed import init
 
-    place = joining.place_in(os.environ)
-    device = joining.device_of(place, device)
-    with joining.joined(place, device) as ranks:
-        yield ranks, device
+    info = init.rank_info_from(os.environ)
+    device = init.rank_device(info, device)
+    with init.init_distributed(info, device) as group:
+        yield group, device
 
 
 def _finish(stopped_by: int | None) -> None:

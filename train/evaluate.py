@@ -22,7 +22,8 @@ from common.inference.torch_backend import Network
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from train.data import read_rows
-from train.distributed.comm import ALONE, Ranks
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+from train.distributed.fsdp import is_sharded
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or three
 # How much of train is scored, evenly spread: enough to compare with val, and quick.
@@ -75,7 +76,7 @@ def evaluate(
     token_bytes: npt.NDArray[np.int64],
     device: Device,
     max_tokens: int,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Score:
     """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id.
 
@@ -88,8 +89,8 @@ def evaluate(
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
     # gathered weights that were made in inference mode could not be trained with later
-    with torch.no_grad() if ranks.sharded else torch.inference_mode():
-        for x, y, counts in _shared(_batches(windows(ids, block_size, max_tokens), n_rows), ranks):
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        for x, y, counts in _shared(_batches(windows(ids, block_size, max_tokens), n_rows), group):
             x, y = x.to(device.torch_device), y.to(device.torch_device)
             with device.autocast():
                 loss = float(model(x, y))
@@ -97,15 +98,17 @@ def evaluate(
                 nats += loss * y.numel()
                 n_tokens += y.numel()
                 n_bytes += int(lengths[y.cpu()].sum())
-    if ranks.sharded:  # what is gathered last stays so, until a backward pass, in place of shares
+    if is_sharded(
+        model
+    ):  # what is gathered last stays so, until a backward pass, in place of shares
         cast(Any, model).reshard()
     model.train()
-    nats, all_tokens, all_bytes = ranks.total(nats, n_tokens, n_bytes)
+    nats, all_tokens, all_bytes = group.all_reduce_sum(nats, n_tokens, n_bytes)
     return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
 
 
 def _shared(
-    batches: Iterator[tuple[Tensor, Tensor]], ranks: Ranks
+    batches: Iterator[tuple[Tensor, Tensor]], group: ProcessGroup
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
     """Yield (x, y, whether it counts): every batch counts in one process.
 
@@ -113,12 +116,12 @@ def _shared(
     """
     mine = None
     for number, (x, y) in enumerate(batches):
-        place = number % ranks.n
+        place = number % group.world_size
         if place == 0:
             mine = x, y, False
-        if place == ranks.rank:
+        if place == group.rank:
             mine = x, y, True
-        if place == ranks.n - 1 and mine is not None:
+        if place == group.world_size - 1 and mine is not None:
             yield mine
             mine = None
     if mine is not None:

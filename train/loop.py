@@ -24,21 +24,23 @@ from common.device import Device
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.distributed.comm import ALONE, Ranks
-from train.distributed.fsdp import local, save_shards, whole_weights
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+from train.distributed.fsdp import full_state_dict, is_sharded, save_sharded, to_local
 from train.evaluate import PROMPT_TOKENS, TRAIN_TOKENS, evaluate, sample_line, token_lengths
 from train.lr_schedule import learning_rate_at
 from train.monitoring.early_stopping import Losses, overfitting_line, reason_to_end
-from train.monitoring.eta import Pace, saves_left, times_left
-from train.monitoring.loggers import Tracker
-from train.monitoring.metrics_writer import (
+from train.monitoring.loggers import MetricsLogger
+from train.monitoring.metrics import (
+    StepTimer,
     append_metrics,
     evaluation_line,
     progress_line,
     read_history,
+    saves_left,
+    times_left,
 )
 from train.monitoring.mfu import mfu
-from train.optim.group import Optimizers, optimizer_tensors
+from train.optim.group import OptimizerGroup, optimizer_state_dict
 from train.signals import StopRequest
 from train.step import Stepper, rows_per_step
 
@@ -51,16 +53,16 @@ class Run:
 
     folder: Path
     model: GPT
-    optimizer: Optimizers
+    optimizer: OptimizerGroup
     data: DataFolder
     tokenizer: Tokenizer
     config: TrainConfig
     device: Device
     max_steps: int
     stepper: Stepper
-    tracker: Tracker
-    ranks: Ranks = ALONE
-    pace: Pace = field(default_factory=Pace)
+    tracker: MetricsLogger
+    group: ProcessGroup = SINGLE_PROCESS
+    step_timer: StepTimer = field(default_factory=StepTimer)
 
 
 @dataclass
@@ -91,14 +93,21 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
 
     Raises: DivergedError when only an earlier checkpoint can help; ``progress`` is how far it came.
     """
+
+    def stop_signal() -> int | None:
+        # of any rank: all have to stop after the same step
+        return int(run.group.all_reduce_max(stop.requested() or 0)) or None
+
     first_step = progress.step
-    lines = run.ranks.first(lambda: [asdict(each) for each in read_history(run.folder)])
+    lines = run.group.broadcast_from_rank0(
+        lambda: [asdict(each) for each in read_history(run.folder)]
+    )
     history = [Losses(**each) for each in lines]
     mark = replace(progress)  # where the speed is measured from
     while True:
         step = progress.step
         # with no step made there is nothing to save: the first one is made yet
-        stopping = step > 0 and stop.requested() is not None
+        stopping = step > 0 and stop_signal() is not None
         eval_due = is_eval_step(step, run.config)
         if step > first_step:
             if step % run.config.log_interval == 0:
@@ -115,9 +124,9 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         if eval_due and not stopping:
             if _evaluate(run, progress, history):
                 return None
-            stopping = stop.requested() is not None  # this step is saved already
+            stopping = stop_signal() is not None  # this step is saved already
         if stopping:
-            return stop.requested()
+            return stop_signal()
         _update(run, progress)
 
 
@@ -139,7 +148,7 @@ def _update(run: Run, progress: Progress) -> None:
     lr = progress.lr_scale * learning_rate_at(progress.step, run.max_steps, run.config)
     update = run.stepper.step(progress.step, progress.lr_scale)
     dt_s = time.perf_counter() - start
-    run.pace.add(dt_s)
+    run.step_timer.add(dt_s)
     block_size = run.model.config.block_size
     n_tokens = rows_per_step(run.config, block_size) * block_size
     if update.finite:
@@ -177,7 +186,7 @@ def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
     done = progress.step - 1  # what follows this step is not done yet
     last, config = run.max_steps, run.config
     eta_s = (
-        run.pace.step_s * (last - progress.step)
+        run.step_timer.step_s * (last - progress.step)
         + progress.eval_s * times_left(done, last, config.eval_interval)
         + progress.save_s * saves_left(done, last, config.save_interval, config.eval_interval)
     )
@@ -186,24 +195,24 @@ def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
 
 
 def _record(run: Run, record: dict[str, Any]) -> None:
-    if run.ranks.is_first:
+    if run.group.is_rank0:
         append_metrics(run.folder, record)
         run.tracker.log(record)
 
 
 def _save(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
-    finite = [local(weights).isfinite().all() for weights in run.model.parameters()]
-    if run.ranks.most(not torch.stack(finite).all()):
+    finite = [to_local(weights).isfinite().all() for weights in run.model.parameters()]
+    if run.group.all_reduce_max(not torch.stack(finite).all()):
         raise DivergedError("weights are no longer finite")
     state = {
         "progress": asdict(progress),
         "stepper": run.stepper.state(),
         "data_sha256": run.data.sha256,
     }
-    optimizer: dict[str, Tensor] | Path = optimizer_tensors(run.optimizer, run.model)
+    optimizer: dict[str, Tensor] | Path = optimizer_state_dict(run.optimizer, run.model)
     weights = None
-    if run.ranks.sharded:
+    if is_sharded(run.model):
         weights, optimizer = _gathered(run, progress.step)
 
     def save() -> None:
@@ -219,7 +228,7 @@ def _save(run: Run, progress: Progress) -> None:
             good_step=progress.good_step,
         )
 
-    run.ranks.first(save)
+    run.group.broadcast_from_rank0(save)
     progress.save_s = time.perf_counter() - start
     progress.seconds += progress.save_s
 
@@ -227,9 +236,9 @@ def _save(run: Run, progress: Progress) -> None:
 def _gathered(run: Run, step: int) -> tuple[dict[str, Tensor], Path]:
     """Return all weights, in the first process, and where each put its share of the optimizer's."""
     shards = shards_folder(run.folder, step)
-    run.ranks.first(lambda: shutil.rmtree(shards, ignore_errors=True))
-    save_shards(optimizer_tensors(run.optimizer, run.model), shards)
-    return whole_weights(run.model, keep=run.ranks.is_first), shards
+    run.group.broadcast_from_rank0(lambda: shutil.rmtree(shards, ignore_errors=True))
+    save_sharded(optimizer_state_dict(run.optimizer, run.model), shards)
+    return full_state_dict(run.model, keep=run.group.is_rank0), shards
 
 
 def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
@@ -237,7 +246,7 @@ def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
     start = time.perf_counter()
     lengths = token_lengths(run.tokenizer)
     on_train, on_val = (
-        evaluate(run.model, ids, lengths, run.device, most, run.ranks)
+        evaluate(run.model, ids, lengths, run.device, most, run.group)
         for ids, most in (
             (run.data.tokens("train"), TRAIN_TOKENS),
             (run.data.tokens("val"), run.config.eval_tokens),
@@ -250,7 +259,7 @@ def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
     if best:
         progress.best_val_loss = on_val.loss
         best_now = checkpoint_folder(run.folder, progress.step)
-        run.ranks.first(lambda: point(run.folder, "best", best_now))
+        run.group.broadcast_from_rank0(lambda: point(run.folder, "best", best_now))
     record = progress.record | {
         "train_loss": on_train.loss,
         "val_loss": on_val.loss,
@@ -262,9 +271,9 @@ def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
     log.info(evaluation_line(record, run.max_steps, best=best))
     if (warning := overfitting_line(history)) is not None:
         log.warning(warning)
-    if not run.ranks.sharded:  # for this the first process would need all of the network
+    if not is_sharded(run.model):  # for this the first process would need all of the network
         prompt = run.data.tokens("val")[:PROMPT_TOKENS].tolist()
-        run.ranks.first(
+        run.group.broadcast_from_rank0(
             lambda: log.info(sample_line(run.model, run.tokenizer, prompt, run.config.seed))
         )
     if ended and progress.step < run.max_steps:

@@ -15,9 +15,9 @@ from common.files import write_json
 from common.metrics import ending
 from common.settings import from_dict
 from train.config import TrainConfig
-from train.distributed.comm import ALONE, Ranks
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.loop import Progress, first_said
-from train.monitoring.loggers import open_tracker
+from train.monitoring.loggers import make_logger
 from train.session import drive, held, restore
 from train.signals import StopRequest
 
@@ -40,16 +40,16 @@ def resume_run(
     device_name: str,
     stop: StopRequest,
     changes: Changes | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> int | None:
     """Go on with the run in ``folder``; return the signal that stopped it early, or None.
 
     Raises: UserError when it has no sound checkpoint, or its data is no longer the same.
     """
     changes = changes or Changes()
-    settings = ranks.first(lambda: checkpoint.read_json(folder / CONFIG_NAME))
-    with held(folder, ranks):
-        return _resume_held(folder, settings, device_name, stop, changes, ranks)
+    settings = group.broadcast_from_rank0(lambda: checkpoint.read_json(folder / CONFIG_NAME))
+    with held(folder, group):
+        return _resume_held(folder, settings, device_name, stop, changes, group)
 
 
 def _resume_held(
@@ -58,17 +58,19 @@ def _resume_held(
     device_name: str,
     stop: StopRequest,
     changes: Changes,
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> int | None:
     config = from_dict(TrainConfig, settings["train"], str(folder / CONFIG_NAME))
     if changes.shard is not None:
         config = replace(config, shard=changes.shard)
-    newest = Path(ranks.first(lambda: str(checkpoint.newest_valid(folder, "latest"))))
+    newest = Path(
+        group.broadcast_from_rank0(lambda: str(checkpoint.newest_valid(folder, "latest")))
+    )
     device = choose_device(device_name)
     loaded = checkpoint.load_checkpoint(newest, device.torch_device)
     longer = _length(folder, config, Progress(**loaded.state["progress"]), changes)
     step = int(loaded.state["step"])
-    ended = ranks.first(lambda: ending(folder, step))
+    ended = group.broadcast_from_rank0(lambda: ending(folder, step))
     if longer is None and ended is not None:
         log.info("%s is finished: %s.", folder, ended)
         return None
@@ -78,10 +80,10 @@ def _resume_held(
     stop.wait_for_steps()
     if longer is not None or changed or changes.data_path or changes.shard is not None:
         config = replace(config, max_steps=longer or config.max_steps)
-        ranks.first(lambda: _rewrite_settings(folder, settings, config, data, step))
-    kind = config.tracker if ranks.is_first else "none"
-    tracker = open_tracker(kind, folder, first_said(step, config), settings)
-    run, progress = restore(newest, loaded, data, config, device, tracker, ranks)
+        group.broadcast_from_rank0(lambda: _rewrite_settings(folder, settings, config, data, step))
+    kind = config.tracker if group.is_rank0 else "none"
+    tracker = make_logger(kind, folder, first_said(step, config), settings)
+    run, progress = restore(newest, loaded, data, config, device, tracker, group)
     log.info("resuming    %s after step %s", newest, f"{step:,}")
     return drive(run, progress, stop)
 

@@ -24,12 +24,12 @@ from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.distributed.comm import ALONE, AgreedStop, Ranks
-from train.distributed.fsdp import load_shards, shard
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+from train.distributed.fsdp import apply_fsdp, load_sharded
 from train.loop import DivergedError, Progress, Run, first_said, train
-from train.monitoring.loggers import Tracker
-from train.monitoring.metrics_writer import cut_metrics
-from train.optim.group import load_optimizer_tensors, make_optimizer
+from train.monitoring.loggers import MetricsLogger
+from train.monitoring.metrics import cut_metrics
+from train.optim.group import load_optimizer_state_dict, make_optimizer
 from train.signals import StopRequest
 from train.step import Stepper
 
@@ -58,45 +58,44 @@ def assemble(
     tokenizer: Tokenizer,
     config: TrainConfig,
     device: Device,
-    tracker: Tracker,
-    ranks: Ranks = ALONE,
+    tracker: MetricsLogger,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
     """Return a run at its beginning; the config says how many steps it has."""
     assert config.max_steps is not None
     optimizer = make_optimizer(model, config)
-    stepper = Stepper(model, optimizer, data, config, device, ranks)
+    stepper = Stepper(model, optimizer, data, config, device, group)
     return Run(
         folder, model, optimizer, data, tokenizer, config, device, config.max_steps, stepper,
-        tracker, ranks,
+        tracker, group,
     )  # fmt: skip
 
 
-def share_out(model: GPT, config: TrainConfig, device: Device, ranks: Ranks) -> GPT:
-    """Return ``model``, of which each process keeps its share where --shard asks for it."""
-    if config.shard and not ranks.joined:
+def shard_if_asked(model: GPT, config: TrainConfig, device: Device, group: ProcessGroup) -> GPT:
+    """Return ``model``, of which each process keeps only its shard where --shard asks for it."""
+    if config.shard and group.is_distributed:
+        return apply_fsdp(model, device)
+    if config.shard:
         log.warning("--shard is for several processes: torchrun starts them. This one keeps all.")
-    ranks.sharded = config.shard and ranks.joined
-    if ranks.sharded:
-        shard(model, device, ranks.n)
     return model
 
 
 def restore(
     saved: Path, loaded: Loaded, data: DataFolder, config: TrainConfig, device: Device,
-    tracker: Tracker, ranks: Ranks = ALONE,
+    tracker: MetricsLogger, group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Run, Progress]:  # fmt: skip
     """Return a run as it was when it wrote the checkpoint ``saved``, by however many processes."""
-    model = share_out(loaded.model.train(), config, device, ranks)
-    run = assemble(saved.parent, model, data, loaded.tokenizer, config, device, tracker, ranks)
+    model = shard_if_asked(loaded.model.train(), config, device, group)
+    run = assemble(saved.parent, model, data, loaded.tokenizer, config, device, tracker, group)
     if (saved / SHARDS_NAME).is_dir():
-        tensors = load_shards(saved / SHARDS_NAME, dict(model.named_parameters()))
+        tensors = load_sharded(saved / SHARDS_NAME, dict(model.named_parameters()))
     else:
         tensors = load_file(saved / OPTIMIZER_NAME)
-    load_optimizer_tensors(run.optimizer, model, tensors)
+    load_optimizer_state_dict(run.optimizer, model, tensors)
     if "stepper" in loaded.state:
         run.stepper.load_state(loaded.state["stepper"])
     progress = Progress(**loaded.state["progress"])
-    ranks.first(lambda: cut_metrics(run.folder, first_said(progress.step, config)))
+    group.broadcast_from_rank0(lambda: cut_metrics(run.folder, first_said(progress.step, config)))
     return run, progress
 
 
@@ -105,11 +104,10 @@ def drive(run: Run, progress: Progress, stop: StopRequest) -> int | None:
 
     Raises: UserError when not even smaller learning rates help.
     """
-    agreed = AgreedStop(stop, run.ranks) if run.ranks.joined else stop
     while True:
         try:
             with memory_said("evaluation or saving", " and go on: python -m train resume"):
-                stopped_by = train(run, progress, agreed)
+                stopped_by = train(run, progress, stop)
             break
         except DivergedError as error:
             trouble = str(error)  # the error itself would hold on to the old network
@@ -129,7 +127,7 @@ def _back_to_good(run: Run, progress: Progress, trouble: str) -> tuple[Run, Prog
             f"checkpoint, each with half the learning rate. Train anew with a lower "
             f"--learning-rate than {progress.lr_scale * run.config.learning_rate:g}."
         )
-    saved = run.ranks.first(lambda: _step_back(run.folder, progress.good_step))
+    saved = run.group.broadcast_from_rank0(lambda: _step_back(run.folder, progress.good_step))
     lr_scale = progress.lr_scale / 2
     log.warning(
         "%s: back to %s, with the learning rate times %g", where, saved or "step 0", lr_scale
@@ -137,7 +135,7 @@ def _back_to_good(run: Run, progress: Progress, trouble: str) -> tuple[Run, Prog
     if saved is not None:
         loaded = checkpoint.load_checkpoint(Path(saved), run.device.torch_device)
         back, then = restore(
-            Path(saved), loaded, run.data, run.config, run.device, run.tracker, run.ranks
+            Path(saved), loaded, run.data, run.config, run.device, run.tracker, run.group
         )
     else:
         back, then = _begin_again(run), Progress()
@@ -165,21 +163,21 @@ def _begin_again(run: Run) -> Run:
     model = initial_model(
         shape, run.config, run.device, Path(weights_from) if weights_from else None
     )
-    share_out(model, run.config, run.device, run.ranks)
-    run.ranks.first(lambda: cut_metrics(run.folder, 0))
+    shard_if_asked(model, run.config, run.device, run.group)
+    run.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, 0))
     return assemble(
-        run.folder, model, run.data, run.tokenizer, run.config, run.device, run.tracker, run.ranks
+        run.folder, model, run.data, run.tokenizer, run.config, run.device, run.tracker, run.group
     )
 
 
 @contextmanager
-def held(folder: Path, ranks: Ranks) -> Iterator[None]:
+def held(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Keep other trainings away from a run."""
-    descriptor = ranks.first(lambda: checkpoint.hold(folder))
+    descriptor = group.broadcast_from_rank0(lambda: checkpoint.hold(folder))
     try:
         yield
     finally:
-        if ranks.is_first:
+        if group.is_rank0:
             os.close(descriptor)
 
 

@@ -25,11 +25,11 @@ from common.errors import ConfigError
 from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.data import Ahead, cut_windows, micro_batch_rows, window_starts
-from train.distributed.comm import ALONE, Ranks, lost_another
-from train.distributed.fsdp import local
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
+from train.distributed.fsdp import is_sharded, to_local
 from train.lr_schedule import learning_rate_at
-from train.optim.group import Optimizers
-from train.setup.compiler import Forward
+from train.optim.group import OptimizerGroup
+from train.setup.compiler import CompiledForward
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +60,28 @@ class Stepper:
     def __init__(
         self,
         model: GPT,
-        optimizer: Optimizers,
+        optimizer: OptimizerGroup,
         data: DataFolder,
         config: TrainConfig,
         device: Device,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Take a config whose batch_size is filled in.
 
         Raises: ConfigError when the processes cannot share the rows of an update evenly.
         """
         self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
-        self.ranks = ranks
+        self.group, self.is_sharded = group, is_sharded(model)
         model.activation_checkpointing = config.activation_checkpointing
         for table in model.wge:
             assert isinstance(table, torch.nn.Embedding)
             # a step meets some hundred rows of each; on GPUs a dense gradient costs little
-            table.sparse = device.torch_device.type == "cpu" and not ranks.joined
-        self.forward = Forward(
-            ranks.parallel(model, device.torch_device), compiled=config.compile == "on"
-        )
+            table.sparse = device.torch_device.type == "cpu" and not group.is_distributed
+        wrapped = model if self.is_sharded else group.wrap_ddp(model, device.torch_device)
+        self.forward = CompiledForward(wrapped, compiled=config.compile == "on")
         block_size = model.config.block_size
         # of an update, in this process
-        self.n_rows = ranks.share(rows_per_step(config, block_size), block_size)
+        self.n_rows = group.rows_per_rank(rows_per_step(config, block_size), block_size)
         self.batch_size = micro_batch_rows(self.n_rows, config.batch_size)
         self._n_rehearsed = 0
         self.busy_s = 0.0  # spent in forward, backward and update; all else is overhead
@@ -131,9 +130,9 @@ class Stepper:
 
     def _cut(self, step: int) -> Tensor:
         """Return this process's windows of a step, (n_rows, T + 1)."""
-        block_size, n_all = self.model.config.block_size, self.n_rows * self.ranks.n
+        block_size, n_all = self.model.config.block_size, self.n_rows * self.group.world_size
         starts = window_starts(self.config.seed, step, n_all, len(self._ids), block_size)
-        own = starts[self.ranks.rank * self.n_rows :][: self.n_rows]
+        own = starts[self.group.rank * self.n_rows :][: self.n_rows]
         windows = cut_windows(self._ids, own, block_size)
         return windows.pin_memory() if self.device.torch_device.type == "cuda" else windows
 
@@ -141,7 +140,7 @@ class Stepper:
         """Leave the clipped gradient in the parameters; return the loss and the norm before."""
         while True:
             self._rehearse(windows)
-            torch.manual_seed(dropout_seed(self.config.seed, step, self.ranks.rank))
+            torch.manual_seed(dropout_seed(self.config.seed, step, self.group.rank))
             self.optimizer.zero_grad()
             try:
                 loss, norm = self._accumulate(windows)
@@ -162,11 +161,11 @@ class Stepper:
     def _rehearse(self, windows: Tensor) -> None:
         """Before the first updates of several processes, have what may fail fail in private."""
         # sharded, not even a forward pass is private
-        while self.ranks.n > 1 and not self.ranks.sharded and self._n_rehearsed < N_REHEARSED:
+        while self.group.world_size > 1 and not self.is_sharded and self._n_rehearsed < N_REHEARSED:
             trouble: Exception | None = None
             try:
                 for rows in torch.split(windows, self.batch_size)[:2]:  # the second adds to grad
-                    with self.ranks.micro_step(self.model, last=False):
+                    with self.group.gradient_sync(self.model, enabled=False):
                         self._backward(rows)
             except Exception as error:
                 if not (out_of_memory(error) or self.forward.compiled):
@@ -179,11 +178,11 @@ class Stepper:
 
     def _agree(self, trouble: Exception | None) -> None:
         """Give way to the worst trouble of any process, in each of them."""
-        self.ranks.meet()  # compiling takes one longer than another
+        self.group.barrier()  # compiling takes one longer than another
         memory = trouble is not None and out_of_memory(trouble)
-        if self.ranks.most(memory):
+        if self.group.all_reduce_max(memory):
             self._halve(trouble if memory and trouble else MemoryError("in another process"))
-        elif self.ranks.most(trouble is not None):
+        elif self.group.all_reduce_max(trouble is not None):
             self._give_way(trouble or RuntimeError("in another process"))
         else:
             self._n_rehearsed += 1
@@ -202,9 +201,11 @@ class Stepper:
         total = torch.zeros((), device=self.device.torch_device)
         micro_batches = torch.split(windows, self.batch_size)
         for number, rows in enumerate(micro_batches, 1):
-            with self.ranks.micro_step(self.model, last=number == len(micro_batches)):
+            with self.group.gradient_sync(self.model, enabled=number == len(micro_batches)):
                 total += self._backward(rows)
-        self.ranks.sum_(total).div_(self.ranks.n)  # gradients are means over the processes too
+        self.group.all_reduce_(total).div_(
+            self.group.world_size
+        )  # gradients are means over the processes too
         norm = self._clip()
         # both at once: the only time in a step that the CPU waits for a GPU
         loss_value, norm_value = torch.stack((total, norm)).tolist()
@@ -214,8 +215,8 @@ class Stepper:
         """Undo the loss scale and clip, without waiting; return the norm before clipping."""
         gradients = [_numbers(p) for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.ranks.sharded:
-            norm = self.ranks.sum_(norm.square()).sqrt()
+        if self.is_sharded:
+            norm = self.group.all_reduce_(norm.square()).sqrt()
         norm = norm / self._loss_scale
         factor = torch.full_like(norm, 1 / self._loss_scale)
         if self.config.grad_clip:
@@ -227,14 +228,14 @@ class Stepper:
 
     def _give_way(self, error: Exception) -> None:
         """Make it possible to redo the update, or raise the error again."""
-        if lost_another(error):
+        if is_peer_failure(error):
             raise error
         if out_of_memory(error):
-            if self.ranks.n > 1 and self._n_rehearsed in (0, N_REHEARSED):
+            if self.group.world_size > 1 and self._n_rehearsed in (0, N_REHEARSED):
                 self._end(error)
             self._halve(error)
         elif self.forward.compiled:
-            self.forward.give_up(error)
+            self.forward.fall_back(error)
         else:
             raise error
 
@@ -259,7 +260,7 @@ class Stepper:
             self.n_rows // self.batch_size,
             self.batch_size,
             block_size,
-            f" in each of {self.ranks.n} processes" if self.ranks.n > 1 else "",
+            f" in each of {self.group.world_size} processes" if self.group.world_size > 1 else "",
         )
 
     def _overflowed(self, loss: float, norm: float) -> bool:
@@ -290,7 +291,7 @@ def _numbers(parameter: Tensor) -> Tensor:
     """Return a parameter's gradient; of a sparse one the numbers that are there, as a view."""
     gradient = parameter.grad
     assert gradient is not None
-    gradient = local(gradient)
+    gradient = to_local(gradient)
     if not gradient.is_sparse:
         return gradient
     parameter.grad = gradient.coalesce()

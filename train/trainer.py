@@ -19,18 +19,18 @@ from common.files import write_json
 from common.models.config import ModelConfig
 from common.settings import from_dict
 from train.config import LENGTHS, TrainConfig
-from train.distributed.comm import ALONE, Ranks
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.loop import Progress
-from train.monitoring.loggers import open_tracker, package
+from train.monitoring.loggers import make_logger, package
 from train.presets import PRESETS, preset_for
-from train.session import assemble, drive, held, initial_model, memory_said, share_out
+from train.session import assemble, drive, held, initial_model, memory_said, shard_if_asked
 from train.setup.autotune import (
-    fix_batch,
-    fix_length,
-    fix_steps,
-    measure,
+    measure_speed,
     ngram_dropout,
-    plan_lines,
+    summary_lines,
+    with_batch_size,
+    with_intervals,
+    with_max_steps,
 )
 from train.signals import StopRequest
 
@@ -51,7 +51,7 @@ def new_run(
     model_options: dict[str, Any],
     train_options: dict[str, Any],
     init_from: Path | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> int | None:
     """Train a new network, or one that begins with the weights of the checkpoint ``init_from``.
 
@@ -72,25 +72,27 @@ def new_run(
     package(config.tracker)  # missing, it is to be said before a run is made
 
     with memory_said("making and measuring the network"):
-        model = share_out(initial_model(shape, config, device, init_from), config, device, ranks)
-        config = fix_steps(fix_batch(config, model, device, ranks), model, data)
-        speed = measure(config, model, data, device, ranks)
-    config = fix_length(config, speed)
+        model = shard_if_asked(
+            initial_model(shape, config, device, init_from), config, device, group
+        )
+        config = with_max_steps(with_batch_size(config, model, device, group), model, data)
+        speed = measure_speed(config, model, data, device, group)
+    config = with_intervals(config, speed)
     if init_from is None and "ngram_dropout" not in model_options:
         shape = replace(shape, ngram_dropout=ngram_dropout(config, shape, data))
         model.config = shape
     stop.wait_for_steps()
     settings = _settings(preset, shape, config, data, device, init_from)
-    folder = Path(ranks.first(lambda: _new_folder(runs_dir, name, settings)))
+    folder = Path(group.broadcast_from_rank0(lambda: _new_folder(runs_dir, name, settings)))
     log.info("run         %s, preset %s", folder, preset)
     if init_from is not None:
         log.info("weights     of %s", init_from)
-    for line in plan_lines(config, model, data, device, speed, ranks):
+    for line in summary_lines(config, model, data, device, speed, group):
         log.info(line)
-    kind = config.tracker if ranks.is_first else "none"
-    with held(folder, ranks):
-        tracker = open_tracker(kind, folder, 0, settings)
-        run = assemble(folder, model, data, tokenizer, config, device, tracker, ranks)
+    kind = config.tracker if group.is_rank0 else "none"
+    with held(folder, group):
+        tracker = make_logger(kind, folder, 0, settings)
+        run = assemble(folder, model, data, tokenizer, config, device, tracker, group)
         return drive(run, Progress(eval_s=speed.eval_s), stop)
 
 

@@ -19,10 +19,10 @@ from common.models.config import ModelConfig
 from tests.bench.learning import SHARED
 from train.config import TrainConfig
 from train.loop import Progress, train
-from train.monitoring.loggers import open_tracker
+from train.monitoring.loggers import make_logger
 from train.presets import PRESETS
 from train.session import assemble, initial_model
-from train.setup.autotune import fix_batch
+from train.setup.autotune import with_batch_size
 from train.signals import StopRequest
 
 N_STEPS = 20_000
@@ -60,9 +60,9 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         settings = preset.train | {"minutes": None, "max_steps": n_steps, "compile": "off"}
         config = TrainConfig(**settings, eval_interval=n_steps, save_interval=n_steps)
         model = initial_model(shape, config, device, None)
-        config = fix_batch(replace(config, log_interval=100), model, device)
+        config = with_batch_size(replace(config, log_interval=100), model, device)
         (folder / "run").mkdir()
-        tracker = open_tracker("none", folder / "run", 0, {})
+        tracker = make_logger("none", folder / "run", 0, {})
         run = assemble(folder / "run", model, data, tokenizer, config, device, tracker)
         memory, log, progress = Memory(), logging.getLogger("train.loop"), Progress()
         log.addHandler(memory)

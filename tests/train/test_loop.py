@@ -11,7 +11,7 @@ from common.dataset import DataFolder
 from common.device import Device
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from train.evaluate import evaluate, token_lengths
-from train.monitoring.metrics_writer import duration, progress_line
+from train.monitoring.metrics import duration, progress_line
 
 LOGGED = [
     "step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second", "skipped_steps",

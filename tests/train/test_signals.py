@@ -50,10 +50,10 @@ CASES = {
     "SIGUSR1": ("train.loop.append_metrics", signal.SIGUSR1, LONG),
     # the first manifest is that of step 10, the second that of the stop
     "twice": ("common.checkpoint._write_manifest", signal.SIGTERM, LONG),
-    "measuring": ("train.trainer.measure", signal.SIGUSR1, LONG),
-    "planning": ("train.trainer.fix_length", signal.SIGINT, LONG),
+    "measuring": ("train.trainer.measure_speed", signal.SIGUSR1, LONG),
+    "planning": ("train.trainer.with_intervals", signal.SIGINT, LONG),
     "begun": ("train.trainer.write_json", signal.SIGTERM, LONG),
-    "planned": ("train.trainer.plan_lines", signal.SIGTERM, LONG),
+    "planned": ("train.trainer.summary_lines", signal.SIGTERM, LONG),
     "assembled": ("train.session.make_optimizer", signal.SIGTERM, LONG),
     "last evaluation": ("train.loop.sample_line", signal.SIGTERM, SHORT),
 }

@@ -18,8 +18,8 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.data import window_starts
-from train.optim.group import make_optimizer, optimizer_tensors
-from train.setup.compiler import Forward
+from train.optim.group import make_optimizer, optimizer_state_dict
+from train.setup.compiler import CompiledForward
 from train.step import GROWTH_STEPS, LOSS_SCALE, Stepper
 
 CONFIG = TrainConfig(
@@ -55,7 +55,7 @@ def make(
 
 def bits(stepper: Stepper) -> list[bytes]:
     """Return every bit of the weights and of the optimizer's state."""
-    state = optimizer_tensors(stepper.optimizer, stepper.model)
+    state = optimizer_state_dict(stepper.optimizer, stepper.model)
     tensors = [*stepper.model.parameters(), *(state[name] for name in sorted(state))]
     return [t.detach().numpy().tobytes() for t in tensors]
 
@@ -65,7 +65,7 @@ def spoil(weights: Tensor) -> Any:
     return weights.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
 
 
-class Giving(Forward):
+class Giving(CompiledForward):
     """A forward pass that fails as ``fail`` says; a fake of a device that has its limits."""
 
     def __init__(self, model: nn.Module, fail: Any) -> None:

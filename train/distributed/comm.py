@@ -1,10 +1,10 @@
-"""One process or many: what they agree on, and what only the first of them does.
+"""The collectives of a run: one process or many, and what only rank 0 does.
 
-torchrun starts the processes, called ranks (joining.py is how they meet). Each has the whole
-network and its share of an update's rows; DistributedDataParallel adds up the gradients while the
-last backward pass is still at work. With --shard each also keeps only its share of the weights
-(sharding.py). Numbers are agreed on by all-reduce; what takes long or is no number, such as a
-folder's name, goes through the store, where others wait without a limit.
+torchrun starts the processes (init.py: how they rendezvous). Each has the whole network and its
+share of an update's rows; DistributedDataParallel all-reduces the gradients while the last
+backward pass is still running. With --shard each also keeps only its shard of the weights
+(fsdp.py). Numbers go through all-reduce; what takes long or is no number, such as a folder's name,
+goes through the store, where the other ranks wait without a timeout.
 
 Source: Li et al. 2020, "PyTorch Distributed" (arXiv:2006.15704).
 """
@@ -13,9 +13,8 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,206 +23,165 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import Store
 
 from common.errors import ConfigError
-from train.signals import StopRequest
 
 Json = TypeVar("Json")
 
 POLL_S = 0.02  # between looks at the store
-SAME_WORDS_S = 2.0  # for the first process to fail in the same words
+DUPLICATE_ERROR_S = 2.0  # for rank 0 to fail with the same message
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Which of how many processes this is, on all machines and on this one, and who leads them."""
-
-    rank: int
-    n_ranks: int
-    local_rank: int
-    leader: str  # host:port
-
-    def __str__(self) -> str:
-        return f"process {self.rank} of {self.n_ranks}"
+class Rank0FailedError(Exception):
+    """Rank 0 ended, and printed the reason."""
 
 
-class FirstFailedError(Exception):
-    """The first process ended, and said why."""
+class ProcessGroup:
+    """All processes of a run, seen from one of them; without a store it is the only one."""
 
-
-class Ranks:
-    """All processes of a run, as one of them sees them; without a place it is the only one."""
-
-    def __init__(self, place: Place | None = None, store: Store | None = None) -> None:
-        self.rank = place.rank if place else 0
-        self.n = place.n_ranks if place else 1
-        self.sharded = False
+    def __init__(self, rank: int = 0, world_size: int = 1, store: Store | None = None) -> None:
+        self.rank, self.world_size = rank, world_size
         self._store = store
-        self._n_heard = 0
-        self._parallel: nn.parallel.DistributedDataParallel | None = None
+        self._n_store_calls = 0
+        self._ddp: nn.parallel.DistributedDataParallel | None = None
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+    def is_rank0(self) -> bool:
+        """Whether this process is the one that writes files and logs."""
         return self.rank == 0
 
     @property
-    def joined(self) -> bool:
-        """Whether there is a process group, be it of one."""
+    def is_distributed(self) -> bool:
+        """Whether torch.distributed is initialized, be it for one process."""
         return self._store is not None
 
-    def first(self, make: Callable[[], Json]) -> Json:
-        """Return what ``make`` returns in the first process, the only one that calls it, as JSON.
+    def broadcast_from_rank0(self, make: Callable[[], Json]) -> Json:
+        """Return what ``make`` returns on rank 0, which alone calls it; sent as JSON.
 
-        Raises: in the first process what ``make`` raises, in the others FirstFailedError.
+        Raises: on rank 0 what ``make`` raises, on the others Rank0FailedError.
         """
         if self._store is None:
             return make()
-        key = f"said/{self._n_heard}"
-        self._n_heard += 1
-        if not self.is_first:
-            self._wait_until(lambda: self._there(key))
-            said = json.loads(self._store.get(key))
-            if "value" not in said:
-                raise FirstFailedError
-            return cast(Json, said["value"])
-        said = {}
+        store, key = self._store, self._next_key("broadcast")
+        if not self.is_rank0:
+            _wait_until(lambda: store.check([key]))
+            message = json.loads(store.get(key))
+            if "value" not in message:
+                raise Rank0FailedError
+            return cast(Json, message["value"])
+        message = {}
         try:
-            said["value"] = value = make()
+            message["value"] = value = make()
         finally:
-            self._store.set(key, json.dumps(said, default=str))
+            store.set(key, json.dumps(message, default=str))
         return value
 
-    def meet(self) -> None:
-        """Wait until every process is here, however long one of them works on something."""
+    def barrier(self) -> None:
+        """Wait for every rank, however long one of them takes."""
         if self._store is None:
             return
-        key = f"met/{self._n_heard}"
-        self._n_heard += 1
-        self._store.add(key, 1)
-        self._wait_until(lambda: cast(Store, self._store).add(key, 0) >= self.n)
+        store, key = self._store, self._next_key("barrier")
+        store.add(key, 1)
+        _wait_until(lambda: store.add(key, 0) >= self.world_size)
 
-    def most(self, value: float) -> float:
-        """Return the largest of what the processes pass."""
-        return self._reduced([value], dist.ReduceOp.MAX)[0]
+    def all_reduce_max(self, value: float) -> float:
+        """Return the maximum over the ranks."""
+        return self._all_reduce([value], dist.ReduceOp.MAX)[0]
 
-    def total(self, *values: float) -> list[float]:
-        """Return the sums over the processes, of numbers in double precision."""
-        return self._reduced(list(values), dist.ReduceOp.SUM)
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        """Return the sums over the ranks, in double precision."""
+        return self._all_reduce(list(values), dist.ReduceOp.SUM)
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over the processes, in place, without waiting for a GPU."""
-        if self.joined:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place, without a synchronization of the GPU."""
+        if self.is_distributed:
             dist.all_reduce(tensor)
         return tensor
 
-    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return what is called in place of ``model`` so that gradients are those of all ranks."""
-        if not self.joined or self.sharded:
+    def wrap_ddp(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the module to call in place of ``model``: its gradients are means over ranks."""
+        if not self.is_distributed:
             return model
-        if self._parallel is None or self._parallel.module is not model:
-            # before there is another: it hangs on to the parameters
-            self._parallel = None
+        if self._ddp is None or self._ddp.module is not model:
+            self._ddp = None  # before there is another: it holds references to the parameters
             with warnings.catch_warnings():
                 # torch 2.13 has a new name for it, which 2.11 does not know
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is dep", FutureWarning)
-                self._parallel = nn.parallel.DistributedDataParallel(
+                self._ddp = nn.parallel.DistributedDataParallel(
                     model,
                     device_ids=[device] if device.type == "cuda" else None,
-                    broadcast_buffers=False,  # tables of positions: they never change
+                    broadcast_buffers=False,  # position tables: they never change
                     gradient_as_bucket_view=True,
                 )
-        return self._parallel
+        return self._ddp
 
-    @contextmanager
-    def micro_step(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Within it backward adds up gradients over the ranks in the ``last`` micro-step only."""
-        if self.sharded:
-            cast(Any, model).set_requires_gradient_sync(last)
-        if self._parallel is None or self.sharded or last:
-            yield
-        else:
-            with self._parallel.no_sync():
-                yield
+    def gradient_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+        """Return the context for a backward pass that reduces gradients over ranks, or not."""
+        if self._ddp is not None:
+            return nullcontext() if enabled else self._ddp.no_sync()
+        if self.is_distributed:  # by FSDP2
+            cast(Any, model).set_requires_gradient_sync(enabled)
+        return nullcontext()
 
-    def share(self, n_rows: int, block_size: int) -> int:
-        """Return how many of an update's rows are this process's.
+    def rows_per_rank(self, n_rows: int, block_size: int) -> int:
+        """Return how many of an update's rows are this rank's.
 
-        Raises: ConfigError when they cannot be shared out evenly.
+        Raises: ConfigError when the world size does not divide them.
         """
-        if n_rows % self.n:
-            even = -(-n_rows // self.n) * self.n * block_size
+        if n_rows % self.world_size:
+            even = -(-n_rows // self.world_size) * self.world_size * block_size
             raise ConfigError(
-                f"{self.n} processes cannot share the {n_rows:,} rows of an update evenly: start "
-                f"a number of processes that divides {n_rows:,}, or a run with --tokens-per-step "
-                f"{even}."
+                f"{self.world_size} processes cannot share the {n_rows:,} rows of an update "
+                f"evenly: start a number of processes that divides {n_rows:,}, or a run with "
+                f"--tokens-per-step {even}."
             )
-        return n_rows // self.n
+        return n_rows // self.world_size
 
-    def leave(self) -> None:
-        """End the process group, and its threads with it.
+    def destroy(self) -> None:
+        """Destroy the process group, and its threads with it.
 
-        One that still lets go of a tensor while Python ends would abort the process.
+        One that still frees a tensor while Python ends would abort the process.
         """
-        self._parallel = None
-        gc.collect()  # what else holds on to the group
+        self._ddp = None
+        gc.collect()  # what else references the group
         dist.destroy_process_group()
 
-    def fails(self, message: str) -> bool:
-        """Tell whether the first process fails in the same words, and so need not say them."""
+    def rank0_raises_too(self, message: str) -> bool:
+        """Tell whether rank 0 raises the same message, so that this rank need not print it."""
         if self._store is None:
             return False
-        store, deadline = self._store, time.monotonic() + SAME_WORDS_S
-
-        def wait_for(there: Callable[[], bool]) -> bool:
-            while not (done := there()) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-            return done
-
+        store, deadline = self._store, time.monotonic() + DUPLICATE_ERROR_S
         try:
-            if self.is_first:
-                store.set("failed", message)
-                wait_for(lambda: store.add("heard", 0) >= self.n - 1)  # its end may be the store's
+            if self.is_rank0:
+                store.set("error", message)
+                # the store may end with this process
+                _wait_until(lambda: store.add("error read", 0) >= self.world_size - 1, deadline)
                 return False
-            same = wait_for(lambda: self._there("failed")) and store.get("failed") == (
-                message.encode()
+            same = _wait_until(lambda: store.check(["error"]), deadline) and (
+                store.get("error") == message.encode()
             )
-            store.add("heard", 1)
+            store.add("error read", 1)
         except RuntimeError:  # the store has gone with another process
             return False
         return same
 
-    def _there(self, key: str) -> bool:
-        return bool(cast(Store, self._store).check([key]))
+    def _next_key(self, operation: str) -> str:
+        """Return the key of a collective: ranks make the same calls in the same order."""
+        self._n_store_calls += 1
+        return f"{operation}/{self._n_store_calls}"
 
-    def _wait_until(self, there: Callable[[], bool]) -> None:
-        while not there():
-            time.sleep(POLL_S)
-
-    def _reduced(self, values: list[float], how: Any) -> list[float]:
-        if not self.joined:
+    def _all_reduce(self, values: list[float], op: Any) -> list[float]:
+        if not self.is_distributed:
             return values
-        # on the CPU, through gloo: a GPU would have to finish what it is at
+        # on the CPU, through gloo: on a GPU it would wait for the kernels in flight
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, how)
+        dist.all_reduce(tensor, op)
         return cast(list[float], tensor.tolist())
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class AgreedStop(StopRequest):
-    """A request to stop that reached any of the processes, for all of them at the same step."""
-
-    def __init__(self, stop: StopRequest, ranks: Ranks) -> None:
-        super().__init__()
-        self._stop, self._ranks = stop, ranks
-
-    def requested(self) -> int | None:
-        """Return the signal that any process got; each has to ask equally often."""
-        return int(self._ranks.most(self._stop.requested() or 0)) or None
-
-
-def lost_another(error: BaseException) -> bool:
-    """Tell whether an error says that another process is gone or silent."""
+def is_peer_failure(error: BaseException) -> bool:
+    """Tell whether an error means that another process has ended or does not answer."""
     # gloo's own are plain RuntimeErrors, which name its source files
     words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
     return isinstance(error, dist.DistError) or (
@@ -231,7 +189,8 @@ def lost_another(error: BaseException) -> bool:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first sentence of an error, or its name."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.split(". ")[0].encode("ascii", "replace").decode()
+def _wait_until(condition: Callable[[], bool], deadline: float = float("inf")) -> bool:
+    """Poll until the condition holds or time.monotonic() passes the deadline; tell which."""
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return holds

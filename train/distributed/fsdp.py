@@ -1,8 +1,8 @@
-"""With --shard every process keeps its share of weights, gradients and optimizer state.
+"""With --shard every process keeps only its shard of weights, gradients and optimizer state.
 
-A network is gathered block by block as it is needed, and let go again: FSDP2. Each process writes
-its share of the optimizer's state, by torch.distributed.checkpoint, in safetensors and so without
-pickle; any number of processes, also one, reads it. The weights are gathered into the same
+FSDP2: a block's weights are all-gathered before it is used and resharded after. Each rank writes
+its shard of the optimizer's state, by torch.distributed.checkpoint, in safetensors and so without
+pickle; any number of ranks, also one, reads it. The weights are gathered into the same
 model.safetensors that a single process writes, so that whoever reads checkpoints needs to know
 nothing of this.
 
@@ -24,27 +24,32 @@ from common.errors import CheckpointError
 from common.models.gpt import GPT
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's share of a tensor as a view: all of it where it is not sharded."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor
-    return cast(Tensor, cast(Any, tensor).to_local())
+def is_sharded(model: GPT) -> bool:
+    """Tell whether apply_fsdp was applied to ``model``: it makes it of a subclass."""
+    return type(model) is not GPT
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, gathered where it is sharded: every process has to ask."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor
-    return cast(Tensor, cast(Any, tensor).full_tensor())
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)  # else a DTensor, whose import takes long
 
 
-def gathered_as(share: Tensor, like: Tensor) -> Tensor:
-    """Return the whole of which each process has the ``share`` that it has of ``like``."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor as a view; all of it where it is not sharded."""
+    return tensor if _is_plain(tensor) else cast(Tensor, cast(Any, tensor).to_local())
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, all-gathered where it is sharded: a collective."""
+    return tensor if _is_plain(tensor) else cast(Tensor, cast(Any, tensor).full_tensor())
+
+
+def gather_like(shard: Tensor, like: Tensor) -> Tensor:
+    """Return the full tensor of which each rank has the ``shard`` that it has of ``like``."""
     from torch.distributed.tensor import DTensor
 
     sharded = cast(Any, like)
     return DTensor.from_local(
-        share,
+        shard,
         sharded.device_mesh,
         sharded.placements,
         run_check=False,
@@ -53,9 +58,9 @@ def gathered_as(share: Tensor, like: Tensor) -> Tensor:
     ).full_tensor()
 
 
-def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return ``tensor`` sharded as ``like`` is, where it is not so yet; each has all of it."""
-    if type(like) in (Tensor, nn.Parameter) or type(tensor) is type(like):
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return ``tensor`` sharded as ``like`` is, where it is not yet; each rank has all of it."""
+    if _is_plain(like) or not _is_plain(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -66,34 +71,35 @@ def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def shard(model: GPT, device: Device, n_ranks: int) -> None:
-    """Leave in each process its share of ``model``, whose weights must be the same in all."""
+def apply_fsdp(model: GPT, device: Device) -> GPT:
+    """Shard ``model``, whose weights must be the same on all ranks, in place; return it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.torch_device.type, (n_ranks,))
+    mesh = init_device_mesh(device.torch_device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy()
-    if device.dtype == torch.bfloat16:  # gathered in half the bytes, added up in float32
+    if device.dtype == torch.bfloat16:  # gathered in half the bytes, reduced in float32
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in model.h:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
 
 
-def whole_weights(model: GPT, *, keep: bool) -> dict[str, Tensor]:
-    """Return all weights by name, on the CPU, in those processes that ``keep`` them."""
+def full_state_dict(model: GPT, *, keep: bool) -> dict[str, Tensor]:
+    """Return all weights by name, on the CPU, on those ranks that ``keep`` them."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        gathered = whole(tensor)  # one at a time
+        gathered = full_tensor(tensor)  # one at a time
         if keep:
             weights[name] = gathered.cpu()
     return weights
 
 
-def save_shards(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write every process's share of ``tensors`` into ``folder``; each process has to call it.
+def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write each rank's shard of ``tensors`` into ``folder``: a collective.
 
-    Raises: CheckpointError in all processes when one cannot write.
+    Raises: CheckpointError on all ranks when one cannot write.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -106,10 +112,10 @@ def save_shards(tensors: dict[str, Tensor], folder: Path) -> None:
         raise CheckpointError(f"{folder}: cannot be written ({_causes(error)}).") from None
 
 
-def load_shards(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_sharded(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors in ``folder``, each sharded as the parameter of its name in ``likes``.
 
-    Only what this process keeps is read.
+    Only this rank's shard is read.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -131,7 +137,7 @@ def load_shards(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _causes(error: Any) -> str:
-    """Return what went wrong in which process."""
+    """Return what failed on which rank."""
     return "; ".join(
         f"process {rank}: {cause[0] if isinstance(cause, tuple) else cause}"
         for rank, cause in error.failures.items()

@@ -1,13 +1,14 @@
 """How several processes become one job, and how it ends when one of them is lost.
 
-torchrun says to each in its environment which it is and where they meet: on GPUs by nccl, on CPUs
-by gloo.
+torchrun sets in each one's environment its rank and where they rendezvous; they communicate by
+NCCL on GPUs, by gloo on CPUs.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
@@ -17,15 +18,28 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from common.errors import ConfigError, UserError
-from train.distributed.comm import ALONE, FirstFailedError, Place, Ranks, first_line, lost_another
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, Rank0FailedError, is_peer_failure
 
 # A rank that does not answer within this time ends the job: less than a minute is promised. One
 # that is dead does so at once, by its connection and by torchrun.
 TIMEOUT_S = 50
 
 
-def place_in(environment: Mapping[str, str]) -> Place | None:
-    """Return the place that torchrun gave to this process, None without torchrun.
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """This process's rank among all, its rank on this machine, and the address of rank 0."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master: str  # host:port
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
+
+
+def rank_info_from(environment: Mapping[str, str]) -> RankInfo | None:
+    """Return the rank that torchrun gave to this process, None without torchrun.
 
     Raises: ConfigError when the variables do not make sense together.
     """
@@ -40,98 +54,106 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
             "one without these variables."
         )
     try:
-        rank, n_ranks, local_rank = (int(environment[name]) for name in names[:3])
+        rank, world_size, local_rank = (int(environment[name]) for name in names[:3])
     except ValueError:
-        rank, n_ranks, local_rank = -1, 0, -1
-    if not 0 <= rank < n_ranks or local_rank < 0:
+        rank, world_size, local_rank = -1, 0, -1
+    if not 0 <= rank < world_size or local_rank < 0:
         raise ConfigError(
             f"RANK is {environment['RANK']}, WORLD_SIZE {environment['WORLD_SIZE']} and LOCAL_RANK "
             f"{environment['LOCAL_RANK']}: ranks are numbered from 0 up to WORLD_SIZE - 1. "
             "torchrun sets them."
         )
-    leader = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    return Place(rank=rank, n_ranks=n_ranks, local_rank=local_rank, leader=leader)
+    master = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return RankInfo(rank=rank, world_size=world_size, local_rank=local_rank, master=master)
 
 
-def device_of(place: Place | None, name: str) -> str:
-    """Return the name of this process's device: with GPUs each has its own.
+def rank_device(info: RankInfo | None, name: str) -> str:
+    """Return the name of this rank's device: with GPUs each has its own.
 
-    Raises: ConfigError when there are not enough of them, or they cannot be used together.
+    Raises: ConfigError when there are too few, or they cannot communicate.
     """
-    if place is None:
+    if info is None:
         return name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         n_gpus = torch.cuda.device_count()
-        if place.local_rank >= n_gpus:
+        if info.local_rank >= n_gpus:
             raise ConfigError(
-                f"{place} is number {place.local_rank + 1} on its machine, which has {n_gpus} "
+                f"{info} is number {info.local_rank + 1} on its machine, which has {n_gpus} "
                 f"GPUs: start --nproc-per-node {n_gpus}, or pass --device cpu."
             )
-        return f"cuda:{place.local_rank}"
+        return f"cuda:{info.local_rank}"
     if name.split(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: several processes work on cpu or cuda only.")
     return name
 
 
 @contextmanager
-def joined(place: Place | None, device: str) -> Iterator[Ranks]:
-    """Meet the other processes; within it they are one job.
+def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGroup]:
+    """Initialize torch.distributed where there are ranks; destroy it at the end.
 
-    Raises: UserError when they do not meet, or when one of them is lost.
+    Raises: UserError when the rendezvous fails, or when a process is lost.
     """
-    if place is None:
-        yield ALONE
+    if info is None:
+        yield SINGLE_PROCESS
         return
-    ranks = _join(place, device)
-    if not ranks.is_first:
-        logging.getLogger().setLevel(logging.ERROR)  # what all have to say, the first says
+    group = _rendezvous(info, device)
+    if not group.is_rank0:
+        logging.getLogger().setLevel(logging.ERROR)  # rank 0 logs what all would log
     try:
-        yield ranks
-    except FirstFailedError:
-        time.sleep(1.0)  # were this the first to end, torchrun would cut short what is being said
+        yield group
+    except Rank0FailedError:
+        time.sleep(1.0)  # were this the first to end, torchrun would kill rank 0 as it prints
         raise SystemExit(1) from None
     except UserError as error:
-        if ranks.fails(error.message):
+        if group.rank0_raises_too(error.message):
             raise SystemExit(1) from None
-        if not ranks.is_first:
-            raise UserError(f"{place}: {error.message}") from error
+        if not group.is_rank0:
+            raise UserError(f"{info}: {error.message}") from error
         raise
     except RuntimeError as error:
-        if not lost_another(error):
+        if not is_peer_failure(error):
             raise
         raise UserError(
-            f"{place}: another process has ended, or did not answer within {TIMEOUT_S} s "
-            f"({first_line(error)}). What it said last, or torchrun below, tells why. Go on from "
-            "the last checkpoint: torchrun ... -m train resume"
+            f"{info}: another process has ended, or did not answer within {TIMEOUT_S} s "
+            f"({_first_sentence(error)}). What it said last, or torchrun below, tells why. Go on "
+            "from the last checkpoint: torchrun ... -m train resume"
         ) from error
     else:
-        # once one ends torchrun ends the others, and with the first goes the store of the others
-        ranks.meet()
-        ranks.most(0)
-        ranks.leave()
+        # once one ends torchrun ends the others, and with rank 0 goes the store of the others
+        group.barrier()
+        group.all_reduce_max(0)
+        group.destroy()
 
 
-def _join(place: Place, device: str) -> Ranks:
-    limit = timedelta(seconds=TIMEOUT_S)
+def _rendezvous(info: RankInfo, device: str) -> ProcessGroup:
+    timeout = timedelta(seconds=TIMEOUT_S)
     backend = "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(torch.device(device))
-        backend = "cpu:gloo,cuda:nccl"  # what is agreed on is on the CPU
+        backend = "cpu:gloo,cuda:nccl"  # scalars are reduced on the CPU
     try:
-        store, rank, n_ranks = next(rendezvous("env://", place.rank, place.n_ranks, timeout=limit))
+        store, rank, world_size = next(
+            rendezvous("env://", info.rank, info.world_size, timeout=timeout)
+        )
         dist.init_process_group(
             backend,
             store=PrefixStore("group", store),
             rank=rank,
-            world_size=n_ranks,
-            timeout=limit,
+            world_size=world_size,
+            timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:  # torch's own are RuntimeErrors
         raise ConfigError(
-            f"{place}: the {place.n_ranks} processes did not meet at {place.leader} within "
-            f"{TIMEOUT_S} s ({first_line(error)}). Start as many as WORLD_SIZE says, with a "
+            f"{info}: the {info.world_size} processes did not meet at {info.master} within "
+            f"{TIMEOUT_S} s ({_first_sentence(error)}). Start as many as WORLD_SIZE says, with a "
             "MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint, that each of them reaches."
         ) from error
-    return Ranks(place, PrefixStore("quern", store))
+    return ProcessGroup(info.rank, info.world_size, PrefixStore("quern", store))
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error, or its name."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(". ")[0].encode("ascii", "replace").decode()

@@ -19,7 +19,7 @@ PACKAGES = {"tensorboard": "tensorboard==2.20.0", "wandb": "wandb==0.31.0"}
 PROJECT = "quern"
 
 
-class Tracker:
+class MetricsLogger:
     """Sends records until it fails once; with nothing to send to, it does nothing."""
 
     def __init__(self, name: str = "none", send: Send | None = None) -> None:
@@ -37,7 +37,7 @@ class Tracker:
             log.warning("%s", _failed(self._name, error))
 
 
-def open_tracker(kind: str, run: Path, first_step: int, settings: dict[str, Any]) -> Tracker:
+def make_logger(kind: str, run: Path, first_step: int, settings: dict[str, Any]) -> MetricsLogger:
     """Return the tracker of a run whose records begin at ``first_step``; ``settings`` go along.
 
     A resumed run goes on in the same place: its folder for TensorBoard, and for Weights & Biases
@@ -46,14 +46,14 @@ def open_tracker(kind: str, run: Path, first_step: int, settings: dict[str, Any]
     Raises: ConfigError when the package is not installed.
     """
     if kind == "none":
-        return Tracker()
+        return MetricsLogger()
     module = package(kind)
     begin = _tensorboard if kind == "tensorboard" else _wandb
     try:
-        return Tracker(kind, begin(module, run, first_step, settings))
+        return MetricsLogger(kind, begin(module, run, first_step, settings))
     except Exception as error:  # as above: no network, no account, no room on its disk
         log.warning("%s", _failed(kind, error))
-        return Tracker()
+        return MetricsLogger()
 
 
 def package(kind: str) -> Any:

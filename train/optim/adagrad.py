@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from train.distributed.fsdp import local, whole
+from train.distributed.fsdp import full_tensor, to_local
 
 # In mean squared gradients of the first step. Without, 3.5 % more bits a byte after 1.5 epochs of
 # wikitext-2; 10 to 100 are nearly the same: tests/bench/RECIPE.md.
@@ -41,9 +41,9 @@ class Adagrad:
             if not state:
                 state["sum"] = torch.full_like(p, DAMPING * mean_square(p.grad))
             if not p.grad.is_sparse:
-                total, g = local(state["sum"]), local(p.grad)
+                total, g = to_local(state["sum"]), to_local(p.grad)
                 total.addcmul_(g, g)
-                local(p).addcdiv_(g, total.sqrt().add_(EPS), value=-self.lr)
+                to_local(p).addcdiv_(g, total.sqrt().add_(EPS), value=-self.lr)
                 continue
             gradient = p.grad.coalesce()
             rows, g = gradient._indices()[0], gradient._values()  # (n,) and (n, C)
@@ -55,5 +55,5 @@ class Adagrad:
 def mean_square(gradient: Tensor) -> float:
     """Return the mean of the squares of a gradient's numbers that are not 0."""
     numbers = gradient.coalesce()._values() if gradient.is_sparse else gradient
-    total, count = whole(numbers.square().sum()), whole((numbers != 0).sum())
+    total, count = full_tensor(numbers.square().sum()), full_tensor((numbers != 0).sum())
     return float(total) / max(1, int(count))

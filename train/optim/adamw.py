@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from train.distributed.fsdp import local
+from train.distributed.fsdp import to_local
 
 EPS = 1e-8
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices on which AdamW is one kernel
@@ -43,10 +43,10 @@ class AdamW:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         fused = params[0].device.type in FUSED
         adamw(
-            [local(p) for p in params],
-            [local(p.grad) for p in params if p.grad is not None],
-            [local(state["exp_avg"]) for state in states],
-            [local(state["exp_avg_sq"]) for state in states],
+            [to_local(p) for p in params],
+            [to_local(p.grad) for p in params if p.grad is not None],
+            [to_local(state["exp_avg"]) for state in states],
+            [to_local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=fused,

@@ -11,36 +11,36 @@ from torch import Tensor
 from common.errors import CheckpointError
 from common.models.gpt import GPT
 from train.config import TrainConfig
-from train.distributed.fsdp import shared_as
+from train.distributed.fsdp import shard_like
 from train.optim.adagrad import Adagrad
 from train.optim.adamw import AdamW
 from train.optim.muon import Muon
 
 
-class Optimizers:
+class OptimizerGroup:
     """Optimizers of different parameters, used as one."""
 
-    def __init__(self, *parts: AdamW | Muon | Adagrad) -> None:
-        self.parts = parts
+    def __init__(self, *optimizers: AdamW | Muon | Adagrad) -> None:
+        self.optimizers = optimizers
 
     def set_lr(self, lr: float) -> None:
         """Set the run's learning rate, and with it that of each part."""
-        for part in self.parts:
+        for part in self.optimizers:
             part.lr = lr * part.ratio
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for part in self.parts:
+        for part in self.optimizers:
             for parameter in part.params:
                 parameter.grad = None
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        for part in self.parts:
+        for part in self.optimizers:
             part.step()
 
 
-def make_optimizer(model: GPT, config: TrainConfig) -> Optimizers:
+def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     """Return what the config asks for, over all of the model's parameters."""
     by_muon = hidden_matrices(model) if config.optimizer == "muon" else []
     tables = list(model.wge.parameters())
@@ -48,12 +48,12 @@ def make_optimizer(model: GPT, config: TrainConfig) -> Optimizers:
     others: list[Tensor] = [p for p in model.parameters() if id(p) not in theirs]
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
-    parts: list[AdamW | Muon | Adagrad] = [
+    optimizers: list[AdamW | Muon | Adagrad] = [
         AdamW(params=matrices, betas=betas, weight_decay=decay),
         AdamW(params=vectors, betas=betas, weight_decay=0.0),
     ]
     if by_muon:
-        parts.append(
+        optimizers.append(
             Muon(
                 params=by_muon,
                 rows=attention_rows(model),
@@ -63,8 +63,8 @@ def make_optimizer(model: GPT, config: TrainConfig) -> Optimizers:
             )
         )
     if tables:
-        parts.append(Adagrad(params=tables, ratio=_ratio(config.table_lr, config)))
-    optimizer = Optimizers(*parts)
+        optimizers.append(Adagrad(params=tables, ratio=_ratio(config.table_lr, config)))
+    optimizer = OptimizerGroup(*optimizers)
     optimizer.set_lr(config.learning_rate)
     return optimizer
 
@@ -88,24 +88,26 @@ def attention_rows(model: GPT) -> dict[Tensor, list[int]]:
     return {p: sizes for name, p in model.named_parameters() if name.endswith("attn.c_attn.weight")}
 
 
-def optimizer_tensors(optimizer: Optimizers, model: GPT) -> dict[str, Tensor]:
+def optimizer_state_dict(optimizer: OptimizerGroup, model: GPT) -> dict[str, Tensor]:
     """Return the optimizer's state by name, e.g. ``wte.weight:exp_avg``."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[parameter]}:{key}": value
-        for part in optimizer.parts
+        for part in optimizer.optimizers
         for parameter, state in part.state.items()
         for key, value in state.items()
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizers, model: GPT, tensors: dict[str, Tensor]) -> None:
-    """Put back what optimizer_tensors returned.
+def load_optimizer_state_dict(
+    optimizer: OptimizerGroup, model: GPT, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what optimizer_state_dict returned.
 
     Raises: CheckpointError when the names are not those of this model.
     """
     by_name = dict(model.named_parameters())
-    part_of = {parameter: part for part in optimizer.parts for parameter in part.params}
+    optimizer_of = {parameter: part for part in optimizer.optimizers for parameter in part.params}
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(":")
         if name not in by_name:
@@ -114,7 +116,7 @@ def load_optimizer_tensors(optimizer: Optimizers, model: GPT, tensors: dict[str,
                 "it belongs to another run."
             )
         parameter = by_name[name]
-        state = part_of[parameter].state.setdefault(parameter, {})
+        state = optimizer_of[parameter].state.setdefault(parameter, {})
         if value.shape == parameter.shape:
-            value = shared_as(value, parameter)
+            value = shard_like(value, parameter)
         state[key] = value.to(parameter.device)

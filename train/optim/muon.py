@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from train.distributed.fsdp import gathered_as, local, shared_as
+from train.distributed.fsdp import gather_like, shard_like, to_local
 
 # p(x) = a x + b x^3 + c x^5, one after another: Jordan's quintic, five times. Singular values of at
 # least LOWEST times the norm become 1 +- ERROR; smaller ones up to 485 times as large, a^5.
@@ -91,13 +91,13 @@ class Muon:
         weights = [p for p in self.params if p.grad is not None]
         if not weights:
             return
-        gradients = [local(p.grad) for p in weights if p.grad is not None]
-        momenta = [local(self._momentum(p)) for p in weights]
+        gradients = [to_local(p.grad) for p in weights if p.grad is not None]
+        momenta = [to_local(self._momentum(p)) for p in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.momentum)
-        torch._foreach_mul_([local(p) for p in weights], 1 - self.lr * self.weight_decay)
+        torch._foreach_mul_([to_local(p) for p in weights], 1 - self.lr * self.weight_decay)
         rows = [self.rows.get(p, [p.shape[0]]) for p in weights]
-        if local(weights[0]) is weights[0]:
+        if to_local(weights[0]) is weights[0]:
             self._apply(weights, updates, rows)
         else:
             self._apply_sharded(weights, updates, rows)
@@ -115,11 +115,11 @@ class Muon:
         for i in range(0, len(weights), GATHERED):
             some = slice(i, i + GATHERED)
             likes = weights[some]
-            gathered = [gathered_as(u, p) for u, p in zip(updates[some], likes, strict=True)]
+            gathered = [gather_like(u, p) for u, p in zip(updates[some], likes, strict=True)]
             changes = [torch.zeros_like(update) for update in gathered]
             self._apply(changes, gathered, rows[some])
             for weight, change in zip(likes, changes, strict=True):
-                local(weight).add_(local(shared_as(change, weight)))
+                to_local(weight).add_(to_local(shard_like(change, weight)))
 
     def _apply(
         self, weights: list[Tensor], updates: Iterable[Tensor], n_rows: Iterable[list[int]]

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.checkpoint import CONFIG_NAME, MODEL_NAME, pointed, read_json
 from common.metrics import read_metrics
-from train.monitoring.metrics_writer import duration
+from train.monitoring.metrics import duration
 
 NOTHING = "-"
 HEADS = ["run", "parameters", "tokens", "steps", "time", "val loss", "bits/byte", "tokens/s"]

@@ -18,10 +18,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import CHUNK_ROWS
 from train.config import TrainConfig
-from train.monitoring.metrics_writer import duration
+from train.monitoring.metrics import duration
 from train.monitoring.mfu import flops_per_token
 from train.presets import PRESETS, Preset
-from train.setup.autotune import fix_batch
+from train.setup.autotune import with_batch_size
 
 FLOAT_BYTES = 4
 MEASURE_S = 0.5
@@ -96,7 +96,7 @@ def table(device: Device) -> Iterator[str]:
     for name, preset in PRESETS.items():
         model, config = network(preset), TrainConfig(**preset.train)
         c = model.config
-        n_bytes = memory_bytes(model, fix_batch(config, model, device).batch_size)
+        n_bytes = memory_bytes(model, with_batch_size(config, model, device).batch_size)
         yield _line(
             (
                 name,

@@ -15,9 +15,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.data import micro_batch_rows
-from train.distributed.comm import ALONE, Ranks
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+from train.distributed.fsdp import is_sharded
 from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
-from train.monitoring.metrics_writer import duration
+from train.monitoring.metrics import duration
 from train.optim.group import make_optimizer
 from train.step import Stepper, rows_per_step
 
@@ -44,7 +45,7 @@ MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Speed:
+class MeasuredSpeed:
     """What trial steps measured on this machine."""
 
     step_s: float
@@ -56,7 +57,7 @@ class Speed:
     compiled: bool
 
 
-def rows_that_fit(model: GPT, device: Device) -> int:
+def max_batch_size(model: GPT, device: Device) -> int:
     """Return how many rows of block_size tokens a micro-batch may have, by a rough estimate."""
     c = model.config
     if device.torch_device.type == "cpu":
@@ -70,18 +71,20 @@ def rows_that_fit(model: GPT, device: Device) -> int:
     return max(1, int(MEMORY_SHARE * free_bytes / (per_token_bytes * c.block_size)))
 
 
-def fix_batch(config: TrainConfig, model: GPT, device: Device, ranks: Ranks = ALONE) -> TrainConfig:
+def with_batch_size(
+    config: TrainConfig, model: GPT, device: Device, group: ProcessGroup = SINGLE_PROCESS
+) -> TrainConfig:
     """Return the config with batch_size filled in: it divides an update's rows evenly.
 
     Of several processes, those of each one.
     """
     block_size = model.config.block_size
-    n_rows = ranks.share(rows_per_step(config, block_size), block_size)
-    most = config.batch_size or -int(ranks.most(-rows_that_fit(model, device)))
+    n_rows = group.rows_per_rank(rows_per_step(config, block_size), block_size)
+    most = config.batch_size or -int(group.all_reduce_max(-max_batch_size(model, device)))
     return replace(config, batch_size=micro_batch_rows(n_rows, most))
 
 
-def fix_steps(config: TrainConfig, model: GPT, data: DataFolder) -> TrainConfig:
+def with_max_steps(config: TrainConfig, model: GPT, data: DataFolder) -> TrainConfig:
     """Return the config with max_steps for --tokens or --epochs: the last step may go beyond."""
     n_tokens = config.tokens
     if config.epochs is not None:
@@ -93,9 +96,13 @@ def fix_steps(config: TrainConfig, model: GPT, data: DataFolder) -> TrainConfig:
     return replace(config, max_steps=max_steps, tokens=None, epochs=None)
 
 
-def measure(
-    config: TrainConfig, model: GPT, data: DataFolder, device: Device, ranks: Ranks = ALONE
-) -> Speed:
+def measure_speed(
+    config: TrainConfig,
+    model: GPT,
+    data: DataFolder,
+    device: Device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> MeasuredSpeed:
     """Time updates, at a learning rate of 0 that leaves the weights alone, and evaluation.
 
     With --compile auto also compiled ones, where the run is long enough to repay it. The run's own
@@ -103,15 +110,15 @@ def measure(
     """
     begin = time.perf_counter()
     # an optimizer of its own, which these steps may teach
-    stepper = Stepper(model, make_optimizer(model, config), data, config, device, ranks)
-    if ranks.n > 1:
+    stepper = Stepper(model, make_optimizer(model, config), data, config, device, group)
+    if group.world_size > 1:
         _timed(stepper)  # before those that are timed, both that are rehearsed
     step_s, forward = step_time(stepper, config), stepper.forward
-    if compiling_pays(config, device, step_s):
+    if compile_pays_off(config, device, step_s):
         forward.compile()
         compiled_s = step_time(stepper, config)
         if compiled_s > step_s:
-            forward.as_written()
+            forward.use_eager()
         step_s = min(step_s, compiled_s)
     stepper.close()
     stepper.optimizer.zero_grad()
@@ -119,12 +126,12 @@ def measure(
     lengths = token_lengths(data.tokenizer())
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
-        score = evaluate(model, data.tokens("val"), lengths, device, n_trial, ranks)
+        score = evaluate(model, data.tokens("val"), lengths, device, n_trial, group)
     per_token_s = (time.perf_counter() - start) / score.n_tokens
     n_eval = min(data.n_tokens("val"), config.eval_tokens)
     n_eval += min(data.n_tokens("train"), TRAIN_TOKENS)
     spent_s = time.perf_counter() - begin
-    speed = Speed(
+    speed = MeasuredSpeed(
         step_s,
         per_token_s * n_eval,
         12 * model.n_parameters / SAVE_BYTES_PER_S,
@@ -134,10 +141,10 @@ def measure(
         forward.compiled,
     )
     # what follows from it must be the same in all processes
-    return Speed(**ranks.first(lambda: asdict(speed)))
+    return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
 
 
-def compiling_pays(config: TrainConfig, device: Device, step_s: float) -> bool:
+def compile_pays_off(config: TrainConfig, device: Device, step_s: float) -> bool:
     """Tell whether a run whose updates take ``step_s`` is to be compiled, as --compile auto."""
     whole_s = 60 * config.minutes if config.minutes else step_s * (config.max_steps or 0)
     least_s = COMPILE_S.get(device.torch_device.type, math.inf)
@@ -161,7 +168,7 @@ def step_time(stepper: Stepper, config: TrainConfig) -> float:
 def _timed(stepper: Stepper) -> float:
     start = time.perf_counter()
     stepper.step(0, lr_scale=0.0)
-    return stepper.ranks.most(time.perf_counter() - start)
+    return stepper.group.all_reduce_max(time.perf_counter() - start)
 
 
 def _memory(device: Device) -> int:
@@ -171,7 +178,7 @@ def _memory(device: Device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
-def fix_length(config: TrainConfig, speed: Speed) -> TrainConfig:
+def with_intervals(config: TrainConfig, speed: MeasuredSpeed) -> TrainConfig:
     """Return the config with max_steps, the intervals, and what the trials decided, filled in.
 
     With --minutes the steps are those that end on time; trials, evaluations and saves count.
@@ -212,13 +219,13 @@ def ngram_dropout(config: TrainConfig, shape: ModelConfig, data: DataFolder) -> 
     return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
 
 
-def plan_lines(
+def summary_lines(
     config: TrainConfig,
     model: GPT,
     data: DataFolder,
     device: Device,
-    speed: Speed,
-    ranks: Ranks = ALONE,
+    speed: MeasuredSpeed,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[str]:
     """Return the plan as a person reads it."""
     block_size = model.config.block_size
@@ -228,13 +235,13 @@ def plan_lines(
     n_evals = -(-max_steps // config.eval_interval)
     left_s = max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
-    accumulation = n_rows // ranks.n // config.batch_size
-    processes = f"{ranks.n} processes x " if ranks.n > 1 else ""
-    if ranks.n > 1:
+    accumulation = n_rows // group.world_size // config.batch_size
+    processes = f"{group.world_size} processes x " if group.world_size > 1 else ""
+    if group.world_size > 1:
         together = (
-            "each with its share of the weights" if ranks.sharded else "each with all weights"
+            "each with its share of the weights" if is_sharded(model) else "each with all weights"
         )
-        device_line = f"device      {ranks.n} processes, {together}, on {device}"
+        device_line = f"device      {group.world_size} processes, {together}, on {device}"
     else:
         device_line = f"device      {device}"
     return [

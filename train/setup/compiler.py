@@ -14,7 +14,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 
-class Forward:
+class CompiledForward:
     """Calls a model for its loss; the model itself stays as it is, and so do its names on disk."""
 
     def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
@@ -34,15 +34,15 @@ class Forward:
             # dynamic=False: a run knows one shape, and another one after out-of-memory
             self._call = torch.compile(self._model, dynamic=False)
         except Exception as error:
-            self.give_up(error)
+            self.fall_back(error)
 
-    def as_written(self) -> None:
+    def use_eager(self) -> None:
         """Compile no longer."""
         self._call = self._model
 
-    def give_up(self, error: Exception) -> None:
+    def fall_back(self, error: Exception) -> None:
         """Run as written from now on, and say why."""
-        self.as_written()
+        self.use_eager()
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning(
             "compiling failed (%s: %s): going on without it. --compile off does not try.",

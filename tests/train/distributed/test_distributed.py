@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from common.checkpoint import checkpoints, load_checkpoint, newest_valid, verify_checkpoint
 from common.dataset import DataFolder
 from common.errors import CheckpointError, ConfigError
-from tests.train.distributed.ranks import Ended, Job, run_jobs
+from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
-from train.distributed.comm import Place, Ranks
-from train.distributed.init import device_of, place_in
+from train.distributed.comm import ProcessGroup
+from train.distributed.init import RankInfo, rank_device, rank_info_from
 from train.resume import resume_run
 from train.signals import StopRequest
 from train.step import dropout_seed
@@ -65,12 +65,12 @@ from train.step import Stepper
 backward = Stepper._backward
 def broken(stepper, rows):
     loss = backward(stepper, rows)
-    return loss * float("nan") if rank == 1 and stepper.optimizer.parts[0].lr > 0 else loss
+    return loss * float("nan") if rank == 1 and stepper.optimizer.optimizers[0].lr > 0 else loss
 Stepper._backward = broken
 """
 FULL = """
 import train.distributed.fsdp, os
-save = train.loop.save_shards
+save = train.loop.save_sharded
 def full(tensors, folder):
     if rank == 1:
         import errno
@@ -79,7 +79,7 @@ def full(tensors, folder):
             raise OSError(errno.ENOSPC, "No space left on device")
         HuggingFaceStorageWriter.write_data = nothing_left
     save(tensors, folder)
-train.loop.save_shards = full
+train.loop.save_sharded = full
 """
 
 
@@ -88,13 +88,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ranks")
 
 
-def new(data: DataFolder, n_ranks: int, name: str, *more: str, **changed: Any) -> Job:
+def new(data: DataFolder, world_size: int, name: str, *more: str, **changed: Any) -> Job:
     """Return a job that trains place/runs/NAME, of TINY's settings with SETTINGS and changes."""
     before = changed.pop("before", "")
     n_started = changed.pop("n_started", -1)
     settings = options(**(SETTINGS | changed))
     command = ["pretrain", "--data", str(data.path), "--run", name, *settings, *more]
-    return Job(n_ranks, command, before, n_started)
+    return Job(world_size, command, before, n_started)
 
 
 def at_step_7(what: str) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
 def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, Ended]:
     """Return how all jobs ended."""
 
-    def resumed(n_ranks: int, name: str, *more: str) -> Job:
+    def resumed(world_size: int, name: str, *more: str) -> Job:
         command = ["resume", name, "--max-steps", "12", "--device", "cpu", *more]
-        return Job(n_ranks, command)
+        return Job(world_size, command)
 
     half = {"max_steps": 6}
     term, kill = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGTERM", "SIGKILL"))
@@ -377,9 +377,9 @@ WHOLE = {
 
 
 def test_the_place_is_read_from_the_variables_of_torchrun() -> None:
-    assert place_in({}) is None
-    assert place_in({"WORLD_SIZE": "1"}) is None
-    assert place_in(WHOLE) == Place(rank=1, n_ranks=4, local_rank=1, leader="host:1")
+    assert rank_info_from({}) is None
+    assert rank_info_from({"WORLD_SIZE": "1"}) is None
+    assert rank_info_from(WHOLE) == RankInfo(rank=1, world_size=4, local_rank=1, master="host:1")
 
 
 @pytest.mark.parametrize(
@@ -396,26 +396,26 @@ def test_variables_that_make_no_sense_are_refused(
 ) -> None:
     environment = {k: v for k, v in (WHOLE | changed).items() if v is not None}
     with pytest.raises(ConfigError) as refusal:
-        place_in(environment)
+        rank_info_from(environment)
     assert said in refusal.value.message
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = Place(rank=1, n_ranks=2, local_rank=1, leader="host:1")
+    second = RankInfo(rank=1, world_size=2, local_rank=1, master="host:1")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert device_of(second, "auto") == device_of(second, "cuda") == "cuda:1"
-    assert device_of(None, "auto") == "auto"
+    assert rank_device(second, "auto") == rank_device(second, "cuda") == "cuda:1"
+    assert rank_device(None, "auto") == "auto"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ConfigError, match="has 1 GPUs: start --nproc-per-node 1"):
-        device_of(second, "auto")
+        rank_device(second, "auto")
     with pytest.raises(ConfigError, match="cpu or cuda only"):
-        device_of(second, "mps")
+        rank_device(second, "mps")
 
 
 def test_one_process_agrees_with_itself() -> None:
-    alone = Ranks()
-    assert alone.first(lambda: "said") == "said"
-    assert alone.most(3.0) == 3.0
-    assert alone.total(1.0, 2.0) == [1.0, 2.0]
-    assert alone.share(7, 16) == 7
+    alone = ProcessGroup()
+    assert alone.broadcast_from_rank0(lambda: "said") == "said"
+    assert alone.all_reduce_max(3.0) == 3.0
+    assert alone.all_reduce_sum(1.0, 2.0) == [1.0, 2.0]
+    assert alone.rows_per_rank(7, 16) == 7

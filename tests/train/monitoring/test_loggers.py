@@ -12,7 +12,7 @@ from common.dataset import DataFolder
 from common.errors import ConfigError
 from tests.train.runs import metrics, pretrain
 from tests.train.stops import StopAfter
-from train.monitoring.loggers import PACKAGES, Tracker, open_tracker
+from train.monitoring.loggers import PACKAGES, MetricsLogger, make_logger
 from train.resume import resume_run
 from train.signals import StopRequest
 
@@ -94,7 +94,7 @@ def test_a_tracker_that_fails_warns_once_and_stops_nothing(
         if record["step"] == 2:
             raise TimeoutError("no answer")
 
-    tracker = Tracker("wandb", send)
+    tracker = MetricsLogger("wandb", send)
     for step in (1, 2, 3, 4):
         tracker.log({"step": step})
     assert calls == [1, 2]
@@ -132,7 +132,7 @@ def test_without_a_tracker_no_package_of_one_is_imported(
 ) -> None:
     for name in ("wandb", "tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
-    open_tracker("none", tmp_path, 0, {}).log({"step": 1, "loss": 2.0})
+    make_logger("none", tmp_path, 0, {}).log({"step": 1, "loss": 2.0})
 
 
 def test_tensorboard_reads_what_metrics_jsonl_holds_also_after_a_resume(

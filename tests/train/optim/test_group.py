@@ -19,7 +19,12 @@ from tests.train.runs import options
 from train.config import TrainConfig
 from train.optim.adagrad import Adagrad
 from train.optim.adamw import AdamW
-from train.optim.group import Optimizers, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from train.optim.group import (
+    OptimizerGroup,
+    load_optimizer_state_dict,
+    make_optimizer,
+    optimizer_state_dict,
+)
 from train.optim.muon import Muon
 from train.step import Stepper
 
@@ -32,10 +37,10 @@ def fresh_model(config: ModelConfig) -> GPT:
     return GPT(config)
 
 
-def parts_by_name(model: GPT, optimizer: Optimizers) -> dict[str, Any]:
+def parts_by_name(model: GPT, optimizer: OptimizerGroup) -> dict[str, Any]:
     """Return for each parameter what updates it."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: part for part in optimizer.parts for p in part.params}
+    return {names[id(p)]: part for part in optimizer.optimizers for p in part.params}
 
 
 @pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
@@ -45,7 +50,7 @@ def test_each_is_updated_once_and_only_what_has_two_dimensions_decays(
 ) -> None:
     model = fresh_model(replace(tiny_config, bias=bias, norm="layernorm", tied_head=False))
     optimizer = make_optimizer(model, config)
-    n_updated = sum(len(part.params) for part in optimizer.parts)
+    n_updated = sum(len(part.params) for part in optimizer.optimizers)
     assert n_updated == len(list(model.parameters()))
     for name, part in parts_by_name(model, optimizer).items():
         is_vector = "ln_" in name or "_norm" in name or name.endswith("bias")
@@ -78,7 +83,7 @@ def test_each_part_keeps_its_own_rate_through_the_schedule(tiny_config: ModelCon
     model = fresh_model(tiny_config)
     optimizer = make_optimizer(model, MUON)
     optimizer.set_lr(0.5e-2)
-    rates = {type(part): part.lr for part in optimizer.parts}
+    rates = {type(part): part.lr for part in optimizer.optimizers}
     assert rates == pytest.approx({Muon: 1e-2, AdamW: 0.5e-2})
 
 
@@ -115,7 +120,7 @@ def test_the_state_comes_back_and_goes_on_the_same(
     stepper = Stepper(model, optimizer, data, config, cpu)
     for step in range(3):
         stepper.step(step)
-    tensors = optimizer_tensors(optimizer, model)
+    tensors = optimizer_state_dict(optimizer, model)
     in_blocks = [name for name, p in model.h.named_parameters() if p.dim() == 2]
     others = len(list(model.parameters())) - len(in_blocks)
     # AdamW keeps exp_avg, exp_avg_sq and step, Muon its momentum
@@ -125,7 +130,7 @@ def test_the_state_comes_back_and_goes_on_the_same(
     copy = GPT(tiny_config)
     copy.load_state_dict(model.state_dict())
     restored = make_optimizer(copy, config)
-    load_optimizer_tensors(restored, copy, load_file(tmp_path / "optimizer.safetensors"))
+    load_optimizer_state_dict(restored, copy, load_file(tmp_path / "optimizer.safetensors"))
     other = Stepper(copy, restored, data, config, cpu)
     for step in range(3, 6):
         assert stepper.step(step) == other.step(step)
@@ -137,7 +142,7 @@ def test_the_state_of_another_model_is_refused(tiny_config: ModelConfig) -> None
     model = fresh_model(tiny_config)
     tensors = {"h.7.ln_1.weight:exp_avg": torch.zeros(16)}
     with pytest.raises(CheckpointError, match=r"h\.7\.ln_1\.weight:exp_avg, which this model"):
-        load_optimizer_tensors(make_optimizer(model, CONFIG), model, tensors)
+        load_optimizer_state_dict(make_optimizer(model, CONFIG), model, tensors)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -23,7 +23,7 @@ from train.monitoring.mfu import flops_per_token
 from train.optim.group import make_optimizer
 from train.presets import AUTO, PRESETS
 from train.report import presets as preset_table
-from train.setup.autotune import fix_batch
+from train.setup.autotune import with_batch_size
 from train.step import Stepper
 
 # Too large for ten quick steps, or for the memory of a small machine: fewer layers, as wide.
@@ -178,7 +178,7 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     model = GPT(shape)
     # one row a step, where the preset has up to a thousand: what is learned here is that it runs
     settings |= {"max_steps": 10, "tokens_per_step": shape.block_size}
-    config = fix_batch(TrainConfig(**settings), model, cpu)
+    config = with_batch_size(TrainConfig(**settings), model, cpu)
     stepper = Stepper(model, make_optimizer(model, config), long_data, config, cpu)
     updates = [stepper.step(step) for step in range(10)]
     stepper.close()

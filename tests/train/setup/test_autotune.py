@@ -15,20 +15,20 @@ from common.models.gpt import GPT
 from common.settings import options_for
 from tests.tiny import random_model
 from train.config import TrainConfig
-from train.distributed.comm import ALONE
+from train.distributed.comm import SINGLE_PROCESS
 from train.setup.autotune import (
-    Speed,
-    compiling_pays,
-    fix_batch,
-    fix_length,
-    fix_steps,
-    measure,
+    MeasuredSpeed,
+    compile_pays_off,
+    measure_speed,
     ngram_dropout,
-    plan_lines,
     step_time,
+    summary_lines,
+    with_batch_size,
+    with_intervals,
+    with_max_steps,
 )
 
-SPEED = Speed(
+SPEED = MeasuredSpeed(
     step_s=0.1,
     eval_s=1.5,
     save_s=0.5,
@@ -57,7 +57,7 @@ WORKED_OUT_BY_HAND: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
 def test_length_worked_out_by_hand(
     settings: dict[str, Any], expected: tuple[int, int, int]
 ) -> None:
-    config = fix_length(TrainConfig(**settings), SPEED)
+    config = with_intervals(TrainConfig(**settings), SPEED)
     assert (config.max_steps, config.eval_interval, config.save_interval) == expected
     assert config.minutes is None
     assert (config.batch_size, config.compile) == (2, "off")  # as the trials found
@@ -78,7 +78,7 @@ def test_tokens_and_epochs_become_steps(
     data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any], expected: int
 ) -> None:
     config = TrainConfig(**({"tokens_per_step": 64} | settings))
-    fixed = fix_steps(config, GPT(tiny_config), data)
+    fixed = with_max_steps(config, GPT(tiny_config), data)
     assert (fixed.max_steps, fixed.tokens, fixed.epochs) == (expected, None, None)
 
 
@@ -86,7 +86,7 @@ def test_tokens_and_epochs_become_steps(
 def test_epochs_read_the_data_as_often(
     data: DataFolder, tiny_config: ModelConfig, epochs: float
 ) -> None:
-    fixed = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    fixed = with_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
     assert fixed.max_steps is not None
     n_read = fixed.max_steps * 64
     assert 0 <= n_read - epochs * data.n_tokens("train") < 64
@@ -98,7 +98,7 @@ def test_epochs_read_the_data_as_often(
 def test_runs_below_two_epochs_leave_out_fewer_n_grams(
     data: DataFolder, tiny_config: ModelConfig, epochs: float, share: float
 ) -> None:
-    config = fix_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
+    config = with_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
     found = ngram_dropout(config, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
     assert found == pytest.approx(share, abs=0.3 * 64 / data.n_tokens("train"))
     assert found <= 0.3
@@ -109,7 +109,7 @@ def test_other_lengths_are_left_as_they_are(
     data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any]
 ) -> None:
     config = TrainConfig(**settings)
-    assert fix_steps(config, GPT(tiny_config), data) == config
+    assert with_max_steps(config, GPT(tiny_config), data) == config
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_rows_at_a_time_divide_those_of_a_step(
     tiny_config: ModelConfig, cpu: Device, tokens_per_step: int, batch_size: int, expected: int
 ) -> None:
     config = TrainConfig(tokens_per_step=tokens_per_step, batch_size=batch_size)
-    assert fix_batch(config, GPT(tiny_config), cpu).batch_size == expected
+    assert with_batch_size(config, GPT(tiny_config), cpu).batch_size == expected
 
 
 def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
@@ -135,7 +135,7 @@ def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> 
     for wrong in ("-1", "many", ""):
         assert runner.invoke(command, ["--batch-size", wrong]).exit_code == 2
     config = TrainConfig(tokens_per_step=16 * 64, batch_size=0)
-    batch_size = fix_batch(config, GPT(tiny_config), cpu).batch_size
+    batch_size = with_batch_size(config, GPT(tiny_config), cpu).batch_size
     assert 64 % batch_size == 0
     assert batch_size > 1
 
@@ -144,7 +144,7 @@ class Clocked:
     """Stands in for a Stepper: each update takes as long as is said, on a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, first_s: float, then_s: float) -> None:
-        self.ranks = ALONE
+        self.group = SINGLE_PROCESS
         self.now, self.n_steps = 100.0, 0
         self.times = (first_s, first_s, then_s)
         monkeypatch.setattr("train.setup.autotune.time.perf_counter", lambda: self.now)
@@ -196,7 +196,7 @@ def test_only_long_runs_are_compiled_by_themselves(cpu: Device) -> None:
         ({"max_steps": 20_000, "compile": "on"}, [False] * 3),  # it is already
     ):
         config = TrainConfig(**settings)
-        assert [compiling_pays(config, each, 0.1) for each in (cpu, gpu, apple)] == expected
+        assert [compile_pays_off(config, each, 0.1) for each in (cpu, gpu, apple)] == expected
 
 
 def test_trial_steps_leave_no_trace(
@@ -204,7 +204,7 @@ def test_trial_steps_leave_no_trace(
 ) -> None:
     model = random_model(replace(tiny_config, dropout=0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    speed = measure(TrainConfig(tokens_per_step=64, batch_size=2), model, data, cpu)
+    speed = measure_speed(TrainConfig(tokens_per_step=64, batch_size=2), model, data, cpu)
     assert min(speed.step_s, speed.eval_s, speed.memory_bytes) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -220,7 +220,7 @@ def test_the_plan_says_what_is_to_come(
     config = TrainConfig(
         max_steps=2000, tokens_per_step=64, batch_size=2, eval_interval=500, save_interval=500
     )
-    plan = "\n".join(plan_lines(config, model, data, cpu, SPEED))
+    plan = "\n".join(summary_lines(config, model, data, cpu, SPEED))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (
         f"{model.n_parameters:,} parameters: 1 layers, 2 heads, 16 channels, context 16",

@@ -11,7 +11,7 @@ from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from tests.train.test_step import CONFIG, bits, make
-from train.setup.compiler import Forward
+from train.setup.compiler import CompiledForward
 from train.step import Stepper
 
 
@@ -21,7 +21,7 @@ def compiled(
     """Return a Stepper that compiles by the function ``by`` in torch.compile's place."""
     monkeypatch.setattr(torch, "compile", by)
     stepper = make(data, shape, device, CONFIG)
-    stepper.forward = Forward(stepper.model, compiled=True)
+    stepper.forward = CompiledForward(stepper.model, compiled=True)
     return stepper
 
 

@@ -18,7 +18,7 @@ import train.trainer, train.resume, train.distributed.init, train.evaluate, trai
 folder = sys.argv[1]
 train.evaluate.BATCH_TOKENS = {"cpu": 48}  # three rows: an odd number of batches to share
 train.setup.autotune.MEASURE_S = 0.0
-for number, (n_ranks, started, before, arguments) in enumerate(json.load(sys.stdin)):
+for number, (world_size, started, before, arguments) in enumerate(json.load(sys.stdin)):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,9 +28,9 @@ for number, (n_ranks, started, before, arguments) in enumerate(json.load(sys.std
         if child == 0:
             file = os.open(f"{folder}/{number}.{rank}", os.O_WRONLY | os.O_CREAT)
             os.dup2(file, 1), os.dup2(file, 2)
-            if n_ranks:
+            if world_size:
                 os.environ.update(
-                    RANK=str(rank), WORLD_SIZE=str(n_ranks), LOCAL_RANK=str(rank),
+                    RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank),
                     MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
                 )
             exec(before, {"rank": rank})
@@ -53,12 +53,12 @@ for number, (n_ranks, started, before, arguments) in enumerate(json.load(sys.std
 
 @dataclass(frozen=True)
 class Job:
-    """A train command in ``n_ranks`` processes; 0: in one, without torchrun's variables.
+    """A train command in ``world_size`` processes; 0: in one, without torchrun's variables.
 
     ``before`` runs in each process first, and knows its ``rank``.
     """
 
-    n_ranks: int
+    world_size: int
     arguments: list[str]
     before: str = ""
     n_started: int = field(default=-1)  # of them; all
@@ -75,7 +75,7 @@ class Ended:
 def run_jobs(jobs: dict[str, Job], folder: Path, streams: Path) -> dict[str, Ended]:
     """Run the jobs one after another in ``folder``; return how each ended."""
     asked = [
-        (job.n_ranks, max(1, job.n_ranks) if job.n_started < 0 else job.n_started,
+        (job.world_size, max(1, job.world_size) if job.n_started < 0 else job.n_started,
          job.before, job.arguments)
         for job in jobs.values()
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.monitoring.eta import LAST_UPDATES, Pace, saves_left, times_left
+from train.monitoring.metrics import LAST_UPDATES, StepTimer, saves_left, times_left
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ def test_evaluations_and_saves_left_are_those_that_the_loop_makes(
 
 
 def test_the_first_update_counts_only_until_there_is_another() -> None:
-    pace = Pace()
-    assert pace.step_s == 0
-    pace.add(40.0)  # compiling
-    assert pace.step_s == 40.0
-    pace.add(1.0)
-    pace.add(3.0)
-    assert pace.step_s == 2.0
+    step_timer = StepTimer()
+    assert step_timer.step_s == 0
+    step_timer.add(40.0)  # compiling
+    assert step_timer.step_s == 40.0
+    step_timer.add(1.0)
+    step_timer.add(3.0)
+    assert step_timer.step_s == 2.0
     for _ in range(LAST_UPDATES):
-        pace.add(5.0)
-    assert pace.step_s == 5.0
+        step_timer.add(5.0)
+    assert step_timer.step_s == 5.0
