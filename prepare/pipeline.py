@@ -34,11 +34,16 @@ from common.tokenizer import (
 from prepare.config import PrepareConfig
 from prepare.output.merge import Merged, merge
 from prepare.output.shard_writer import EncodeJob, is_complete, parts_done
-from prepare.readers.documents import Begun, begun
 from prepare.readers.encoding import check_encoding
 from prepare.sources.discover import Progress, Source
-from prepare.sources.fingerprint import RECIPE, made_from_of, old_meta, versions, why_again
-from prepare.stats import Findings
+from prepare.sources.fingerprint import (
+    OUTPUT_VERSION,
+    fingerprint_of,
+    old_meta,
+    stale_reason,
+    versions,
+)
+from prepare.stats import Stats
 from prepare.tokens.encode import EncodersDisagreeError, make_encoder
 from prepare.tokens.scan import Scan, ScanJob, training_texts
 from prepare.tokens.split import MIN_DOCUMENTS
@@ -85,10 +90,10 @@ def prepare_corpus(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
     tasks = tasks_of(sources)
-    made_from = made_from_of(tasks, config)
+    made_from = fingerprint_of(tasks, config)
     old = old_meta(out)
     if old is not None:
-        reason = why_again(old.get("made_from", {}), made_from)
+        reason = stale_reason(old.get("made_from", {}), made_from)
         if reason is None:
             log.info("%s: made of these sources, with these options: nothing to do.", out)
             if (out / UNFINISHED).exists():  # of a run killed when all but this was done
@@ -175,10 +180,9 @@ class _Run:
         """Run the passes and commit; return meta.json."""
         self._keep_ids_apart()
         self._check_space(None)
-        with self._begun() as begun:
-            tokenizer, rule, scan = self._vocabulary(begun)
-            self._check_space(scan)
-            keys, encoder = self._encode(tokenizer, rule, scan, begun)
+        tokenizer, rule, scan = self._vocabulary()
+        self._check_space(scan)
+        keys, encoder = self._encode(tokenizer, rule, scan)
         merged = merge(
             self.tasks,
             self.work,
@@ -188,7 +192,7 @@ class _Run:
             dedup=self.config.dedup == "exact",
         )
         try:
-            self._refuse_empty(merged.n_documents, merged.findings)
+            self._refuse_empty(merged.n_documents, merged.stats)
             return commit(
                 self.out, merged.files, tokenizer, self._meta(merged, rule, encoder, tokenizer)
             )
@@ -196,16 +200,6 @@ class _Run:
             for name in merged.files:
                 (self.out / f"{name}.tmp").unlink(missing_ok=True)
             raise
-
-    @contextmanager
-    def _begun(self) -> Iterator[Begun | None]:
-        """Begin to read a source that is read alone, and once, before there is a vocabulary."""
-        is_alone = len(self.tasks) == len(self.sources) == 1 and self.engine.kind == "local"
-        if self._is_read_first or not is_alone:
-            yield None
-            return
-        with begun(self.sources[0], self.config) as source:
-            yield source
 
     @property
     def _is_read_first(self) -> bool:
@@ -245,14 +239,14 @@ class _Run:
                 "GB are free. Free some, or choose another --out."
             )
 
-    def _vocabulary(self, begun: Begun | None) -> tuple[Tokenizer, str, Scan]:
+    def _vocabulary(self) -> tuple[Tokenizer, str, Scan]:
         """First pass: return the tokenizer, how documents are split, and what was counted."""
         path = self.work / SCAN_NAME
         found = self._scan_found(path)
         if found is not None:
             return found
         tokenizer = None if self.learns else self._published()
-        scan = self._scan(begun)
+        scan = self._scan()
         rule: str = self.config.split_rule
         if any(source.val for source in self.sources):
             rule = "files"
@@ -289,14 +283,11 @@ class _Run:
         log.info("Going on where an earlier run was stopped.")
         return load_tokenizer(self.work, saved["tokenizer"]), saved["rule"], scan
 
-    def _scan(self, begun: Begun | None) -> Scan:
+    def _scan(self) -> Scan:
         config = self.config
         whole = self._is_read_first
         total = Scan()
         if not whole and (config.split_rule != "auto" or any(s.val for s in self.sources)):
-            return total
-        if begun is not None and begun.begins_with(MIN_DOCUMENTS):
-            total.n_documents = MIN_DOCUMENTS
             return total
         job = ScanJob(
             config=config,
@@ -320,7 +311,7 @@ class _Run:
                 total.add(job.read(task, progress))
                 if total.n_documents >= MIN_DOCUMENTS:
                     break
-        self._refuse_empty(total.n_documents, total.findings)
+        self._refuse_empty(total.n_documents, total.stats)
         return total
 
     def _published(self) -> Tokenizer:
@@ -338,26 +329,24 @@ class _Run:
         vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
         return learn_bpe(training_texts(scan.sample, rule, config), vocab_size)
 
-    def _encode(
-        self, tokenizer: Tokenizer, rule: str, scan: Scan, begun: Begun | None
-    ) -> tuple[tuple[str, ...], str]:
+    def _encode(self, tokenizer: Tokenizer, rule: str, scan: Scan) -> tuple[tuple[str, ...], str]:
         """Second pass: return the key of each task's parts, and the library that encoded them."""
         slow = self.work / SLOW_NAME
         try:
-            return self._encode_with(tokenizer, rule, scan, begun, fast=not slow.exists())
+            return self._encode_with(tokenizer, rule, scan, fast=not slow.exists())
         except EncodersDisagreeError:
             log.warning("gigatoken gave other ids than tiktoken: encoding again with tiktoken.")
             slow.touch()
-            return self._encode_with(tokenizer, rule, scan, None, fast=False)
+            return self._encode_with(tokenizer, rule, scan, fast=False)
 
     def _encode_with(
-        self, tokenizer: Tokenizer, rule: str, scan: Scan, begun: Begun | None, *, fast: bool
+        self, tokenizer: Tokenizer, rule: str, scan: Scan, *, fast: bool
     ) -> tuple[tuple[str, ...], str]:
         lengths = defaultdict(list)
         for (number, document), n_bytes in scan.lengths.items():
             lengths[number].append((document, n_bytes))
         same_for_all = key_of(
-            RECIPE, asdict(self.config), versions(), rule, fast, describe_tokenizer(tokenizer),
+            OUTPUT_VERSION, asdict(self.config), versions(), rule, fast, describe_tokenizer(tokenizer),
             key_of(tokenizer.file_content().decode("utf-8")),
         )  # fmt: skip
         keys = tuple(
@@ -371,7 +360,7 @@ class _Run:
         )  # fmt: skip
         job = EncodeJob(
             folder=self.work, config=self.config, tokenizer=tokenizer, rule=rule, fast=fast,
-            keys=keys, lengths=scan.lengths, begun=begun,
+            keys=keys, lengths=scan.lengths,
         )  # fmt: skip
         missing = [t for t in self.tasks if not is_complete(parts_done(self.work, keys[t.number]))]
         n_done = len(self.tasks) - len(missing)
@@ -384,14 +373,14 @@ class _Run:
             encoders = {make_encoder(tokenizer, fast=fast)[0]}
         return keys, encoders.pop()
 
-    def _refuse_empty(self, n_documents: int, findings: Findings) -> None:
+    def _refuse_empty(self, n_documents: int, stats: Stats) -> None:
         if n_documents:
             return
         for path in (*self.work.glob("*.scan"), *self.work.glob("*.json")):
             path.unlink()  # it would be found again, and is nothing to go on from
         names = ", ".join(source.name for source in self.sources[:5])
-        left_out = [f"{count:,} {reason}" for reason, count in findings.reasons.items()]
-        left_out += [f"{findings.n_empty:,} empty"] if findings.n_empty else []
+        left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
+        left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []
         raise DataError(
             f"{names}: no text found in {len(self.sources):,} files"
             + (f" (left out: {', '.join(left_out)})" if left_out else "")
@@ -417,7 +406,7 @@ class _Run:
                 }
                 for place, source in enumerate(self.sources)
             ],
-            **merged.findings.as_json(),
+            **merged.stats.as_json(),
             "encoder": encoder,
             "made_from": self.made_from,
         }

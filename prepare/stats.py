@@ -14,7 +14,7 @@ class UnreadableError(DataError):
 
 
 @dataclass
-class Findings:
+class Stats:
     """Counts that end up in meta.json."""
 
     skipped: list[dict[str, str]] = field(default_factory=list)  # at most MAX_LISTED
@@ -25,7 +25,7 @@ class Findings:
     n_bad_bytes: int = 0  # documents that were not UTF-8 (or held lone surrogates)
     n_with_nul: int = 0
     n_crlf: int = 0  # plain files in which CR LF became LF
-    n_forced_cuts: int = 0  # places where a run of PIECE_BYTES without a border was cut
+    n_forced_cuts: int = 0  # places where a run of MAX_CHUNK_BYTES without a border was cut
 
     def skip(self, name: str, reason: str, detail: str = "") -> None:
         """Record a file or document that is left out; ``reason`` is one of few."""
@@ -39,7 +39,7 @@ class Findings:
         if len(self.warnings) < MAX_LISTED:
             self.warnings.append(sentence)
 
-    def add(self, other: "Findings") -> None:
+    def add(self, other: "Stats") -> None:
         """Take in what was met in a later source."""
         self.skipped = (self.skipped + other.skipped)[:MAX_LISTED]
         self.warnings = (self.warnings + other.warnings)[:MAX_LISTED]
@@ -57,7 +57,7 @@ class Findings:
         return vars(self) | {"reasons": dict(self.reasons), "encodings": dict(self.encodings)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Findings":
+    def from_json(cls, value: dict[str, Any]) -> "Stats":
         """Read back what ``as_json`` gave."""
         counters = {name: Counter(value[name]) for name in ("reasons", "encodings")}
         return cls(**value | counters)

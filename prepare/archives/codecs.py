@@ -31,7 +31,7 @@ ZSTD_BLOCK_BYTES = 128 << 10  # content of a block at most; source: RFC 8878, se
 ZSTD_WINDOW_BYTES = 1 << 31  # of archives made with --long=31
 
 
-class Budget:
+class ExpansionLimit:
     """What the archives of one source may expand to, all layers added up."""
 
     def __init__(self, max_ratio: float, n_read: Callable[[], int]) -> None:
@@ -39,7 +39,7 @@ class Budget:
         self.n_read = n_read  # how many bytes of the source were read from disk so far
         self._max_ratio = max_ratio
 
-    def spend(self, name: str, n_bytes: int) -> None:
+    def add(self, name: str, n_bytes: int) -> None:
         """Count ``n_bytes`` of content; ``name`` is the layer they come from.
 
         Raises: DataError when it is too much for what was read.
@@ -258,11 +258,11 @@ def codec_of(head: bytes) -> Codec | None:
 
 
 def decompressed(
-    name: str, stream: Stream, codec: Codec, budget: Budget
+    name: str, stream: Stream, codec: Codec, limit: ExpansionLimit
 ) -> Generator[bytes, None, None]:
     """Yield the content of all streams of a compressed file, in chunks of CHUNK_BYTES at most.
 
-    Raises: DataError where the file is damaged, cut short, or expands beyond the budget.
+    Raises: DataError where the file is damaged, cut short, or expands beyond the limit.
     """
     source = Input(stream)
     longest = max(len(magic) for magic in codec.magics)
@@ -272,7 +272,7 @@ def decompressed(
                 f"{name}: after its {codec.name} data ends, at byte {source.offset:,}, something "
                 f"else follows ({head[:8]!r}): the file is damaged or two files were joined."
             )
-        yield from decoded(name, source, codec.name, codec.decoder(), budget)
+        yield from decoded(name, source, codec.name, codec.decoder(), limit)
         n_zeros = source.skip_zeros() if codec.padding else 0
         if n_zeros and n_zeros % codec.padding:
             raise DataError(
@@ -282,7 +282,7 @@ def decompressed(
 
 
 def decoded(
-    name: str, source: Input, kind: str, decoder: Decoder, budget: Budget
+    name: str, source: Input, kind: str, decoder: Decoder, limit: ExpansionLimit
 ) -> Iterator[bytes]:
     """Yield the content of the one stream that comes next, and take it from ``source``."""
     feed_bytes = FIRST_FEED_BYTES
@@ -304,6 +304,6 @@ def decoded(
                 "Fetch the file again."
             ) from error
         if content:
-            budget.spend(name, len(content))
+            limit.add(name, len(content))
             yield content
     source.give_back(len(decoder.unused_data))

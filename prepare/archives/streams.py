@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from common.errors import DataError
 
 Stream: TypeAlias = "io.BufferedReader[Any]"
-Members: TypeAlias = Generator[tuple[str, Stream], None, None]  # of an archive: name and content
+Entries: TypeAlias = Generator[tuple[str, Stream], None, None]  # of an archive: name and content
 
 HEAD_BYTES = 1 << 16  # how far content is looked at; also what a stream of it holds
 SPOOL_BYTES = 8 << 20  # of a file inside an archive: held in memory up to here, then on disk

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.codecs import CHUNK_BYTES, Budget
-from prepare.archives.streams import HEAD_BYTES, ChunkReader, Members, Span, Stream
-from prepare.stats import Findings
+from prepare.archives.codecs import CHUNK_BYTES, ExpansionLimit
+from prepare.archives.streams import HEAD_BYTES, ChunkReader, Entries, Span, Stream
+from prepare.stats import Stats
 
 TAR_BLOCK_BYTES = 512
 CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # in octal, or in binary
@@ -29,7 +29,7 @@ def begins_tar(head: bytes) -> bool:
     return bool(header.name)
 
 
-class _Tape:
+class ForwardOnlyFile:
     """A stream as tarfile needs it, which is wound forward only, and what tarfile keeps to itself.
 
     tarfile's own for streams reads 10 KiB at a time, and winds on for ever behind the end of a file
@@ -133,9 +133,9 @@ class _StrictTarInfo(tarfile.TarInfo):
         return member
 
 
-def tar_members(name: str, stream: Stream, budget: Budget, findings: Findings) -> Members:
+def tar_entries(name: str, stream: Stream, limit: ExpansionLimit, stats: Stats) -> Entries:
     """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
-    tape: Any = _Tape(stream)
+    tape: Any = ForwardOnlyFile(stream)
     try:
         with tarfile.TarFile(
             fileobj=tape,
@@ -147,25 +147,27 @@ def tar_members(name: str, stream: Stream, budget: Budget, findings: Findings) -
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 if member.isfile():
-                    yield member.name, _member(f"{name}/{member.name}", tar, member, budget)
+                    yield member.name, _member(f"{name}/{member.name}", tar, member, limit)
                 elif member.size and member.type not in tarfile.SUPPORTED_TYPES:
-                    findings.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
+                    stats.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
     # what tarfile raises beside its own errors comes from damaged extended headers
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: damaged or cut short tar ({error}). Fetch it again.") from error
     if tape.n_zero_blocks < 2:
-        findings.warn(
+        stats.warn(
             f"{name}: ends without a tar's end mark: members may be missing. Compare it with its "
             "origin, or fetch it again."
         )
 
 
-def _member(name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: Budget) -> Stream:
+def _member(
+    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: ExpansionLimit
+) -> Stream:
     tape: Any = tar.fileobj
     if member.size < 0:
         raise tarfile.ReadError(f"a size of {member.size:,} bytes")
     if member.issparse():  # its holes are on no disk
-        chunks = _sparse_chunks(name, tar, member, budget)
+        chunks = _sparse_chunks(name, tar, member, limit)
         return io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
     if member.size > HEAD_BYTES:
         return io.BufferedReader(Span(name, tape, member.size), HEAD_BYTES)
@@ -176,13 +178,13 @@ def _member(name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: Bu
 
 
 def _sparse_chunks(
-    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: Budget
+    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: ExpansionLimit
 ) -> Iterator[bytes]:
     file = tar.extractfile(member)
     assert file is not None
     try:
         while chunk := file.read(HEAD_BYTES):
-            budget.spend(name, len(chunk))
+            limit.add(name, len(chunk))
             yield chunk
     except (tarfile.TarError, ValueError) as error:
         raise DataError(f"{name}: cut short inside its tar ({error}). Fetch it again.") from error

@@ -18,13 +18,13 @@ from prepare.archives.codecs import (
     CHUNK_BYTES,
     XZ,
     ZSTD,
-    Budget,
     Decoder,
     Deflate,
+    ExpansionLimit,
     Input,
     decoded,
 )
-from prepare.archives.streams import HEAD_BYTES, ChunkReader, Members, Span, Stream, seekable
+from prepare.archives.streams import HEAD_BYTES, ChunkReader, Entries, Span, Stream, seekable
 from prepare.stats import UnreadableError
 
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # a member, or the end of a zip without any
@@ -39,7 +39,7 @@ ZIP_DECODERS: dict[int, Callable[[], Decoder]] = {  # by method; source: APPNOTE
 }
 
 
-def zip_members(name: str, stream: Stream, budget: Budget) -> Members:
+def zip_entries(name: str, stream: Stream, limit: ExpansionLimit) -> Entries:
     """Yield the regular files of a zip, in the order of its directory."""
     with seekable(stream) as file:
         try:
@@ -70,7 +70,7 @@ def zip_members(name: str, stream: Stream, budget: Budget) -> Members:
         for member in members:
             is_link = stat.S_ISLNK(member.external_attr >> 16)
             if not member.is_dir() and not is_link:
-                chunks = _content(f"{name}/{member.filename}", file, member, budget)
+                chunks = _content(f"{name}/{member.filename}", file, member, limit)
                 held_bytes = min(HEAD_BYTES, max(1, member.file_size))
                 yield member.filename, io.BufferedReader(ChunkReader(chunks), held_bytes)
 
@@ -78,7 +78,7 @@ def zip_members(name: str, stream: Stream, budget: Budget) -> Members:
 def _check_directory(name: str, file: Any, members: list[zipfile.ZipInfo]) -> None:
     """Refuse office documents, two zips joined, and members that lie in one another.
 
-    Of two zips the directory of the first is lost. Members in one another let a small zip expand
+    Of two zips the directory of the first is lost. Entries in one another let a small zip expand
     without end. Source: D. Fifield, A better zip bomb, WOOT 2019.
     """
     names = [member.filename for member in members]
@@ -102,7 +102,9 @@ def _check_directory(name: str, file: Any, members: list[zipfile.ZipInfo]) -> No
             )
 
 
-def _content(name: str, file: Any, member: zipfile.ZipInfo, budget: Budget) -> Iterator[bytes]:
+def _content(
+    name: str, file: Any, member: zipfile.ZipInfo, limit: ExpansionLimit
+) -> Iterator[bytes]:
     """Yield the content of one member, checked against its length and CRC.
 
     zipfile's own reader expands bzip2 and LZMA without a bound.
@@ -112,7 +114,7 @@ def _content(name: str, file: Any, member: zipfile.ZipInfo, budget: Budget) -> I
         chunks: Iterator[bytes] = iter(partial(packed.read, CHUNK_BYTES), b"")
     else:
         decoder = ZIP_DECODERS[member.compress_type]()
-        chunks = decoded(name, Input(packed), "zip", decoder, budget)
+        chunks = decoded(name, Input(packed), "zip", decoder, limit)
     n_out, crc = 0, 0
     for chunk in chunks:
         n_out += len(chunk)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from common.dataset import SPLITS, Split, TokenWriter, token_dtype
 from prepare.output.shard_writer import Part, ids_path, parts_of_task
-from prepare.stats import Findings
+from prepare.stats import Stats
 from prepare.workers.tasks import Task, sources_of
 
 BLOCK_TOKENS = 1 << 20
@@ -33,7 +33,7 @@ class Merged:
     by_source: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2, 3), np.int64))
     n_documents: int = 0
     n_duplicates: int = 0
-    findings: Findings = field(default_factory=Findings)
+    stats: Stats = field(default_factory=Stats)
 
 
 def merge(
@@ -65,7 +65,7 @@ def merge(
                         ids = np.memmap(path, dtype, mode="r")[first_id:]
                         _add_kept(ids, lengths, kept, writer)
                     writer.add_lengths(lengths[kept])
-            merged.findings.add(Findings.from_json(task_parts[-1].manifest["findings"]))
+            merged.stats.add(Stats.from_json(task_parts[-1].manifest["findings"]))
             start = end
         for writer in writers:
             merged.files |= writer.finish()

@@ -25,13 +25,13 @@ from common.dataset import SPLITS, Split, token_dtype
 from common.files import write_all, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, Fate, Piece
-from prepare.readers.documents import Begun, read_source
-from prepare.sources.discover import Progress, Source
-from prepare.stats import Findings
+from prepare.forked import can_fork
+from prepare.readers.chunks import DROP, END, MORE, ChunkEnd
+from prepare.readers.documents import read_source
+from prepare.sources.discover import Progress
+from prepare.stats import Stats
 from prepare.tokens.encode import JUDGE_FIRST, Encode, Judged, PieceIds, make_encoder
-from prepare.tokens.split import character_at, parts_of, split_of, tail_cut
-from prepare.workers.forked import is_allowed
+from prepare.tokens.split import character_at, split_document, split_of, tail_cut
 from prepare.workers.tasks import Task
 
 BATCH_BYTES = 1 << 20  # encoded and written at a time
@@ -141,7 +141,6 @@ class EncodeJob:
     keys: tuple[str, ...]  # of the tasks, by their number
     # (task, document) -> bytes, of those in several pieces, where their end goes to val
     lengths: dict[tuple[int, int], int]
-    begun: Begun | None = None  # the only source of the only task
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -167,24 +166,19 @@ class EncodeJob:
         if is_complete(done):
             return self.encoder[0]
         task.check_unchanged()
-        findings, n_documents = Findings(), 0
+        stats, n_documents = Stats(), 0
         with _TaskWriter(self, task, done) as writer:
             for place, source in enumerate(task.sources):
-                for text, fate in self._read(source, findings, progress):
+                for text, chunk_end in read_source(source, self.config, stats, progress):
                     if n_documents >= n_done:
-                        writer.add(text, fate, place, n_documents)
-                    if fate is END:
+                        writer.add(text, chunk_end, place, n_documents)
+                    if chunk_end is END:
                         n_documents += 1
                         if writer.is_full:
                             writer.finish(n_documents, None)
             task.check_unchanged()
-            writer.finish(n_documents, findings)
+            writer.finish(n_documents, stats)
         return self.encoder[0]
-
-    def _read(self, source: Source, findings: Findings, progress: Progress) -> Iterator[Piece]:
-        if self.begun is not None:
-            return self.begun.read(findings, progress)
-        return read_source(source, self.config, findings, progress)
 
 
 class _TaskWriter(ExitStack):
@@ -224,7 +218,7 @@ class _TaskWriter(ExitStack):
         if isinstance(encode, Judged):
             # Each earlier task has one document at least, so the run's first are among these.
             encode.n_left = JUDGE_FIRST - self._task.number
-            if is_allowed() and self._task.size_bytes >= JUDGE_APART_BYTES:
+            if can_fork() and self._task.size_bytes >= JUDGE_APART_BYTES:
                 self.enter_context(encode.apart())
         return encode
 
@@ -233,13 +227,13 @@ class _TaskWriter(ExitStack):
         """Say whether the part is large enough to be closed."""
         return self._n_bytes >= PART_BYTES or self._n_rows >= PART_ROWS
 
-    def add(self, text: bytes, fate: Fate, place: int, number: int) -> None:
+    def add(self, text: bytes, chunk_end: ChunkEnd, place: int, number: int) -> None:
         """Take in a document of the task's source at ``place``, or a piece of it."""
         job, val = self._job, self._task.sources[place].val
         self._n_bytes += len(text)
-        if self._long is None and fate is END:
+        if self._long is None and chunk_end is END:
             digest = xxhash.xxh3_128_digest(text)
-            halves = parts_of(text, digest, job.rule, job.config, val=val)
+            halves = split_document(text, digest, job.rule, job.config, val=val)
             for i, (split, part) in enumerate(halves):
                 self._texts.append(part)
                 self._rows.append((len(part), digest, place, SPLITS.index(split), i == 0))
@@ -252,13 +246,13 @@ class _TaskWriter(ExitStack):
             self._flush()
             n_bytes = job.lengths.get((self._task.number, number), 0)
             self._long = self.enter_context(_Long(job, n_bytes))
-        if fate is not DROP:
-            for part, ends in self._long.take(text, last=fate is END):
+        if chunk_end is not DROP:
+            for part, ends in self._long.take(text, last=chunk_end is END):
                 ids = self._encode([part])
                 self._long.write(self._packed([*ids, self._eot] if ends else ids), ends=ends)
-        if fate is END:
+        if chunk_end is END:
             self._end_long(place, val=val)
-        if fate is not MORE:
+        if chunk_end is not MORE:
             self._long.close()
             self._long = None
 
@@ -299,8 +293,8 @@ class _TaskWriter(ExitStack):
         self._blocks.append(_packed_rows(self._long.n_ids, rows))
         self._n_rows += len(rows)
 
-    def finish(self, n_documents: int, findings: Findings | None) -> None:
-        """Close the part; ``findings`` make it the last of its task.
+    def finish(self, n_documents: int, stats: Stats | None) -> None:
+        """Close the part; ``stats`` make it the last of its task.
 
         ``n_documents`` is how many of the task's were read so far.
         """
@@ -315,12 +309,12 @@ class _TaskWriter(ExitStack):
         rows = xxhash.xxh3_128_hexdigest(packed.getbuffer())
         manifest = {
             "n_documents": n_documents,
-            "last": findings is not None,
+            "last": stats is not None,
             "sizes": [file.tell() for file in self._files],
             "checksums": [*(digest.hexdigest() for digest in self._digests), rows],
         }
-        if findings is not None:
-            manifest["findings"] = findings.as_json()
+        if stats is not None:
+            manifest["findings"] = stats.as_json()
         write_json(part.path, manifest)
         self._number += 1
         self._begin()

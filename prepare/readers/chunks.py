@@ -4,7 +4,7 @@
     (text, END)                                one as short as most are
     (text, MORE) (b"", DROP)                   one that turned out to be none: forget its pieces
 
-``recut`` makes pieces that can be encoded apart from one another: their ids, one after another, are
+``rechunk`` makes pieces that can be encoded apart from one another: their ids, one after another, are
 those of the whole document.
 """
 
@@ -13,20 +13,20 @@ from collections.abc import Generator, Iterator
 from enum import Enum
 from typing import TypeAlias
 
-from prepare.stats import Findings
+from prepare.stats import Stats
 
-PIECE_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
+MAX_CHUNK_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
 
-Fate = Enum("Fate", ["MORE", "END", "DROP"])
-MORE, END, DROP = Fate.MORE, Fate.END, Fate.DROP
-Piece: TypeAlias = tuple[bytes, Fate]  # valid UTF-8 by itself, and what comes after it
+ChunkEnd = Enum("ChunkEnd", ["MORE", "END", "DROP"])
+MORE, END, DROP = ChunkEnd.MORE, ChunkEnd.END, ChunkEnd.DROP
+Chunk: TypeAlias = tuple[bytes, ChunkEnd]  # valid UTF-8 by itself, and what comes after it
 
 # Where no word of GPT-2's pattern, nor of cl100k's and o200k's, goes on: cut there, both sides have
 # the words of the whole. All three end a word at the space behind what is no space, and at what
 # follows a letter, unless that is a letter, a combining mark, or the apostrophe of a contraction.
 # Bytes can be told apart only where all characters of a range are alike, so these are not all such
 # places, only enough of them in any script.
-LAST_BORDER = re.compile(
+SAFE_SPLIT = re.compile(
     rb"""(?s:.*)  # greedy: the last one is found first
     (?=[\ \n\xe3\xef])  # for speed: one of these follows every border
     (?:
@@ -43,48 +43,50 @@ LAST_BORDER = re.compile(
 )
 
 
-def recut(pieces: Iterator[Piece], findings: Findings) -> Generator[Piece]:
-    """Cut longer pieces to PIECE_BYTES at borders between words, and join shorter ones.
+def rechunk(pieces: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
+    """Cut longer pieces to MAX_CHUNK_BYTES at borders between words, and join shorter ones.
 
-    Documents that are blank throughout are dropped and counted. A run of PIECE_BYTES without a
+    Documents that are blank throughout are dropped and counted. A run of MAX_CHUNK_BYTES without a
     border is cut inside, and counted: only there can the ids be others than those of the whole.
     """
     held: list[bytes] = []
     n_held, blank, begun = 0, True, False
-    for text, fate in pieces:
-        if fate is END and not held and len(text) <= PIECE_BYTES and not begun:  # as most are
+    for text, chunk_end in pieces:
+        if (
+            chunk_end is END and not held and len(text) <= MAX_CHUNK_BYTES and not begun
+        ):  # as most are
             if text and not text.isspace():
                 yield text, END
             else:
-                findings.n_empty += 1
+                stats.n_empty += 1
             continue
         held.append(text)
         n_held += len(text)
-        if n_held > PIECE_BYTES and fate is not DROP:
+        if n_held > MAX_CHUNK_BYTES and chunk_end is not DROP:
             whole, start = b"".join(held), 0
-            while len(whole) - start > PIECE_BYTES:
-                part = whole[start : start + PIECE_BYTES]
-                border = LAST_BORDER.match(part)
-                part = part[: border.end() if border else whole_characters(part)]
-                findings.n_forced_cuts += border is None
+            while len(whole) - start > MAX_CHUNK_BYTES:
+                part = whole[start : start + MAX_CHUNK_BYTES]
+                border = SAFE_SPLIT.match(part)
+                part = part[: border.end() if border else utf8_prefix_len(part)]
+                stats.n_forced_cuts += border is None
                 blank = blank and part.isspace()
                 yield part, MORE
                 start += len(part)
                 begun = True
             held, n_held = [whole[start:]], len(whole) - start
-        if fate is MORE:
+        if chunk_end is MORE:
             continue
         last = b"".join(held)
-        if fate is END and not (blank and (not last or last.isspace())):
+        if chunk_end is END and not (blank and (not last or last.isspace())):
             yield last, END
         else:
-            findings.n_empty += fate is END
+            stats.n_empty += chunk_end is END
             if begun:
                 yield b"", DROP
         held, n_held, blank, begun = [], 0, True, False
 
 
-def whole_characters(text: bytes) -> int:
+def utf8_prefix_len(text: bytes) -> int:
     """Return the length of ``text`` without a character at its end that is not whole."""
     for back in range(1, min(4, len(text)) + 1):
         byte = text[-back]

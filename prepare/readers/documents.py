@@ -1,6 +1,6 @@
 """A source -> its documents: archives peeled, each plain file read as what its content says it is.
 
-    Source --archives.leaves--> plain files --> text | JSON | parquet --> pieces of documents
+    Source --archives.iter_files--> plain files --> text | JSON | parquet --> pieces of documents
 
 One plain file, one JSON object, or one row of a table is one document.
 """
@@ -9,22 +9,21 @@ import codecs
 import io
 import re
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from typing import Literal
 
 from common.errors import DataError
-from prepare.archives.codecs import BZIP2, XZ, Budget, codec_of
+from prepare.archives.codecs import BZIP2, XZ, ExpansionLimit, codec_of
+from prepare.archives.prefetch import ahead
 from prepare.archives.streams import HEAD_BYTES, ChunkReader, Stream, seekable
-from prepare.archives.walk import leaves
+from prepare.archives.walk import iter_files
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, Piece, recut
+from prepare.readers.chunks import DROP, MORE, Chunk, rechunk
 from prepare.readers.jsonl import json_documents, looks_like_json
 from prepare.readers.text import collapsed, plain_documents
-from prepare.sources.discover import CountedFile, Progress, Source, Tally
-from prepare.stats import Findings, UnreadableError
-from prepare.workers.forked import is_allowed
-from prepare.workers.prefetch import ahead, making
+from prepare.sources.discover import Progress, ProgressFile, ReadCounter, Source
+from prepare.stats import Stats, UnreadableError
 
 PARQUET_MAGIC = b"PAR1"
 MAGIC_BYTES = 16  # more than any codec's
@@ -37,12 +36,11 @@ WIDE_BOMS = {  # of JSON in another encoding than JSON's; the longer marks first
     codecs.BOM_UTF16_BE: "utf-16",
 }
 BLOCK_BYTES = 1 << 20
-HELD_BYTES = 8 << 20  # of the beginning of a source: 1,000 documents of 8 kB
 
 
 def read_source(
-    source: Source, config: PrepareConfig, findings: Findings, progress: Progress
-) -> Iterator[Piece]:
+    source: Source, config: PrepareConfig, stats: Stats, progress: Progress
+) -> Iterator[Chunk]:
     """Yield the documents of one source, piece by piece, empty ones left out and counted.
 
     Raises: DataError naming the file and the place in it for whatever cannot be read.
@@ -50,71 +48,19 @@ def read_source(
     if source.dataset:
         from prepare.readers.parquet import dataset_documents
 
-        pieces = dataset_documents(source, config, findings)
-        return recut(_or_skipped(source, pieces, config, findings), findings)
-    tally = Tally(progress)
+        pieces = dataset_documents(source, config, stats)
+        return rechunk(_or_skipped(source, pieces, config, stats), stats)
+    counter = ReadCounter(progress)
     apart = _apart(source)
-    pieces = _pieces(source, config, findings, tally, decode_ahead=apart == "decoding")
-    return ahead(pieces, tally, findings) if apart == "reading" else pieces
-
-
-class Begun:
-    """A source that another process has begun to read before anybody asks for its documents."""
-
-    def __init__(self, pieces: Iterator[Piece], tally: Tally, findings: Findings) -> None:
-        self._pieces, self._tally, self._findings = pieces, tally, findings
-        self._held: list[Piece] = []
-
-    def begins_with(self, n_documents: int) -> bool:
-        """Tell whether so many documents come before HELD_BYTES of text; ``read`` has them too.
-
-        Raises: what ``read_source`` does.
-        """
-        n_found = sum(fate is END for _, fate in self._held)
-        n_bytes = sum(len(text) for text, _ in self._held)
-        while n_found < n_documents and n_bytes < HELD_BYTES:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return False
-            self._held.append(piece)
-            n_bytes += len(piece[0])
-            n_found += piece[1] is END
-        return n_found >= n_documents
-
-    def read(self, findings: Findings, progress: Progress) -> Iterator[Piece]:
-        """Yield what ``read_source`` would; it can be asked for once."""
-        progress(self._tally.n_read)
-        self._tally.progress = progress
-        yield from self._held
-        self._held = []
-        yield from self._pieces
-        findings.add(self._findings)
-
-
-@contextmanager
-def begun(source: Source, config: PrepareConfig) -> Iterator[Begun | None]:
-    """Read a source from now on, as far ahead as there is room; None where that is of no use."""
-    apart = "" if source.dataset or not is_allowed() else _apart(source)
-    if not apart:
-        yield None
-        return
-    tally, findings = Tally(lambda n_bytes: None), Findings()
-    pieces = _pieces(source, config, findings, tally, decode_ahead=apart == "decoding")
-    if apart == "reading":
-        with making(pieces, tally, findings) as made:
-            yield Begun(made, tally, findings)
-        return
-    with closing(pieces):
-        source_begun = Begun(pieces, tally, findings)
-        source_begun.begins_with(1)  # the first piece that is asked for begins it
-        yield source_begun
+    pieces = _pieces(source, config, stats, counter, decode_ahead=apart == "decoding")
+    return ahead(pieces, counter, stats) if apart == "reading" else pieces
 
 
 def _pieces(
-    source: Source, config: PrepareConfig, findings: Findings, tally: Tally, *, decode_ahead: bool
-) -> Generator[Piece]:
-    pieces = _file_documents(source, config, findings, tally, decode_ahead=decode_ahead)
-    return recut(_or_skipped(source, pieces, config, findings), findings)
+    source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter, *, decode_ahead: bool
+) -> Generator[Chunk]:
+    pieces = _file_documents(source, config, stats, counter, decode_ahead=decode_ahead)
+    return rechunk(_or_skipped(source, pieces, config, stats), stats)
 
 
 def _apart(source: Source) -> Literal["decoding", "reading", ""]:
@@ -134,8 +80,8 @@ def _apart(source: Source) -> Literal["decoding", "reading", ""]:
 
 
 def _or_skipped(
-    source: Source, pieces: Iterator[Piece], config: PrepareConfig, findings: Findings
-) -> Iterator[Piece]:
+    source: Source, pieces: Iterator[Chunk], config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
     """Pass ``pieces`` on; with --on-error skip an error ends them instead of the run."""
     try:
         yield from pieces
@@ -150,24 +96,24 @@ def _or_skipped(
     else:
         return
     yield b"", DROP
-    _skip(source.name, message, findings)
+    _skip(source.name, message, stats)
 
 
 def _file_documents(
-    source: Source, config: PrepareConfig, findings: Findings, tally: Tally, *, decode_ahead: bool
-) -> Iterator[Piece]:
+    source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter, *, decode_ahead: bool
+) -> Iterator[Chunk]:
     with (
-        CountedFile(source.path, tally, source.span) as file,
+        ProgressFile(source.path, counter, source.span) as file,
         io.BufferedReader(file, 1 << 20) as stream,
     ):
         start = source.span[0] if source.span else 0
         top = f"from byte {start:,} of {source.name}" if start else source.name
-        budget = Budget(config.max_ratio, lambda: tally.n_read)
-        ahead_of = tally if decode_ahead else None
-        with closing(leaves(top, stream, budget, findings, ahead_of)) as found:
+        limit = ExpansionLimit(config.max_ratio, lambda: counter.n_read)
+        ahead_of = counter if decode_ahead else None
+        with closing(iter_files(top, stream, limit, stats, ahead_of)) as found:
             for name, leaf in found:
                 try:
-                    yield from _leaf_documents(name, leaf, config, findings)
+                    yield from _leaf_documents(name, leaf, config, stats)
                 except DataError as error:
                     # what holds no text is left out where it was found, and no error there
                     is_found = not source.named or name != source.name
@@ -176,24 +122,24 @@ def _file_documents(
                     ):
                         raise
                     yield b"", DROP
-                    _skip(name, error.message, findings)
+                    _skip(name, error.message, stats)
 
 
-def _skip(name: str, message: str, findings: Findings) -> None:
+def _skip(name: str, message: str, stats: Stats) -> None:
     """List what is left out. Its reason ends before any number, so that alike ones are one."""
     _, _, what = message.removeprefix(name).partition(": ")
-    findings.skip(name, re.split(r",? (?:at|before) byte|,? \d|[:;.(]", what)[0].strip(), message)
+    stats.skip(name, re.split(r",? (?:at|before) byte|,? \d|[:;.(]", what)[0].strip(), message)
 
 
 def _leaf_documents(
-    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
-) -> Iterator[Piece]:
+    name: str, leaf: Stream, config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
     head = leaf.peek(HEAD_BYTES)
     if head.startswith(PARQUET_MAGIC):
         from prepare.readers.parquet import parquet_documents
 
         with seekable(leaf) as file:
-            yield from parquet_documents(name, file, config, findings)
+            yield from parquet_documents(name, file, config, stats)
         return
     wide = ""
     if head.startswith(tuple(WIDE_BOMS)):
@@ -201,10 +147,10 @@ def _leaf_documents(
     if wide and head.decode(wide, "ignore").lstrip()[:1] in ("{", "["):
         leaf = _as_utf8(leaf, wide)
     if looks_like_json(name, leaf, config.text_key):
-        pieces = _noting_nul(json_documents(name, leaf, config, findings), findings)
+        pieces = _noting_nul(json_documents(name, leaf, config, stats), stats)
         yield from collapsed(pieces) if config.collapse_newlines else pieces
     else:
-        yield from plain_documents(name, leaf, config, findings)
+        yield from plain_documents(name, leaf, config, stats)
 
 
 def _as_utf8(leaf: Stream, encoding: str) -> Stream:
@@ -214,11 +160,11 @@ def _as_utf8(leaf: Stream, encoding: str) -> Stream:
     return io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
 
 
-def _noting_nul(pieces: Iterator[Piece], findings: Findings) -> Iterator[Piece]:
+def _noting_nul(pieces: Iterator[Chunk], stats: Stats) -> Iterator[Chunk]:
     noted = False
-    for text, fate in pieces:
+    for text, chunk_end in pieces:
         if not noted and b"\0" in text:
             noted = True
-            findings.n_with_nul += 1
-        yield text, fate
-        noted = noted and fate is MORE
+            stats.n_with_nul += 1
+        yield text, chunk_end
+        noted = noted and chunk_end is MORE

@@ -13,8 +13,8 @@ from itertools import chain
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import whole_characters
-from prepare.stats import Findings, UnreadableError
+from prepare.readers.chunks import utf8_prefix_len
+from prepare.stats import Stats, UnreadableError
 
 FIRST_BYTES = HEAD_BYTES  # asked for at once: most files are shorter, and a large buffer costs time
 BLOCK_BYTES = 1 << 20
@@ -61,7 +61,7 @@ def first_block(leaf: Stream) -> tuple[bytes, bool]:
 
 
 def utf8_blocks(
-    name: str, first: bytes, leaf: Stream, config: PrepareConfig, findings: Findings
+    name: str, first: bytes, leaf: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[bytes]:
     """Yield ``first`` and the rest of a file as UTF-8, what is wrong in it left as other bytes."""
     block = first
@@ -83,7 +83,7 @@ def utf8_blocks(
         else:
             return
     if encoding != "utf-8":
-        findings.encodings[encoding] += 1
+        stats.encodings[encoding] += 1
     elif n_passed == 0 and block.startswith(codecs.BOM_UTF8):
         block = block[len(codecs.BOM_UTF8) :]
         n_passed = len(codecs.BOM_UTF8)
@@ -98,7 +98,7 @@ def _in_whole_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
     held = b""
     for block in blocks:
         text = held + block
-        cut = whole_characters(text)
+        cut = utf8_prefix_len(text)
         yield text[:cut]
         held = text[cut:]
     if held:
@@ -138,7 +138,7 @@ def _transcoded(
 def _detected(name: str, head: bytes) -> str:
     """Return the codec of a text by its first block that is not ASCII."""
     try:
-        (head if len(head) < FIRST_BYTES else head[: whole_characters(head)]).decode()
+        (head if len(head) < FIRST_BYTES else head[: utf8_prefix_len(head)]).decode()
         return "utf-8"
     except UnicodeDecodeError:
         decoded = head.decode("utf-8", "replace")

@@ -22,9 +22,9 @@ import orjson
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, Piece
+from prepare.readers.chunks import DROP, END, MORE, Chunk
 from prepare.readers.longjson import MAX_KEYS, Scanner, decoded, not_utf8
-from prepare.stats import Findings, UnreadableError
+from prepare.stats import Stats, UnreadableError
 
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 LONG_BYTES = 16 << 20  # a longer line is never held
@@ -71,9 +71,7 @@ def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
     return found
 
 
-def json_documents(
-    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
-) -> Iterator[Piece]:
+def json_documents(name: str, leaf: Stream, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the document of each object in ``leaf``; the text of an empty one is empty.
 
     Raises: DataError naming the line or record that is wrong, where --on-error is fail;
@@ -81,7 +79,7 @@ def json_documents(
     """
     if leaf.peek(len(BOM)).startswith(BOM):
         leaf.read(len(BOM))
-    reader = _Reader(name, config, findings)
+    reader = _Reader(name, config, stats)
     # A binary stream ends lines at \n only; str.splitlines() would also cut at U+2028 and others.
     read_line = partial(leaf.readline, LONG_BYTES)
     number, line = 1, read_line()
@@ -125,11 +123,11 @@ class _Reader:
 
     name: str
     config: PrepareConfig
-    findings: Findings
+    stats: Stats
     has_text: bool = False
     first_error: DataError | None = None  # kept while nothing says that the file should hold texts
 
-    def lines(self, leaf: Stream, lines: Iterator[bytes], first_number: int) -> Iterator[Piece]:
+    def lines(self, leaf: Stream, lines: Iterator[bytes], first_number: int) -> Iterator[Chunk]:
         """Yield the document of each of ``lines``, which come from ``leaf``."""
         for number, raw in enumerate(lines, first_number):
             where = f"{self.name}, line {number:,}"
@@ -165,7 +163,7 @@ class _Reader:
             else:
                 yield from self._document(record, where, is_mended=is_mended)
 
-    def records(self, blocks: Iterator[bytes]) -> Iterator[Piece]:
+    def records(self, blocks: Iterator[bytes]) -> Iterator[Chunk]:
         """Yield the document of each object, wherever its lines end."""
         scanner = Scanner(decoded(blocks, self.name, self.config.on_bad_bytes))
         where = self.name
@@ -181,7 +179,7 @@ class _Reader:
             advice = "What follows cannot be read: mend the file, or pass --on-error skip."
             self._bad_json(f"{where}: not JSON ({error}). {advice}", where)
 
-    def _document(self, record: Any, where: str, *, is_mended: bool = False) -> Iterator[Piece]:
+    def _document(self, record: Any, where: str, *, is_mended: bool = False) -> Iterator[Chunk]:
         try:
             text = text_of(record, self.config.text_key, where)
         except DataError as error:
@@ -189,10 +187,10 @@ class _Reader:
         else:
             self._found()
             encoded, has_surrogates = _encoded(text)
-            self.findings.n_bad_bytes += is_mended or has_surrogates
+            self.stats.n_bad_bytes += is_mended or has_surrogates
             yield encoded, END
 
-    def _long_line(self, blocks: Iterator[bytes], where: str) -> Iterator[Piece]:
+    def _long_line(self, blocks: Iterator[bytes], where: str) -> Iterator[Chunk]:
         scanner = Scanner(decoded(blocks, where, self.config.on_bad_bytes))
         try:
             if scanner.next_char():
@@ -205,7 +203,7 @@ class _Reader:
             advice = "Each line must be one object."
             self._bad_json(f"{where}: not a JSON object ({error}). {advice}", where)
 
-    def _walked(self, scanner: Scanner, where: str, *, is_line: bool = False) -> Iterator[Piece]:
+    def _walked(self, scanner: Scanner, where: str, *, is_line: bool = False) -> Iterator[Chunk]:
         """Yield one document as it comes by. Whatever is no JSON is a ValueError."""
         first_char = scanner.next_char()
         is_given = is_mended = False
@@ -229,7 +227,7 @@ class _Reader:
             return
         if scanner.has_text:
             self._found()
-            self.findings.n_bad_bytes += scanner.bad_bytes or is_mended
+            self.stats.n_bad_bytes += scanner.bad_bytes or is_mended
             yield b"", END
         else:
             found = _listed(scanner.keys) if first_char == "{" else "no object"
@@ -241,8 +239,8 @@ class _Reader:
         self.has_text = True
 
     def _skip_not_utf8(self, where: str) -> None:
-        self.findings.n_bad_bytes += 1
-        self.findings.skip(where, "not UTF-8")
+        self.stats.n_bad_bytes += 1
+        self.stats.skip(where, "not UTF-8")
 
     def _bad_json(self, sentence: str, where: str) -> None:
         self._bad(DataError(sentence), where, "not JSON")
@@ -253,7 +251,7 @@ class _Reader:
     def _bad(self, error: DataError, where: str, reason: str) -> None:
         """Leave out a record, or raise; where nothing promises texts, only once one is met."""
         if self.config.on_error == "skip":
-            self.findings.skip(where, reason)
+            self.stats.skip(where, reason)
         elif self.has_text or self.name.endswith(JSON_LINES_SUFFIXES):
             raise error
         else:
@@ -305,10 +303,10 @@ def _listed(keys: list[str]) -> str:
     return "the keys " + ", ".join(map(repr, keys)) if keys else "an empty object"
 
 
-def without_surrogates(text: str, findings: Findings) -> bytes:
+def without_surrogates(text: str, stats: Stats) -> bytes:
     """Encode, a lone surrogate (JSON can write one) becoming U+FFFD."""
     encoded, has_surrogates = _encoded(text)
-    findings.n_bad_bytes += has_surrogates
+    stats.n_bad_bytes += has_surrogates
     return encoded
 
 

@@ -5,19 +5,17 @@ from typing import Any
 
 from common.errors import DataError
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import END, Piece
+from prepare.forked import disable_fork
+from prepare.readers.chunks import END, Chunk
 from prepare.readers.jsonl import text_of, without_surrogates
 from prepare.sources.discover import Source
-from prepare.stats import Findings
-from prepare.workers.forked import forbid
+from prepare.stats import Stats
 
 BATCH_ROWS = 16  # so that no batch is large where rows are
 BUFFER_BYTES = 1 << 20  # of a column that is read at a time
 
 
-def parquet_documents(
-    name: str, file: Any, config: PrepareConfig, findings: Findings
-) -> Iterator[Piece]:
+def parquet_documents(name: str, file: Any, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the texts of a parquet file's column, as they are read from its row groups.
 
     ``file`` can seek. Raises: DataError when it is damaged, or lacks the column.
@@ -25,7 +23,7 @@ def parquet_documents(
     import pyarrow
     import pyarrow.parquet
 
-    forbid()  # pyarrow has threads
+    disable_fork()  # pyarrow has threads
     column, _, _ = config.text_key.partition(".")
     try:
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
@@ -41,7 +39,7 @@ def parquet_documents(
         for batch in table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False):
             for value in batch.column(0):
                 record = {column: value.as_py()}
-                yield _text(f"{name}, row {number:,}", record, config, findings), END
+                yield _text(f"{name}, row {number:,}", record, config, stats), END
                 number += 1
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of text not UTF-8
         raise DataError(
@@ -49,7 +47,7 @@ def parquet_documents(
         ) from error
 
 
-def dataset_documents(source: Source, config: PrepareConfig, findings: Findings) -> Iterator[Piece]:
+def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the texts of a Hugging Face data set: a folder saved by it, or streamed from the hub.
 
     Raises: DataError when it cannot be opened, or lacks the split or the column.
@@ -60,11 +58,11 @@ def dataset_documents(source: Source, config: PrepareConfig, findings: Findings)
         raise DataError(
             "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
         ) from error
-    forbid()  # pyarrow has threads
+    disable_fork()  # pyarrow has threads
     try:
         rows = _open(datasets, source)
         for number, row in enumerate(rows):
-            yield _text(f"{source.name}, row {number:,}", row, config, findings), END
+            yield _text(f"{source.name}, row {number:,}", row, config, stats), END
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"--dataset {source.name}: cannot be opened ({error}). Check the name, --config and "
@@ -88,5 +86,5 @@ def _open(datasets: Any, source: Source) -> Any:
     return rows[source.split]
 
 
-def _text(where: str, row: dict[str, Any], config: PrepareConfig, findings: Findings) -> bytes:
-    return without_surrogates(text_of(row, config.text_key, where), findings)
+def _text(where: str, row: dict[str, Any], config: PrepareConfig, stats: Stats) -> bytes:
+    return without_surrogates(text_of(row, config.text_key, where), stats)

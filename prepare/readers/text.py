@@ -15,9 +15,9 @@ from itertools import chain
 
 from prepare.archives.streams import Stream
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, PIECE_BYTES, Piece
+from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
 from prepare.readers.encoding import first_block, utf8_blocks
-from prepare.stats import Findings, UnreadableError
+from prepare.stats import Stats, UnreadableError
 
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01
@@ -36,8 +36,8 @@ END_MARK_BYTES = 128  # at least the longest match of it
 
 
 def plain_documents(
-    name: str, leaf: Stream, config: PrepareConfig, findings: Findings
-) -> Iterator[Piece]:
+    name: str, leaf: Stream, config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
     """Return the documents of one plain file, blank ones with the rest.
 
     Raises: UnreadableError for what is no text, perhaps after some pieces; DataError for bad bytes
@@ -46,14 +46,14 @@ def plain_documents(
     first, is_whole = first_block(leaf)
     if is_whole and _stays_as_it_is(first, config):
         return iter([(first, END)])
-    blocks = _text_only(name, utf8_blocks(name, first, leaf, config, findings))
+    blocks = _text_only(name, utf8_blocks(name, first, leaf, config, stats))
     if config.newlines == "lf":
-        blocks = _with_lf(blocks, findings)
+        blocks = _with_lf(blocks, stats)
     if config.strip_gutenberg:
         blocks = _gutenberg_body(blocks)
     separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
     pieces = _cut(blocks, separator) if separator else _as_one(blocks)
-    pieces = _mended(name, pieces, len(separator), config, findings)
+    pieces = _mended(name, pieces, len(separator), config, stats)
     return collapsed(pieces) if config.collapse_newlines else pieces
 
 
@@ -86,7 +86,7 @@ def _text_only(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _with_lf(blocks: Iterator[bytes], findings: Findings) -> Iterator[bytes]:
+def _with_lf(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
     held, found = b"", False
     for block in blocks:
         if held or b"\r" in block:
@@ -98,7 +98,7 @@ def _with_lf(blocks: Iterator[bytes], findings: Findings) -> Iterator[bytes]:
         yield block
     if held:
         yield held
-    findings.n_crlf += found
+    stats.n_crlf += found
 
 
 def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -125,7 +125,7 @@ def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield text[1:]
 
 
-def _as_one(blocks: Iterator[bytes]) -> Iterator[Piece]:
+def _as_one(blocks: Iterator[bytes]) -> Iterator[Chunk]:
     last = next(blocks, b"")
     for block in blocks:
         yield last, MORE
@@ -133,7 +133,7 @@ def _as_one(blocks: Iterator[bytes]) -> Iterator[Piece]:
     yield last, END
 
 
-def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Piece]:
+def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
     held = b""  # the end of a block that may be the beginning of a separator
     for block in blocks:
         *whole, text = (held + block).split(separator)
@@ -148,18 +148,18 @@ def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Piece]:
 
 def _mended(
     name: str,
-    pieces: Iterator[Piece],
+    pieces: Iterator[Chunk],
     separator_bytes: int,
     config: PrepareConfig,
-    findings: Findings,
-) -> Iterator[Piece]:
+    stats: Stats,
+) -> Iterator[Chunk]:
     """Replace what is not UTF-8, or drop the document; count both, and zero bytes.
 
     A document is named by its place in the text as the steps before have left it.
     """
     offset = start = 0
     bad = dropped = has_nul = False
-    for text, fate in pieces:
+    for text, chunk_end in pieces:
         offset += len(text)
         if not dropped:
             has_nul = has_nul or b"\0" in text
@@ -168,13 +168,13 @@ def _mended(
                 text = text.decode("utf-8", "replace").encode()
                 dropped = config.on_bad_bytes == "skip"
             if dropped:
-                findings.skip(f"{name}, byte {start:,}", "not UTF-8")
+                stats.skip(f"{name}, byte {start:,}", "not UTF-8")
                 yield b"", DROP
             else:
-                yield text, fate
-        if fate is END:
-            findings.n_bad_bytes += bad
-            findings.n_with_nul += has_nul and not dropped
+                yield text, chunk_end
+        if chunk_end is END:
+            stats.n_bad_bytes += bad
+            stats.n_with_nul += has_nul and not dropped
             offset = start = offset + separator_bytes
             bad = dropped = has_nul = False
 
@@ -189,27 +189,29 @@ def _is_utf8(text: bytes) -> bool:
 MANY_NEWLINES = re.compile("\n\n\n+")
 
 
-def collapsed(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def collapsed(pieces: Iterator[Chunk]) -> Iterator[Chunk]:
     r"""Make each document re.sub("\n\n\n+", "\n\n", text).strip(), as OpenWebText at the hub is.
 
-    Whitespace is held back until something follows it; once it is longer than PIECE_BYTES it is
+    Whitespace is held back until something follows it; once it is longer than MAX_CHUNK_BYTES it is
     let through, even if the document ends after it. Source: Skylion007/openwebtext, openwebtext.py.
     """
     space, begun = "", False  # begun: some of the document was handed on
-    for piece, fate in pieces:
-        if fate is DROP or (fate is END and not begun and not space and _is_collapsed(piece)):
-            yield piece, fate
+    for piece, chunk_end in pieces:
+        if chunk_end is DROP or (
+            chunk_end is END and not begun and not space and _is_collapsed(piece)
+        ):
+            yield piece, chunk_end
             space, begun = "", False
             continue
         text = MANY_NEWLINES.sub("\n\n", space + piece.decode())
         if not begun:
             text = text.lstrip()
         body = text.rstrip()
-        if fate is END:
+        if chunk_end is END:
             yield body.encode(), END
             space, begun = "", False
             continue
-        if len(text) - len(body) > PIECE_BYTES:
+        if len(text) - len(body) > MAX_CHUNK_BYTES:
             body = text
         space = text[len(body) :]
         if body:

@@ -12,13 +12,13 @@ from typing import BinaryIO
 from prepare.archives.streams import HEAD_BYTES
 from prepare.readers.jsonl import JSON_LINES_SUFFIXES
 
-SPAN_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
+RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
 BLOCK_BYTES = 1 << 16
 
 
-def spans_of(path: Path) -> list[tuple[int, int]]:
-    """Return ranges of about SPAN_BYTES that make up a file of JSON lines; none for other files."""
-    if path.suffix not in JSON_LINES_SUFFIXES or path.stat().st_size < 2 * SPAN_BYTES:
+def byte_ranges(path: Path) -> list[tuple[int, int]]:
+    """Return ranges of about RANGE_BYTES that make up a file of JSON lines; none for other files."""
+    if path.suffix not in JSON_LINES_SUFFIXES or path.stat().st_size < 2 * RANGE_BYTES:
         return []
     with path.open("rb") as file:
         first_line, end, _ = file.read(HEAD_BYTES).partition(b"\n")
@@ -29,7 +29,7 @@ def spans_of(path: Path) -> list[tuple[int, int]]:
         if not is_lines:
             return []
         size = path.stat().st_size
-        borders = [_line_from(file, position) for position in range(0, size, SPAN_BYTES)]
+        borders = [_line_from(file, position) for position in range(0, size, RANGE_BYTES)]
     return [span for span in pairwise([*borders, size]) if span[0] < span[1]]
 
 

@@ -140,7 +140,7 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-class Tally:
+class ReadCounter:
     """How many bytes of a source were read, whichever process reads it, told to ``progress``."""
 
     def __init__(self, progress: Progress) -> None:
@@ -152,12 +152,12 @@ class Tally:
         self.n_read += n_bytes
         self.progress(n_bytes)
 
-    def mute(self) -> None:
+    def detach(self) -> None:
         """Tell nobody any more: this is another process than the one that does."""
         self.progress = lambda n_bytes: None
 
 
-class CountedFile(io.FileIO):
+class ProgressFile(io.FileIO):
     """A file, or a span of it, that tells how many of its bytes were read."""
 
     def __init__(self, path: Path, progress: Progress, span: tuple[int, int] | None = None) -> None:

@@ -14,14 +14,14 @@ from common.files import sha256_of
 from prepare.config import PrepareConfig
 from prepare.workers.tasks import Task
 
-RECIPE = 3  # another number: the same sources and options give other bytes than before
+OUTPUT_VERSION = 3  # another number: the same sources and options give other bytes than before
 PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
 
 
-def made_from_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
+def fingerprint_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
     """Return all that decides the bytes, as meta.json keeps it."""
     return {
-        "recipe": RECIPE,
+        "recipe": OUTPUT_VERSION,
         "options": asdict(config),
         "vocabulary": sha256_of(path) if (path := Path(config.tokenizer)).is_file() else None,
         "sources": [
@@ -52,7 +52,7 @@ def old_meta(out: Path) -> dict[str, Any] | None:
     return None
 
 
-def why_again(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """Return why the data are to be made again, or None when nothing changed since.
 
     A data set at the hub cannot be asked whether it changed; it is taken to be as it was.

@@ -24,8 +24,8 @@ import xxhash
 from common.dataset import token_dtype
 from common.errors import DataError
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
-from prepare.readers.chunks import LAST_BORDER, whole_characters
-from prepare.workers.forked import Helper, helper, signals_held
+from prepare.forked import ForkedProcess, defer_signals, forked
+from prepare.readers.chunks import SAFE_SPLIT, utf8_prefix_len
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _gigatoken(tokenizer: BytePairTokenizer) -> Any:
         log.info("gigatoken is not installed: tiktoken encodes, some twenty times slower.")
         return None
     # At its first call it imports from numpy, and ends with a panic if Ctrl-C comes meanwhile.
-    with tempfile.TemporaryDirectory() as folder, signals_held():
+    with tempfile.TemporaryDirectory() as folder, defer_signals():
         path = Path(folder, tokenizer.file_name)
         path.write_bytes(tokenizer.file_content())
         try:
@@ -123,8 +123,8 @@ def _tiktokens_ids(tokenizer: BytePairTokenizer, text: bytes) -> PieceIds:
         return tokenizer.encode_array(text.decode("utf-8"))
     except ValueError:  # it gives up on about a million blanks in a row, and on other such runs
         half = text[: len(text) // 2]
-        border = LAST_BORDER.match(half)
-        cut = border.end() if border else whole_characters(half)
+        border = SAFE_SPLIT.match(half)
+        cut = border.end() if border else utf8_prefix_len(half)
         if not cut:
             raise
         parts = [_tiktokens_ids(tokenizer, part) for part in (text[:cut], text[cut:])]
@@ -143,12 +143,12 @@ class Judged:
         self._encode = encoder.encode
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._judge: Helper | None = None  # None: this process compares
+        self._judge: ForkedProcess | None = None  # None: this process compares
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Inside of this let another process compare: it takes half as long as encoding does."""
-        with helper(partial(_compare, self._tokenizer)) as self._judge:
+        with forked(partial(_compare, self._tokenizer)) as self._judge:
             try:
                 yield
             finally:
@@ -174,18 +174,18 @@ class Judged:
 
     def _ask(self, text: bytes, digest: bytes) -> None:
         if self._judge is not None:
-            self._judge.tell(digest + text)
+            self._judge.send(digest + text)
         elif not _is_right(self._tokenizer, text, digest):
             raise EncodersDisagreeError
 
     def settle(self) -> None:
         """Wait until all texts that were drawn are compared.
 
-        Raises: EncodersDisagreeError; HelperEndedError.
+        Raises: EncodersDisagreeError; ForkedProcessDiedError.
         """
         if self._judge is not None:
-            self._judge.tell(b"")
-            if self._judge.answer() != RIGHT:
+            self._judge.send(b"")
+            if self._judge.recv() != RIGHT:
                 raise EncodersDisagreeError
 
 

@@ -15,7 +15,7 @@ from prepare.config import PrepareConfig
 from prepare.readers.chunks import END, MORE
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress
-from prepare.stats import Findings
+from prepare.stats import Stats
 from prepare.tokens.split import character_at, fraction_of, split_of, tail_cut
 from prepare.tokens.vocabulary import Sample, Sampled
 from prepare.workers.tasks import Task
@@ -35,7 +35,7 @@ class Scan:
     characters: set[str] = field(default_factory=set)
     # (task, document) -> bytes, of documents in several pieces
     lengths: dict[tuple[int, int], int] = field(default_factory=dict)
-    findings: Findings = field(default_factory=Findings)
+    stats: Stats = field(default_factory=Stats)
 
     def add(self, other: "Scan") -> None:
         """Take in what was found in another task, in any order."""
@@ -43,7 +43,7 @@ class Scan:
         self.n_bytes += other.n_bytes
         self.characters |= other.characters
         self.lengths |= other.lengths
-        self.findings.add(other.findings)
+        self.stats.add(other.stats)
         self.sample.merge(other.sample)
 
     def save(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Scan:
             "n_bytes": self.n_bytes,
             "characters": "".join(sorted(self.characters)),
             "lengths": [[*place, n_bytes] for place, n_bytes in self.lengths.items()],
-            "findings": self.findings.as_json(),
+            "findings": self.stats.as_json(),
             "barred_from": self.sample.barred_from,
             "pieces": [piece._replace(text=len(piece.text)) for piece in pieces],  # type: ignore[arg-type]
         }
@@ -79,7 +79,7 @@ class Scan:
             n_bytes=header["n_bytes"],
             characters=set(header["characters"]),
             lengths={(task, number): n_bytes for task, number, n_bytes in header["lengths"]},
-            findings=Findings.from_json(header["findings"]),
+            stats=Stats.from_json(header["findings"]),
         )
 
 
@@ -121,7 +121,7 @@ class ScanJob:
         pending = Sample(SAMPLE_BYTES, scan.sample.barred_from)
         digest, n_bytes, n_pieces = xxhash.xxh3_128(), 0, 0
         for source in task.sources:
-            for text, fate in read_source(source, config, scan.findings, progress):
+            for text, chunk_end in read_source(source, config, scan.stats, progress):
                 if config.tokenizer == "char":
                     # of documents dropped later too: they will be encoded before that shows
                     scan.characters.update(text.decode("utf-8"))
@@ -132,7 +132,7 @@ class ScanJob:
                     digest.update(text)
                 n_bytes += len(text)
                 n_pieces += 1
-                if fate is END:
+                if chunk_end is END:
                     if n_pieces > 1:
                         scan.lengths[task.number, scan.n_documents] = n_bytes
                     scan.n_documents += 1
@@ -140,7 +140,7 @@ class ScanJob:
                     in_val = split_of(digest.digest(), config) == "val"
                     for piece in pending.pieces():
                         scan.sample.add(piece._replace(n_document_bytes=n_bytes, in_val=in_val))
-                if fate is not MORE:
+                if chunk_end is not MORE:
                     pending = Sample(SAMPLE_BYTES, scan.sample.barred_from)
                     digest, n_bytes, n_pieces = xxhash.xxh3_128(), 0, 0
                 if self.limit is not None and scan.n_documents >= self.limit:

@@ -43,7 +43,7 @@ def tail_start(text: bytes, val_fraction: float) -> int:
     return character_at(text, tail_cut(len(text), val_fraction))
 
 
-def parts_of(
+def split_document(
     text: bytes, digest: bytes, rule: str, config: PrepareConfig, *, val: bool
 ) -> list[tuple[Split, bytes]]:
     """Return the split, or the two splits, that a document belongs to, with its text there.

@@ -26,8 +26,8 @@ from common.tokenizer import (
     read_ranks,
     special_ids_after,
 )
-from prepare.readers.chunks import LAST_BORDER, whole_characters
-from prepare.workers.forked import signals_held
+from prepare.forked import defer_signals
+from prepare.readers.chunks import SAFE_SPLIT, utf8_prefix_len
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ def _without_long_words(text: bytes) -> Iterator[bytes]:
     start = 0
     while len(text) - start > MAX_WORD_BYTES:
         part = text[start : start + MAX_WORD_BYTES]
-        border = LAST_BORDER.match(part)
-        part = part[: border.end() if border else whole_characters(part)]
+        border = SAFE_SPLIT.match(part)
+        part = part[: border.end() if border else utf8_prefix_len(part)]
         yield part
         start += len(part)
     yield text[start:]
@@ -141,7 +141,7 @@ def learn_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
         # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
         # raw_token_ids: of equally frequent pairs that of the smaller ids, as learn_in_python does.
         # Ctrl-C cannot end native code; raised right behind it, it would leave stderr silent.
-        with signals_held(), _silenced():
+        with defer_signals(), _silenced():
             learned, _ = gigatoken.train_bpe(
                 b"\xff".join(texts), vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
             )

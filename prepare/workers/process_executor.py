@@ -14,8 +14,8 @@ from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, TypeVar
 
 from common.errors import DataError
+from prepare.forked import defer_signals, disable_fork
 from prepare.sources.discover import Progress
-from prepare.workers.forked import forbid, signals_held
 from prepare.workers.tasks import Task
 
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ def in_processes(
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (job, counter))
 
     def submit(task: Task) -> Future[Result]:
-        with signals_held():  # a worker may be started here
+        with defer_signals():  # a worker may be started here
             return pool.submit(_work, task)
 
     n_told = 0
@@ -63,7 +63,7 @@ def in_processes(
     finally:
         # Not asked to end: one may be in a long call, or still at its imports though the others
         # have done all the work, and what is not on disk is made again.
-        with signals_held():
+        with defer_signals():
             for worker in set(multiprocessing.active_children()).difference(others):
                 worker.kill()
         pool.shutdown(cancel_futures=True)
@@ -105,7 +105,7 @@ def _begin_worker(job: Callable[[Task, Progress], Any], counter: Any) -> None:
         with counter.get_lock():
             counter.value += n_bytes
 
-    forbid()
+    disable_fork()
     _job, _progress = job, report
 
 

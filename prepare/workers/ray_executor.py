@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import DataError
+from prepare.forked import disable_fork
 from prepare.sources.discover import Progress
-from prepare.workers.forked import forbid
 from prepare.workers.tasks import Task
 
 Result = TypeVar("Result")
@@ -105,7 +105,7 @@ def _check_answers(address: str | None) -> None:
 
 def _ray_task(job: Callable[[Task, Progress], Any], task: Task, folder: str) -> Any:
     os.chdir(folder)  # what the paths are relative to
-    forbid()
+    disable_fork()
     return job(task, lambda n_bytes: None)
 
 

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from common.errors import DataError
-from prepare.sources.byte_ranges import spans_of
+from prepare.sources.byte_ranges import byte_ranges
 from prepare.sources.discover import Source
 
 GROUP_BYTES = 4 << 20  # on disk: enough for what a task costs besides, small enough to share out
@@ -61,7 +61,7 @@ def _groups(sources: list[Source]) -> Iterator[tuple[int, list[Source]]]:
     for place, source in enumerate(sources):
         group.append(source)
         size += source.size_bytes
-        spans = [] if source.dataset else spans_of(source.path)
+        spans = [] if source.dataset else byte_ranges(source.path)
         if spans:
             if group[:-1]:
                 yield first, group[:-1]

@@ -17,4 +17,4 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow each test to begin processes, whatever the last one read."""
-    monkeypatch.setattr("prepare.workers.forked._forbidden", False)
+    monkeypatch.setattr("prepare.forked._disabled", False)

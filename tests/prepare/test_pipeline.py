@@ -233,7 +233,7 @@ def test_a_source_read_ahead_of_its_vocabulary_gives_the_same_bytes(
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
     assert (tmp_path / "a.jsonl").stat().st_size > 2 * APART_BYTES
     helped = prepare([tmp_path / "a.jsonl"], tmp_path / "helped", tokenizer=tokenizer)
-    monkeypatch.setattr("prepare.workers.forked._forbidden", True)
+    monkeypatch.setattr("prepare.forked._disabled", True)
     alone = prepare([tmp_path / "a.jsonl"], tmp_path / "alone", tokenizer=tokenizer)
     assert snapshot(helped.path) == snapshot(alone.path)
     assert helped.meta["split"]["rule"] == ("hash" if n_documents >= MIN_DOCUMENTS else "tail")
@@ -402,7 +402,7 @@ def changed_python(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def changed_recipe(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(made_from, "RECIPE", 99)
+    patch.setattr(made_from, "OUTPUT_VERSION", 99)
     return {}
 
 

@@ -22,8 +22,8 @@ from prepare.archives.codecs import (
     FREE_BYTES,
     READ_BYTES,
     ZSTD_BLOCK_BYTES,
-    Budget,
     Deflate,
+    ExpansionLimit,
     Input,
     codec_of,
     decoded,
@@ -47,13 +47,13 @@ MIXED = b"".join(  # of every kind of zstd block
 each_codec = pytest.mark.parametrize("kind", CODEC)
 
 
-def unlimited() -> Budget:
-    return Budget(float("inf"), lambda: 0)
+def unlimited() -> ExpansionLimit:
+    return ExpansionLimit(float("inf"), lambda: 0)
 
 
-def chunks_of(kind: str, raw: bytes, budget: Budget | None = None) -> Iterator[bytes]:
+def chunks_of(kind: str, raw: bytes, limit: ExpansionLimit | None = None) -> Iterator[bytes]:
     stream = io.BufferedReader(io.BytesIO(raw))
-    return decompressed("a.txt", stream, CODEC[kind], budget or unlimited())
+    return decompressed("a.txt", stream, CODEC[kind], limit or unlimited())
 
 
 def unpacked(kind: str, raw: bytes) -> bytes:
@@ -303,20 +303,20 @@ def test_what_expands_a_thousandfold_comes_out_in_bounded_chunks(kind: str) -> N
 @each_codec
 def test_expanding_beyond_the_ratio_is_refused_with_the_numbers(kind: str) -> None:
     raw = HOSTILE[kind]()
-    budget = Budget(100, lambda: len(raw))
+    limit = ExpansionLimit(100, lambda: len(raw))
     with pytest.raises(DataError) as caught:
-        deque(chunks_of(kind, raw, budget), maxlen=0)
-    assert 0 < budget.n_out - max(FREE_BYTES, 100 * len(raw)) <= CHUNK_BYTES
+        deque(chunks_of(kind, raw, limit), maxlen=0)
+    assert 0 < limit.n_out - max(FREE_BYTES, 100 * len(raw)) <= CHUNK_BYTES
     assert f"bytes from {len(raw):,} read" in caught.value.message
     assert "--max-ratio is 100: raise it if the file is to be trusted" in caught.value.message
-    assert sum(map(len, chunks_of(kind, raw, Budget(1e6, lambda: len(raw))))) == N_ZEROS
+    assert sum(map(len, chunks_of(kind, raw, ExpansionLimit(1e6, lambda: len(raw))))) == N_ZEROS
 
 
 def test_a_budget_adds_up_all_that_is_spent_beyond_what_is_free() -> None:
-    budget = Budget(1_000, lambda: 8_192)
-    budget.spend("a", FREE_BYTES)
+    limit = ExpansionLimit(1_000, lambda: 8_192)
+    limit.add("a", FREE_BYTES)
     with pytest.raises(DataError) as caught:
-        budget.spend("b/c", 1)
+        limit.add("b/c", 1)
     assert caught.value.message == (
         "b/c: expands to 67,108,865 bytes from 8,192 read, 8,192 times as many. --max-ratio is "
         "1,000: raise it if the file is to be trusted."
@@ -325,17 +325,17 @@ def test_a_budget_adds_up_all_that_is_spent_beyond_what_is_free() -> None:
 
 def test_a_budget_grows_with_what_is_read() -> None:
     n_read = 0
-    budget = Budget(10, lambda: n_read)
+    limit = ExpansionLimit(10, lambda: n_read)
     for _ in range(100):
         n_read += 1 << 20
-        budget.spend("a", 10 << 20)
+        limit.add("a", 10 << 20)
     with pytest.raises(DataError, match=r"expands to 1,048,576,001 bytes from 104,857,600 read"):
-        budget.spend("a", 1)
+        limit.add("a", 1)
 
 
 def test_a_budget_of_a_source_of_which_nothing_was_read_divides_by_nothing() -> None:
     with pytest.raises(DataError, match="from 1 read"):
-        Budget(1_000, lambda: 0).spend("a", FREE_BYTES + 1)
+        ExpansionLimit(1_000, lambda: 0).add("a", FREE_BYTES + 1)
 
 
 @pytest.mark.parametrize("wbits", [31, -15])

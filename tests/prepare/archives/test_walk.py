@@ -23,11 +23,11 @@ import pytest
 import zstandard
 
 from common.errors import DataError
-from prepare.archives.codecs import FREE_BYTES, Budget
+from prepare.archives.codecs import FREE_BYTES, ExpansionLimit
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.archives.tar import PIXZ_INDEX_MAGIC
-from prepare.archives.walk import MAX_DEPTH, leaves
-from prepare.stats import Findings, UnreadableError
+from prepare.archives.walk import MAX_DEPTH, iter_files
+from prepare.stats import Stats, UnreadableError
 from tests.prepare.making import tar_of
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -44,16 +44,16 @@ each_codec = pytest.mark.parametrize("suffix", COMPRESS)
 
 
 def streams(
-    name: str, raw: bytes, *, findings: Findings | None = None, max_ratio: float = 1e9
+    name: str, raw: bytes, *, stats: Stats | None = None, max_ratio: float = 1e9
 ) -> Iterator[tuple[str, Stream]]:
     stream = io.BufferedReader(io.BytesIO(raw), 1 << 20)
-    return leaves(name, stream, Budget(max_ratio, lambda: len(raw)), findings or Findings())
+    return iter_files(name, stream, ExpansionLimit(max_ratio, lambda: len(raw)), stats or Stats())
 
 
 def contents(
-    name: str, raw: bytes, *, findings: Findings | None = None, max_ratio: float = 1e9
+    name: str, raw: bytes, *, stats: Stats | None = None, max_ratio: float = 1e9
 ) -> list[tuple[str, bytes]]:
-    found = streams(name, raw, findings=findings, max_ratio=max_ratio)
+    found = streams(name, raw, stats=stats, max_ratio=max_ratio)
     return [(leaf, content.read()) for leaf, content in found]
 
 
@@ -236,11 +236,11 @@ def test_what_the_tar_tool_writes_is_read(tar_format: str, tmp_path: Path) -> No
         (tmp_path / name).write_bytes(content)
     command = ["tar", f"--format={tar_format}", "-cf", "-", *members]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    findings = Findings()
-    assert dict(contents("x", made.stdout, findings=findings)) == {
+    stats = Stats()
+    assert dict(contents("x", made.stdout, stats=stats)) == {
         f"x/{name}": content for name, content in members.items()
     }
-    assert findings.warnings == []
+    assert stats.warnings == []
 
 
 @pytest.mark.parametrize(
@@ -266,12 +266,12 @@ def test_files_with_holes_are_read_with_zeros_in_them(options: list[str], tmp_pa
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     if len(made.stdout) > 1_000_000:
         pytest.skip("the file system here keeps no holes")
-    findings = Findings()
-    assert contents("x", made.stdout, findings=findings) == [
+    stats = Stats()
+    assert contents("x", made.stdout, stats=stats) == [
         ("x/holes", (tmp_path / "holes").read_bytes()),
         ("x/next", TEXT),
     ]
-    assert findings.warnings == []
+    assert stats.warnings == []
 
 
 def sparse_tar(size: int) -> bytes:
@@ -318,22 +318,22 @@ def test_a_cut_at_any_byte_of_a_tar_is_an_error_or_at_least_warned_of() -> None:
     between = [1024, 2048, end, end + 512]  # after a member, or one of the two blocks of the end
     near = {n + d for n in between for d in range(-4, 5)}
     for cut in sorted({*range(513, 3_000, 7), *near}):
-        findings = Findings()
+        stats = Stats()
         if cut not in between:
             with pytest.raises(DataError, match=r"^x\.tar.*cut short"):
-                contents("x.tar", whole[:cut], findings=findings)
+                contents("x.tar", whole[:cut], stats=stats)
             continue
-        found = contents("x.tar", whole[:cut], findings=findings)
+        found = contents("x.tar", whole[:cut], stats=stats)
         assert found == [(f"x.tar/{name}", MEMBERS[name]) for name in "abc"[: len(found)]]
         assert len(found) == min(3, 1 + between.index(cut))
-        [warning] = findings.warnings
+        [warning] = stats.warnings
         assert warning.startswith("x.tar: ends without a tar's end mark: members may be missing")
 
 
 def test_the_end_mark_of_an_earlier_tar_does_not_stand_for_the_last_one() -> None:
-    findings = Findings()
-    contents("x.tar", tar_of({"a": b"one"}) + tar_of({"b": b"two"})[:1024], findings=findings)
-    assert len(findings.warnings) == 1
+    stats = Stats()
+    contents("x.tar", tar_of({"a": b"one"}) + tar_of({"b": b"two"})[:1024], stats=stats)
+    assert len(stats.warnings) == 1
 
 
 def test_a_long_member_that_is_cut_short_says_so_itself() -> None:
@@ -360,9 +360,9 @@ def test_headers_of_a_tar_are_forgotten() -> None:
 @pytest.mark.parametrize("n_zeros", [1024, 1536, 10_240, 1 << 20])
 def test_a_tar_with_its_end_mark_is_not_warned_of(n_zeros: int) -> None:
     whole = tar_of(MEMBERS).rstrip(b"\0")
-    findings = Findings()
-    contents("x.tar", whole + bytes(-len(whole) % 512 + n_zeros), findings=findings)
-    assert findings.warnings == []
+    stats = Stats()
+    contents("x.tar", whole + bytes(-len(whole) % 512 + n_zeros), stats=stats)
+    assert stats.warnings == []
 
 
 PIXZ_INDEX = PIXZ_INDEX_MAGIC + b"".join(
@@ -374,9 +374,9 @@ PIXZ_INDEX = PIXZ_INDEX_MAGIC + b"".join(
 def test_the_index_that_pixz_writes_after_a_tar_is_its_end(index: bytes) -> None:
     assert bytes.fromhex("a64c322ed614aedb") == PIXZ_INDEX_MAGIC
     raw = tar_of({"a": TEXT}) + index
-    findings = Findings()
-    assert contents("x.tar", raw, findings=findings) == [("x.tar/a", TEXT)]
-    assert findings.warnings == []
+    stats = Stats()
+    assert contents("x.tar", raw, stats=stats) == [("x.tar/a", TEXT)]
+    assert stats.warnings == []
     packed = lzma.compress(raw)
     assert contents("x.tpxz", packed) == [("x.tpxz/a", TEXT)]
     with pytest.raises(DataError, match="cut short: the xz data"):  # read to its own end, too
@@ -421,10 +421,10 @@ def test_only_regular_files_of_a_tar_are_read(
     special, file = tarfile.TarInfo("special"), tarfile.TarInfo("file")
     special.type, special.linkname = LEFT_OUT[kind], str(tmp_path / "secret")
     file.size = 4
-    findings = Findings()
+    stats = Stats()
     raw = tar_of_headers(special, file, content=b"text")
-    assert contents("x.tar", raw, findings=findings) == [("x.tar/file", b"text")]
-    assert findings == Findings()
+    assert contents("x.tar", raw, stats=stats) == [("x.tar/file", b"text")]
+    assert stats == Stats()
     assert os.listdir(tmp_path) == ["secret"]
 
 
@@ -442,9 +442,9 @@ def test_members_of_an_unknown_kind_are_left_out_and_listed() -> None:
     part, file = tarfile.TarInfo("part"), tarfile.TarInfo("file")
     part.type, part.size, file.size = b"M", 512, 4  # goes on from another volume
     raw = part.tobuf() + b"p" * 512 + tar_of_headers(file, content=b"text")
-    findings = Findings()
-    assert contents("x.tar", raw, findings=findings) == [("x.tar/file", b"text")]
-    assert findings.skipped == [{"name": "x.tar/part", "reason": "a tar member of an unknown kind"}]
+    stats = Stats()
+    assert contents("x.tar", raw, stats=stats) == [("x.tar/file", b"text")]
+    assert stats.skipped == [{"name": "x.tar/part", "reason": "a tar member of an unknown kind"}]
 
 
 def test_names_that_are_no_utf8_are_made_text() -> None:

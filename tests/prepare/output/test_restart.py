@@ -32,7 +32,7 @@ import prepare.tokens.scan, prepare.workers.tasks
 prepare.workers.tasks.GROUP_BYTES = 2_000
 prepare.output.shard_writer.PART_BYTES = 6_000
 prepare.output.shard_writer.BATCH_BYTES = 1_000
-prepare.readers.chunks.PIECE_BYTES = 3_000
+prepare.readers.chunks.MAX_CHUNK_BYTES = 3_000
 prepare.tokens.scan.SAMPLE_BYTES = 20_000
 if os.environ.get("QUERN_TEST_HELPERS"):  # for each task
     prepare.readers.documents.APART_BYTES = prepare.output.shard_writer.JUDGE_APART_BYTES = 1

@@ -55,12 +55,12 @@ class Cut:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jsontext, "LONG_BYTES", self.long_bytes)
             patch.setattr(jsontext, "BLOCK_BYTES", min(self.long_bytes, 64))
-            patch.setattr(pieces, "PIECE_BYTES", self.piece_bytes)
+            patch.setattr(pieces, "MAX_CHUNK_BYTES", self.piece_bytes)
             patch.setattr(parts, "PART_BYTES", self.part_bytes)
             patch.setattr(parts, "PART_ROWS", self.part_rows)
             patch.setattr(parts, "BATCH_BYTES", self.batch_bytes)
             patch.setattr(tasks, "GROUP_BYTES", self.group_bytes)
-            patch.setattr(spans, "SPAN_BYTES", self.span_bytes)
+            patch.setattr(spans, "RANGE_BYTES", self.span_bytes)
             patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
             patch.setattr(merge, "BLOCK_TOKENS", self.block_tokens)
             yield
@@ -306,8 +306,8 @@ def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
 def test_a_scan_that_was_saved_is_the_same(tmp_path: Path) -> None:
     scan = Scan(number=3, n_documents=2, n_bytes=9, characters={"a", "\u6f22", "\n"})
     scan.lengths[3, 1] = 1 << 40
-    scan.findings.skip("a", "why")
-    scan.findings.encodings["cp1252"] += 1
+    scan.stats.skip("a", "why")
+    scan.stats.encodings["cp1252"] += 1
     for i in range(9):
         scan.sample.add(Sampled(i / 7 % 1, b"\n{}" * i, i, 99, i % 2 == 0, i % 3 == 0))
     scan.sample.barred_from = 0.99

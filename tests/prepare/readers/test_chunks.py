@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prepare.readers import chunks as pieces
-from prepare.readers.chunks import DROP, END, MORE, Piece, recut, whole_characters
-from prepare.stats import Findings
+from prepare.readers.chunks import DROP, END, MORE, Chunk, rechunk, utf8_prefix_len
+from prepare.stats import Stats
 from prepare.tokens.vocabulary import learn_bpe
 
 # Source: tiktoken 0.14.0, tiktoken_ext/openai_public.py.
@@ -82,22 +82,22 @@ def encodings() -> list[tiktoken.Encoding]:
 ALL_SPACES = [c for c in map(chr, range(0x110000)) if c.isspace()]
 
 
-def cut(parts: Iterable[Piece], piece_bytes: int) -> tuple[list[Piece], Findings]:
-    findings = Findings()
+def cut(parts: Iterable[Chunk], piece_bytes: int) -> tuple[list[Chunk], Stats]:
+    stats = Stats()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-        return list(recut(iter(parts), findings)), findings
+        patch.setattr(pieces, "MAX_CHUNK_BYTES", piece_bytes)
+        return list(rechunk(iter(parts), stats)), stats
 
 
-def ids(encoding: tiktoken.Encoding, parts: Iterable[Piece]) -> list[int]:
+def ids(encoding: tiktoken.Encoding, parts: Iterable[Chunk]) -> list[int]:
     return [token for text, _ in parts for token in encoding.encode_ordinary(text.decode())]
 
 
 @settings(max_examples=400, deadline=None)
 @given(hostile_texts, st.integers(10, 200))
 def test_cut_at_borders_the_ids_are_those_of_the_whole(text: str, piece_bytes: int) -> None:
-    found, findings = cut([(text.encode(), END)], piece_bytes)
-    if findings.n_forced_cuts == 0 and found:
+    found, stats = cut([(text.encode(), END)], piece_bytes)
+    if stats.n_forced_cuts == 0 and found:
         for encoding in encodings():
             assert ids(encoding, found) == encoding.encode_ordinary(text), encoding.name
 
@@ -106,7 +106,7 @@ def test_cut_at_borders_the_ids_are_those_of_the_whole(text: str, piece_bytes: i
 @given(hostile_texts)
 def test_every_border_of_a_text_is_one_in_all_patterns(text: str) -> None:
     raw = text.encode()
-    while border := pieces.LAST_BORDER.match(raw):
+    while border := pieces.SAFE_SPLIT.match(raw):
         left, right = raw[: border.end()], text.encode()[border.end() :]
         assert left
         for encoding in encodings():
@@ -120,25 +120,25 @@ def test_every_border_of_a_text_is_one_in_all_patterns(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(hostile_texts, st.sampled_from([END, END, DROP]))), st.data())
 def test_however_a_stream_was_cut_the_same_pieces_come_out(
-    documents: list[tuple[str, pieces.Fate]], data: st.DataObject
+    documents: list[tuple[str, pieces.ChunkEnd]], data: st.DataObject
 ) -> None:
     whole, parts = [], []
-    for text, fate in documents:
+    for text, chunk_end in documents:
         rest = text.encode()
-        if fate is DROP:
+        if chunk_end is DROP:
             parts += [(rest, MORE), (b"", DROP)]
             continue
         whole.append((rest, END))
         for _ in range(data.draw(st.integers(0, 3))):
-            n_bytes = whole_characters(rest[: data.draw(st.integers(0, len(rest)))])
+            n_bytes = utf8_prefix_len(rest[: data.draw(st.integers(0, len(rest)))])
             parts.append((rest[:n_bytes], MORE))
             rest = rest[n_bytes:]
         parts.append((rest, END))
     piece_bytes = data.draw(st.integers(10, 100))
     expected, counted = cut(whole, piece_bytes)
-    found, findings = cut(parts, piece_bytes)
+    found, stats = cut(parts, piece_bytes)
     assert kept(found) == kept(expected)
-    assert findings.n_empty == counted.n_empty == len(whole) - len(kept(expected))
+    assert stats.n_empty == counted.n_empty == len(whole) - len(kept(expected))
     for pieces_of_one in kept(found):
         assert all(0 < len(text) <= piece_bytes for text in pieces_of_one)
         assert all(text.decode() for text in pieces_of_one)
@@ -146,15 +146,15 @@ def test_however_a_stream_was_cut_the_same_pieces_come_out(
     assert joined == [text for text, _ in whole if text.strip()]
 
 
-def kept(parts: list[Piece]) -> list[list[bytes]]:
+def kept(parts: list[Chunk]) -> list[list[bytes]]:
     """Return the pieces of each document that was not dropped."""
     documents: list[list[bytes]] = []
     open_pieces: list[bytes] = []
-    for text, fate in parts:
+    for text, chunk_end in parts:
         open_pieces.append(text)
-        if fate is END:
+        if chunk_end is END:
             documents.append(open_pieces)
-        if fate is not MORE:
+        if chunk_end is not MORE:
             open_pieces = []
     assert not open_pieces
     return documents
@@ -162,7 +162,7 @@ def kept(parts: list[Piece]) -> list[list[bytes]]:
 
 def test_no_border_is_in_a_run_of_spaces_of_any_kind() -> None:
     for space in ALL_SPACES:
-        border = pieces.LAST_BORDER.match(f"a{space}  b".encode())
+        border = pieces.SAFE_SPLIT.match(f"a{space}  b".encode())
         assert border is None or border.end() == 1, repr(space)
 
 
@@ -175,9 +175,9 @@ def test_real_text_cut_small_has_the_ids_of_gpt2(
     encoding = tiktoken.get_encoding("gpt2")
     for name in ("tinyshakespeare.txt", "wikitext-2/test.txt"):
         raw = (shared / "data" / name).read_bytes()[:300_000]
-        raw = raw[: whole_characters(raw)]
-        found, findings = cut([(raw, END)], 200)
-        assert findings.n_forced_cuts == 0
+        raw = raw[: utf8_prefix_len(raw)]
+        found, stats = cut([(raw, END)], 200)
+        assert stats.n_forced_cuts == 0
         assert len(found) > 1_000
         assert ids(encoding, found) == encoding.encode_ordinary(raw.decode())
 
@@ -197,29 +197,29 @@ def test_real_text_cut_small_has_the_ids_of_gpt2(
     ids=["English", "lines", "Thai", "Chinese", "verse", "Japanese", "Arabic", "Korean"],
 )
 def test_ordinary_text_of_any_script_has_borders(sentence: str) -> None:
-    found, findings = cut([(sentence.encode() * 50, END)], 64)
-    assert findings.n_forced_cuts == 0
+    found, stats = cut([(sentence.encode() * 50, END)], 64)
+    assert stats.n_forced_cuts == 0
     assert len(found) >= 5
 
 
 def test_a_run_without_a_border_is_cut_between_characters_and_counted() -> None:
-    found, findings = cut([("\u30a2".encode() * 10, END)], 10)
+    found, stats = cut([("\u30a2".encode() * 10, END)], 10)
     assert [len(text) for text, _ in found] == [9, 9, 9, 3]
-    assert findings.n_forced_cuts == 3
+    assert stats.n_forced_cuts == 3
 
 
 def test_a_document_found_to_be_none_is_dropped_wherever_it_was() -> None:
     stream = [(b"a " * 20, MORE), (b"", DROP), (b"b", MORE), (b"", DROP), (b"c", END)]
-    found, findings = cut(stream, 10)
+    found, stats = cut(stream, 10)
     assert found[-2:] == [(b"", DROP), (b"c", END)]
-    assert all(fate is MORE for _, fate in found[:-2])
-    assert findings.n_empty == 0
+    assert all(chunk_end is MORE for _, chunk_end in found[:-2])
+    assert stats.n_empty == 0
 
 
 def test_a_long_blank_document_is_dropped_and_counted_once() -> None:
-    found, findings = cut([(b" \n" * 50, MORE), (b"\t", END), (b"a", END)], 10)
+    found, stats = cut([(b" \n" * 50, MORE), (b"\t", END), (b"a", END)], 10)
     assert found[-2:] == [(b"", DROP), (b"a", END)]
-    assert findings.n_empty == 1
+    assert stats.n_empty == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_long_blank_document_is_dropped_and_counted_once() -> None:
 def test_a_character_that_is_not_whole_is_left_for_the_next_piece(
     raw: bytes, expected: int
 ) -> None:
-    assert whole_characters(raw) == expected
+    assert utf8_prefix_len(raw) == expected
 
 
 def test_the_rest_of_a_large_piece_is_not_copied_for_each_one_cut_off() -> None:
@@ -257,7 +257,7 @@ def test_the_rest_of_a_large_piece_is_not_copied_for_each_one_cut_off() -> None:
 def test_the_last_border_of_ordinary_text_is_found_without_reading_all_of_it() -> None:
     raw = b"the quick brown fox " * 200_000
     start = time.perf_counter()
-    assert pieces.LAST_BORDER.match(raw) is not None
+    assert pieces.SAFE_SPLIT.match(raw) is not None
     n_seconds = time.perf_counter() - start
     start = time.perf_counter()
     re.compile(rb"(?s:.*)(?=!)").match(raw)  # as much, but read to its beginning

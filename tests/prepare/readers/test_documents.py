@@ -15,34 +15,34 @@ import pytest
 from common.errors import DataError
 from prepare.config import PrepareConfig
 from prepare.readers import documents
-from prepare.readers.chunks import DROP, MORE, Piece
-from prepare.readers.documents import HELD_BYTES, begun, read_source
-from prepare.sources.discover import Source, find_sources
-from prepare.stats import Findings, UnreadableError
+from prepare.readers.chunks import DROP, MORE, Chunk
+from prepare.readers.documents import read_source
+from prepare.sources.discover import find_sources
+from prepare.stats import Stats, UnreadableError
 from tests.prepare.making import json_lines, tar_of
 from tests.processes import children
 
 
-def whole(pieces: Iterator[Piece]) -> Iterator[bytes]:
+def whole(pieces: Iterator[Chunk]) -> Iterator[bytes]:
     held = b""
-    for text, fate in pieces:
+    for text, chunk_end in pieces:
         held += text
-        if fate is not MORE:
-            if fate is not DROP:
+        if chunk_end is not MORE:
+            if chunk_end is not DROP:
                 yield held
             held = b""
     assert not held
 
 
-def read(path: Path, **settings: Any) -> tuple[list[bytes], Findings]:
-    findings = Findings()
+def read(path: Path, **settings: Any) -> tuple[list[bytes], Stats]:
+    stats = Stats()
     config = PrepareConfig(**settings)
     texts = [
         text
         for source in find_sources([path])
-        for text in whole(read_source(source, config, findings, lambda n_bytes: None))
+        for text in whole(read_source(source, config, stats, lambda n_bytes: None))
     ]
-    return texts, findings
+    return texts, stats
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -63,7 +63,7 @@ def test_every_byte_read_is_told_to_the_progress_bar(tmp_path: Path) -> None:
     files = [written(tmp_path / "a.gz", gzip.compress(b"a" * 5000)), written(tmp_path / "b", b"bb")]
     told: list[int] = []
     for source in find_sources([tmp_path]):
-        list(read_source(source, PrepareConfig(), Findings(), told.append))
+        list(read_source(source, PrepareConfig(), Stats(), told.append))
     assert sum(told) == sum(file.stat().st_size for file in files)
 
 
@@ -93,10 +93,10 @@ def test_json_is_known_in_any_wrapping(name: str, content: bytes, tmp_path: Path
         "a.tar": tar_of({"a": content}),
         "a.zip": zip_of({"a": content}),
     }
-    found, findings = read(written(tmp_path / name, wrapped[name]))
+    found, stats = read(written(tmp_path / name, wrapped[name]))
     assert len(found) == 2
     assert found[1] == b"other"
-    assert findings.reasons == {}
+    assert stats.reasons == {}
 
 
 def test_plain_text_that_only_begins_as_json_stays_text(tmp_path: Path) -> None:
@@ -115,39 +115,39 @@ def test_newlines_are_collapsed_in_json_as_in_text(tmp_path: Path) -> None:
 
 def test_line_ends_become_lf_in_plain_files_only(tmp_path: Path) -> None:
     text = "one\r\ntwo\r\n"
-    found, findings = read(written(tmp_path / "a.txt", text.encode()))
-    assert (found, findings.n_crlf) == ([b"one\ntwo\n"], 1)
-    found, findings = read(tmp_path / "a.txt", newlines="keep")
-    assert (found, findings.n_crlf) == ([text.encode()], 0)
-    found, findings = read(written(tmp_path / "a.jsonl", json_lines([text])))
-    assert (found, findings.n_crlf) == ([text.encode()], 0)
+    found, stats = read(written(tmp_path / "a.txt", text.encode()))
+    assert (found, stats.n_crlf) == ([b"one\ntwo\n"], 1)
+    found, stats = read(tmp_path / "a.txt", newlines="keep")
+    assert (found, stats.n_crlf) == ([text.encode()], 0)
+    found, stats = read(written(tmp_path / "a.jsonl", json_lines([text])))
+    assert (found, stats.n_crlf) == ([text.encode()], 0)
 
 
 def test_latin_1_is_decoded_and_counted(tmp_path: Path) -> None:
     text = "Un caf\u00e9 cr\u00e8me et un th\u00e9, s'il vous pla\u00eet: o\u00f9 est-ce?"
     written(tmp_path / "in" / "a.txt", text.encode("latin-1"))
     written(tmp_path / "in" / "b.tar", tar_of({"a": text.encode("latin-1"), "b": text.encode()}))
-    found, findings = read(tmp_path / "in")
+    found, stats = read(tmp_path / "in")
     assert found == [text.encode()] * 3
-    assert findings.encodings == {"cp1252": 2}  # the same for every letter of Latin-1
-    assert findings.n_bad_bytes == 0
+    assert stats.encodings == {"cp1252": 2}  # the same for every letter of Latin-1
+    assert stats.n_bad_bytes == 0
 
 
 def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", json_lines(["", "one", " \n\t", "two"]))
     written(tmp_path / "b.tar", tar_of({"empty": b"", "three": b"three", "blank": b"\n \xc2\xa0"}))
-    found, findings = read(tmp_path)
+    found, stats = read(tmp_path)
     assert found[:3] == [b"one", b"two", b"three"]
-    assert findings.n_empty + len(found) == 7
-    assert findings.n_empty >= 3
-    assert findings.skipped == []
+    assert stats.n_empty + len(found) == 7
+    assert stats.n_empty >= 3
+    assert stats.skipped == []
 
 
 def test_zero_bytes_in_json_are_counted_by_document(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", json_lines(["\0" * 9, "none", "x\0y\0"]))
-    found, findings = read(path)
+    found, stats = read(path)
     assert found == [b"\0" * 9, b"none", b"x\0y\0"]
-    assert findings.n_with_nul == 2
+    assert stats.n_with_nul == 2
 
 
 BINARY = b"text" * 24 + b"\0\0\1\1"
@@ -157,10 +157,10 @@ def test_a_binary_file_is_an_error_where_named_and_skipped_where_found(tmp_path:
     path = written(tmp_path / "a.bin", BINARY)
     with pytest.raises(UnreadableError, match=rf"^{path}: binary, not text"):
         read(path)
-    found, findings = read(tmp_path)
+    found, stats = read(tmp_path)
     assert found == []
-    assert [entry["name"] for entry in findings.skipped] == [str(path)]
-    assert findings.reasons == {"binary, not text": 1}
+    assert [entry["name"] for entry in stats.skipped] == [str(path)]
+    assert stats.reasons == {"binary, not text": 1}
 
 
 @pytest.mark.parametrize("wrap", [tar_of, zip_of])
@@ -173,11 +173,11 @@ def test_what_is_no_text_in_a_named_archive_is_skipped(wrap: Any, tmp_path: Path
         "text": b"text",
     }
     path = written(tmp_path / "a", wrap(members))
-    found, findings = read(path)
+    found, stats = read(path)
     assert found == [b"text"]
     names = [f"{path}/{name}" for name in members if name != "text"]
-    assert [entry["name"] for entry in findings.skipped] == names
-    assert findings.reasons == {
+    assert [entry["name"] for entry in stats.skipped] == names
+    assert stats.reasons == {
         "binary, not text": 1,
         "an office document or e-book, not text": 1,
         "no text under the key 'text'": 2,
@@ -186,8 +186,8 @@ def test_what_is_no_text_in_a_named_archive_is_skipped(wrap: Any, tmp_path: Path
 
 def test_many_skipped_files_are_few_reasons(tmp_path: Path) -> None:
     members = {f"{i}.bin": b"\0" * (i + 9) for i in range(200)}
-    _, findings = read(written(tmp_path / "a.tar", tar_of(members)))
-    assert findings.reasons == {"binary, not text": 200}
+    _, stats = read(written(tmp_path / "a.tar", tar_of(members)))
+    assert stats.reasons == {"binary, not text": 200}
 
 
 TEXTS = [f"document {i} and more of it, {i * i} words" * 5 for i in range(900)]
@@ -219,14 +219,14 @@ def test_a_damaged_source_is_an_error_or_keeps_the_documents_before_the_damage(
         read(path)
     written(tmp_path / "a.txt", b"before")
     written(tmp_path / "c.txt", b"behind")
-    found, findings = read(tmp_path, on_error="skip")
+    found, stats = read(tmp_path, on_error="skip")
     assert found[0] == b"before"
     assert found[-1] == b"behind"
     assert found[1:-1] == [text.encode() for text in TEXTS[: len(found) - 2]]
-    assert str(path).startswith(findings.skipped[0]["name"].partition(".tar")[0])
-    assert findings.skipped[0]["detail"] == caught.value.message
-    assert sum(findings.reasons.values()) == 1
-    (reason,) = findings.reasons
+    assert str(path).startswith(stats.skipped[0]["name"].partition(".tar")[0])
+    assert stats.skipped[0]["detail"] == caught.value.message
+    assert sum(stats.reasons.values()) == 1
+    (reason,) = stats.reasons
     assert not any(character.isdigit() for character in reason)
     assert reason in caught.value.message
     if kind == "cut tar":
@@ -239,9 +239,9 @@ def test_one_bad_record_costs_one_document_where_asked(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", json_lines(["one"]) + b"{\n" + json_lines(["two"]))
     with pytest.raises(DataError, match=rf"^{path}, line 2: not a JSON object"):
         read(path)
-    found, findings = read(path, on_error="skip")
+    found, stats = read(path, on_error="skip")
     assert found == [b"one", b"two"]
-    assert findings.skipped == [{"name": f"{path}, line 2", "reason": "not JSON"}]
+    assert stats.skipped == [{"name": f"{path}, line 2", "reason": "not JSON"}]
 
 
 def test_a_file_that_is_gone_is_an_error_or_skipped(tmp_path: Path) -> None:
@@ -249,11 +249,11 @@ def test_a_file_that_is_gone_is_an_error_or_skipped(tmp_path: Path) -> None:
     (source,) = find_sources([path])
     path.unlink()
     with pytest.raises(DataError, match=rf"^{path}: cannot be read \(No such file"):
-        list(read_source(source, PrepareConfig(), Findings(), lambda n_bytes: None))
-    findings = Findings()
+        list(read_source(source, PrepareConfig(), Stats(), lambda n_bytes: None))
+    stats = Stats()
     config = PrepareConfig(on_error="skip")
-    assert list(whole(read_source(source, config, findings, lambda n_bytes: None))) == []
-    assert findings.reasons == {"cannot be read": 1}
+    assert list(whole(read_source(source, config, stats, lambda n_bytes: None))) == []
+    assert stats.reasons == {"cannot be read": 1}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -284,76 +284,10 @@ def test_reading_can_be_given_up_anywhere(
     content = lzma.compress(lines, preset=0) if suffix else lines
     (source,) = find_sources([written(tmp_path / f"a.jsonl{suffix}", content)])
     told: list[int] = []
-    pieces = read_source(source, PrepareConfig(), Findings(), told.append)
+    pieces = read_source(source, PrepareConfig(), Stats(), told.append)
     for _ in range(600):  # 6 MB
         next(pieces)
     assert len(children()) == 1
     pieces.close()  # type: ignore[attr-defined]
     assert children() == []
     assert 0 < sum(told) <= len(content)
-
-
-LINES = [f"text {i} " * 40 for i in range(4_000)]
-
-
-@pytest.fixture(params=["", ".xz"])
-def lines(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Source:
-    """Return JSON lines of some MB, one of them without text: plain, or slow to decompress."""
-    monkeypatch.setattr(documents, "APART_BYTES", 1)
-    content = json_lines([*LINES, " "])
-    if request.param:
-        content = lzma.compress(content, preset=0)
-    return find_sources([written(tmp_path / f"a.jsonl{request.param}", content)])[0]
-
-
-@pytest.mark.parametrize(
-    ("n_asked", "is_there"), [(0, True), (1, True), (1_000, True), (4_000, True), (4_001, False)]
-)
-def test_a_source_that_was_begun_is_read_once_and_whole(
-    n_asked: int, is_there: bool, lines: Source
-) -> None:
-    told: list[int] = []
-    findings = Findings(n_empty=1)
-    with begun(lines, PrepareConfig()) as source:
-        assert source is not None
-        assert len(children()) == 1
-        assert source.begins_with(n_asked) == is_there
-        found = list(whole(source.read(findings, told.append)))
-    assert found == [text.encode() for text in LINES]
-    assert sum(told) == lines.size_bytes
-    assert findings.n_empty == 2
-    assert children() == []
-
-
-def test_of_long_documents_few_are_held_to_count_them(tmp_path: Path) -> None:
-    texts = ["some text " * 100_000] * (3 * HELD_BYTES // 1_000_000)
-    (source,) = find_sources([written(tmp_path / "a.jsonl", json_lines(texts))])
-    with begun(source, PrepareConfig()) as reading:
-        assert reading is not None
-        assert not reading.begins_with(len(texts))
-        assert sum(len(text) for text, _ in reading._held) < HELD_BYTES + 1_000_001
-        assert [t.decode() for t in whole(reading.read(Findings(), print))] == texts
-
-
-def test_a_source_that_was_begun_ends_unread(lines: Source) -> None:
-    with begun(lines, PrepareConfig()):
-        assert len(children()) == 1
-    assert children() == []
-
-
-def test_damage_is_said_when_it_is_met_in_what_was_begun(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", json_lines(LINES) + b"\n{")
-    with begun(find_sources([path])[0], PrepareConfig()) as source:
-        assert source is not None
-        assert source.begins_with(1_000)
-        with pytest.raises(DataError, match="line 4,002: not a JSON object"):
-            list(source.read(Findings(), print))
-
-
-def test_what_is_small_is_not_begun(tmp_path: Path) -> None:
-    """A process for it would take longer than reading it does."""
-    (source,) = find_sources([written(tmp_path / "a.txt", b"short")])
-    with begun(source, PrepareConfig()) as nothing:
-        assert nothing is None

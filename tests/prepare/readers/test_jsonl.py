@@ -15,29 +15,29 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from prepare.config import PrepareConfig
 from prepare.readers import jsonl as jsontext
-from prepare.readers.chunks import DROP, END, MORE, Piece
+from prepare.readers.chunks import DROP, END, MORE, Chunk
 from prepare.readers.jsonl import json_documents, looks_like_json, text_of
-from prepare.stats import Findings, UnreadableError
+from prepare.stats import Stats, UnreadableError
 
 
 @dataclass
 class Outcome:
     texts: list[bytes]
-    findings: Findings
+    stats: Stats
     error: DataError | None = None
 
 
-def whole(pieces: Iterator[Piece]) -> Iterator[bytes]:
+def whole(pieces: Iterator[Chunk]) -> Iterator[bytes]:
     """Put documents together; each piece must be UTF-8 by itself, and the last no MORE."""
-    held, fate = b"", None
-    for text, fate in pieces:
+    held, chunk_end = b"", None
+    for text, chunk_end in pieces:
         text.decode("utf-8")
         held += text
-        if fate is not MORE:
-            if fate is not DROP:
+        if chunk_end is not MORE:
+            if chunk_end is not DROP:
                 yield held
             held = b""
-    assert fate is not MORE
+    assert chunk_end is not MORE
 
 
 def read(
@@ -49,7 +49,7 @@ def read(
     **config: Any,
 ) -> Outcome:
     """Read a file, or bytes; what an error leaves undone is in the outcome, too."""
-    findings, texts, error = Findings(), [], None
+    stats, texts, error = Stats(), [], None
     raw: Any = content.open("rb", buffering=0) if isinstance(content, Path) else io.BytesIO(content)
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -58,11 +58,11 @@ def read(
         patch.setattr(jsontext, "LONG_BYTES", long_bytes)
         patch.setattr(jsontext, "BLOCK_BYTES", block_bytes)
         try:
-            for text in whole(json_documents(name, stream, PrepareConfig(**config), findings)):
+            for text in whole(json_documents(name, stream, PrepareConfig(**config), stats)):
                 texts.append(text)
         except DataError as caught:
             error = caught
-    return Outcome(texts, findings, error)
+    return Outcome(texts, stats, error)
 
 
 def texts(content: bytes, **given: Any) -> list[bytes]:
@@ -196,7 +196,7 @@ def test_a_bad_line_is_an_error_that_names_it_or_costs_one_document(
     assert re.match(f"a.jsonl, line 3: {message}", stopped.error.message)
     skipped = read(content, long_bytes=long_bytes, on_error="skip")
     assert skipped.texts == [b"one", b"two"]
-    [entry] = skipped.findings.skipped
+    [entry] = skipped.stats.skipped
     assert entry["name"] == "a.jsonl, line 3"
     assert entry["reason"] in ("not JSON", "no text under the key 'text'")
 
@@ -215,10 +215,10 @@ def test_one_record_without_text_costs_one_document_and_one_that_is_damaged_all_
         assert stopped.error.message.startswith("a.jsonl, record 2: no text under the key 'text'")
         skipped = read(content.encode(), block_bytes=size, on_error="skip")
         assert skipped.texts == [b"one"]
-        assert [entry["name"] for entry in skipped.findings.skipped] == [
+        assert [entry["name"] for entry in skipped.stats.skipped] == [
             f"a.jsonl, record {number}" for number in (2, 3, 4, 5)
         ]
-        assert skipped.findings.reasons == {"no text under the key 'text'": 3, "not JSON": 1}
+        assert skipped.stats.reasons == {"no text under the key 'text'": 3, "not JSON": 1}
 
 
 @pytest.mark.parametrize(
@@ -321,10 +321,10 @@ def test_bytes_that_are_not_utf8_are_replaced_skipped_or_an_error(
     replaced = read(content, **sizes)
     assert replaced.error is None
     assert replaced.texts == [b"one", mended, b"three"]
-    assert replaced.findings.n_bad_bytes == 1
+    assert replaced.stats.n_bad_bytes == 1
     skipped = read(content, on_bad_bytes="skip", **sizes)
     assert skipped.texts == [b"one", b"three"]
-    assert skipped.findings.skipped == [{"name": f"a.jsonl, {where}", "reason": "not UTF-8"}]
+    assert skipped.stats.skipped == [{"name": f"a.jsonl, {where}", "reason": "not UTF-8"}]
     error = read(content, on_bad_bytes="fail", **sizes).error
     assert error is not None
     start = content.index(b"\xe9") if is_array else 13
@@ -340,7 +340,7 @@ def test_lone_surrogates_are_replaced_and_pairs_joined(block_bytes: int, long_by
     outcome = read(content, long_bytes=long_bytes, block_bytes=block_bytes)
     expected = "\ufffd \U0001f600 \ufffd\ufffd\U0001f600\\ud83d\ufffd"
     assert outcome.texts == [expected.encode()]
-    assert outcome.findings.n_bad_bytes == 1
+    assert outcome.stats.n_bad_bytes == 1
 
 
 def test_a_long_document_comes_in_pieces_and_is_dropped_when_it_turns_out_bad() -> None:
@@ -350,10 +350,10 @@ def test_a_long_document_comes_in_pieces_and_is_dropped_when_it_turns_out_bad() 
         patch.setattr(jsontext, "LONG_BYTES", 20)
         patch.setattr(jsontext, "BLOCK_BYTES", 16)
         stream: Any = io.BufferedReader(io.BytesIO(content))
-        pieces = list(json_documents("a.jsonl", stream, config, Findings()))
+        pieces = list(json_documents("a.jsonl", stream, config, Stats()))
     given, dropped, last = pieces[:-2], pieces[-2], pieces[-1]
     assert b"".join(text for text, _ in given) == b"x" * 100
-    assert {fate for _, fate in given} == {MORE}
+    assert {chunk_end for _, chunk_end in given} == {MORE}
     assert max(len(text) for text, _ in given) <= 16
     assert dropped == (b"", DROP)
     assert last == (b"y", END)
@@ -478,7 +478,7 @@ def test_an_array_of_records_and_records_in_a_row_are_read_as_json_reads_them(
     assert outcome.texts == [
         re.sub("[\ud800-\udfff]", "\ufffd", text).encode() for text in expected if text is not None
     ]
-    assert outcome.findings.reasons.total() == expected.count(None)
+    assert outcome.stats.reasons.total() == expected.count(None)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_memory_does_not_grow_with_the_length_of_a_line_or_file(
     try:
         with pytest.MonkeyPatch.context() as patch, path.open("rb") as stream:
             patch.setattr(jsontext, "LONG_BYTES", 1 << 20)
-            pieces = json_documents(path.name, stream, config, Findings())
+            pieces = json_documents(path.name, stream, config, Stats())
             n_bytes = sum(len(text) for text, _ in pieces)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -18,7 +18,7 @@ from prepare.pipeline import prepare_corpus
 from prepare.readers.chunks import END
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Source, find_sources
-from prepare.stats import Findings
+from prepare.stats import Stats
 from tests.prepare.making import json_lines, prepare, tar_of, texts_of
 
 TEXTS = [f"row {i} of some, with \u00fcmlauts" for i in range(100)]
@@ -31,16 +31,16 @@ def parquet_of(columns: dict[str, Any], row_group_size: int = 30, **options: Any
     return raw.getvalue()
 
 
-def read(source: Source | Path, **settings: Any) -> tuple[list[bytes], Findings]:
-    findings = Findings()
+def read(source: Source | Path, **settings: Any) -> tuple[list[bytes], Stats]:
+    stats = Stats()
     sources = find_sources([source]) if isinstance(source, Path) else [source]
     texts = []
     for each in sources:
         config = PrepareConfig(**settings)
-        for text, fate in read_source(each, config, findings, lambda n_bytes: None):
-            assert fate is END
+        for text, chunk_end in read_source(each, config, stats, lambda n_bytes: None):
+            assert chunk_end is END
             texts.append(text)
-    return texts, findings
+    return texts, stats
 
 
 def raw(texts: list[str]) -> list[bytes]:
@@ -56,9 +56,9 @@ def test_every_row_is_a_document(
     columns = {"id": list(range(100)), "text": pyarrow.array(TEXTS, kind)}
     content = parquet_of(columns, row_group_size, compression=compression)
     (tmp_path / "a.parquet").write_bytes(content)
-    found, findings = read(tmp_path / "a.parquet")
+    found, stats = read(tmp_path / "a.parquet")
     assert found == raw(TEXTS)
-    assert findings == Findings()
+    assert stats == Stats()
 
 
 def test_it_is_known_by_its_content_in_archives_too(tmp_path: Path) -> None:
@@ -67,16 +67,16 @@ def test_it_is_known_by_its_content_in_archives_too(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("1", content)
     (tmp_path / "c").write_bytes(content)
-    found, findings = read(tmp_path)
+    found, stats = read(tmp_path)
     assert found == [*raw(TEXTS), b"plain", *raw(TEXTS), *raw(TEXTS)]
-    assert findings == Findings()
+    assert stats == Stats()
 
 
 def test_null_and_empty_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(parquet_of({"text": ["one", None, "", " \n", "two"]}))
-    found, findings = read(tmp_path / "a")
+    found, stats = read(tmp_path / "a")
     assert found == [b"one", b"two"]
-    assert findings.n_empty == 3
+    assert stats.n_empty == 3
 
 
 def test_text_may_lie_deeper_in_a_list_or_under_a_name_with_a_dot(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_file_cut_short_is_a_sentence(in_tar: bool, n_kept: int, tmp_path: Pat
     path.write_bytes(tar_of({"x": CONTENT[:n_kept]}) if in_tar else CONTENT[:n_kept])
     with pytest.raises(DataError, match=rf"^{path}.*: damaged or cut short parquet"):
         read(path)
-    found, findings = read(path, on_error="skip")
+    found, stats = read(path, on_error="skip")
     assert found == []
-    assert findings.reasons == {"damaged or cut short parquet": 1}
+    assert stats.reasons == {"damaged or cut short parquet": 1}
 
 
 def test_damage_anywhere_is_a_sentence_or_seen_in_no_text(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_parquet_file_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     pool = pyarrow.default_memory_pool()
     before = pool.bytes_allocated()
     largest = 0
-    for _ in read_source(source, PrepareConfig(), Findings(), lambda n_bytes: None):
+    for _ in read_source(source, PrepareConfig(), Stats(), lambda n_bytes: None):
         largest = max(largest, pool.bytes_allocated() - before)
     assert largest < 16_000_000  # of 40 MB, in row groups of 5
 
@@ -191,9 +191,9 @@ def test_a_column_that_is_not_there_is_a_sentence_that_lists_those_there_are(sav
     message = r"/one, row 0: no text under the key 'story'; found the keys 'text', 'body', 'n'"
     with pytest.raises(DataError, match=message):
         read(data_set(saved / "one"), text_key="story")
-    found, findings = read(data_set(saved / "one"), text_key="story", on_error="skip")
+    found, stats = read(data_set(saved / "one"), text_key="story", on_error="skip")
     assert found == []
-    assert len(findings.reasons) == 1
+    assert len(stats.reasons) == 1
 
 
 def test_a_saved_data_set_is_prepared_as_its_rows_in_json_are(saved: Path, tmp_path: Path) -> None:

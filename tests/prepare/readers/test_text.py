@@ -19,32 +19,32 @@ from common.errors import DataError
 from prepare.config import PrepareConfig
 from prepare.readers import encoding as decoding
 from prepare.readers import text as plaintext
-from prepare.readers.chunks import DROP, END, MORE, Piece
+from prepare.readers.chunks import DROP, END, MORE, Chunk
 from prepare.readers.encoding import check_encoding
 from prepare.readers.text import collapsed, plain_documents
-from prepare.stats import Findings, UnreadableError
+from prepare.stats import Stats, UnreadableError
 
 
-def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[bytes], Findings]:
+def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[bytes], Stats]:
     """Return the documents of a file that was read ``block_bytes`` at a time."""
-    findings = Findings()
+    stats = Stats()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK_BYTES", block_bytes)
         patch.setattr(decoding, "FIRST_BYTES", min(block_bytes, 1 << 16))
         leaf = io.BufferedReader(io.BytesIO(raw))
-        pieces = plain_documents("a.txt", leaf, PrepareConfig(**settings), findings)
-        return joined(pieces), findings
+        pieces = plain_documents("a.txt", leaf, PrepareConfig(**settings), stats)
+        return joined(pieces), stats
 
 
-def joined(pieces: Iterable[Piece]) -> list[bytes]:
+def joined(pieces: Iterable[Chunk]) -> list[bytes]:
     documents = []
     text = b""
-    for piece, fate in pieces:
+    for piece, chunk_end in pieces:
         piece.decode()  # each is UTF-8 by itself
         text += piece
-        if fate is END:
+        if chunk_end is END:
             documents.append(text)
-        if fate is not MORE:
+        if chunk_end is not MORE:
             text = b""
     assert not text
     return documents
@@ -134,10 +134,10 @@ def test_text_with_a_byte_order_mark_is_decoded_by_it(
 ) -> None:
     text = text.lstrip("\ufeff")  # a second one would be text to some, a mark to others
     raw = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding)
-    found, findings = read(raw, block_bytes, newlines="keep")
+    found, stats = read(raw, block_bytes, newlines="keep")
     assert found == [text.encode()]
-    assert findings.encodings.total() == (encoding != "utf-8-sig")
-    assert findings.n_bad_bytes == ("\ufffd" in text and encoding != "utf-8-sig")
+    assert stats.encodings.total() == (encoding != "utf-8-sig")
+    assert stats.n_bad_bytes == ("\ufffd" in text and encoding != "utf-8-sig")
 
 
 @settings(max_examples=200, deadline=None)
@@ -145,16 +145,16 @@ def test_text_with_a_byte_order_mark_is_decoded_by_it(
 def test_an_encoding_that_is_named_is_used(text: str, encoding: str, block_bytes: int) -> None:
     raw = text.encode(encoding, "ignore")
     expected = raw.decode(encoding).removeprefix("\ufeff").encode()
-    found, findings = read(raw, block_bytes, encoding=encoding, newlines="keep")
+    found, stats = read(raw, block_bytes, encoding=encoding, newlines="keep")
     assert found == [expected]
-    assert findings.encodings == {codecs.lookup(encoding).name: 1}
+    assert stats.encodings == {codecs.lookup(encoding).name: 1}
 
 
 def test_a_file_that_is_utf8_by_its_name_is_not_counted_as_another_encoding() -> None:
     for name in ("UTF-8", "utf_8_sig", "u8"):
-        found, findings = read("\ufeffcaf\u00e9".encode(), encoding=name)
+        found, stats = read("\ufeffcaf\u00e9".encode(), encoding=name)
         assert found == ["caf\u00e9".encode()]
-        assert not findings.encodings
+        assert not stats.encodings
 
 
 # Mostly the first article of the Universal Declaration of Human Rights, or its beginning.
@@ -194,16 +194,16 @@ def test_text_in_an_old_encoding_is_recognized(
     language: str, encoding: str, n_lines: int, before: str
 ) -> None:
     text = before * 3_000 + f"{ARTICLES[language]}\n" * n_lines  # longer than the first block
-    found, findings = read(text.encode(encoding))
+    found, stats = read(text.encode(encoding))
     assert found[0].decode() == text
-    assert findings.encodings.total() == 1
-    assert findings.n_bad_bytes == 0
+    assert stats.encodings.total() == 1
+    assert stats.n_bad_bytes == 0
 
 
 def test_quotes_of_a_chinese_encoding_in_english_text_are_quotes(shared: Path) -> None:
     raw = (shared / "data" / "state_union" / "1973-Nixon.txt").read_bytes()
-    found, findings = read(raw)
-    assert findings.encodings == {"big5hkscs": 1}
+    found, stats = read(raw)
+    assert stats.encodings == {"big5hkscs": 1}
     assert "the President\u2019s annual" in found[0].decode()
 
 
@@ -211,9 +211,9 @@ def test_quotes_of_a_chinese_encoding_in_english_text_are_quotes(shared: Path) -
     "text", ["caf\u00e9 au lait", "It cost \u00a35 in 1954, and a \u00bd share."]
 )
 def test_of_codecs_that_fit_alike_the_most_frequent_is_taken(text: str) -> None:
-    found, findings = read(text.encode("latin-1"))
+    found, stats = read(text.encode("latin-1"))
     assert found == [text.encode()]
-    assert findings.encodings == {"cp1252": 1}
+    assert stats.encodings == {"cp1252": 1}
 
 
 def test_a_first_foreign_character_at_the_end_of_a_block_does_not_decide_alone() -> None:
@@ -229,17 +229,17 @@ def test_the_encoding_found_first_holds_for_the_rest_of_the_file() -> None:
 
 def test_after_valid_utf8_a_bad_byte_is_damage_and_no_other_encoding() -> None:
     raw = b"plain\n" * 10 + "\u00e9\u00e8\n".encode() + b"plain\n" * 10 + b"caf\xe9\n" * 9
-    found, findings = read(raw, 16)
+    found, stats = read(raw, 16)
     assert found == [raw.decode("utf-8", "replace").encode()]
-    assert findings.n_bad_bytes == 1
-    assert not findings.encodings
+    assert stats.n_bad_bytes == 1
+    assert not stats.encodings
 
 
 def test_more_good_utf8_than_bad_in_a_block_is_damaged_utf8() -> None:
     raw = "\u00e9t\u00e9, \u00e9t\u00e9 ".encode() + b"caf\xe9, caf\xe9"
-    found, findings = read(raw)
+    found, stats = read(raw)
     assert found == ["\u00e9t\u00e9, \u00e9t\u00e9 caf\ufffd, caf\ufffd".encode()]
-    assert findings.n_bad_bytes == 1
+    assert stats.n_bad_bytes == 1
 
 
 def test_a_first_foreign_character_at_the_very_end_of_a_file_is_recognized() -> None:
@@ -281,30 +281,30 @@ def test_an_encoding_of_either_order_needs_its_mark(encoding: str) -> None:
 
 @pytest.mark.parametrize("on_bad_bytes", ["replace", "fail"])
 def test_a_replacement_character_that_stands_in_the_file_is_no_damage(on_bad_bytes: str) -> None:
-    found, findings = read("a\ufffdb".encode(), on_bad_bytes=on_bad_bytes)
+    found, stats = read("a\ufffdb".encode(), on_bad_bytes=on_bad_bytes)
     assert found == ["a\ufffdb".encode()]
-    assert findings.n_bad_bytes == 0
+    assert stats.n_bad_bytes == 0
 
 
 def test_what_another_encoding_lacks_is_replaced_or_skipped_too() -> None:
-    found, findings = read(b"a\x81==b", encoding="cp1252", separator="==")
+    found, stats = read(b"a\x81==b", encoding="cp1252", separator="==")
     assert found == ["a\ufffd".encode(), b"b"]
-    assert findings.n_bad_bytes == 1
-    found, findings = read(b"b==a\x81", encoding="cp1252", separator="==", on_bad_bytes="skip")
+    assert stats.n_bad_bytes == 1
+    found, stats = read(b"b==a\x81", encoding="cp1252", separator="==", on_bad_bytes="skip")
     assert found == [b"b"]
-    assert findings.skipped == [{"name": "a.txt, byte 3", "reason": "not UTF-8"}]
+    assert stats.skipped == [{"name": "a.txt, byte 3", "reason": "not UTF-8"}]
 
 
 def test_a_damaged_document_is_dropped_after_its_first_pieces() -> None:
-    findings = Findings()
+    stats = Stats()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK_BYTES", 8)
         patch.setattr(decoding, "FIRST_BYTES", 8)
         leaf = io.BufferedReader(io.BytesIO(b"abcdefgh" + b"\xff" + b"ijklmnop" * 3))
         config = PrepareConfig(encoding="utf-8", on_bad_bytes="skip")
-        found = list(plain_documents("a.txt", leaf, config, findings))
+        found = list(plain_documents("a.txt", leaf, config, stats))
     assert found == [(b"abcdefgh", MORE), (b"", DROP)]
-    assert findings.skipped == [{"name": "a.txt, byte 0", "reason": "not UTF-8"}]
+    assert stats.skipped == [{"name": "a.txt, byte 0", "reason": "not UTF-8"}]
 
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "rot13", "idna", "utf-8\0"])
@@ -349,27 +349,27 @@ def test_what_is_binary_never_comes_out_as_text(raw: bytes) -> None:
 
 
 def test_a_few_zero_bytes_are_kept_and_counted_by_document() -> None:
-    found, findings = read(b"x" * 300 + b"\0==y==\0z\0", separator="==")
+    found, stats = read(b"x" * 300 + b"\0==y==\0z\0", separator="==")
     assert found == [b"x" * 300 + b"\0", b"y", b"\0z\0"]
-    assert findings.n_with_nul == 2
+    assert stats.n_with_nul == 2
 
 
 def test_a_document_that_is_left_out_counts_as_one_thing_only() -> None:
     raw = b"x" * 300 + b"\0\xff==y"
-    found, findings = read(raw, encoding="utf-8", separator="==", on_bad_bytes="skip")
+    found, stats = read(raw, encoding="utf-8", separator="==", on_bad_bytes="skip")
     assert found == [b"y"]
-    assert (findings.n_bad_bytes, findings.n_with_nul) == (1, 0)
+    assert (stats.n_bad_bytes, stats.n_with_nul) == (1, 0)
 
 
 def test_a_line_end_cut_in_two_by_a_block_becomes_one() -> None:
     raw = b"\r".join(b"%d\r\n" % n for n in range(50)) + b"\r"
     for block_bytes in range(4, 12):
-        found, findings = read(raw, block_bytes)
+        found, stats = read(raw, block_bytes)
         assert found == [raw.replace(b"\r\n", b"\n")]
-        assert findings.n_crlf == 1
-    found, findings = read(raw, 5, newlines="keep")
+        assert stats.n_crlf == 1
+    found, stats = read(raw, 5, newlines="keep")
     assert found == [raw]
-    assert findings.n_crlf == read(b"lone \r stays")[1].n_crlf == 0
+    assert stats.n_crlf == read(b"lone \r stays")[1].n_crlf == 0
 
 
 BODY = "\nProduced by volunteers\n\nCHAPTER I\n\nIt was the caf\u00e9.\n\n*** not the end ***\n"
@@ -447,7 +447,7 @@ def test_an_empty_file_is_one_empty_document() -> None:
 def test_newlines_are_collapsed_as_the_hub_does_however_a_document_is_cut(
     documents: list[list[str]],
 ) -> None:
-    stream: list[Piece] = []
+    stream: list[Chunk] = []
     for parts in documents:
         stream += [(part.encode(), MORE) for part in parts[:-1]] + [(parts[-1].encode(), END)]
     expected = [hub_text("".join(parts)).encode() for parts in documents]
@@ -460,7 +460,7 @@ def test_a_dropped_document_leaves_no_whitespace_to_the_next() -> None:
 
 
 def test_whitespace_longer_than_a_piece_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plaintext, "PIECE_BYTES", 10)
+    monkeypatch.setattr(plaintext, "MAX_CHUNK_BYTES", 10)
     spaces = [(b" " * 8, MORE)] * 3
     assert joined(collapsed(iter([*spaces, (b"a", MORE), *spaces, (b"b", END)]))) == [
         b"a" + b" " * 24 + b"b"
@@ -497,7 +497,7 @@ def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
     def peak(n_blocks: int) -> int:
         leaf = io.BufferedReader(Repeated(block, n_blocks), 1 << 16)
         tracemalloc.start()
-        pieces: Iterator[Piece] = plain_documents("a.txt", leaf, config, Findings())
+        pieces: Iterator[Chunk] = plain_documents("a.txt", leaf, config, Stats())
         for _ in pieces:
             pass
         n_bytes = tracemalloc.get_traced_memory()[1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from prepare.sources import byte_ranges as spans
-from prepare.sources.byte_ranges import spans_of
+from prepare.sources.byte_ranges import byte_ranges
 from prepare.workers import tasks
 from tests.prepare.making import json_lines, prepare, snapshot
 
@@ -34,9 +34,9 @@ def test_spans_are_whole_lines_and_make_up_the_file(
     path = tmp_path_factory.mktemp("spans") / "a.jsonl"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spans, "SPAN_BYTES", span_bytes)
+        patch.setattr(spans, "RANGE_BYTES", span_bytes)
         patch.setattr(spans, "BLOCK_BYTES", block_bytes)
-        found = spans_of(path)
+        found = byte_ranges(path)
     if len(content) < 2 * span_bytes or b"\n" not in content:
         assert found == []
         return
@@ -60,9 +60,9 @@ def test_spans_are_whole_lines_and_make_up_the_file(
 def test_what_is_no_plain_file_of_json_lines_is_not_cut(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "SPAN_BYTES", 10)
+    monkeypatch.setattr(spans, "RANGE_BYTES", 10)
     (tmp_path / name).write_bytes(content)
-    assert spans_of(tmp_path / name) == []
+    assert byte_ranges(tmp_path / name) == []
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
@@ -75,7 +75,7 @@ def test_the_data_are_the_same_however_the_file_is_cut(
     sources = [tmp_path / f"{name}.jsonl" for name in "abc"]
     whole = prepare(sources, tmp_path / "whole", tokenizer=tokenizer, vocab_size="300")
     for size in (100, 5_000):
-        monkeypatch.setattr(spans, "SPAN_BYTES", size)
+        monkeypatch.setattr(spans, "RANGE_BYTES", size)
         monkeypatch.setattr(tasks, "GROUP_BYTES", 10 * size)
         cut = prepare(sources, tmp_path / str(size), tokenizer=tokenizer, vocab_size="300")
         assert snapshot(cut.path) == snapshot(whole.path)
@@ -87,6 +87,6 @@ def test_a_bad_line_is_named_by_the_span_it_is_in(
     lines = json_lines([f"text {i}" for i in range(10)])
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines + b"not JSON\n" + lines)
-    monkeypatch.setattr(spans, "SPAN_BYTES", len(lines))
+    monkeypatch.setattr(spans, "RANGE_BYTES", len(lines))
     with pytest.raises(DataError, match=rf"^from byte {len(lines)} of {path}, line 1: not a JSON"):
         prepare([path], tmp_path / "data")

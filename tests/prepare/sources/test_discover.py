@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.sources.discover import CountedFile, Source, find_sources
+from prepare.sources.discover import ProgressFile, Source, find_sources
 from prepare.workers.tasks import Task, key_of, tasks_of
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of
 
@@ -222,7 +222,7 @@ def test_a_counted_file_gives_its_span_and_tells_every_byte(
 ) -> None:
     content = bytes(range(256)) * 10
     told: list[int] = []
-    with CountedFile(written(tmp_path / "a", content), told.append, span) as file:
+    with ProgressFile(written(tmp_path / "a", content), told.append, span) as file:
         stream = io.BufferedReader(file, 64)
         found = b"".join(iter(lambda: stream.read(n_asked), b""))
         assert sum(told) == len(found)

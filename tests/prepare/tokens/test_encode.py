@@ -26,6 +26,7 @@ from common.tokenizer import (
     special_ids_after,
 )
 from prepare.config import PrepareConfig
+from prepare.forked import ForkedProcess, ForkedProcessDiedError, disable_fork, forked
 from prepare.output import shard_writer as parts
 from prepare.tokens.encode import (
     JUDGE_FIRST,
@@ -37,7 +38,6 @@ from prepare.tokens.encode import (
     make_encoder,
 )
 from prepare.tokens.vocabulary import learn_bpe, published_tokenizer
-from prepare.workers.forked import Helper, HelperEndedError, forbid, helper
 from tests.prepare.making import prepare, snapshot
 from tests.processes import children
 
@@ -368,7 +368,7 @@ def test_a_judge_that_is_killed_is_a_sentence(learned: BytePairTokenizer) -> Non
         (process,) = children()
         os.kill(int(process), signal.SIGKILL)
         judged([b"right"] * JUDGE_FIRST)
-        with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
+        with pytest.raises(ForkedProcessDiedError, match="was killed, or there was no memory left"):
             judged.settle()
     assert children() == []
 
@@ -377,8 +377,8 @@ def test_a_run_whose_judge_is_killed_finishes_no_part_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def killed(work: Callable[[Connection], object]) -> Iterator[Helper]:
-        with helper(work) as judge:
+    def killed(work: Callable[[Connection], object]) -> Iterator[ForkedProcess]:
+        with forked(work) as judge:
             (process,) = children()
             os.kill(int(process), signal.SIGKILL)
             yield judge
@@ -389,8 +389,8 @@ def test_a_run_whose_judge_is_killed_finishes_no_part_and_goes_on_later(
     right = prepare([source], tmp_path / "right", config=config)
     with monkeypatch.context() as patch:
         patch.setattr(parts, "JUDGE_APART_BYTES", 1)
-        patch.setattr("prepare.tokens.encode.helper", killed)
-        with pytest.raises(HelperEndedError):
+        patch.setattr("prepare.tokens.encode.forked", killed)
+        with pytest.raises(ForkedProcessDiedError):
             prepare([source], tmp_path / "out", config=config)
     assert not list(tmp_path.glob("out/.unfinished/*-????.json"))
     assert list(tmp_path.glob("out/.unfinished/scan.json"))
@@ -410,14 +410,14 @@ def test_after_a_difference_tiktoken_encodes_everything_and_it_is_said(
     if how != "small":
         monkeypatch.setattr(parts, "JUDGE_APART_BYTES", 1)
     if how == "large, in a worker":
-        forbid()
+        disable_fork()
     begun: list[str] = []
 
-    def noted(work: Callable[[Connection], object]) -> AbstractContextManager[Helper]:
+    def noted(work: Callable[[Connection], object]) -> AbstractContextManager[ForkedProcess]:
         begun.append("judge")
-        return helper(work)
+        return forked(work)
 
-    monkeypatch.setattr("prepare.tokens.encode.helper", noted)
+    monkeypatch.setattr("prepare.tokens.encode.forked", noted)
 
     class FakeTokenizer:
         @staticmethod

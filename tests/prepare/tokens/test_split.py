@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.dataset import SPLITS, Split
 from prepare.config import PrepareConfig
-from prepare.tokens.split import fraction_of, parts_of, split_of, tail_start
+from prepare.tokens.split import fraction_of, split_document, split_of, tail_start
 from tests.prepare.making import json_lines, prepare, texts_of
 
 
@@ -57,7 +57,7 @@ def test_the_parts_of_a_document_are_it_again(rule: str, val: bool) -> None:
     config = PrepareConfig(val_fraction=0.3)
     for text in TEXTS[:200]:
         digest = xxhash.xxh3_128_digest(text.encode())
-        parts = parts_of(text.encode(), digest, rule, config, val=val)
+        parts = split_document(text.encode(), digest, rule, config, val=val)
         assert b"".join(part for _, part in parts) == text.encode()
         sides = [split for split, _ in parts]
         if rule == "tail":
@@ -70,7 +70,7 @@ def test_the_parts_of_a_document_are_it_again(rule: str, val: bool) -> None:
 @pytest.mark.parametrize(("text", "side"), [(b"a", "val"), ("\u00e9".encode(), "train")])
 def test_of_a_document_too_short_for_two_halves_the_whole_is_one(text: bytes, side: str) -> None:
     """By hand: int(1 * 0.9) is 0; int(2 * 0.9) is 1, inside of the one character."""
-    assert parts_of(text, b"", "tail", PrepareConfig(), val=False) == [(side, text)]
+    assert split_document(text, b"", "tail", PrepareConfig(), val=False) == [(side, text)]
 
 
 def test_the_split_is_the_same_for_any_order_and_layout_and_duplicates_never_straddle(

@@ -23,11 +23,11 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from prepare.config import PrepareConfig
+from prepare.forked import defer_signals
 from prepare.output.shard_writer import EncodeJob
 from prepare.sources.discover import Progress, Source, find_sources
 from prepare.tokens.scan import Scan, ScanJob
 from prepare.workers.executor import Engine
-from prepare.workers.forked import signals_held
 from prepare.workers.process_executor import AHEAD
 from prepare.workers.tasks import Task, tasks_of
 from tests.prepare.making import json_lines, snapshot
@@ -467,7 +467,7 @@ def test_a_signal_that_another_thread_is_given_waits_until_workers_are_started()
     begun = []
 
     def start_worker() -> None:
-        with signals_held():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             for _ in range(20):
                 time.sleep(0.005)

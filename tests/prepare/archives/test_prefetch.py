@@ -14,25 +14,25 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
+from prepare.archives.prefetch import GATHER_BYTES, GATHER_PIECES, N_SLOTS, ahead
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, PIECE_BYTES, Piece
+from prepare.forked import ForkedProcessDiedError, disable_fork, forked
+from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
 from prepare.readers.documents import APART_BYTES, read_source
-from prepare.sources.discover import CountedFile, Source, Tally
-from prepare.stats import Findings, UnreadableError
-from prepare.workers.forked import HelperEndedError, forbid, helper
-from prepare.workers.prefetch import GATHER_BYTES, GATHER_PIECES, N_SLOTS, ahead
+from prepare.sources.discover import ProgressFile, ReadCounter, Source
+from prepare.stats import Stats, UnreadableError
 from tests.processes import children
 
 PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
 
 
 def made_ahead(
-    parts: Iterator[bytes], told: Callable[[int], object] = print, findings: Findings | None = None
+    parts: Iterator[bytes], told: Callable[[int], object] = print, stats: Stats | None = None
 ) -> Generator[bytes]:
-    pieces = ahead(((part, MORE) for part in parts), Tally(told), findings or Findings())
+    pieces = ahead(((part, MORE) for part in parts), ReadCounter(told), stats or Stats())
     with closing(pieces):
-        for text, fate in pieces:
-            assert fate is MORE
+        for text, chunk_end in pieces:
+            assert chunk_end is MORE
             yield text
 
 
@@ -43,14 +43,14 @@ def test_the_items_are_the_same() -> None:
 
 
 def test_every_fate_and_length_comes_through() -> None:
-    pieces: list[Piece] = [(b"", DROP), (b"a", END), (bytes(3 * GATHER_BYTES), MORE), (b"", END)]
-    assert list(ahead(iter(pieces), Tally(print), Findings())) == pieces
+    pieces: list[Chunk] = [(b"", DROP), (b"a", END), (bytes(3 * GATHER_BYTES), MORE), (b"", END)]
+    assert list(ahead(iter(pieces), ReadCounter(print), Stats())) == pieces
 
 
 def test_as_much_as_a_slot_takes_comes_through() -> None:
     tiny = [(b"", DROP)] * (2 * GATHER_PIECES)
-    pieces: list[Piece] = [(bytes(GATHER_BYTES - 1), MORE), (b"a" * PIECE_BYTES, END)]
-    assert list(ahead(iter([*tiny, *pieces]), Tally(print), Findings())) == [*tiny, *pieces]
+    pieces: list[Chunk] = [(bytes(GATHER_BYTES - 1), MORE), (b"a" * MAX_CHUNK_BYTES, END)]
+    assert list(ahead(iter([*tiny, *pieces]), ReadCounter(print), Stats())) == [*tiny, *pieces]
 
 
 def test_they_are_made_in_another_process() -> None:
@@ -127,7 +127,7 @@ def test_killed_it_is_a_sentence() -> None:
     next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
-    with pytest.raises(HelperEndedError, match="was killed, or there was no memory left"):
+    with pytest.raises(ForkedProcessDiedError, match="was killed, or there was no memory left"):
         deque(chunks, maxlen=0)
     assert children() == []
 
@@ -139,17 +139,17 @@ def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) 
     text = random.Random(0).randbytes(APART_BYTES).hex().encode()  # then more than its slots hold
     path.write_bytes(lzma.compress(text + b"word " * (N_SLOTS * GATHER_BYTES // 4), preset=0))
     config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
-    pieces = read_source(Source(name="a", path=path), config, Findings(), print)
+    pieces = read_source(Source(name="a", path=path), config, Stats(), print)
     next(pieces)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
-    with pytest.raises(HelperEndedError):
+    with pytest.raises(ForkedProcessDiedError):
         deque(pieces, maxlen=0)
 
 
 def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    with helper(lambda there: 1 // 0) as process, pytest.raises(HelperEndedError):
-        process.answer()
+    with forked(lambda there: 1 // 0) as process, pytest.raises(ForkedProcessDiedError):
+        process.recv()
     assert "ZeroDivisionError" in capfd.readouterr().err
     assert children() == []
 
@@ -158,27 +158,27 @@ def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10 * GATHER_BYTES))
     told: list[int] = []
-    tally = Tally(told.append)
-    with CountedFile(path, tally) as file, io.BufferedReader(file) as stream:
+    counter = ReadCounter(told.append)
+    with ProgressFile(path, counter) as file, io.BufferedReader(file) as stream:
         chunks = iter(lambda: stream.read(GATHER_BYTES), b"")
-        pieces = ahead(((chunk, END) for chunk in chunks), tally, Findings())
+        pieces = ahead(((chunk, END) for chunk in chunks), counter, Stats())
         assert sum(len(text) for text, _ in pieces) == 10 * GATHER_BYTES
-        assert sum(told) == tally.n_read == 10 * GATHER_BYTES
+        assert sum(told) == counter.n_read == 10 * GATHER_BYTES
         assert 0 not in told[:-1]
 
 
 def test_what_it_found_is_known_here_at_its_end() -> None:
-    findings = Findings(n_empty=1)
-    findings.encodings["cp1252"] = 2
+    stats = Stats(n_empty=1)
+    stats.encodings["cp1252"] = 2
 
     def make() -> Iterator[bytes]:
-        findings.n_empty += 1
-        findings.skip("a", "broken")
-        findings.encodings["cp1252"] += 1
+        stats.n_empty += 1
+        stats.skip("a", "broken")
+        stats.encodings["cp1252"] += 1
         yield b"a"
 
-    assert list(made_ahead(make(), findings=findings)) == [b"a"]
-    assert (findings.n_empty, findings.reasons["broken"], findings.encodings["cp1252"]) == (2, 1, 3)
+    assert list(made_ahead(make(), stats=stats)) == [b"a"]
+    assert (stats.n_empty, stats.reasons["broken"], stats.encodings["cp1252"]) == (2, 1, 3)
 
 
 def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
@@ -191,7 +191,7 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
 
 
 def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid()
+    disable_fork()
     monkeypatch.delattr(os, "fork")
     assert list(made_ahead(iter(PARTS))) == PARTS
 
@@ -204,7 +204,7 @@ def test_large_sources_are_read_by_a_process_and_small_ones_here(
     path.write_bytes(b"a " * (n_bytes // 2) + b"a" * (n_bytes % 2))
     told: list[int] = []
     source = Source(name="a.txt", path=path)
-    pieces = read_source(source, PrepareConfig(), Findings(), told.append)
+    pieces = read_source(source, PrepareConfig(), Stats(), told.append)
     text, _ = next(pieces)
     assert len(children()) == (n_bytes == APART_BYTES)
     assert text + b"".join(rest for rest, _ in pieces) == path.read_bytes()

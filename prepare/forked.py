@@ -15,47 +15,47 @@ from common.errors import UserError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
-_forbidden = False
+_disabled = False
 
 
-class HelperEndedError(UserError):
+class ForkedProcessDiedError(UserError):
     """Such a process ended before its work was done: no fault of what it worked on."""
 
 
-def forbid() -> None:
+def disable_fork() -> None:
     """Let no such process begin from now on.
 
     This one is a worker, and each core has one; or it has threads, which no fork may meet.
     """
-    global _forbidden
-    _forbidden = True
+    global _disabled
+    _disabled = True
 
 
-def is_allowed() -> bool:
-    """Tell whether ``helper`` may be used."""
-    return not _forbidden
+def can_fork() -> bool:
+    """Tell whether ``forked`` may be used."""
+    return not _disabled
 
 
-class Helper:
+class ForkedProcess:
     """The way to such a process and back."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Send it a message."""
         with suppress(OSError):  # it has ended: said where its answer is missing
             self._connection.send_bytes(message)
 
-    def answer(self) -> bytes:
+    def recv(self) -> bytes:
         """Return its next message.
 
-        Raises: HelperEndedError when it has ended without one.
+        Raises: ForkedProcessDiedError when it has ended without one.
         """
         try:
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
-            raise HelperEndedError(
+            raise ForkedProcessDiedError(
                 "A process that helps to read and encode ended without a word: it was killed, or "
                 "there was no memory left for it. Run the same command again: it goes on from the "
                 "parts that are finished."
@@ -63,19 +63,19 @@ class Helper:
 
 
 @contextmanager
-def helper(work: Callable[[Connection], object]) -> Iterator[Helper]:
+def forked(work: Callable[[Connection], object]) -> Iterator[ForkedProcess]:
     """Fork a process that does ``work``, given its end of a pipe; at the end here it is killed."""
     here, there = Pipe()
     process = 0
     try:
-        with signals_held():
+        with defer_signals():
             process = os.fork()
             if process == 0:
                 here.close()
                 _work(work, there)
         there.close()
         with here:
-            yield Helper(here)
+            yield ForkedProcess(here)
     finally:
         if process:
             os.kill(process, signal.SIGKILL)  # it may be at work, where no more is wanted
@@ -98,7 +98,7 @@ def _work(work: Callable[[Connection], object], there: Connection) -> None:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Let Ctrl-C wait; processes started meanwhile never hear it, not even while they import.
 
     Another thread may be given the signal all the same, and the handler then runs in this one:
