@@ -80,7 +80,7 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)  # bytes, the most it takes: never give back
 
 
-def multiply_fast(device: torch.device) -> None:
+def set_matmul_precision(device: torch.device) -> None:
     """Let this process multiply float32 matrices in the fastest way that is good for training.
 
     GPUs: TF32, for what autocast leaves in float32. CPUs: oneDNN in place of MKL, on AMD's twice as
@@ -94,7 +94,7 @@ def multiply_fast(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, as each device says it."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

@@ -31,7 +31,7 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def forget_cached(path: Path) -> None:
+def drop_page_cache(path: Path) -> None:
     """Let the system forget what it holds of a flushed file: the next read is the disk's.
 
     Only Linux can be told so; elsewhere nothing happens.
@@ -42,7 +42,7 @@ def forget_cached(path: Path) -> None:
 
 
 @contextmanager
-def write_then_rename(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open ``path`` for writing under another name; it appears, whole, when the block ends well."""
     unfinished = path.with_name(path.name + ".tmp")
     try:
@@ -66,14 +66,14 @@ def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
-    with write_then_rename(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    with write_then_rename(path) as file:
+    with atomic_write(path) as file:
         # a byte of a file's name that is not UTF-8 becomes the escape that JSON has for it
         file.write(text.encode("utf-8", "backslashreplace"))
 

@@ -37,7 +37,7 @@ def _record(line: bytes) -> dict[str, Any]:
     return value
 
 
-def ending(run: Path, step: int | None = None) -> str | None:
+def stop_reason(run: Path, step: int | None = None) -> str | None:
     """Return why a run is finished, in words, or None: it is not, or not after ``step``."""
     last: dict[str, Any] = next(reversed(read_metrics(run)), {})
     return last.get("ended") if step in (None, last.get("step")) else None

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.files import write_then_rename
+from common.files import atomic_write
 
 if TYPE_CHECKING:
     import tiktoken
@@ -176,7 +176,7 @@ Tokenizer = BytePairTokenizer | CharTokenizer
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the vocabulary file into ``folder``; its description goes into the folder's JSON."""
-    with write_then_rename(folder / tokenizer.file_name) as file:
+    with atomic_write(folder / tokenizer.file_name) as file:
         file.write(tokenizer.file_content())
 
 

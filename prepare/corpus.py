@@ -23,7 +23,7 @@ from pydoc_data.topics import topics
 import zstandard
 
 from common.errors import DataError
-from common.files import write_then_rename
+from common.files import atomic_write
 
 # Shorter docstrings are one-line labels, which teach a model to stop after a line.
 MIN_CHARACTERS = 200
@@ -107,7 +107,7 @@ def _is_text(text: str) -> bool:
 
 def _write_tar(path: Path, documents: list[tuple[str, bytes]]) -> None:
     with (
-        write_then_rename(path) as file,
+        atomic_write(path) as file,
         lzma.open(file, "wb", preset=6) as compressed,
         tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
@@ -119,7 +119,7 @@ def _write_tar(path: Path, documents: list[tuple[str, bytes]]) -> None:
 
 def _write_json_lines(path: Path, documents: list[tuple[str, bytes]]) -> None:
     compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
-    with write_then_rename(path) as file, compressor.stream_writer(file, closefd=False) as lines:
+    with atomic_write(path) as file, compressor.stream_writer(file, closefd=False) as lines:
         for name, text in documents:
             record = {"text": text.decode("utf-8"), "name": name}
             lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")

@@ -111,8 +111,8 @@ def write_json(ready: Ready, wanted: Wanted) -> Iterator[str]:
 
 def _as_json(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:
     described = _logprob_as_json(token.idx, token.logprob, tokenizer)
-    if token.top:
-        described["top"] = [_logprob_as_json(idx, p, tokenizer) for idx, p in token.top]
+    if token.top_logprobs:
+        described["top"] = [_logprob_as_json(idx, p, tokenizer) for idx, p in token.top_logprobs]
     return described
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 
-from common import checkpoint
-from common.checkpoint import Loaded
+from common import checkpoint, run_dir
+from common.checkpoint import Checkpoint
 from common.device import choose_device
 from common.errors import ConfigError
-from common.inference.backend import ScoringNetwork
-from common.inference.decoder import Decoder, lay_out
+from common.inference.backend import Backend
+from common.inference.decoder import Decoder
+from common.inference.selector import make_backend
 from common.metrics import val_loss_at
-from common.models.gpt import GPT
 from sample.chat.banner import loss_words
 
 # Up to here one thread is as quick as several, which wait for each other more than they compute;
@@ -26,12 +26,12 @@ class Ready:
     """A checkpoint's folder, what is in it, and its network laid out for generation."""
 
     folder: Path
-    loaded: Loaded
-    network: ScoringNetwork
+    loaded: Checkpoint
+    network: Backend
 
     def decoder(self, n_rows: int) -> Decoder:
         """Return a decoder with ``n_rows`` free rows."""
-        return Decoder(self.loaded.model, self.loaded.tokenizer, n_rows, self.network)
+        return Decoder(self.network, self.loaded.tokenizer, n_rows)
 
     def described(self) -> str:
         """Return which checkpoint this is, and what training measured for it, in a line."""
@@ -51,9 +51,9 @@ def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str
             "pass --device cpu, or leave it out."
         )
     folder = checkpoint.newest_valid(
-        checkpoint.find_run(runs_dir, run),
+        run_dir.find_run(runs_dir, run),
         "latest" if which == "latest" else "best",
-        without=checkpoint.OPTIMIZER_NAME,
+        skip_optimizer=True,
     )
     loaded = checkpoint.load_checkpoint(folder, chosen.torch_device, mapped=True)
     loaded.model.eval()
@@ -61,13 +61,4 @@ def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str
         loaded.model.to(chosen.dtype)  # generating reads every weight once a token: halve that
     if loaded.model.n_parameters < ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    return Ready(folder, loaded, _laid_out(loaded.model, quantize))
-
-
-def _laid_out(model: GPT, quantize: str) -> ScoringNetwork:
-    if quantize == "none":
-        return lay_out(model)
-    from common.inference.cpu.backend import CompiledNetwork
-    from common.inference.cpu.quantize import to_bytes
-
-    return CompiledNetwork(model, to_bytes)
+    return Ready(folder, loaded, make_backend(loaded.model, int8=quantize == "int8"))

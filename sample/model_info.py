@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import Loaded
+from common.checkpoint import Checkpoint
 from common.metrics import read_metrics
 from sample.chat.banner import read_facts, warning
 from sample.server.requests import Model
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 MAX_POINTS = 500  # of each line of the curve: a screen shows no more
 
 
-def make_card(folder: Path, loaded: Loaded, model: Model) -> Json:
+def make_card(folder: Path, loaded: Checkpoint, model: Model) -> Json:
     """Return the card of the checkpoint in ``folder`` as JSON."""
     facts = read_facts(folder, loaded)
     lines = read_metrics(folder.parent)

@@ -163,7 +163,7 @@ def pretrain(
 def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> None:
     """Go on with run NAME (the newest by default) as if it had never stopped."""
     with _stoppable() as stop, _distributed(device) as (group, device):
-        from common.checkpoint import find_run
+        from common.run_dir import find_run
         from train import resume
 
         run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
@@ -184,7 +184,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
 @runs_dir_option
 def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> None:
     """Draw loss, learning rate, gradient and speed of runs (the newest by default)."""
-    from common.checkpoint import find_run
+    from common.run_dir import find_run
     from train.report.plot import draw, text_chart
 
     runs = [find_run(runs_dir, name) for name in names or (None,)]
@@ -200,11 +200,11 @@ def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> No
 @runs_dir_option
 def compare(names: tuple[str, ...], runs_dir: Path) -> None:
     """Print a table of runs (all by default): size, tokens, time, loss, speed, what differs."""
-    from common import checkpoint
+    from common import run_dir
     from train.report.compare import compare as compare_runs
 
-    runs = [checkpoint.find_run(runs_dir, name) for name in names]
-    runs = runs or sorted(checkpoint.list_runs(runs_dir)) or [checkpoint.find_run(runs_dir, None)]
+    runs = [run_dir.find_run(runs_dir, name) for name in names]
+    runs = runs or sorted(run_dir.list_runs(runs_dir)) or [run_dir.find_run(runs_dir, None)]
     click.echo(compare_runs(runs))
 
 

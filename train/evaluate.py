@@ -17,8 +17,8 @@ from torch import Tensor
 from common.dataset import Ids
 from common.device import Device
 from common.inference.config import GenerateConfig
-from common.inference.decoder import generate
-from common.inference.torch_backend import Network
+from common.inference.decoder import Decoder, generate
+from common.inference.torch_backend import TorchBackend
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from train.data import read_rows
@@ -138,8 +138,8 @@ def sample_line(model: GPT, tokenizer: Tokenizer, prompt: list[int], seed: int) 
     config = GenerateConfig(max_new_tokens=SAMPLE_TOKENS, seed=seed)
     model.eval()
     # of PyTorch's operators: a few tokens are not worth being compiled for
-    ids = generate(model, prompt, config, tokenizer, Network(model))
-    written = tokenizer.decode_bytes(ids)
+    tokens = generate(Decoder(TorchBackend(model), tokenizer), prompt, config)
+    written = tokenizer.decode_bytes(token.idx for token in tokens)  # end-of-text adds no bytes
     model.train()
     begin = tokenizer.decode_bytes(prompt).decode("utf-8", "replace")
     return f"  it was given:  {begin!r}\n  and continued: {written.decode('utf-8', 'replace')!r}"

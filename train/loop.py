@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.checkpoint import checkpoint_folder, point, save_checkpoint, shards_folder
+from common.checkpoint import save_checkpoint
 from common.dataset import DataFolder
 from common.device import Device
 from common.models.gpt import GPT
+from common.run_dir import checkpoint_dir, shards_dir, write_pointer
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
@@ -235,7 +236,7 @@ def _save(run: Run, progress: Progress) -> None:
 
 def _gathered(run: Run, step: int) -> tuple[dict[str, Tensor], Path]:
     """Return all weights, in the first process, and where each put its share of the optimizer's."""
-    shards = shards_folder(run.folder, step)
+    shards = shards_dir(run.folder, step)
     run.group.broadcast_from_rank0(lambda: shutil.rmtree(shards, ignore_errors=True))
     save_sharded(optimizer_state_dict(run.optimizer, run.model), shards)
     return full_state_dict(run.model, keep=run.group.is_rank0), shards
@@ -258,8 +259,8 @@ def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
     best = progress.best_val_loss is None or on_val.loss < progress.best_val_loss
     if best:
         progress.best_val_loss = on_val.loss
-        best_now = checkpoint_folder(run.folder, progress.step)
-        run.group.broadcast_from_rank0(lambda: point(run.folder, "best", best_now))
+        best_now = checkpoint_dir(run.folder, progress.step)
+        run.group.broadcast_from_rank0(lambda: write_pointer(run.folder, "best", best_now))
     record = progress.record | {
         "train_loss": on_train.loss,
         "val_loss": on_val.loss,

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint
-from common.checkpoint import CONFIG_NAME
+from common import checkpoint, run_dir
 from common.dataset import DataFolder, open_data
 from common.device import choose_device
 from common.errors import ConfigError, DataError
 from common.files import write_json
-from common.metrics import ending
+from common.metrics import stop_reason
+from common.run_dir import CONFIG_NAME
 from common.settings import from_dict
 from train.config import TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
@@ -47,7 +47,7 @@ def resume_run(
     Raises: UserError when it has no sound checkpoint, or its data is no longer the same.
     """
     changes = changes or Changes()
-    settings = group.broadcast_from_rank0(lambda: checkpoint.read_json(folder / CONFIG_NAME))
+    settings = group.broadcast_from_rank0(lambda: run_dir.read_json(folder / CONFIG_NAME))
     with held(folder, group):
         return _resume_held(folder, settings, device_name, stop, changes, group)
 
@@ -70,7 +70,7 @@ def _resume_held(
     loaded = checkpoint.load_checkpoint(newest, device.torch_device)
     longer = _length(folder, config, Progress(**loaded.state["progress"]), changes)
     step = int(loaded.state["step"])
-    ended = group.broadcast_from_rank0(lambda: ending(folder, step))
+    ended = group.broadcast_from_rank0(lambda: stop_reason(folder, step))
     if longer is None and ended is not None:
         log.info("%s is finished: %s.", folder, ended)
         return None
@@ -116,7 +116,7 @@ def _check_data(data: DataFolder, newest: Path, state: dict[str, Any], *, may_di
 
     Raises: DataError when it changed and is not allowed to, or its ids mean other text.
     """
-    manifest = checkpoint.read_json(newest / checkpoint.MANIFEST_NAME)
+    manifest = run_dir.read_json(newest / checkpoint.MANIFEST_NAME)
     vocabulary = manifest["files"][state["tokenizer"]["file"]]["sha256"]
     if vocabulary != data.vocabulary_sha256:
         raise DataError(
@@ -150,14 +150,14 @@ def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     """Return the newest run called NAME or NAME-2 ... if it can go on with this data."""
     runs = [
         run
-        for run in checkpoint.list_runs(runs_dir)
+        for run in run_dir.list_runs(runs_dir)
         if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)
     ]
-    saved = [run for run in runs if checkpoint.pointed(run, "latest") is not None]
+    saved = [run for run in runs if run_dir.read_pointer(run, "latest") is not None]
     if not saved:
         return None
     newest = max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
     same_data = (
-        checkpoint.read_json(newest / CONFIG_NAME)["data"]["sha256"] == open_data(data_path).sha256
+        run_dir.read_json(newest / CONFIG_NAME)["data"]["sha256"] == open_data(data_path).sha256
     )
-    return newest if same_data and ending(newest) is None else None
+    return newest if same_data and stop_reason(newest) is None else None

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from common import checkpoint
-from common.checkpoint import CONFIG_NAME, OPTIMIZER_NAME, SHARDS_NAME, Loaded
+from common import checkpoint, run_dir
+from common.checkpoint import OPTIMIZER_NAME, Checkpoint
 from common.dataset import DataFolder
-from common.device import Device, out_of_memory
+from common.device import Device, is_out_of_memory
 from common.errors import ConfigError, UserError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import CONFIG_NAME, SHARDS_NAME
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig
@@ -81,7 +82,7 @@ def shard_if_asked(model: GPT, config: TrainConfig, device: Device, group: Proce
 
 
 def restore(
-    saved: Path, loaded: Loaded, data: DataFolder, config: TrainConfig, device: Device,
+    saved: Path, loaded: Checkpoint, data: DataFolder, config: TrainConfig, device: Device,
     tracker: MetricsLogger, group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Run, Progress]:  # fmt: skip
     """Return a run as it was when it wrote the checkpoint ``saved``, by however many processes."""
@@ -139,7 +140,7 @@ def _back_to_good(run: Run, progress: Progress, trouble: str) -> tuple[Run, Prog
         )
     else:
         back, then = _begin_again(run), Progress()
-    if checkpoint.pointed(run.folder, "best") is None:  # it went with the others
+    if run_dir.read_pointer(run.folder, "best") is None:  # it went with the others
         then.best_val_loss = None
     return back, replace(
         then,
@@ -151,13 +152,15 @@ def _back_to_good(run: Run, progress: Progress, trouble: str) -> tuple[Run, Prog
 
 
 def _step_back(folder: Path, good_step: int) -> str | None:
-    saved = checkpoint.last_good(folder, good_step)
-    checkpoint.step_back_to(folder, saved)
+    saved = None
+    if run_dir.checkpoints(folder, last_step=good_step):
+        saved = checkpoint.newest_valid(folder, "latest", last_step=good_step)
+    run_dir.rollback_to(folder, saved)
     return None if saved is None else str(saved)
 
 
 def _begin_again(run: Run) -> Run:
-    settings = checkpoint.read_json(run.folder / CONFIG_NAME)
+    settings = run_dir.read_json(run.folder / CONFIG_NAME)
     shape = from_dict(ModelConfig, settings["model"], str(run.folder / CONFIG_NAME))
     weights_from = settings.get("init_from")
     model = initial_model(
@@ -173,7 +176,7 @@ def _begin_again(run: Run) -> Run:
 @contextmanager
 def held(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Keep other trainings away from a run."""
-    descriptor = group.broadcast_from_rank0(lambda: checkpoint.hold(folder))
+    descriptor = group.broadcast_from_rank0(lambda: run_dir.lock_run(folder))
     try:
         yield
     finally:
@@ -187,7 +190,7 @@ def memory_said(where: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(
             f"out of memory in {where}. Free memory that others hold{remedy}. Or train a new run "
@@ -209,7 +212,7 @@ def _say_how_it_ended(run: Run, progress: Progress, stopped_by: int | None) -> N
     assert progress.best_val_loss is not None
     log.info(
         "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
-        checkpoint.pointed(run.folder, "best"),
+        run_dir.read_pointer(run.folder, "best"),
         progress.best_val_loss,
         name,
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.dataset import DataFolder
-from common.device import Device, multiply_fast, out_of_memory
+from common.device import Device, is_out_of_memory, set_matmul_precision
 from common.errors import ConfigError
 from common.models.gpt import GPT
 from train.config import TrainConfig
@@ -91,7 +91,7 @@ class Stepper:
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
         self._windows = Ahead(self._cut, n_ahead=2 if on_gpu else 0)
-        multiply_fast(device.torch_device)
+        set_matmul_precision(device.torch_device)
 
     def step(self, step: int, lr_scale: float = 1.0) -> Update:
         """Make update ``step``, counted from 0, at the schedule's learning rate times a factor.
@@ -168,7 +168,7 @@ class Stepper:
                     with self.group.gradient_sync(self.model, enabled=False):
                         self._backward(rows)
             except Exception as error:
-                if not (out_of_memory(error) or self.forward.compiled):
+                if not (is_out_of_memory(error) or self.forward.compiled):
                     raise
                 trouble = error.with_traceback(None)  # it would hold the activations
             self.optimizer.zero_grad()
@@ -179,7 +179,7 @@ class Stepper:
     def _agree(self, trouble: Exception | None) -> None:
         """Give way to the worst trouble of any process, in each of them."""
         self.group.barrier()  # compiling takes one longer than another
-        memory = trouble is not None and out_of_memory(trouble)
+        memory = trouble is not None and is_out_of_memory(trouble)
         if self.group.all_reduce_max(memory):
             self._halve(trouble if memory and trouble else MemoryError("in another process"))
         elif self.group.all_reduce_max(trouble is not None):
@@ -230,7 +230,7 @@ class Stepper:
         """Make it possible to redo the update, or raise the error again."""
         if is_peer_failure(error):
             raise error
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             if self.group.world_size > 1 and self._n_rehearsed in (0, N_REHEARSED):
                 self._end(error)
             self._halve(error)
@@ -278,7 +278,7 @@ class Stepper:
         try:
             self.optimizer.step()
         except Exception as error:
-            if out_of_memory(error):  # some weights may have changed: this cannot be redone
+            if is_out_of_memory(error):  # some weights may have changed: this cannot be redone
                 raise ConfigError(
                     f"out of memory in the optimizer: {self.model.n_parameters:,} parameters with "
                     "their state do not fit here. Pass fewer --n-layer or --n-embd, or free "

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from common import checkpoint
-from common.checkpoint import CONFIG_NAME, FORMAT_VERSION
+from common import checkpoint, run_dir
 from common.dataset import SPLITS, DataFolder, open_data
 from common.device import Device, choose_device
 from common.errors import ConfigError, DataError
 from common.files import write_json
 from common.models.config import ModelConfig
+from common.run_dir import CONFIG_NAME, FORMAT_VERSION
 from common.settings import from_dict
 from train.config import LENGTHS, TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
@@ -97,7 +97,7 @@ def new_run(
 
 
 def _new_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
-    folder = checkpoint.new_run(runs_dir, name)
+    folder = run_dir.new_run(runs_dir, name)
     write_json(folder / CONFIG_NAME, settings)
     return str(folder)
 
@@ -110,7 +110,7 @@ def weights_of(runs_dir: Path, named: str) -> Path:
     name, _, pointer = named.partition(":")
     if pointer not in ("", "best", "latest"):
         raise ConfigError(f"--init-from {named}: after the colon comes best or latest.")
-    run = checkpoint.find_run(runs_dir, name)
+    run = run_dir.find_run(runs_dir, name)
     return checkpoint.newest_valid(run, "latest" if pointer == "latest" else "best")
 
 
@@ -145,9 +145,9 @@ def _shape_of(saved: Path, data: DataFolder, options: dict[str, Any]) -> ModelCo
 
     Raises: ConfigError, DataError when the weights do not fit what is asked for.
     """
-    state = checkpoint.read_json(saved / checkpoint.STATE_NAME)
+    state = run_dir.read_json(saved / checkpoint.STATE_NAME)
     shape = from_dict(ModelConfig, state["model"], str(saved / checkpoint.STATE_NAME))
-    manifest = checkpoint.read_json(saved / checkpoint.MANIFEST_NAME)
+    manifest = run_dir.read_json(saved / checkpoint.MANIFEST_NAME)
     if manifest["files"][state["tokenizer"]["file"]]["sha256"] != data.vocabulary_sha256:
         raise DataError(
             f"{data.path}: its vocabulary is not the one of {saved}: the same ids stand for other "

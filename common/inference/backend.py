@@ -1,6 +1,6 @@
-"""What a Decoder asks of a network: to hold several texts and to score what comes next in each.
+"""What a Decoder asks of a network: a KV cache of several rows, prefill and decode.
 
-Two networks do so: cpu/'s on CPUs, and torch_backend.py's, of PyTorch's operators, on GPUs.
+Two backends: cpu/, compiled by Numba, and torch_backend.py, of PyTorch's operators, for GPUs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,51 +12,56 @@ import numpy.typing as npt
 from common.models.config import ModelConfig
 
 Floats = npt.NDArray[np.float32]
+NextLogits = tuple[Floats, float]  # (V,) for one next token, and their logsumexp
 
 
-class Place(NamedTuple):
-    """Where the newest id of a text goes, and that id with those before it, the last first."""
+class Position(NamedTuple):
+    """Where a row's newest id goes in the cache, and that id with those before it, newest first."""
 
     row: int
     position: int
-    recent: Sequence[int]  # as many as config.n_recent says
+    recent: Sequence[int]  # as many as config.n_recent says, zeros before the first
 
 
-class Scored(NamedTuple):
-    """Scores (n, V) for what follows n tokens, and of each the logarithm of the sum of exp (n,).
+class Logits(NamedTuple):
+    """Logits (n, V) for the tokens after n tokens, and the logsumexp of each (n,).
 
-    The latter is no finite number where one of the scores is none.
+    The latter is not finite where one of the logits is not.
     """
 
-    scores: Floats
-    totals: Floats
+    logits: Floats
+    logsumexp: Floats
+
+    def each(self) -> Iterator[NextLogits]:
+        """Yield those of one token after another."""
+        return zip(self.logits, self.logsumexp.tolist(), strict=True)
 
 
-class Contexts(Protocol):
-    """The texts so far of several rows."""
+class KVCache(Protocol):
+    """Keys and values of several rows, each a text of its own, and what computes them."""
 
-    # Tokens scored together at most, of all texts: up to here a pass costs little more than for
-    # one. 1 where guesses do not pay.
-    most_places: int
+    # Tokens decoded together at most, of all rows: up to here a pass costs little more than for
+    # one. 1 where drafts do not pay.
+    max_batch_tokens: int
 
-    def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
-        """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``."""
+    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
+        """Begin a row with ``ids``; yield the logits after each of the last ``n_wanted``."""
         ...
 
-    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
-        """Put ids into several rows; return what follows each text."""
+    def prefill_batch(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
+        """Begin several rows, each with its ids; return the logits after each prompt."""
         ...
 
-    def score(self, places: Sequence[Place]) -> Scored:
-        """Put one more id into each of several places; return what follows each of them."""
+    def decode(self, positions: Sequence[Position]) -> Logits:
+        """Put one more id at each of several positions; return the logits after each."""
         ...
 
 
-class ScoringNetwork(Protocol):
-    """A network laid out for generation."""
+class Backend(Protocol):
+    """A network prepared for generation."""
 
     config: ModelConfig
 
-    def contexts(self, n_rows: int) -> Contexts:
-        """Return room for ``n_rows`` texts."""
+    def make_cache(self, n_rows: int) -> KVCache:
+        """Allocate a cache for ``n_rows`` texts."""
         ...

@@ -16,7 +16,7 @@ class KVCache:
     """Keys and values, and attention over them."""
 
     def __init__(self, config: ModelConfig, n_rows: int, like: Tensor) -> None:
-        """Make room for ``n_rows`` contexts, of the dtype and on the device of ``like``."""
+        """Make room for ``n_rows`` cache, of the dtype and on the device of ``like``."""
         self.nh, self.n_kv = config.n_head, config.kv_heads
         # (n_layer, n_rows, n_kv of keys and n_kv of values, block_size, hs)
         shape = (config.n_layer, n_rows, 2 * self.n_kv, config.block_size, config.head_size)

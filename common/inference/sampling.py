@@ -25,13 +25,13 @@ DRAW_BLOCK = 512
 BITS_IN_A_BIN = 18  # of a float32's 32: a bin is 3% wide, and 4,065 hold all up to 1
 
 
-def penalised(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
+def apply_repetition_penalty(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
     """Return scores (V,) with those of ``seen`` (V,) ids made less likely, where penalty > 1."""
     made_less = np.where(scores > 0, scores / penalty, scores * penalty)
     return np.where(seen, made_less, scores)
 
 
-def choices(
+def filter_logits(
     scores: Floats, config: GenerateConfig, seen: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Return the ids (n,) to choose among and weights (n,) that are as their probabilities.
@@ -40,7 +40,7 @@ def choices(
     but always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
     """
     if seen is not None and config.repetition_penalty != 1:
-        scores = penalised(scores, seen, config.repetition_penalty)
+        scores = apply_repetition_penalty(scores, seen, config.repetition_penalty)
     if config.temperature == 0:
         return np.array([scores.argmax()]), np.ones(1)
     # from the largest down: a temperature near 0 must not make infinities to subtract
@@ -89,7 +89,7 @@ def shortest(
     return np.flatnonzero(is_first)
 
 
-def draw(ids: Ids, weights: npt.NDArray[np.float64], share: float) -> int:
+def sample(ids: Ids, weights: npt.NDArray[np.float64], share: float) -> int:
     """Return the id at which the weights, added up in order, pass ``share`` of [0, 1) of all.
 
     First blocks of them are added up, then those of one block: to add up 50,257 in order would take

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.inference.backend import Place, Scored
+from common.inference.backend import Logits, Position
 from common.inference.kv_cache import Attend, KVCache
 from common.models.gpt import GPT, Block
-from common.models.ngram import ngram_rows, preceding
+from common.models.ngram import ngram_rows, shifted_ids
 
 LOGITS_BYTES = 1 << 26  # scores of a text are computed in parts of this size
 
@@ -39,7 +39,7 @@ class Layer:
             self.eps = attn.q_norm.eps
 
 
-class Network:
+class TorchBackend:
     """A GPT for generation; it shares all weights with the model."""
 
     def __init__(self, model: GPT) -> None:
@@ -57,12 +57,12 @@ class Network:
         elif (added := model.added_positions) is not None:
             self.added, self.embed_scale = added.detach(), model.embed_scale
 
-    def contexts(self, n_rows: int) -> "NetworkContexts":
+    def make_cache(self, n_rows: int) -> "TorchKVCache":
         """Return room for ``n_rows`` texts."""
-        return NetworkContexts(self, n_rows)
+        return TorchKVCache(self, n_rows)
 
     def hidden(self, recent: Sequence[Tensor], positions: Tensor, attend: Attend) -> Tensor:
-        """Return (B, T, C) for tokens at ``positions`` (B, T) of their contexts.
+        """Return (B, T, C) for tokens at ``positions`` (B, T) of their cache.
 
         ``recent`` are their ids (B, T), those one place before them, and so on, as many as
         config.n_recent says.
@@ -110,23 +110,23 @@ class Network:
         return heads
 
 
-class NetworkContexts:
+class TorchKVCache:
     """The texts so far of several rows, on the network's device.
 
     Libraries choose a way to add up by the number of rows: here it is always the same, and each row
     attends alone, so that a text does not depend on others.
     """
 
-    most_places = 1
+    max_batch_tokens = 1
 
-    def __init__(self, network: Network, n_rows: int) -> None:
+    def __init__(self, network: TorchBackend, n_rows: int) -> None:
         """Make room for ``n_rows`` texts."""
         self.network, self.n_rows = network, n_rows
         self.cache = KVCache(network.config, n_rows, like=network.wte)
-        self.prompts: list[tuple[list[int], Scored] | None] = [None] * n_rows  # as they were read
+        self.prompts: list[tuple[list[int], Logits] | None] = [None] * n_rows  # as they were read
 
     @torch.inference_mode()
-    def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
+    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
         """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``."""
         for other, prompt in enumerate(self.prompts):
             # as for several samples of one prompt; behind it a row may hold more
@@ -139,21 +139,21 @@ class NetworkContexts:
         self.prompts[row] = None
         idx = torch.tensor([ids], device=self.network.wte.device)  # (1, T)
         positions = torch.arange(len(ids), device=idx.device)[None]
-        recent = preceding(idx, self.network.config.n_recent)
+        recent = shifted_ids(idx, self.network.config.n_recent)
         hidden = self.network.hidden(recent, positions, self.cache.reading(row))
         n_tokens = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
         for first in range(len(ids) - n_wanted, len(ids), n_tokens):
-            scored = scored_of(self.network.logits(hidden[0, first : first + n_tokens]))
+            scored = _to_numpy(self.network.logits(hidden[0, first : first + n_tokens]))
             if n_wanted == 1:
                 self.prompts[row] = list(ids), scored
             yield scored
 
-    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
+    def prefill_batch(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
         """Put ids into several rows; return what follows each text."""
-        return [scored for row, ids in texts for scored in self.read(row, ids)]
+        return [scored for row, ids in texts for scored in self.prefill(row, ids)]
 
     @torch.inference_mode()
-    def score(self, places: Sequence[Place]) -> Scored:
+    def decode(self, places: Sequence[Position]) -> Logits:
         """Put one more id into each of several places; return what follows each of them."""
         device, n_more = self.network.wte.device, self.n_rows - len(places)
         same = [*places] + [places[0]] * n_more
@@ -162,9 +162,9 @@ class NetworkContexts:
         where = [(place.row, place.position) for place in places]
         attend = self.cache.continuing(where, n_more)
         hidden = self.network.hidden(recent, positions, attend)
-        return scored_of(self.network.logits(hidden)[: len(places), 0])
+        return _to_numpy(self.network.logits(hidden)[: len(places), 0])
 
 
-def scored_of(logits: Tensor) -> Scored:
+def _to_numpy(logits: Tensor) -> Logits:
     """Return scores (n, V) as numpy's arrays."""
-    return Scored(logits.cpu().numpy(), logits.logsumexp(dim=1).cpu().numpy())
+    return Logits(logits.cpu().numpy(), logits.logsumexp(dim=1).cpu().numpy())

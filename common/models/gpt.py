@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from common.models.config import ModelConfig
 from common.models.loss import next_token_loss
-from common.models.ngram import ngram_rows, preceding
+from common.models.ngram import ngram_rows, shifted_ids
 
 ROPE_THETA = 10_000.0  # the published base, of sinusoidal positions too: contexts here are short
 INIT_STD = 0.02  # GPT-2's
 # Up to this many tokens attention written out is faster on CPUs than the fused kernel, whose many
-# small products gain nothing from oneDNN (multiply_fast): at 64 tokens 1.5 times, at 256 slower.
+# small products gain nothing from oneDNN: at 64 tokens 1.5 times, at 256 slower.
 MANUAL_TOKENS = 128
 
 
@@ -236,7 +236,7 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor) -> Tensor:
         """Return (B, T, C) for ids (B, T): what each stands for, and those before it with it."""
         x = self.wte(idx)
-        recent = preceding(idx, self.config.n_recent)
+        recent = shifted_ids(idx, self.config.n_recent)
         kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
         for table, rows in zip(self.wge, ngram_rows(recent, self.config.ngram_rows), strict=True):
             x = x + kept * table(rows)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
 
-def preceding(idx: Tensor, n: int) -> list[Tensor]:
+def shifted_ids(idx: Tensor, n: int) -> list[Tensor]:
     """Return n tensors like ``idx`` (..., T): the ids, those one place before, and so on.
 
     What precedes the first counts as id 0.
@@ -29,7 +29,7 @@ def preceding(idx: Tensor, n: int) -> list[Tensor]:
 
 
 def ngram_rows(recent: Sequence[Tensor], n_rows: int) -> list[Tensor]:
-    """Return the row, below ``n_rows``, of the last 2, 3 ... ids; ``recent`` is as of preceding."""
+    """Return the rows, below ``n_rows``, of the last 2, 3 ... ids; ``recent`` is shifted_ids'."""
     rows, key = [], recent[0]
     for before in recent[1:]:
         key = key * STEP + before + 1

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from common.dataset import IDX_HEADER, SPLITS, DataFolder, Split
 from common.errors import DataError
-from common.files import fsync_folder, write_text, write_then_rename
+from common.files import atomic_write, fsync_folder, write_text
 from common.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def export_llmc(
             with (data.path / f"{split}.bin").open("rb") as ids:
                 lead = eot_id.to_bytes(token_bytes, "little")
                 for path, n_tokens in shards.items():
-                    with write_then_rename(path) as file:
+                    with atomic_write(path) as file:
                         file.write(LLMC_HEADER.pack(*LLMC_FORMS[token_bytes], n_tokens) + lead)
                         _copy(ids, file, n_tokens * token_bytes - len(lead))
                     lead = b""
@@ -109,7 +109,7 @@ def export_text(data: DataFolder, out: Path) -> list[Path]:
     with _writing(out):
         for split, path in paths.items():
             source = data.path / f"{split}.bin"
-            with source.open("rb") as ids, write_then_rename(path) as file:
+            with source.open("rb") as ids, atomic_write(path) as file:
                 text = OPENING
                 file.write(text)
                 while block := ids.read(BLOCK_BYTES):
@@ -154,7 +154,7 @@ def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
             tokens = out / f"{split}.ds"
             index, metadata = (out / f"{tokens.name}.{kind}" for kind in ("index", "metadata"))
             _link_or_copy(data.path / f"{split}.bin", tokens)
-            with write_then_rename(index) as file:
+            with atomic_write(index) as file:
                 _write_ends(data, split, file)
             n_tokens = data.n_tokens(split)
             name = f"{data.meta['tokenizer']['name']}|{data.dtype.itemsize}"
@@ -184,7 +184,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), unfinished)
     except OSError:  # another file system, or one without hard links
-        with source.open("rb") as file, write_then_rename(target) as copy:
+        with source.open("rb") as file, atomic_write(target) as copy:
             shutil.copyfileobj(file, copy, BLOCK_BYTES)
         return
     os.replace(unfinished, target)

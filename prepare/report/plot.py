@@ -13,7 +13,7 @@ import numpy as np
 
 from common.dataset import SPLITS
 from common.errors import DataError
-from common.files import write_then_rename
+from common.files import atomic_write
 from prepare.report.inspection import MAX_LISTED, Inspection, bins, by_tokens
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def draw(found: Inspection, path: Path) -> None:
     with style.context(["default", LOOKS]):  # whatever a person's matplotlibrc says
         figure = picture(found)
         try:
-            with write_then_rename(path) as file:
+            with atomic_write(path) as file:
                 figure.savefig(file, format=path.suffix.lower()[1:])
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xxhash
 
-from common.files import write_then_rename
+from common.files import atomic_write
 from prepare.config import PrepareConfig
 from prepare.readers.chunks import END, MORE
 from prepare.readers.documents import read_source
@@ -59,7 +59,7 @@ class Scan:
             "barred_from": self.sample.barred_from,
             "pieces": [piece._replace(text=len(piece.text)) for piece in pieces],  # type: ignore[arg-type]
         }
-        with write_then_rename(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps(header).encode() + b"\n")
             file.writelines(piece.text for piece in pieces)
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import CONFIG_NAME, Loaded, read_json
+from common.checkpoint import Checkpoint
 from common.dataset import open_data
 from common.errors import UserError
 from common.metrics import read_metrics
+from common.run_dir import CONFIG_NAME, read_json
 
 # Tokens read per parameter where more of either no longer pays more than of the other.
 # Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.
@@ -32,7 +33,7 @@ class Facts:
     val_bpb: float | None = None
 
 
-def read_facts(folder: Path, loaded: Loaded) -> Facts:
+def read_facts(folder: Path, loaded: Checkpoint) -> Facts:
     """Return what is known of the checkpoint in ``folder``."""
     step, n_tokens = loaded.state["step"], loaded.state["progress"]["n_tokens"]
     lines = read_metrics(folder.parent)

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from common.errors import DataError
-from common.inference.backend import Contexts, ScoringNetwork
+from common.inference.backend import Backend, KVCache
 from common.tokenizer import Tokenizer
 
 READ_BYTES = 1 << 16
@@ -107,31 +107,31 @@ def encode_pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[i
 
 
 def score_ids(
-    network: ScoringNetwork, pieces: Iterable[list[int]], before: int, stride: int
+    network: Backend, pieces: Iterable[list[int]], before: int, stride: int
 ) -> Iterator[list[ScoredToken]]:
     """Yield the tokens of ``pieces``, window by window, each with its logprob.
 
     ``before`` is the id that precedes the text: end-of-text. ``stride`` is from 1 to block_size.
     """
     block_size = network.config.block_size
-    contexts = network.contexts(1)
+    cache = network.make_cache(1)
     held = [before]  # from the window's first input on
     n_scored = 0  # of them, behind the first
     for piece in pieces:
         held += piece
         while len(held) > block_size:
-            yield _score_window(contexts, held[: block_size + 1], n_scored)
+            yield _score_window(cache, held[: block_size + 1], n_scored)
             held = held[stride:]
             n_scored = block_size - stride
     if len(held) - 1 > n_scored:
-        yield _score_window(contexts, held, n_scored)
+        yield _score_window(cache, held, n_scored)
 
 
-def _score_window(contexts: Contexts, ids: list[int], n_skipped: int) -> list[ScoredToken]:
+def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[ScoredToken]:
     """Score ids[1 + n_skipped :], each from all before it."""
     wanted = ids[1 + n_skipped :]
     logprobs: list[float] = []
-    for scores, totals in contexts.read(0, ids[:-1], len(wanted)):
-        chosen = wanted[len(logprobs) : len(logprobs) + len(scores)]
-        logprobs += (scores[np.arange(len(scores)), chosen] - totals).tolist()
+    for logits, logsumexp in cache.prefill(0, ids[:-1], len(wanted)):
+        chosen = wanted[len(logprobs) : len(logprobs) + len(logits)]
+        logprobs += (logits[np.arange(len(logits)), chosen] - logsumexp).tolist()
     return [ScoredToken(i, p) for i, p in zip(wanted, logprobs, strict=True)]

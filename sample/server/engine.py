@@ -36,7 +36,7 @@ class RowDecoder(Protocol):
     """What the engine needs of common.inference.decoder.Decoder."""
 
     def admit(
-        self, row: int, prompt: Sequence[int], config: GenerateConfig, n_top: int = 0
+        self, row: int, prompt: Sequence[int], config: GenerateConfig, top_logprobs: int = 0
     ) -> None:
         """Read a prompt into a free row."""
 

@@ -152,7 +152,7 @@ def text_logprobs(
 
 def likeliest(token: Token, n_top: int, tokenizer: Tokenizer) -> list[tuple[int, float]]:
     """Return the likeliest ids beside a token, without those that only pad the network's."""
-    return [top for top in token.top[:n_top] if top[0] < tokenizer.vocab_size]
+    return [top for top in token.top_logprobs[:n_top] if top[0] < tokenizer.vocab_size]
 
 
 def token_text(idx: int, tokenizer: Tokenizer) -> str:

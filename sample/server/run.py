@@ -14,9 +14,10 @@ from types import FrameType
 
 import uvicorn
 
-from common.checkpoint import MANIFEST_NAME, MODEL_NAME, read_json
+from common.checkpoint import MANIFEST_NAME, MODEL_NAME
 from common.errors import ConfigError
 from common.inference.config import GenerateConfig
+from common.run_dir import read_json
 from sample.loaded_model import Ready
 from sample.model_info import make_card
 from sample.server.app import Service, make_app

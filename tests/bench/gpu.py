@@ -25,8 +25,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from common.dataset import SPLITS, TokenWriter, commit, token_dtype
-from common.device import Device, choose_device, multiply_fast
-from common.inference.torch_backend import Network
+from common.device import Device, choose_device, set_matmul_precision
+from common.inference.torch_backend import TorchBackend
 from common.metrics import read_metrics
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
@@ -170,7 +170,7 @@ def _ours(folder: Path, data: Path, sizes: Sizes, device: Device) -> float:
 
 
 def _theirs(sizes: Sizes, device: Device) -> float:
-    multiply_fast(device.torch_device)
+    set_matmul_precision(device.torch_device)
     model = GPT2LMHeadModel(sizes.their_config).train().to(device.torch_device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
     forward: Callable[..., Any] = torch.compile(model) if sizes.compile else model
@@ -256,7 +256,7 @@ def _generation(sizes: Sizes, device: Device) -> None:
     medians = compare(
         f"Generation, {n_bytes / 1e6:,.0f} MB of weights, one text greedily", "tokens/s",
         {
-            "ours": generation(model, Network(model)),
+            "ours": generation(model, TorchBackend(model)),
             "memory: reading the weights": readings,
             "transformers generate": their_generation(sizes.their_config, device),
         },

@@ -18,16 +18,17 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.checkpoint import new_run, save_checkpoint
+from common.checkpoint import save_checkpoint
 from common.device import Device, choose_device
 from common.files import write_json
-from common.inference.backend import ScoringNetwork
+from common.inference.backend import Backend
 from common.inference.config import GenerateConfig
-from common.inference.cpu.backend import CompiledNetwork
-from common.inference.cpu.quantize import to_bytes
+from common.inference.cpu.backend import CpuBackend
+from common.inference.cpu.quantize import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import new_run
 from common.tokenizer import CharTokenizer, Tokenizer
 from sample.cli import huge_pages_on_request
 from tests.bench.table import compare
@@ -50,17 +51,17 @@ def any_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def generation(
-    model: GPT, network: ScoringNetwork, n_rows: int = 1, *, guesses: bool = False
+    model: GPT, network: Backend, n_rows: int = 1, *, guesses: bool = False
 ) -> Callable[[], float]:
     """Return what measures tokens a second, of all rows together, prompts included.
 
     Random weights write text that repeats itself: with guesses they say little of other text.
     """
-    decoder = Decoder(model, any_tokenizer(model.config.vocab_size), n_rows, network)
-    most_places = decoder.contexts.most_places if guesses else 1
+    decoder = Decoder(network, any_tokenizer(model.config.vocab_size), n_rows)
+    max_batch_tokens = decoder.cache.max_batch_tokens if guesses else 1
 
     def tokens_per_second() -> float:
-        decoder.contexts.most_places = most_places
+        decoder.cache.max_batch_tokens = max_batch_tokens
         start = time.perf_counter()
         for row in range(n_rows):
             decoder.admit(row, [idx + row for idx in PROMPT], GREEDY)  # equal ones are read once
@@ -111,7 +112,7 @@ def large() -> None:
     """Print the tables of the 124 M network."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**GPT2)).eval()
-    network = CompiledNetwork(model)
+    network = CpuBackend(model)
     ours = generation(model, network)
     theirs = their_generation(GPT2Config(), choose_device("cpu"))
     n_weights = model.n_parameters - model.wpe.weight.numel()
@@ -120,7 +121,7 @@ def large() -> None:
         "tokens/s",
         {
             "ours, weights of a byte (--quantize int8)": generation(
-                model, CompiledNetwork(model, to_bytes)
+                model, CpuBackend(model, quantize_int8)
             ),
             "ours, float32": ours,
             "ours, float32, with guesses": generation(model, network, guesses=True),
@@ -156,7 +157,7 @@ def tiny() -> None:
     """Print the table of the tiny network, in microseconds a token: less is better."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**TINY)).eval()
-    ours, products = generation(model, CompiledNetwork(model)), arithmetic(model)
+    ours, products = generation(model, CpuBackend(model)), arithmetic(model)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as sample does for a network of this size
     compare(

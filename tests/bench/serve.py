@@ -17,10 +17,11 @@ from typing import Any
 import httpx2
 import torch
 
-from common.checkpoint import new_run, save_checkpoint
+from common.checkpoint import save_checkpoint
 from common.files import write_json
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import new_run
 from common.tokenizer import CharTokenizer
 from tests.bench.table import compare
 from tests.sample.serving import serving

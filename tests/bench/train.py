@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from common.device import choose_device, multiply_fast
+from common.device import choose_device, set_matmul_precision
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from tests.bench.table import compare
@@ -118,6 +118,6 @@ def _ceiling(n_parameters: int) -> float:
 
 def _choose_products(*, fast: bool) -> None:
     if fast:
-        multiply_fast(choose_device("cpu").torch_device)
+        set_matmul_precision(choose_device("cpu").torch_device)
     else:
         torch.set_float32_matmul_precision("highest")  # PyTorch's default

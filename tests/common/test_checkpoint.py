@@ -16,25 +16,26 @@ import torch
 from safetensors.torch import load_file
 
 from common.checkpoint import (
-    Loaded,
-    checkpoints,
-    find_run,
-    hold,
-    last_good,
+    Checkpoint,
     load_checkpoint,
-    new_run,
     newest_valid,
-    point,
-    pointed,
     save_checkpoint,
-    step_back_to,
     verify_checkpoint,
 )
 from common.errors import CheckpointError
-from common.files import forget_cached, fsync_file, write_json
-from common.metrics import ending, read_metrics, val_loss_at
+from common.files import drop_page_cache, fsync_file, write_json
+from common.metrics import read_metrics, stop_reason, val_loss_at
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import (
+    checkpoints,
+    find_run,
+    lock_run,
+    new_run,
+    read_pointer,
+    rollback_to,
+    write_pointer,
+)
 from common.tokenizer import CharTokenizer
 from tests.processes import REPOSITORY, environment, run_python
 from tests.tiny import random_model
@@ -88,7 +89,7 @@ def remove(path: Path) -> None:
 def test_what_is_saved_comes_back(run: Path, changed: dict[str, Any]) -> None:
     model = random_model(ModelConfig(**TINY.__dict__ | changed), seed=5)
     folder = save(run, 30, model)
-    loaded: Loaded = load_checkpoint(folder, CPU)
+    loaded: Checkpoint = load_checkpoint(folder, CPU)
     assert loaded.model.config == model.config
     assert loaded.tokenizer == ABC
     assert loaded.state["step"] == 30
@@ -187,11 +188,11 @@ def test_what_a_person_put_beside_the_checkpoints_stays(run: Path) -> None:
 
 
 def test_a_run_is_held_by_one_process_at_a_time(run: Path) -> None:
-    descriptor = hold(run)
+    descriptor = lock_run(run)
     with pytest.raises(CheckpointError, match=f"^{run}: another process trains this run"):
-        hold(run)
+        lock_run(run)
     os.close(descriptor)
-    os.close(hold(run))
+    os.close(lock_run(run))
 
 
 def test_when_none_verifies_it_is_an_error_that_says_what_to_do(run: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_damaged_pointer_leads_to_the_newest_checkpoint(run: Path, content: by
 
 def test_without_a_best_one_the_newest_is_taken(run: Path) -> None:
     assert newest_valid(run, "best") == run / "step-00000020"
-    point(run, "best", run / "step-00000010")
+    write_pointer(run, "best", run / "step-00000010")
     assert newest_valid(run, "best") == run / "step-00000010"
 
 
@@ -231,11 +232,11 @@ def test_another_format_is_refused(run: Path) -> None:
 
 
 def test_old_checkpoints_go_and_the_best_stays(run: Path) -> None:
-    point(run, "best", run / "step-00000010")
+    write_pointer(run, "best", run / "step-00000010")
     for step in (30, 40, 50):
         save(run, step)
     assert names(run) == ["step-00000010", "step-00000040", "step-00000050"]
-    point(run, "best", run / "step-00000050")
+    write_pointer(run, "best", run / "step-00000050")
     save(run, 60)
     assert names(run) == ["step-00000050", "step-00000060"]
 
@@ -252,25 +253,25 @@ def test_so_many_of_the_last_are_kept_and_the_last_good_one(run: Path, keep: int
 
 def test_stepping_back_deletes_what_came_after(run: Path) -> None:
     save(run, 30)
-    point(run, "best", run / "step-00000030")
-    assert last_good(run, 29) == run / "step-00000020"
-    step_back_to(run, run / "step-00000020")
+    write_pointer(run, "best", run / "step-00000030")
+    assert newest_valid(run, "latest", last_step=29) == run / "step-00000020"
+    rollback_to(run, run / "step-00000020")
     assert names(run) == ["step-00000020"]
     assert newest_valid(run, "latest") == run / "step-00000020"
-    assert pointed(run, "best") is None  # it was deleted
-    assert last_good(run, 19) is None
-    step_back_to(run, None)
+    assert read_pointer(run, "best") is None  # it was deleted
+    assert checkpoints(run, last_step=19) == []
+    rollback_to(run, None)
     assert names(run) == []
-    assert pointed(run, "latest") is None
+    assert read_pointer(run, "latest") is None
 
 
 def test_the_last_good_checkpoint_is_one_that_verifies(run: Path) -> None:
     save(run, 30)
     empty(run / "step-00000030" / "state.json")
-    assert last_good(run, 30) == run / "step-00000020"
+    assert newest_valid(run, "latest", last_step=30) == run / "step-00000020"
     empty(run / "step-00000020" / "state.json")
     with pytest.raises(CheckpointError, match="holds no checkpoint that verifies"):
-        last_good(run, 30)
+        newest_valid(run, "latest", last_step=30)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -283,7 +284,7 @@ def test_a_disk_that_gives_back_other_bytes_costs_no_earlier_checkpoint(
         if path.name == name:
             flip_a_bit(path)
 
-    monkeypatch.setattr("common.checkpoint.forget_cached", forgetful)
+    monkeypatch.setattr("common.checkpoint.drop_page_cache", forgetful)
     before = names(run)
     with pytest.raises(CheckpointError, match=rf"cannot be saved \(.*{name}.* other bytes than"):
         save(run, 30)
@@ -299,7 +300,7 @@ def test_what_is_read_back_comes_from_the_disk(tmp_path: Path) -> None:
     fsync_file(path)
     if pages_in_memory(path) == 0:
         pytest.skip("this file system keeps nothing in memory")
-    forget_cached(path)
+    drop_page_cache(path)
     assert pages_in_memory(path) == 0
 
 
@@ -312,7 +313,7 @@ def pages_in_memory(path: Path) -> int:
 
 
 def test_a_checkpoint_saved_after_stepping_back_is_kept(run: Path) -> None:
-    point(run, "best", run / "step-00000010")
+    write_pointer(run, "best", run / "step-00000010")
     for step in (30, 40):
         save(run, step)
         empty(run / f"step-{step:08d}" / "state.json")
@@ -361,13 +362,13 @@ def test_a_metrics_line_cut_short_is_left_out(run: Path) -> None:
 
 
 def test_a_run_is_finished_where_its_last_line_says_so(run: Path) -> None:
-    assert ending(run) is None
+    assert stop_reason(run) is None
     (run / "metrics.jsonl").write_text('{"step": 1, "ended": "why"}\n', encoding="utf-8")
-    assert ending(run) == ending(run, 1) == "why"
-    assert ending(run, 2) is None  # it was made again from an earlier checkpoint
+    assert stop_reason(run) == stop_reason(run, 1) == "why"
+    assert stop_reason(run, 2) is None  # it was made again from an earlier checkpoint
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2}\n')
-    assert ending(run) is None
+    assert stop_reason(run) is None
 
 
 def test_damaged_metrics_are_an_error_that_names_the_line(run: Path) -> None:

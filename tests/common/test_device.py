@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from common.device import Device, choose_device, multiply_fast, out_of_memory
+from common.device import Device, choose_device, is_out_of_memory, set_matmul_precision
 from common.errors import ConfigError
 from tests.processes import REPOSITORY
 
@@ -101,13 +101,13 @@ def test_running_out_of_memory_is_told_from_other_errors() -> None:
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ]
-    assert all(out_of_memory(error) for error in said)
+    assert all(is_out_of_memory(error) for error in said)
     for other in (
         RuntimeError("shapes cannot be multiplied"),
         ValueError("out of memory"),
         OSError(),
     ):
-        assert not out_of_memory(other)
+        assert not is_out_of_memory(other)
 
 
 def test_fast_products_are_still_those_of_float32() -> None:
@@ -115,7 +115,7 @@ def test_fast_products_are_still_those_of_float32() -> None:
     a, b = torch.randn(256, 256), torch.randn(256, 256)
     before = torch.get_float32_matmul_precision()
     try:
-        multiply_fast(torch.device("cpu"))
+        set_matmul_precision(torch.device("cpu"))
         error = (a @ b - (a.double() @ b.double())).abs().max()
     finally:
         torch.set_float32_matmul_precision(before)

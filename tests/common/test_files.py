@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from common.files import HASH_CHUNK_BYTES, sha256_of, write_json, write_text, write_then_rename
+from common.files import HASH_CHUNK_BYTES, atomic_write, sha256_of, write_json, write_text
 from tests.processes import start_python
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    with write_then_rename(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert not path.exists()
@@ -28,7 +28,7 @@ def test_what_stops_the_writing_leaves_the_old_file(
     path.write_bytes(b"old")
 
     def write_half() -> None:
-        with write_then_rename(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
             raise error
 
@@ -43,8 +43,8 @@ def test_a_killed_process_leaves_the_old_file_and_the_next_one_writes_it(tmp_pat
     path.write_bytes(b"old")
     code = (
         "from pathlib import Path\n"
-        "from common.files import write_then_rename\n"
-        "with write_then_rename(Path('a')) as file:\n"
+        "from common.files import atomic_write\n"
+        "with atomic_write(Path('a')) as file:\n"
         "    file.write(b'new' * 100_000)\n"
         "    print('half done', flush=True)\n"
         "    input()\n"
@@ -54,7 +54,7 @@ def test_a_killed_process_leaves_the_old_file_and_the_next_one_writes_it(tmp_pat
         assert process.stdout.readline() == "half done\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == b"old"
-    with write_then_rename(path) as file:
+    with atomic_write(path) as file:
         file.write(b"newer")
     assert path.read_bytes() == b"newer"
     assert os.listdir(tmp_path) == ["a"]

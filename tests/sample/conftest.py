@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import new_run, point, save_checkpoint
+from common.checkpoint import save_checkpoint
 from common.files import write_json
 from common.models.gpt import GPT
+from common.run_dir import new_run, write_pointer
 from common.tokenizer import CharTokenizer
 from tests.tiny import successor_model
 
@@ -31,7 +32,7 @@ def make_run(runs_dir: Path, name: str) -> Path:
         state = {"progress": {"step": step, "n_tokens": 1000 * step}}
         folder = save_checkpoint(run, step, round_and_round(forwards=forwards), {}, state, ALPHABET)
         if step == 10:
-            point(run, "best", folder)
+            write_pointer(run, "best", folder)
     lines = [{"step": 10, "val_loss": 1.25}, {"step": 20, "val_loss": 1.5}, {"step": 30}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text, encoding="utf-8")

@@ -22,11 +22,11 @@ class FakeDecoder:
         self.go.set()
 
     def admit(
-        self, row: int, prompt: Sequence[int], config: GenerateConfig, n_top: int = 0
+        self, row: int, prompt: Sequence[int], config: GenerateConfig, top_logprobs: int = 0
     ) -> None:
         assert 0 <= row < self.n_rows
         assert row not in self.rows, "the row is not free"
-        self.rows[row] = (f"{list(prompt)} {config}".encode(), n_top, 0)
+        self.rows[row] = (f"{list(prompt)} {config}".encode(), top_logprobs, 0)
         self.most_rows = max(self.most_rows, len(self.rows))
 
     def step(self) -> dict[int, Token]:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
-from common.checkpoint import new_run, save_checkpoint
+from common.checkpoint import save_checkpoint
 from common.files import write_json
 from common.inference.config import GenerateConfig
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import new_run
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import Loaded
+from common.checkpoint import Checkpoint
 from common.inference.config import GenerateConfig
-from common.inference.decoder import generate
-from common.inference.torch_backend import Network
+from common.inference.decoder import Decoder, generate
+from common.inference.selector import make_backend
+from common.inference.torch_backend import TorchBackend
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
@@ -25,7 +26,9 @@ LIKELIEST = GenerateConfig(max_new_tokens=6, temperature=0)
 
 
 def ready(model: GPT, tokenizer: Tokenizer) -> Ready:
-    return Ready(Path("runs/x/step-00000001"), Loaded(model, tokenizer, {}), Network(model))
+    return Ready(
+        Path("runs/x/step-00000001"), Checkpoint(model, tokenizer, {}), TorchBackend(model)
+    )
 
 
 def byte_model() -> GPT:
@@ -44,7 +47,8 @@ def test_sample_i_is_the_text_of_seed_plus_i_however_many_are_decoded_together(
     assert sorted(line["sample"] for line in lines) == list(range(5))
     for line in lines:
         config = replace(WARM, seed=7 + line["sample"])
-        alone = BYTES.decode_bytes(generate(model, [97, 98], config, BYTES))
+        tokens = generate(Decoder(make_backend(model), BYTES), [97, 98], config)
+        alone = BYTES.decode_bytes(token.idx for token in tokens)
         assert line["seed"] == config.seed
         assert line["text"] == alone.decode("utf-8", "replace")
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from common.checkpoint import checkpoints, load_checkpoint, verify_checkpoint
+from common.checkpoint import load_checkpoint, verify_checkpoint
 from common.dataset import DataFolder, open_data
+from common.run_dir import checkpoints
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.tiny import prepare_text, words
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain

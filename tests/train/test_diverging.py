@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from common.checkpoint import checkpoints, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.dataset import DataFolder
 from common.device import Device
 from common.errors import UserError
+from common.run_dir import checkpoints
 from tests.train.runs import final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
 from train.data import Ahead

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import checkpoints, load_checkpoint, verify_checkpoint
+from common.checkpoint import load_checkpoint, verify_checkpoint
 from common.dataset import DataFolder
 from common.device import Device
+from common.run_dir import checkpoints
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from train.evaluate import evaluate, token_lengths
 from train.monitoring.metrics import duration, progress_line

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.dataset import DataFolder
-from common.metrics import ending
+from common.metrics import stop_reason
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.resume import resume_run
@@ -262,7 +262,7 @@ def test_a_run_killed_at_twenty_random_moments_equals_one_never_stopped(
     script = ["-c", KILLED_AT_RANDOM, str(data.path), str(tmp_path), "20", str(seed)]
     driver = run_python(script, tmp_path)
     assert driver.returncode == 0, (seed, driver.stderr)
-    ended = [run for run in (tmp_path / "runs").glob("killed-*") if ending(run) is not None]
+    ended = [run for run in (tmp_path / "runs").glob("killed-*") if stop_reason(run) is not None]
     assert ended, seed
     for run in ended:
         assert_same_outcome(run, tmp_path / "runs" / "unstopped")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import checkpoints, newest_valid
+from common.checkpoint import newest_valid
 from common.dataset import DataFolder
+from common.run_dir import checkpoints
 from tests.processes import run_python
 from tests.train.runs import metrics, options
 from train.resume import resume_run

@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from common.checkpoint import CONFIG_NAME, MODEL_NAME, pointed, read_json
+from common.checkpoint import MODEL_NAME
 from common.metrics import read_metrics
+from common.run_dir import CONFIG_NAME, read_json, read_pointer
 from train.monitoring.metrics import duration
 
 NOTHING = "-"
@@ -51,7 +52,7 @@ def row(run: Path) -> list[str]:
 
 def n_parameters(run: Path) -> str:
     """Return how many numbers the newest checkpoint's weights are, without reading them."""
-    latest = pointed(run, "latest")
+    latest = read_pointer(run, "latest")
     try:
         with safe_open(str((latest or run) / MODEL_NAME), framework="numpy") as file:
             return f"{sum(prod(file.get_slice(name).get_shape()) for name in file.keys()):,}"  # noqa: SIM118

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
-from common.files import write_then_rename
+from common.files import atomic_write
 from train.report.chart import chart
 from train.report.curves import Curve, X, curve, read_run
 
@@ -66,7 +66,7 @@ def draw(runs: Sequence[Path], x: X, path: Path) -> None:
     with style.context(["default", LOOKS]):  # whatever a person's matplotlibrc says
         figure = picture(by_run, x)
         try:
-            with write_then_rename(path) as file:
+            with atomic_write(path) as file:
                 figure.savefig(file, format=path.suffix.lower()[1:], dpi=DOTS_PER_INCH)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import torch
 
-from common.device import Device, multiply_fast
+from common.device import Device, set_matmul_precision
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import CHUNK_ROWS
@@ -40,7 +40,7 @@ def network(preset: Preset) -> GPT:
 
 def measured_flops(device: Device) -> float:
     """Return the operations a second that a small network's training reaches on the device."""
-    multiply_fast(device.torch_device)
+    set_matmul_precision(device.torch_device)
     model = GPT(TRIAL).to(device.torch_device)
     idx = torch.zeros(TRIAL_ROWS, TRIAL.block_size, dtype=torch.int64, device=device.torch_device)
 

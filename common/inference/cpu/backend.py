@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.inference.backend import Place, Scored
+from common.inference.backend import Logits, Position
 from common.inference.cpu import forward as kernels
 from common.inference.cpu import gemm as products
 from common.inference.cpu.forward import Floats, Ints, Net, Room, Team
@@ -56,8 +56,8 @@ ToBytes = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Weights:
     """Vectors one behind the other in one array, matrices in another."""
 
-    def __init__(self, to_bytes: ToBytes | None) -> None:
-        self.to_bytes = to_bytes
+    def __init__(self, quantize_int8: ToBytes | None) -> None:
+        self.quantize_int8 = quantize_int8
         self.vectors: list[Tensor] = []
         self.matrices: list[Tensor] = []
         self.n_numbers = self.n_rows = 0
@@ -75,8 +75,8 @@ class Weights:
         """Return where a matrix (out, in) will begin, its bias and its scales."""
         at, weight = self.n_rows, weight.detach()
         scales = None
-        if self.to_bytes is not None:
-            weight, scales = self.to_bytes(weight)
+        if self.quantize_int8 is not None:
+            weight, scales = self.quantize_int8(weight)
         self.matrices.append(weight)
         self.n_rows += whole_panels(len(weight)) // PANEL * weight.shape[1]
         return at, self.vector(bias), self.vector(scales)
@@ -92,7 +92,7 @@ class Weights:
 
     def panels(self) -> npt.NDArray[np.float32] | npt.NDArray[np.int8]:
         """Return all matrices, PANEL outputs together: (panels, in, PANEL) of each."""
-        dtype = torch.float32 if self.to_bytes is None else torch.int8
+        dtype = torch.float32 if self.quantize_int8 is None else torch.int8
         block, at = torch.empty((self.n_rows, PANEL), dtype=dtype), 0
         for weight in self.matrices:
             n_out, n_in = weight.shape
@@ -108,18 +108,18 @@ class Weights:
         return block.numpy()
 
 
-class CompiledNetwork:
+class CpuBackend:
     """A GPT for generation on CPUs; it shares the embedding with the model and copies the rest."""
 
-    def __init__(self, model: GPT, to_bytes: ToBytes | None = None) -> None:
-        """Lay out ``model``, whose weights are float32; its matrices ``to_bytes`` if given."""
+    def __init__(self, model: GPT, quantize_int8: ToBytes | None = None) -> None:
+        """Lay out ``model``, whose weights are float32; its matrices ``quantize_int8`` if given."""
         self.config = config = model.config
         self.wte: Floats = model.wte.weight.detach().numpy()
         self.tables: list[Floats] = [table.detach().numpy() for table in model.wge.parameters()]
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
         self.embed_scale = np.float32(model.embed_scale)
-        weights, V, bias = Weights(to_bytes), config.vocab_size, model.head_bias  # noqa: N806
+        weights, V, bias = Weights(quantize_int8), config.vocab_size, model.head_bias  # noqa: N806
         layers = [_place_layer(weights, block) for block in model.h]  # type: ignore[arg-type]
         ends = [
             *weights.norm(model.ln_f),
@@ -139,9 +139,9 @@ class CompiledNetwork:
             ),
         )  # fmt: skip
 
-    def contexts(self, n_rows: int) -> "CompiledContexts":
+    def make_cache(self, n_rows: int) -> "CpuKVCache":
         """Return room for ``n_rows`` texts."""
-        return CompiledContexts(self, n_rows)
+        return CpuKVCache(self, n_rows)
 
     def embed(self, recent: Ints, positions: Ints) -> Floats:
         """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
@@ -156,7 +156,7 @@ class CompiledNetwork:
 
 
 def _place_layer(weights: Weights, block: Block) -> list[int]:
-    """Place a block's weights in the order of the names LN_1 ... MLP_PROJ."""
+    """Position a block's weights in the order of the names LN_1 ... MLP_PROJ."""
     attn, mlp = block.attn, block.mlp
     return [
         *weights.norm(block.ln_1),
@@ -171,18 +171,18 @@ def _place_layer(weights: Weights, block: Block) -> list[int]:
     ]
 
 
-class CompiledContexts:
+class CpuKVCache:
     """The texts so far of several rows, and the threads that score what comes next.
 
     The threads are of the process that made it: not to be used in one that was forked.
     """
 
-    most_places = 16
+    max_batch_tokens = 16
 
-    def __init__(self, network: CompiledNetwork, n_rows: int) -> None:
+    def __init__(self, network: CpuBackend, n_rows: int) -> None:
         """Make room for ``n_rows`` texts, and start as many threads as torch would use."""
         self.network = network
-        self.held: list[list[int]] = [[] for _ in range(n_rows)]  # the ids in the cache
+        self.cached_ids: list[list[int]] = [[] for _ in range(n_rows)]  # the ids in the cache
         n_threads = torch.get_num_threads()
         self._room = _make_room(network.config, n_rows, n_threads)
         self._team, self._pipes = Team(0, 1, np.zeros(1, np.int64)), np.empty(0, np.int64)
@@ -205,15 +205,15 @@ class CompiledContexts:
         timer = threading.Timer(SLOW_S, log.info, ["Compiling for this processor, this once ..."])
         timer.start()
         try:
-            self.score([Place(0, 0, [0] * self.network.config.n_recent)])
+            self.decode([Position(0, 0, [0] * self.network.config.n_recent)])
         except OSError as error:  # it is compiled, and cannot be kept
             log.warning("Compiled, but it could not be kept for the next time: %s", error)
         finally:
             timer.cancel()
-            self.held[0] = []
+            self.cached_ids[0] = []
         compiled_for.add(self.network.net.panels.dtype)
 
-    def read(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Scored]:
+    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
         """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``.
 
         What a row holds already of their beginning is taken from there.
@@ -223,12 +223,12 @@ class CompiledContexts:
         for first in range(0, len(places), MOST_TOKENS):
             part = places[first : first + MOST_TOKENS]
             scored = self._pass(part, range(max(0, first_wanted - first), len(part)))
-            if len(scored.totals):
+            if len(scored.logsumexp):
                 yield scored
 
-    def read_all(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Scored]:
+    def prefill_batch(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
         """Put ids into several rows, read together; return what follows each text."""
-        found: dict[int, Scored] = {}
+        found: dict[int, Logits] = {}
         waiting = [*texts]
         while waiting:
             texts_now: list[tuple[int, Sequence[int]]] = []
@@ -244,37 +244,37 @@ class CompiledContexts:
                 last = [n for n, at in enumerate(part) if at.position == lengths[at.row] - 1]
                 scored = self._pass(part, last)
                 for i, n in enumerate(last):
-                    found[part[n].row] = Scored(scored.scores[i : i + 1], scored.totals[i : i + 1])
+                    found[part[n].row] = Logits(*(x[i : i + 1] for x in scored))
         return [found[row] for row, _ in texts]
 
-    def _unread(self, row: int, ids: Sequence[int], n_wanted: int) -> list[Place]:
+    def _unread(self, row: int, ids: Sequence[int], n_wanted: int) -> list[Position]:
         """Return the places of ids from the first on that no row holds, or that is wanted."""
         source, n_held = max(
-            ((other, _n_common(held, ids)) for other, held in enumerate(self.held)),
+            ((other, _n_common(held, ids)) for other, held in enumerate(self.cached_ids)),
             key=lambda found: (found[1], found[0] == row),
         )
         first = min(n_held, len(ids) - n_wanted)
-        self.held[row] = []  # until it is sure: a Ctrl-C may come in between
+        self.cached_ids[row] = []  # until it is sure: a Ctrl-C may come in between
         if source != row:
             keys, values = self._room.keys, self._room.values
             n_panels = -(-first // PANEL)
             keys[:, row, :, :n_panels] = keys[:, source, :, :n_panels]
             values[:, row, :, :, :first] = values[:, source, :, :, :first]
-        self.held[row] = list(ids[:first])
+        self.cached_ids[row] = list(ids[:first])
         n = self.network.config.n_recent
         padded = [0] * (n - 1) + list(ids)
-        return [Place(row, at, padded[at : at + n][::-1]) for at in range(first, len(ids))]
+        return [Position(row, at, padded[at : at + n][::-1]) for at in range(first, len(ids))]
 
-    def score(self, places: Sequence[Place]) -> Scored:
+    def decode(self, places: Sequence[Position]) -> Logits:
         """Put one more id into each of several places; return what follows each of them."""
         return self._pass(places, range(len(places)))
 
-    def _pass(self, places: Sequence[Place], wanted: Sequence[int]) -> Scored:
+    def _pass(self, places: Sequence[Position], wanted: Sequence[int]) -> Logits:
         """Go through the network with the ids at ``places``; return what follows the wanted."""
         n, n_wanted, room = len(places), len(wanted), self._room
         config = self.network.config
         for place in places:
-            del self.held[place.row][place.position :]
+            del self.cached_ids[place.row][place.position :]
         rows = np.array([place.row for place in places])
         positions = np.array([place.position for place in places])
         recent = np.array([place.recent for place in places])
@@ -289,8 +289,8 @@ class CompiledContexts:
         room.x[:n, : config.n_embd] = self.network.embed(recent, positions)
         kernels.run(self.network.net, room, self._team, self._pipes, _byte())
         for place in places:
-            self.held[place.row].append(place.recent[0])
-        return Scored(
+            self.cached_ids[place.row].append(place.recent[0])
+        return Logits(
             room.scores[:n_wanted, : config.vocab_size].copy(), room.totals[:n_wanted].copy()
         )
 

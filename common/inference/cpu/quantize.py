@@ -14,7 +14,7 @@ LARGEST = 127  # -128 would have no opposite
 LEAST = 1e-30  # keeps weights of zeros from dividing by 0
 
 
-def to_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return a matrix (out, in) as int8, and what each of its rows is to be multiplied with."""
     scales = weight.abs().amax(dim=1).clamp_(min=LEAST) / LARGEST  # (out,)
     return (weight / scales[:, None]).round_().to(torch.int8), scales

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from common.inference.cpu.backend import CompiledNetwork
-from common.inference.torch_backend import Network
+from common.inference.cpu.backend import CpuBackend
+from common.inference.torch_backend import TorchBackend
 
 
-def counted(network: CompiledNetwork | Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(network: CpuBackend | TorchBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how many tokens a network computes in each pass, from now on."""
     n_tokens: list[int] = []
-    if isinstance(network, Network):
+    if isinstance(network, TorchBackend):
         hidden = network.hidden
 
         def noted(recent: Any, positions: torch.Tensor, attend: Any) -> torch.Tensor:

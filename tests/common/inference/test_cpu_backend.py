@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.inference.backend import Place, Scored
+from common.inference.backend import Logits, Position
 from common.inference.cpu import backend as compiled
 from common.inference.cpu import gemm as products
-from common.inference.cpu.backend import CompiledNetwork
+from common.inference.cpu.backend import CpuBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from tests.common.inference.passes import counted
 from tests.tiny import random_model
@@ -37,17 +37,17 @@ def ids_of(config: ModelConfig, n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, config.vocab_size, n).tolist()  # type: ignore[no-any-return]
 
 
-def places(ids: list[int], first: int, last: int, n_recent: int, row: int) -> list[Place]:
+def places(ids: list[int], first: int, last: int, n_recent: int, row: int) -> list[Position]:
     recent = [ids[: at + 1][: -n_recent - 1 : -1] for at in range(first, last)]
     return [
-        Place(row, at, own + [0] * (n_recent - len(own)))
+        Position(row, at, own + [0] * (n_recent - len(own)))
         for at, own in zip(range(first, last), recent, strict=True)
     ]
 
 
-def assert_same(found: Scored, expected: Scored, first: int, last: int) -> None:
-    assert np.array_equal(found.scores, expected.scores[first:last])
-    assert np.array_equal(found.totals, expected.totals[first:last])
+def assert_same(found: Logits, expected: Logits, first: int, last: int) -> None:
+    assert np.array_equal(found.logits, expected.logits[first:last])
+    assert np.array_equal(found.logsumexp, expected.logsumexp[first:last])
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
@@ -58,29 +58,29 @@ def test_a_text_has_the_same_scores_to_the_last_bit_however_it_is_read(
     sizes: dict[str, Any] = {"vocab_size": 100, "block_size": N, "n_layer": 2, "n_embd": 32}
     config = ModelConfig(**sizes | {"n_head": 4} | changed)
     model = random_model(config)
-    network, ids, other = CompiledNetwork(model), ids_of(config, N), ids_of(config, N, seed=1)
+    network, ids, other = CpuBackend(model), ids_of(config, N), ids_of(config, N, seed=1)
     torch.set_num_threads(n_threads)
     try:
-        (expected,) = network.contexts(1).read(0, ids, N)
-        contexts = network.contexts(3)
-        (beside,) = contexts.read(2, other, N)
+        (expected,) = network.make_cache(1).prefill(0, ids, N)
+        cache = network.make_cache(3)
+        (beside,) = cache.prefill(2, other, N)
         for first in (1, 2, 17, N - 1):
-            contexts.held[1] = []  # nothing is to be known of it already
-            *_, found = contexts.read(1, ids[:first])
+            cache.cached_ids[1] = []  # nothing is to be known of it already
+            *_, found = cache.prefill(1, ids[:first])
             assert_same(found, expected, first - 1, first)
             for at in range(first, N, 3):
                 last = min(at + 3, N)
                 mine = places(ids, at, last, config.n_recent, row=1)
                 theirs = places(other, at, at + 1, config.n_recent, row=2)
-                del contexts.held[2][at:]
-                found = contexts.score([*theirs, *mine])
-                assert_same(Scored(*(x[1:] for x in found)), expected, at, last)
-                assert_same(Scored(*(x[:1] for x in found)), beside, at, at + 1)
+                del cache.cached_ids[2][at:]
+                found = cache.decode([*theirs, *mine])
+                assert_same(Logits(*(x[1:] for x in found)), expected, at, last)
+                assert_same(Logits(*(x[:1] for x in found)), beside, at, at + 1)
     finally:
         torch.set_num_threads(1)
     with torch.inference_mode():
         logits = model(torch.tensor([ids]))[0].numpy()
-    np.testing.assert_allclose(expected.scores, logits, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(expected.logits, logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prompt_longer_than_a_pass_is_read_in_several() -> None:
@@ -90,8 +90,8 @@ def test_a_prompt_longer_than_a_pass_is_read_in_several() -> None:
     with torch.inference_mode():
         logits = model(torch.tensor([ids]))[0].numpy()
     for n_wanted in (1, 150, 400):
-        parts = list(CompiledNetwork(model).contexts(1).read(0, ids, n_wanted))
-        scores = np.concatenate([part.scores for part in parts])
+        parts = list(CpuBackend(model).make_cache(1).prefill(0, ids, n_wanted))
+        scores = np.concatenate([part.logits for part in parts])
         np.testing.assert_allclose(scores, logits[400 - n_wanted :], atol=1e-4, rtol=1e-4)
 
 
@@ -99,8 +99,8 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
-    network = CompiledNetwork(random_model(config))
-    contexts, ids = network.contexts(3), ids_of(config, 60)
+    network = CpuBackend(random_model(config))
+    cache, ids = network.make_cache(3), ids_of(config, 60)
     texts = [
         (0, ids[:30], 30),
         (0, ids[:40], 10),  # as the next turn of a chat
@@ -110,11 +110,11 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
         (2, ids[:60], 10),
         (1, ids[5:10], 5),
     ]
-    expected = [next(network.contexts(1).read(0, text)) for _, text, _ in texts]
+    expected = [next(network.make_cache(1).prefill(0, text)) for _, text, _ in texts]
     n_read = counted(network, monkeypatch)
     for (row, text, n_new), anew in zip(texts, expected, strict=True):
         del n_read[:]
-        (found,) = contexts.read(row, text)
+        (found,) = cache.prefill(row, text)
         assert sum(n_read) == n_new
         assert_same(found, anew, 0, 1)
 
@@ -123,29 +123,29 @@ def test_texts_read_together_have_the_scores_of_each_alone_and_share_what_they_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ModelConfig(vocab_size=50, block_size=200, n_layer=2, n_head=4, n_embd=32, ngrams=2)
-    network = CompiledNetwork(random_model(config))
+    network = CpuBackend(random_model(config))
     ids, other = ids_of(config, 200), ids_of(config, 200, seed=1)
     texts = [(3, ids[:90]), (0, ids[:100]), (5, other), (1, ids[:90]), (4, [7]), (2, ids[3:8])]
-    expected = [next(network.contexts(1).read(0, text)) for _, text in texts]
+    expected = [next(network.make_cache(1).prefill(0, text)) for _, text in texts]
     n_read = counted(network, monkeypatch)
-    contexts = network.contexts(6)
-    for found, alone in zip(contexts.read_all(texts), expected, strict=True):
+    cache = network.make_cache(6)
+    for found, alone in zip(cache.prefill_batch(texts), expected, strict=True):
         assert_same(found, alone, 0, 1)
     # those that begin alike wait, and then read the 10 and the 1 that are left
     first = 90 + 200 + 1 + 5
     assert n_read == [128, 128, first - 256, 10, 1]
-    assert contexts.held == [ids[:100], ids[:90], ids[3:8], ids[:90], [7], other]
+    assert cache.cached_ids == [ids[:100], ids[:90], ids[3:8], ids[:90], [7], other]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_leaves_no_total(bad: float) -> None:
     config = ModelConfig(vocab_size=70, block_size=8, n_layer=1, n_head=2, n_embd=8)
     model = random_model(config)
-    network = CompiledNetwork(model)
+    network = CpuBackend(model)
     with torch.no_grad():
         network.wte[3] = bad
-        (found,) = network.contexts(1).read(0, [1, 2, 3])
-    assert not np.isfinite(found.totals[0])
+        (found,) = network.make_cache(1).prefill(0, [1, 2, 3])
+    assert not np.isfinite(found.logsumexp[0])
 
 
 def test_exp_is_that_of_double_precision_within_two_units_of_the_last_place() -> None:
@@ -163,55 +163,55 @@ def kernel_threads() -> list[threading.Thread]:
 
 def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
-    network, ids = CompiledNetwork(random_model(config)), ids_of(config, 60)
-    (expected,) = network.contexts(1).read(0, ids)
+    network, ids = CpuBackend(random_model(config)), ids_of(config, 60)
+    (expected,) = network.make_cache(1).prefill(0, ids)
     n_before = len(kernel_threads())
     torch.set_num_threads(3)
     came: list[int] = []
     former = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
     try:
-        contexts = network.contexts(1)
+        cache = network.make_cache(1)
         assert len(kernel_threads()) == n_before + 2
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGUSR1)
-            contexts.held[0] = []
-            (found,) = contexts.read(0, ids)
+            cache.cached_ids[0] = []
+            (found,) = cache.prefill(0, ids)
             assert_same(found, expected, 0, 1)
     finally:
         signal.signal(signal.SIGUSR1, former)
         torch.set_num_threads(1)
     assert came
-    del contexts
+    del cache
     gc.collect()
     assert len(kernel_threads()) == n_before
 
 
 def test_more_rows_than_tokens_in_a_pass_go_on_together() -> None:
     config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8)
-    network, n_rows = CompiledNetwork(random_model(config)), compiled.MOST_TOKENS + 9
-    together, alone = network.contexts(n_rows), network.contexts(1)
-    found = together.score([Place(row, 0, [row % 50]) for row in range(n_rows)])
+    network, n_rows = CpuBackend(random_model(config)), compiled.MOST_TOKENS + 9
+    together, alone = network.make_cache(n_rows), network.make_cache(1)
+    found = together.decode([Position(row, 0, [row % 50]) for row in range(n_rows)])
     for row in (0, 49, n_rows - 1):
-        alone.held[0] = []
-        assert_same(alone.score([Place(0, 0, [row % 50])]), found, row, row + 1)
+        alone.cached_ids[0] = []
+        assert_same(alone.decode([Position(0, 0, [row % 50])]), found, row, row + 1)
 
 
 SCORE_ONE = """
 import logging, sys, torch
-from common.inference.cpu.backend import CompiledNetwork
+from common.inference.cpu.backend import CpuBackend
 from common.models.config import ModelConfig
-from common.inference.backend import Place
+from common.inference.backend import Position
 from common.models.gpt import GPT
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
 torch.set_num_threads(3)
 torch.manual_seed(0)
 model = GPT(ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8))
-contexts = CompiledNetwork(model).contexts(1)
-print(float(contexts.score([Place(0, 0, [7])]).totals[0]))
+cache = CpuBackend(model).make_cache(1)
+print(float(cache.decode([Position(0, 0, [7])]).logsumexp[0]))
 """
 
 
-@pytest.mark.parametrize("last", ["", "del contexts", "contexts.me = contexts"])
+@pytest.mark.parametrize("last", ["", "del cache", "cache.me = cache"])
 def test_a_process_ends_well_whether_its_contexts_are_there_or_have_just_gone(last: str) -> None:
     for _ in range(2):
         subprocess.run([sys.executable, "-c", SCORE_ONE + last], check=True, capture_output=True)

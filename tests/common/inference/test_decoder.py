@@ -8,18 +8,28 @@ import torch
 
 from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
-from common.inference.cpu.backend import CompiledNetwork
-from common.inference.decoder import Decoder, Token, generate, window_start
-from common.inference.torch_backend import Network
+from common.inference.cpu.backend import CpuBackend
+from common.inference.decoder import Decoder, Token, generate
+from common.inference.row import window_start
+from common.inference.selector import make_backend
+from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
-from common.tokenizer import CharTokenizer
+from common.tokenizer import CharTokenizer, Tokenizer
 from tests.common.inference.passes import counted
 from tests.tiny import byte_tokenizer, random_model, successor_model
 
 BYTES = byte_tokenizer()
 ABC = CharTokenizer(("a", "b", "c"))
 LIKELIEST = GenerateConfig(max_new_tokens=6, temperature=0)
+
+
+def ids_after(
+    model: GPT, prompt: list[int], config: GenerateConfig, tokenizer: Tokenizer
+) -> list[int]:
+    return [
+        token.idx for token in generate(Decoder(make_backend(model), tokenizer), prompt, config)
+    ]
 
 
 def greedy_without_cache(model: GPT, prompt: list[int], n_new: int) -> list[int]:
@@ -65,7 +75,7 @@ def test_greedy_generation_with_the_cache_equals_that_without(
     seen: set[int] = set()
     for n_prompt in (1, 2, 8, 9, 40):
         prompt = list(range(n_prompt, 2 * n_prompt))
-        written = list(generate(model, prompt, greedy, BYTES))
+        written = ids_after(model, prompt, greedy, BYTES)
         assert written == greedy_without_cache(model, prompt, 5 * block_size)
         seen |= set(written)
     assert len(seen) > 2  # not one id over and over, on which anything would agree
@@ -92,7 +102,7 @@ def test_ids_are_drawn_as_often_as_their_probabilities_say() -> None:
     never = dict.fromkeys(ABC.special_tokens, -50.0)
     model = successor_model(ABC, dict.fromkeys("abc", scores | never))
     config = GenerateConfig(max_new_tokens=2000, temperature=1.0, top_p=1.0)
-    written = list(generate(model, [0], config, ABC))
+    written = ids_after(model, [0], config, ABC)
     shares = [written.count(idx) / 2000 for idx in range(3)]
     # 2000 draws: the standard error is about 0.011
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
@@ -105,7 +115,7 @@ def test_the_same_seed_gives_the_same_ids_and_another_seed_others() -> None:
 
     def written(seed: int) -> list[int]:
         config = GenerateConfig(max_new_tokens=30, temperature=1.5, seed=seed)
-        return list(generate(model, [1, 2, 3], config, BYTES))
+        return ids_after(model, [1, 2, 3], config, BYTES)
 
     torch.manual_seed(1)
     first = written(seed=5)
@@ -114,16 +124,16 @@ def test_the_same_seed_gives_the_same_ids_and_another_seed_others() -> None:
     assert written(seed=6) != first
 
 
-def test_end_of_text_stops_and_is_not_yielded() -> None:
+def test_end_of_text_is_the_last_token() -> None:
     model = successor_model(
         ABC, {"a": {"b": 9}, "b": {"c": 9}, "c": {"<|endoftext|>": 9}, "<|endoftext|>": {"a": 9}}
     )
-    assert list(generate(model, [0], LIKELIEST, ABC)) == [1, 2]
+    assert ids_after(model, [0], LIKELIEST, ABC) == [1, 2, ABC.eot_id]
 
 
 def test_an_empty_prompt_begins_a_document() -> None:
     model = successor_model(ABC, {"<|endoftext|>": {"c": 9}, "c": {"a": 9}, "a": {"a": 9}})
-    assert list(generate(model, [], LIKELIEST, ABC)) == [2, 0, 0, 0, 0, 0]
+    assert ids_after(model, [], LIKELIEST, ABC) == [2, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -131,16 +141,16 @@ def test_ids_that_stand_for_no_text_are_never_chosen(temperature: float) -> None
     best = {"<|user|>": 90.0, "<|end|>": 80.0, "b": 40.0}
     model = successor_model(ABC, {"a": best, "b": best})
     config = GenerateConfig(max_new_tokens=5, temperature=temperature)
-    assert list(generate(model, [0], config, ABC)) == [1] * 5
+    assert ids_after(model, [0], config, ABC) == [1] * 5
 
 
 def test_max_new_tokens_are_written_and_no_more() -> None:
     model = successor_model(ABC, {"a": {"a": 9}})
     config = GenerateConfig(max_new_tokens=50, temperature=0)
-    assert list(generate(model, [0], config, ABC)) == [0] * 50
+    assert ids_after(model, [0], config, ABC) == [0] * 50
 
 
-def decode(decoder: Decoder, row: int, n_new: int) -> list[Token]:
+def next_tokens(decoder: Decoder, row: int, n_new: int) -> list[Token]:
     """Return a row's next tokens, while the other rows go on as well."""
     return [decoder.step()[row] for _ in range(n_new)]
 
@@ -163,14 +173,14 @@ def test_a_row_gets_the_same_tokens_alone_and_among_others(changed: dict[str, An
     configs = [GenerateConfig(temperature=1.2, top_p=0.99, seed=seed) for seed in range(8)]
     alone = []
     for prompt, config in zip(prompts, configs, strict=True):
-        decoder = Decoder(model, BYTES, n_rows=1)
-        decoder.admit(0, prompt, config, n_top=2)
-        alone.append(decode(decoder, 0, 40))
-    together = Decoder(model, BYTES, n_rows=9)
+        decoder = Decoder(make_backend(model), BYTES, n_rows=1)
+        decoder.admit(0, prompt, config, top_logprobs=2)
+        alone.append(next_tokens(decoder, 0, 40))
+    together = Decoder(make_backend(model), BYTES, n_rows=9)
     got: dict[int, list[Token]] = {row: [] for row in range(8)}
     for step in range(40 + 7):  # one joins at each step, and leaves after its 40 tokens
         if step < 8:
-            together.admit(step, prompts[step], configs[step], n_top=2)
+            together.admit(step, prompts[step], configs[step], top_logprobs=2)
         for row, token in together.step().items():
             got[row].append(token)
             if len(got[row]) == 40:
@@ -184,8 +194,8 @@ def test_pytorchs_operators_give_the_same_tokens() -> None:
         ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
     )
     steps = []
-    for network in (CompiledNetwork(model), Network(model)):
-        decoder = Decoder(model, BYTES, 6, network)
+    for network in (CpuBackend(model), TorchBackend(model)):
+        decoder = Decoder(network, BYTES, 6)
         for row in (1, 2, 4):
             decoder.admit(row, [7, 8], GenerateConfig(seed=row))
         steps.append([{n: t.idx for n, t in decoder.step().items()} for _ in range(30)])
@@ -199,11 +209,11 @@ def test_pytorchs_operators_give_a_row_the_same_bits_whatever_the_others(n_other
     )
     tokens = []
     for others in (0, n_others):
-        decoder = Decoder(model, BYTES, 6, Network(model))
-        decoder.admit(3, [7, 8], GenerateConfig(seed=3), n_top=2)
+        decoder = Decoder(TorchBackend(model), BYTES, 6)
+        decoder.admit(3, [7, 8], GenerateConfig(seed=3), top_logprobs=2)
         for row in range(others):
             decoder.admit(row if row < 3 else 5, [row] * (row + 3), GenerateConfig(seed=row))
-        tokens.append(decode(decoder, 3, 30))
+        tokens.append(next_tokens(decoder, 3, 30))
     assert tokens[0] == tokens[1]
 
 
@@ -211,17 +221,17 @@ def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
     model = random_model(
         ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=2, n_head=2, n_embd=32)
     )
-    decoder = Decoder(model, BYTES, n_rows=5)
+    decoder = Decoder(make_backend(model), BYTES, n_rows=5)
     for row in range(5):
         decoder.admit(row, [1, 2, 3], GenerateConfig(temperature=1.5, seed=row))
     steps = [decoder.step() for _ in range(30)]
     for row in range(5):
         config = GenerateConfig(temperature=1.5, seed=row, max_new_tokens=30)
-        alone = list(generate(model, [1, 2, 3], config, BYTES))
+        alone = ids_after(model, [1, 2, 3], config, BYTES)
         assert [step[row].idx for step in steps][: len(alone)] == alone
 
 
-@pytest.mark.parametrize("kind", [CompiledNetwork, Network])
+@pytest.mark.parametrize("kind", [CpuBackend, TorchBackend])
 def test_a_prompt_that_another_row_has_read_is_not_read_again(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,11 +242,11 @@ def test_a_prompt_that_another_row_has_read_is_not_read_again(
     n_read = counted(network, monkeypatch)
 
     def alone(seed: int) -> list[int]:
-        decoder = Decoder(model, BYTES, 1, kind(model))
+        decoder = Decoder(kind(model), BYTES, 1)
         decoder.admit(0, prompt, GenerateConfig(temperature=1.5, seed=seed))
-        return [token.idx for token in decode(decoder, 0, 8)]
+        return [token.idx for token in next_tokens(decoder, 0, 8)]
 
-    decoder = Decoder(model, BYTES, 4, network)
+    decoder = Decoder(network, BYTES, 4)
     got: list[list[int]] = [[], [], [], []]
     for n_steps in range(13):  # the text of row 2 goes on before row 0 begins, that before row 3
         for row, begins in ((2, 0), (0, 4), (3, 5)):
@@ -262,35 +272,35 @@ def test_a_prompt_that_another_row_has_read_is_not_read_again(
     ],
     ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
 )
-def test_guesses_change_nothing(changed: dict[str, Any], config: GenerateConfig) -> None:
+def test_drafts_change_nothing(changed: dict[str, Any], config: GenerateConfig) -> None:
     shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
     model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
     with torch.no_grad():
         model.wte.weight.mul_(0.3)  # less sure of the last id again
     tokens = []
-    for most_places in (1, 3, 16):
-        decoder = Decoder(model, BYTES, n_rows=1)
-        decoder.contexts.most_places = most_places
-        decoder.admit(0, [5, 6, 7, 8] * 4, config, n_top=2)
-        tokens.append(decode(decoder, 0, 90))
+    for max_batch_tokens in (1, 3, 16):
+        decoder = Decoder(make_backend(model), BYTES, n_rows=1)
+        decoder.cache.max_batch_tokens = max_batch_tokens
+        decoder.admit(0, [5, 6, 7, 8] * 4, config, top_logprobs=2)
+        tokens.append(next_tokens(decoder, 0, 90))
     assert tokens[1] == tokens[2] == tokens[0]  # to the last bit of every logprob
 
 
-@pytest.mark.parametrize(("most_places", "n_passes"), [(1, 10), (2, 8), (16, 7)])
+@pytest.mark.parametrize(("max_batch_tokens", "n_passes"), [(1, 10), (2, 8), (16, 7)])
 def test_passes_over_a_text_that_repeats_itself_counted_by_hand(
-    most_places: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
+    max_batch_tokens: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass for a, b, c, a, b; then one for each, for two, or for two and then for three."""
     after = {"a": {"b": 9.0}, "b": {"c": 9.0}, "c": {"a": 9.0}}
     model = successor_model(ABC, after)
-    network = CompiledNetwork(model)
+    network = CpuBackend(model)
     passes = counted(network, monkeypatch)
-    decoder = Decoder(model, ABC, 1, network)
-    decoder.contexts.most_places = most_places
+    decoder = Decoder(network, ABC, 1)
+    decoder.cache.max_batch_tokens = max_batch_tokens
     decoder.admit(0, [0], LIKELIEST)
-    assert [token.idx for token in decode(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
+    assert [token.idx for token in next_tokens(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
     assert len(passes) == n_passes
-    assert max(passes) <= most_places
+    assert max(passes) <= max_batch_tokens
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -299,13 +309,13 @@ def test_logprobs_are_the_networks_own_whatever_the_filters(temperature: float) 
     never = dict.fromkeys(ABC.special_tokens, -50.0)
     model = successor_model(ABC, dict.fromkeys("abc", scores | never))
     config = GenerateConfig(temperature=temperature, top_k=2, repetition_penalty=1.1)
-    decoder = Decoder(model, ABC, n_rows=1)
-    decoder.admit(0, [0], config, n_top=2)
+    decoder = Decoder(make_backend(model), ABC, n_rows=1)
+    decoder.admit(0, [0], config, top_logprobs=2)
     expected = {0: math.log(0.6), 1: math.log(0.3)}
-    for token in decode(decoder, 0, 10):
+    for token in next_tokens(decoder, 0, 10):
         assert token.logprob == pytest.approx(expected[token.idx], abs=1e-5)
-        assert dict(token.top) == pytest.approx(expected, abs=1e-5)
-        assert [idx for idx, _ in token.top] == [0, 1]
+        assert dict(token.top_logprobs) == pytest.approx(expected, abs=1e-5)
+        assert [idx for idx, _ in token.top_logprobs] == [0, 1]
 
 
 def test_the_repetition_penalty_counts_prompt_and_new_text() -> None:
@@ -313,11 +323,12 @@ def test_the_repetition_penalty_counts_prompt_and_new_text() -> None:
     model = successor_model(ABC, dict.fromkeys("abc", likes))
     config = GenerateConfig(max_new_tokens=4, temperature=0, repetition_penalty=2.0)
     # a is in the prompt: 2.5; then b is: 2; then c: 1.5; then a has the most again
-    assert list(generate(model, [0], config, ABC)) == [1, 2, 0, 0]
+    assert ids_after(model, [0], config, ABC) == [1, 2, 0, 0]
 
 
 def test_a_busy_row_takes_no_other_text_and_a_released_one_does() -> None:
-    decoder = Decoder(successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}}), ABC, n_rows=2)
+    model = successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}})
+    decoder = Decoder(make_backend(model), ABC, n_rows=2)
     decoder.admit(1, [0], LIKELIEST)
     with pytest.raises(ValueError, match="row 1 is busy"):
         decoder.admit(1, [0], LIKELIEST)
@@ -334,4 +345,12 @@ def test_scores_that_are_no_numbers_are_an_error_in_words(value: float) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(value)
     with pytest.raises(CheckpointError, match="training has diverged"):
-        list(generate(model, [0], LIKELIEST, ABC))
+        ids_after(model, [0], LIKELIEST, ABC)
+
+
+def test_a_generation_that_is_closed_leaves_its_row_free() -> None:
+    decoder = Decoder(make_backend(successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}})), ABC)
+    for _ in range(2):
+        tokens = generate(decoder, [0], LIKELIEST)
+        assert next(tokens).idx == 1
+        tokens.close()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.inference.backend import ScoringNetwork
+from common.inference.backend import Backend
 from common.inference.config import GenerateConfig
-from common.inference.cpu.backend import CompiledNetwork
-from common.inference.cpu.quantize import to_bytes
+from common.inference.cpu.backend import CpuBackend
+from common.inference.cpu.quantize import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, ModelConfig
 from sample.score.score import score_ids
@@ -23,13 +23,13 @@ def test_weights_that_fit_into_bytes_are_exact() -> None:
     # k/4 with a largest of 127/4 is stored as k
     expected = torch.randint(-127, 128, (40, 24), generator=torch.Generator().manual_seed(0))
     expected[:, 0] = 127
-    found, scales = to_bytes(expected / 4)
+    found, scales = quantize_int8(expected / 4)
     assert torch.equal(found, expected.to(torch.int8))
     assert torch.equal(scales, torch.full((40,), 0.25))
 
 
 def test_a_matrix_of_zeros_stays_zeros() -> None:
-    found, scales = to_bytes(torch.zeros(3, 4))
+    found, scales = quantize_int8(torch.zeros(3, 4))
     assert found.abs().max() == 0
     assert torch.isfinite(scales).all()
 
@@ -48,17 +48,17 @@ def test_a_matrix_of_zeros_stays_zeros() -> None:
 def test_scores_are_those_of_a_model_with_the_rounded_weights(changed: dict[str, Any]) -> None:
     sizes: dict[str, Any] = {"vocab_size": 100}
     model = random_model(ModelConfig(**sizes | SHAPE | changed | {"tied_head": False}))
-    network = CompiledNetwork(model, to_bytes)
+    network = CpuBackend(model, quantize_int8)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                rounded, scales = to_bytes(module.weight)
+                rounded, scales = quantize_int8(module.weight)
                 module.weight.copy_(rounded.float() * scales[:, None])
     ids = torch.randint(0, model.config.vocab_size, (32,)).tolist()
-    (found,) = network.contexts(1).read(0, ids, 32)
+    (found,) = network.make_cache(1).prefill(0, ids, 32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]
-    torch.testing.assert_close(torch.from_numpy(found.scores), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found.logits), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,11 +68,11 @@ def test_the_loss_is_close_to_that_in_float(architecture: str) -> None:
     made = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (400,), generator=made).tolist()
 
-    def logprobs(network: ScoringNetwork) -> torch.Tensor:
+    def logprobs(network: Backend) -> torch.Tensor:
         scored = score_ids(network, [ids], before=BYTES.eot_id, stride=16)
         return torch.tensor([token.logprob for tokens in scored for token in tokens])
 
-    exact, rounded = (logprobs(CompiledNetwork(model, rounding)) for rounding in (None, to_bytes))
+    exact, rounded = (logprobs(CpuBackend(model, rounding)) for rounding in (None, quantize_int8))
     # rounding to 1/254 of the largest: each logprob moves by some hundredths of their spread
     assert 0 < (exact - rounded).square().mean().sqrt() / exact.std() < 0.08
     assert abs(float(exact.mean() - rounded.mean())) < 0.02
@@ -80,9 +80,9 @@ def test_the_loss_is_close_to_that_in_float(architecture: str) -> None:
 
 def test_a_text_is_the_same_alone_and_among_others() -> None:
     model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **SHAPE))
-    network = CompiledNetwork(model, to_bytes)
+    network = CpuBackend(model, quantize_int8)
     config = GenerateConfig(temperature=1.0)
-    alone, together = (Decoder(model, BYTES, n_rows, network) for n_rows in (1, 5))
+    alone, together = (Decoder(network, BYTES, n_rows) for n_rows in (1, 5))
     alone.admit(0, [1, 2, 3], config)
     for row in range(5):
         together.admit(row, [1, 2, 3] if row == 2 else [row] * (row + 1), config)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.inference.config import GenerateConfig
-from common.inference.sampling import choices, draw
+from common.inference.sampling import filter_logits, sample
 
 # Probabilities by the logits' order; "b" and "d" are the likeliest.
 P = [0.1, 0.5, 0.15, 0.25]
@@ -55,7 +55,7 @@ def distribution(
     config: GenerateConfig,
     seen: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    ids, weights = choices(scores, config, seen)
+    ids, weights = filter_logits(scores, config, seen)
     whole = np.zeros(len(scores))
     whole[ids] = weights / weights.sum()
     return whole
@@ -87,7 +87,7 @@ def test_the_repetition_penalty_worked_out_by_hand(seen: list[int], expected: li
 def test_the_penalty_comes_before_the_temperature_and_counts_where_it_is_0() -> None:
     scores = np.array([1.0, 0.9], np.float32)
     greedy = config_of({"temperature": 0.0, "repetition_penalty": 2.0})
-    assert choices(scores, greedy, np.array([True, False]))[0].tolist() == [1]
+    assert filter_logits(scores, greedy, np.array([True, False]))[0].tolist() == [1]
     warm = config_of({"temperature": 0.5, "repetition_penalty": 2.0})
     # 0.5 / 0.5 and 0.9 / 0.5
     expected = math.exp(1) / (math.exp(1) + math.exp(1.8))
@@ -104,8 +104,12 @@ def test_what_is_banned_stays_at_zero() -> None:
 def test_of_equal_scores_the_smaller_id_is_kept() -> None:
     scores = np.zeros(3000, np.float32)
     scores[2000:] = 1.0
-    assert sorted(choices(scores, config_of({"top_k": 3}))[0]) == [2000, 2001, 2002]
-    assert sorted(choices(scores, config_of({"top_k": 1002}))[0]) == [0, 1, *range(2000, 3000)]
+    assert sorted(filter_logits(scores, config_of({"top_k": 3}))[0]) == [2000, 2001, 2002]
+    assert sorted(filter_logits(scores, config_of({"top_k": 1002}))[0]) == [
+        0,
+        1,
+        *range(2000, 3000),
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -154,7 +158,7 @@ def test_the_same_distribution_as_transformers(
 )
 def test_an_id_is_drawn_where_the_probabilities_pass_the_share(share: float, expected: int) -> None:
     ids, probabilities = np.array([7, 2, 5, 9]), np.array([0.5, 0.25, 0.25, 0.0])
-    assert draw(ids, probabilities, share) == expected
+    assert sample(ids, probabilities, share) == expected
 
 
 @settings(max_examples=200, deadline=None)
@@ -166,4 +170,4 @@ def test_of_many_ids_one_is_drawn_as_adding_them_up_in_order_says(
     amounts = np.random.default_rng(seed).integers(0, 4, n).astype(np.float64)
     amounts[-1] = 1
     expected = next(i for i in range(n) if amounts[: i + 1].sum() > share * amounts.sum())
-    assert draw(np.arange(n), amounts, share) == expected
+    assert sample(np.arange(n), amounts, share) == expected

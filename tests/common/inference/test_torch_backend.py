@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.inference.backend import Contexts, Place, Scored
-from common.inference.cpu.backend import CompiledNetwork
-from common.inference.torch_backend import Network
+from common.inference.backend import KVCache, Logits, Position
+from common.inference.cpu.backend import CpuBackend
+from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from tests.tiny import random_model
 
@@ -40,20 +40,20 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
-NETWORKS = [CompiledNetwork, Network]
+NETWORKS = [CpuBackend, TorchBackend]
 
 
-def place(ids: list[int], position: int, n_recent: int, row: int = 1) -> Place:
+def place(ids: list[int], position: int, n_recent: int, row: int = 1) -> Position:
     """Return where one of ``ids`` goes, with those before it, zeros where there are none."""
     recent = ids[: position + 1][: -n_recent - 1 : -1]
-    return Place(row, position, recent + [0] * (n_recent - len(recent)))
+    return Position(row, position, recent + [0] * (n_recent - len(recent)))
 
 
-def in_pieces(contexts: Contexts, ids: list[int], n_read: int, n_recent: int) -> Scored:
+def in_pieces(cache: KVCache, ids: list[int], n_read: int, n_recent: int) -> Logits:
     """Return what follows each id: ``n_read`` of them read at once, the rest one by one."""
-    found = list(contexts.read(1, ids[:n_read], n_read))
-    found += [contexts.score([place(ids, at, n_recent)]) for at in range(n_read, len(ids))]
-    return Scored(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    found = list(cache.prefill(1, ids[:n_read], n_read))
+    found += [cache.decode([place(ids, at, n_recent)]) for at in range(n_read, len(ids))]
+    return Logits(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 @pytest.mark.parametrize("n_read", [1, 5, 12])
@@ -64,8 +64,8 @@ def test_scores_equal_the_models(changed: dict[str, Any], kind: Any, n_read: int
     ids = torch.randint(0, 50, (12,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = model(ids[None])[0]
-    contexts = kind(model).contexts(n_rows=3)
-    found = in_pieces(contexts, ids.tolist(), n_read, model.config.n_recent)
-    torch.testing.assert_close(torch.from_numpy(found.scores), expected, atol=2e-5, rtol=2e-5)
-    totals = torch.from_numpy(found.totals)
+    cache = kind(model).make_cache(n_rows=3)
+    found = in_pieces(cache, ids.tolist(), n_read, model.config.n_recent)
+    torch.testing.assert_close(torch.from_numpy(found.logits), expected, atol=2e-5, rtol=2e-5)
+    totals = torch.from_numpy(found.logsumexp)
     torch.testing.assert_close(totals, expected.logsumexp(1), atol=2e-5, rtol=2e-5)

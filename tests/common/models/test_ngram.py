@@ -2,12 +2,12 @@ from itertools import product
 
 import torch
 
-from common.models.ngram import ngram_rows, preceding
+from common.models.ngram import ngram_rows, shifted_ids
 
 
 def test_what_precedes_the_first_id_is_id_0() -> None:
     idx = torch.tensor([[5, 6, 7], [8, 9, 3]])
-    assert [recent.tolist() for recent in preceding(idx, 3)] == [
+    assert [recent.tolist() for recent in shifted_ids(idx, 3)] == [
         [[5, 6, 7], [8, 9, 3]],
         [[0, 5, 6], [0, 8, 9]],
         [[0, 0, 5], [0, 0, 8]],
@@ -15,12 +15,12 @@ def test_what_precedes_the_first_id_is_id_0() -> None:
 
 
 def test_one_id_has_no_rows() -> None:
-    assert ngram_rows(preceding(torch.tensor([1, 2]), 1), 10) == []
+    assert ngram_rows(shifted_ids(torch.tensor([1, 2]), 1), 10) == []
 
 
 def test_a_row_is_a_function_of_its_ids_alone_wherever_they_stand() -> None:
     idx = torch.tensor([4, 1, 2, 3, 9, 1, 2, 3])
-    pairs, triples = ngram_rows(preceding(idx, 3), 1 << 15)
+    pairs, triples = ngram_rows(shifted_ids(idx, 3), 1 << 15)
     assert pairs[2] == pairs[6]
     assert triples[3] == triples[7]
     assert pairs[3] != pairs[2]

@@ -6,6 +6,7 @@ import pytest
 
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
+from common.inference.selector import make_backend
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
@@ -29,12 +30,12 @@ def byte_model(block_size: int) -> GPT:
 
 
 def byte_decoder(block_size: int) -> Decoder:
-    return Decoder(byte_model(block_size), BYTES, n_rows=1)
+    return Decoder(make_backend(byte_model(block_size)), BYTES, n_rows=1)
 
 
 def new_chat(config: GenerateConfig = LIKELIEST) -> tuple[Chat, list[str]]:
     notices: list[str] = []
-    decoder = Decoder(round_and_round(forwards=True), ALPHABET, n_rows=1)
+    decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
     return Chat(decoder, config, say=notices.append), notices
 
 
@@ -175,7 +176,7 @@ def script_model(script: str) -> GPT:
 def test_an_answer_ends_at_the_next_speaker_who_is_not_shown() -> None:
     # "!" follows itself, so that without the stop it would go on to max_new_tokens
     config = GenerateConfig(max_new_tokens=40, temperature=0)
-    decoder = Decoder(script_model(" t.\nUser"), SPEAKERS, n_rows=1)
+    decoder = Decoder(make_backend(script_model(" t.\nUser")), SPEAKERS, n_rows=1)
     chat = Chat(decoder, config, template=replace(TURNS, stops=("\nUse",)))
     assert ask(chat, "to") == "t."
     assert chat.messages[-1] == Message("assistant", "t.")

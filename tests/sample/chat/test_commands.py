@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
+from common.inference.selector import make_backend
 from sample.chat.commands import COMMANDS, completions, is_command, obey, setting_names
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript
@@ -24,7 +25,7 @@ class Told:
 
     def __init__(self) -> None:
         self.notices: list[str] = []
-        decoder = Decoder(round_and_round(forwards=True), ALPHABET, n_rows=1)
+        decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
         self.chat = Chat(decoder, LIKELIEST, run="runs/x", say=self.notices.append)
 
     def ask(self, *texts: str) -> None:

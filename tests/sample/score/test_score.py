@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.device import choose_device
 from common.errors import DataError
-from common.inference.torch_backend import Network
+from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.tokenizer import BytePairTokenizer, CharTokenizer
 from sample.score import score as score_module
@@ -30,7 +30,9 @@ def some_ids(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 256, n).tolist()  # type: ignore[no-any-return]
 
 
-def logprobs(network: Network, ids: list[int], stride: int, n_piece: int = 1000) -> list[float]:
+def logprobs(
+    network: TorchBackend, ids: list[int], stride: int, n_piece: int = 1000
+) -> list[float]:
     pieces = [ids[i : i + n_piece] for i in range(0, len(ids), n_piece)]
     scored = score_ids(network, pieces, before=BYTES.eot_id, stride=stride)
     tokens = [token for window in scored for token in window]
@@ -56,14 +58,14 @@ def test_windows_give_what_transformers_gives_for_each(
         with torch.inference_mode():
             logits = theirs(torch.tensor([ids[start:t]])).logits[0, -1]
         expected.append(float(logits.log_softmax(-1)[ids[t]]))
-    assert logprobs(Network(model), text, stride) == pytest.approx(expected, abs=2e-4)
+    assert logprobs(TorchBackend(model), text, stride) == pytest.approx(expected, abs=2e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(0, 60), stride=st.integers(1, 16), n_piece=st.integers(1, 40))
 def test_every_token_is_scored_once_however_the_ids_come(n: int, stride: int, n_piece: int) -> None:
     config = ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=1, n_head=1, n_embd=4)
-    network, ids = Network(random_model(config)), some_ids(n)
+    network, ids = TorchBackend(random_model(config)), some_ids(n)
     at_once = logprobs(network, ids, stride)
     assert logprobs(network, ids, stride, n_piece) == pytest.approx(at_once, abs=1e-5)
 
@@ -75,7 +77,7 @@ def test_windows_end_to_end_give_the_training_evaluations_number() -> None:
     cpu = choose_device("cpu")
     evaluated = evaluate(model, np.array(ids, np.uint16), lengths, cpu, max_tokens=1 << 20)
     score = Score()
-    for tokens in score_ids(Network(model), [ids[1:]], before=ids[0], stride=16):
+    for tokens in score_ids(TorchBackend(model), [ids[1:]], before=ids[0], stride=16):
         score.add(tokens, BYTES)
     assert score.n_tokens == evaluated.n_tokens
     assert score.loss == pytest.approx(evaluated.loss, rel=1e-5)
@@ -87,7 +89,7 @@ def test_loss_perplexity_and_bits_a_byte_worked_out_by_hand() -> None:
     scores = {"a": math.log(2.0)} | dict.fromkeys(ABC.special_tokens, -50.0)
     model = successor_model(ABC, {"<|endoftext|>": scores, "a": scores, "b": scores})
     score = Score()
-    for tokens in score_ids(Network(model), [ABC.encode("aab")], before=ABC.eot_id, stride=16):
+    for tokens in score_ids(TorchBackend(model), [ABC.encode("aab")], before=ABC.eot_id, stride=16):
         score.add(tokens, ABC)
     assert score.loss == pytest.approx(4 / 3 * math.log(2), rel=1e-5)
     assert score.perplexity == pytest.approx(2 ** (4 / 3), rel=1e-5)

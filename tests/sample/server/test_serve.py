@@ -19,7 +19,8 @@ from uvicorn.server import ServerState
 
 from common.errors import ConfigError
 from common.inference.config import GenerateConfig
-from common.inference.decoder import generate
+from common.inference.decoder import Decoder, generate
+from common.inference.selector import make_backend
 from sample.server.address import bind, make_access, read_key
 from sample.server.config import ServeConfig
 from sample.server.streaming import Hurried
@@ -63,7 +64,8 @@ MODEL = mixed_model()
 def alone(prompt: str, **config: Any) -> str:
     """Return what sample generate writes after ``prompt``."""
     ids = ALPHABET.encode(prompt)
-    return ALPHABET.decode_bytes(generate(MODEL, ids, GenerateConfig(**config), ALPHABET)).decode()
+    tokens = generate(Decoder(make_backend(MODEL), ALPHABET), ids, GenerateConfig(**config))
+    return ALPHABET.decode_bytes(token.idx for token in tokens).decode()
 
 
 def test_greedily_the_network_goes_on_and_on() -> None:

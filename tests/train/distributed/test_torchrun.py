@@ -10,7 +10,7 @@ import pytest
 
 from common.checkpoint import newest_valid
 from common.dataset import DataFolder
-from common.metrics import ending
+from common.metrics import stop_reason
 from tests.processes import run_python, start_python
 from tests.train.runs import metrics, options
 
@@ -60,7 +60,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on(
     longer = ["-m", "train", "resume", "quern", "--device", "cpu", "--max-steps", str(saved + 3)]
     went_on = run_python([*TORCHRUN, "--nproc-per-node", "2", *longer], tmp_path)
     assert went_on.returncode == 0, went_on.stderr
-    assert ending(run) == f"all {saved + 3:,} steps are made"
+    assert stop_reason(run) == f"all {saved + 3:,} steps are made"
     assert [line["step"] for line in metrics(run)] == list(range(1, saved + 4))
 
 
@@ -92,4 +92,4 @@ def test_two_nodes_that_meet_by_rendezvous_train_one_run(data: DataFolder, tmp_p
     assert [node.returncode for node in nodes] == [0, 0], said
     assert sum("2 processes x 1 x 2 rows of 16" in each for each in said) == 1
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["wide"]
-    assert ending(tmp_path / "runs" / "wide") == "all 12 steps are made"
+    assert stop_reason(tmp_path / "runs" / "wide") == "all 12 steps are made"

@@ -1,0 +1,173 @@
+"""A run's folder: its name, its checkpoints, the pointers to two of them, its lock.
+
+runs/NAME/config.json      every effective setting (train writes it)
+runs/NAME/metrics.jsonl    one JSON object a logged step (metrics.py)
+runs/NAME/step-00000500/   a checkpoint (checkpoint.py)
+runs/NAME/latest, best     text files that hold a checkpoint's folder name
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import CheckpointError
+from common.files import write_text
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+SHARDS_NAME = "optimizer"  # a folder in a checkpoint, a file of each process in it
+Pointer = Literal["latest", "best"]
+
+
+def new_run(runs_dir: Path, name: str) -> Path:
+    """Make the folder of a new run: NAME, or NAME-2, NAME-3 where that exists."""
+    if not name or Path(name).name != name:
+        raise CheckpointError(f"--run {name}: a plain name is needed; --runs-dir says where.")
+    number = 1
+    while True:
+        run = runs_dir / (name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise CheckpointError(f"{run}: cannot be made ({error.strerror}).") from error
+        else:
+            return run
+
+
+def find_run(runs_dir: Path, name: str | None) -> Path:
+    """Return the folder of the run called ``name``, or of the one that was last saved to.
+
+    Raises: CheckpointError when there is none.
+    """
+    runs = list_runs(runs_dir)
+    if name is not None:
+        if not (runs_dir / name / CONFIG_NAME).is_file():
+            there = ", ".join(sorted(run.name for run in runs)) or "none"
+            raise CheckpointError(f"{runs_dir / name}: no such run. Runs in {runs_dir}: {there}.")
+        return runs_dir / name
+    saved = [run for run in runs if (run / "latest").is_file()]
+    if not saved:
+        raise CheckpointError(
+            f"{runs_dir}: no run with a checkpoint in it. Train one first: make train, or "
+            "python -m train pretrain --data data"
+        )
+    return max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
+
+
+def list_runs(runs_dir: Path) -> list[Path]:
+    """Return the folders of all runs."""
+    return [config.parent for config in runs_dir.glob(f"*/{CONFIG_NAME}")]
+
+
+def lock_run(run: Path) -> int:
+    """Lock a run against other trainings until the descriptor that is returned is closed.
+
+    Raises: CheckpointError when another process trains it.
+    """
+    import fcntl
+
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{run}: another process trains this run. Wait for it, or train a run of another name."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a run's JSON files; raise CheckpointError when it is damaged or missing."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: not of format {FORMAT_VERSION}, the one that this version reads."
+        )
+    return value
+
+
+def checkpoint_dir(run: Path, step: int) -> Path:
+    """Return where the checkpoint after ``step`` updates is."""
+    return run / f"step-{step:08d}"
+
+
+def shards_dir(run: Path, step: int) -> Path:
+    """Return where processes write their shards of the optimizer before save_checkpoint.
+
+    By its name, what a killed run leaves there is pruned as an unfinished checkpoint is.
+    """
+    return run / f"{checkpoint_dir(run, step).name}.{SHARDS_NAME}.tmp"
+
+
+def checkpoints(run: Path, *, last_step: int | None = None) -> list[Path]:
+    """Return a run's checkpoint folders, the oldest first; of those up to ``last_step``."""
+    folders = sorted(folder for folder in run.glob("step-*") if _is_ours(folder))
+    if last_step is None:
+        return folders
+    return [folder for folder in folders if folder <= checkpoint_dir(run, last_step)]
+
+
+def _is_ours(folder: Path, suffix: str = "") -> bool:
+    """Tell whether a folder was named here, and not by someone who made a copy."""
+    return re.fullmatch(rf"step-\d{{8,}}{suffix}", folder.name) is not None and folder.is_dir()
+
+
+def read_pointer(run: Path, pointer: Pointer) -> Path | None:
+    """Return the checkpoint that ``latest`` or ``best`` names, or None where it names none."""
+    try:
+        return run / (run / pointer).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def write_pointer(run: Path, pointer: Pointer, folder: Path) -> None:
+    """Make ``latest`` or ``best`` name a checkpoint."""
+    write_text(run / pointer, folder.name + "\n")
+
+
+def prune(run: Path, newest: Path, keep: int, good_step: int) -> None:
+    """Delete all but the last ``keep`` up to ``newest``, the best, and the last up to a good step.
+
+    Those after the newest are damaged: the run went back behind them.
+    """
+    kept = {*checkpoints(run, last_step=good_step)[-1:], read_pointer(run, "best")}
+    kept |= set([folder for folder in checkpoints(run) if folder <= newest][-keep:])
+    _delete(run, set(checkpoints(run)) - kept)
+
+
+def rollback_to(run: Path, folder: Path | None) -> None:
+    """Make ``folder`` the latest checkpoint, or none; delete those after it.
+
+    A best one that was deleted is no longer named.
+    """
+    if folder is None:
+        (run / "latest").unlink(missing_ok=True)
+    else:
+        write_pointer(run, "latest", folder)
+    later = [each for each in checkpoints(run) if folder is None or each > folder]
+    if read_pointer(run, "best") in later:
+        (run / "best").unlink()
+    _delete(run, later)
+
+
+def _delete(run: Path, folders: Iterable[Path]) -> None:
+    """Delete checkpoints, and what killed runs left unfinished."""
+    for folder in folders:
+        doomed = folder.with_name(folder.name + ".tmp")  # half deleted must not look damaged
+        shutil.rmtree(doomed, ignore_errors=True)  # a save of the same step was killed
+        os.rename(folder, doomed)
+    for unfinished in run.glob("step-*.tmp"):
+        if _is_ours(unfinished, rf"(\.{SHARDS_NAME})?\.tmp"):
+            shutil.rmtree(unfinished)
