@@ -116,6 +116,11 @@ class TrainConfig:
             raise ConfigError(f"{flags} are {how_many} given: one decides the length.")
 
     @property
+    def base_lr(self) -> float:
+        """The peak of the schedule, one that is not 0: each optimizer's own is in proportion."""
+        return self.learning_rate or self.matrix_lr or self.table_lr or 0.0
+
+    @property
     def lr_floor(self) -> float:
         """Where the schedule ends."""
-        return self.learning_rate / 10 if self.min_lr is None else self.min_lr
+        return self.base_lr / 10 if self.min_lr is None else self.min_lr

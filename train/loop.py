@@ -182,7 +182,7 @@ def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
     """Show the progress line, its speed measured since ``mark``; return the new mark."""
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
-    if (share := mfu(run.model, run.device, speed)) is not None:
+    if (share := mfu(run.model, run.device, speed, world_size=run.group.world_size)) is not None:
         progress.record["mfu"] = round(share, 4)
     done = progress.step - 1  # what follows this step is not done yet
     last, config = run.max_steps, run.config

@@ -17,9 +17,9 @@ def learning_rate_at(step: int, max_steps: int, config: TrainConfig) -> float:
     warmup_steps = min(config.warmup_steps, max_steps // 10)
     if step < warmup_steps:
         # +1: at update 0 a rate of zero would waste a whole batch
-        return config.learning_rate * (step + 1) / warmup_steps
+        return config.base_lr * (step + 1) / warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
+        return config.base_lr
     first = warmup_steps  # where it begins to fall
     if config.schedule == "wsd":
         first = max(warmup_steps, max_steps - math.ceil(config.decay_share * max_steps))
@@ -27,4 +27,4 @@ def learning_rate_at(step: int, max_steps: int, config: TrainConfig) -> float:
     share = 1.0 - progress  # of the way from the floor to the peak
     if config.schedule == "cosine":
         share = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.lr_floor + share * (config.learning_rate - config.lr_floor)
+    return config.lr_floor + share * (config.base_lr - config.lr_floor)

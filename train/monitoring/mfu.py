@@ -51,7 +51,10 @@ def peak_flops(device: Device) -> float | None:
     return next((1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
-def mfu(model: GPT, device: Device, tokens_per_second: float) -> float | None:
-    """Return the share of the device's peak that training makes use of; None where not known."""
+def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:
+    """Return the share of the devices' peak that training makes use of; None where not known.
+
+    The tokens are those of all processes, each on a device like this one.
+    """
     peak = peak_flops(device)
-    return None if peak is None else flops_per_token(model) * tokens_per_second / peak
+    return None if peak is None else flops_per_token(model) * tokens_per_second / peak / world_size

@@ -24,7 +24,7 @@ class OptimizerGroup:
         self.optimizers = optimizers
 
     def set_lr(self, lr: float) -> None:
-        """Set the run's learning rate, and with it that of each part."""
+        """Set the schedule's learning rate, and each optimizer's in proportion."""
         for part in self.optimizers:
             part.lr = lr * part.ratio
 
@@ -49,8 +49,8 @@ def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
     optimizers: list[AdamW | Muon | Adagrad] = [
-        AdamW(params=matrices, betas=betas, weight_decay=decay),
-        AdamW(params=vectors, betas=betas, weight_decay=0.0),
+        AdamW(params=matrices, betas=betas, weight_decay=decay, ratio=_ratio(None, config)),
+        AdamW(params=vectors, betas=betas, weight_decay=0.0, ratio=_ratio(None, config)),
     ]
     if by_muon:
         optimizers.append(
@@ -65,12 +65,14 @@ def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     if tables:
         optimizers.append(Adagrad(params=tables, ratio=_ratio(config.table_lr, config)))
     optimizer = OptimizerGroup(*optimizers)
-    optimizer.set_lr(config.learning_rate)
+    optimizer.set_lr(config.base_lr)
     return optimizer
 
 
-def _ratio(lr: float | None, config: TrainConfig) -> float:
-    return 1.0 if lr is None or config.learning_rate == 0 else lr / config.learning_rate
+def _ratio(peak_lr: float | None, config: TrainConfig) -> float:
+    """Return an optimizer's peak over the schedule's; None: it is --learning-rate."""
+    peak_lr = config.learning_rate if peak_lr is None else peak_lr
+    return peak_lr / config.base_lr if config.base_lr else 0.0
 
 
 def hidden_matrices(model: GPT) -> list[Tensor]:

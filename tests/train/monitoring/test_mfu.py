@@ -47,8 +47,10 @@ def test_utilisation_is_what_is_needed_over_what_could_be(
     tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GPT(tiny_config)
-    assert mfu(model, cpu, 1000.0) is None
+    assert mfu(model, cpu, 1000.0, world_size=1) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     half = 0.5 * 312e12 / flops_per_token(model)
-    assert mfu(model, GPU, half) == pytest.approx(0.5)
-    assert mfu(model, Device(torch.device("cuda"), torch.float32, ""), half) is None
+    assert mfu(model, GPU, half, world_size=1) == pytest.approx(0.5)
+    assert mfu(model, GPU, 8 * half, world_size=8) == pytest.approx(0.5)
+    in_float32 = Device(torch.device("cuda"), torch.float32, "")
+    assert mfu(model, in_float32, half, world_size=1) is None

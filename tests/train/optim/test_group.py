@@ -17,6 +17,7 @@ from common.models.gpt import GPT
 from tests.processes import run_python
 from tests.train.runs import options
 from train.config import TrainConfig
+from train.lr_schedule import learning_rate_at
 from train.optim.adagrad import Adagrad
 from train.optim.adamw import AdamW
 from train.optim.group import (
@@ -85,6 +86,27 @@ def test_each_part_keeps_its_own_rate_through_the_schedule(tiny_config: ModelCon
     optimizer.set_lr(0.5e-2)
     rates = {type(part): part.lr for part in optimizer.optimizers}
     assert rates == pytest.approx({Muon: 1e-2, AdamW: 0.5e-2})
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"learning_rate": 0.0, "matrix_lr": 0.01}, {AdamW: 0.0, Muon: 0.01, Adagrad: 0.0}),
+        ({"learning_rate": 0.0, "table_lr": 0.4}, {AdamW: 0.0, Muon: 2e-2, Adagrad: 0.4}),
+        ({"matrix_lr": 0.0}, {AdamW: 1e-2, Muon: 0.0, Adagrad: 1e-2}),
+        ({"learning_rate": 0.0, "matrix_lr": None}, {AdamW: 0.0, Muon: 0.0, Adagrad: 0.0}),
+    ],
+)
+def test_a_rate_of_zero_is_that_of_its_own_optimizer_alone(
+    tiny_config: ModelConfig, rates: dict[str, Any], expected: dict[Any, float]
+) -> None:
+    model = fresh_model(replace(tiny_config, ngrams=2, ngram_rows=20))
+    config = replace(MUON, warmup_steps=0, **rates)
+    optimizer = make_optimizer(model, config)
+    for step, share in ((0, 1.0), (100, 0.1)):  # the floor is a tenth of the peak
+        optimizer.set_lr(learning_rate_at(step, 100, config))
+        found = {type(part): part.lr for part in optimizer.optimizers}
+        assert found == pytest.approx({kind: share * lr for kind, lr in expected.items()})
 
 
 def test_queries_keys_and_values_are_matrices_of_their_own(tiny_config: ModelConfig) -> None:
