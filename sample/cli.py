@@ -233,6 +233,11 @@ def score(
 @options_for(ServeConfig)
 @click.option("--allow-host", multiple=True, help="Another name that clients may ask for it by.")
 @click.option(
+    "--allow-origin",
+    multiple=True,
+    help="Another site whose pages may ask, such as http://localhost:3000.",
+)
+@click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="File that holds the key which clients must send.",
@@ -248,6 +253,7 @@ def serve(
     device: str,
     quantize: str,
     allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
     api_key_file: Path | None,
     template: str,
     **options: Any,
@@ -257,15 +263,21 @@ def serve(
     The settings of generation are what a request that does not say otherwise gets.
     """
     from sample.loaded_model import load
-    from sample.server.address import bind, make_access
-    from sample.server.run import describe_model
+    from sample.server.run import bind, describe_model
     from sample.server.run import serve as serve_model
+    from sample.server.security import make_access
     from sample.text.template import find_template
 
     config = ServeConfig(**given(ServeConfig, options))
     defaults = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
     bound = bind(config)  # before the checkpoint is read, which may take long
-    access = make_access(config, bound, allow_host, api_key_file)
+    access = make_access(
+        bound,
+        config.host,
+        allow_hosts=allow_host,
+        allow_origins=allow_origin,
+        key_file=api_key_file,
+    )
     ready = load(run, runs_dir, checkpoint, device, quantize)
     serve_model(ready, describe_model(ready, found, defaults, config), bound, access)

@@ -8,13 +8,13 @@ from typing import Any
 from common.checkpoint import Checkpoint
 from common.metrics import read_metrics
 from sample.chat.banner import read_facts, warning
-from sample.server.requests import Model
+from sample.server.requests import ServedModel
 
 Json = dict[str, Any]
 MAX_POINTS = 500  # of each line of the curve: a screen shows no more
 
 
-def make_card(folder: Path, loaded: Checkpoint, model: Model) -> Json:
+def make_card(folder: Path, loaded: Checkpoint, model: ServedModel) -> Json:
     """Return the card of the checkpoint in ``folder`` as JSON."""
     facts = read_facts(folder, loaded)
     lines = read_metrics(folder.parent)

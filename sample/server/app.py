@@ -5,27 +5,37 @@ GET  /health  /metrics  /card  /openapi.json      /  and the page's files
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
-from sample.server.answer import Answer
 from sample.server.engine import Engine
-from sample.server.errors import RequestError
-from sample.server.metrics import CONTENT_TYPE, Counters
-from sample.server.openapi import describe_api
-from sample.server.requests import Model, understand
-from sample.server.responses import Json, json_bytes
-from sample.server.security import Access, Guard, error_response
-from sample.server.streaming import EventStream, read_body, unless_gone
+from sample.server.errors import HANDLERS, APIError
+from sample.server.metrics import Metrics
+from sample.server.protocol import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    ErrorResponse,
+    Health,
+    ModelDescription,
+    ModelList,
+)
+from sample.server.requests import ServedModel, parse_request
+from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
+from sample.server.security import Access, secured
 
 PAGE = Path(__file__).parents[1] / "page"
 PAGE_TYPES = {
@@ -34,6 +44,12 @@ PAGE_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The sentence says what to do otherwise."},
+    "5XX": {"model": ErrorResponse, "description": "The server is going down, or has failed."},
+}
+STREAM = {"description": "The answer; with stream, server-sent events.",
+          "content": {"text/event-stream": {}}}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,41 +57,38 @@ class Service:
     """All that the routes need."""
 
     engine: Engine
-    model: Model
-    counters: Counters
-    card: Json
+    model: ServedModel
+    metrics: Metrics
+    model_info: Json
 
 
 def make_app(service: Service, access: Access) -> ASGIApp:
-    """Return the ASGI application, guarded."""
+    """Return the ASGI application, secured."""
+    api, model = Api(service), service.model
+    app = FastAPI(
+        title="Quern",
+        version="1",
+        description=f"{model.name}: a GPT, over OpenAI's completions API. A server with an API key "
+        "wants it as Authorization: Bearer KEY.",
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers=HANDLERS,
+    )
+    app.router.route_class = JsonRoute
+    app.get("/v1/models", response_model=ModelList)(api.models)
+    app.get("/v1/models/{name:path}", response_model=ModelDescription, responses=ERRORS)(api.model)
+    posted = ERRORS | {200: STREAM}
+    app.post("/v1/completions", response_model=Completion, responses=posted)(api.completions)
+    app.post("/v1/chat/completions", response_model=ChatCompletion, responses=posted)(api.chat)
+    app.get("/health", response_model=Health, responses=ERRORS)(api.health)
+    app.get("/metrics", response_class=Response)(api.metrics)
+    app.get("/card", response_model=dict[str, Any])(api.card)
     page = page_files()
-    api = Api(service)
-    routes = [
-        Route("/v1/models", api.models),
-        Route("/v1/models/{name:path}", api.one_model),
-        Route("/v1/completions", api.completions, methods=["POST"]),
-        Route("/v1/chat/completions", api.chat_completions, methods=["POST"]),
-        Route("/health", api.health),
-        Route("/metrics", api.metrics),
-        Route("/card", api.card),
-        Route("/openapi.json", api.openapi),
-        *(Route(path, _send_file(*file)) for path, file in page.items()),
-    ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            RequestError: _request_error,
-            HTTPException: _http_error,
-            Exception: _fault,
-        },
-    )
-    return Guard(
-        app,
-        access,
-        service.counters,
-        open_paths={*page, "/health", "/openapi.json"},
-        known_paths={route.path for route in routes},
-    )
+    for path, file in page.items():
+        app.get(path, include_in_schema=False)(_send_file(*file))
+    paths = {getattr(route, "path", "") for route in app.routes} | {f"/v1/models/{model.name}"}
+    open_paths = {*page, "/health", "/openapi.json"}
+    return secured(app, access, service.metrics, open_paths=open_paths, known_paths=paths)
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
@@ -88,12 +101,43 @@ def page_files() -> dict[str, tuple[bytes, str]]:
     return {"/" if path == "/page.html" else path: file for path, file in files.items()}
 
 
-def _send_file(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    async def send_file(_: Request) -> Response:
+def _send_file(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def send_file() -> Response:
         # asked for again each time, so that page and server are of one version
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
     return send_file
+
+
+class JsonRoute(APIRoute):
+    """A route whose bodies are JSON in UTF-8, where 8.0 is an integer (JSON knows no difference)."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Have the body read by JsonRequest."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
+class JsonRequest(Request):
+    """A request whose numbers are read as JsonRoute says."""
+
+    async def json(self) -> Any:
+        """Return the body's value."""
+        body = await self.body()
+        return json.loads(body.decode("utf-8"), parse_float=_number, parse_constant=_no_constant)
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number that JSON has")
 
 
 class Api:
@@ -102,101 +146,80 @@ class Api:
     def __init__(self, service: Service) -> None:
         self._service = service
         model = service.model
-        self._model_json = {
+        self._model = {
             "id": model.name, "object": "model", "created": model.created, "owned_by": "quern",
         }  # fmt: skip
-        self._openapi = json_bytes(describe_api(model))
 
-    async def models(self, _: Request) -> Response:
+    async def models(self) -> Response:
         """List the one model there is."""
-        return _json({"object": "list", "data": [self._model_json]})
+        return _json({"object": "list", "data": [self._model]})
 
-    async def one_model(self, request: Request) -> Response:
+    async def model(self, name: str) -> Response:
         """Describe the model."""
-        if request.path_params["name"] != self._service.model.name:
-            raise RequestError(
+        if name != self._service.model.name:
+            raise APIError(
                 f"This server has only {self._service.model.name}.",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
-        return _json(self._model_json)
+        return _json(self._model)
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
-        return await self._complete(request, chat=False)
+        return await self._complete(body, request)
 
-    async def chat_completions(self, request: Request) -> Response:
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        return await self._complete(request, chat=True)
+        return await self._complete(body, request)
 
-    async def _complete(self, request: Request, *, chat: bool) -> Response:
+    async def _complete(self, body: CompletionRequest | ChatRequest, request: Request) -> Response:
         arrived_s = time.monotonic()
         service = self._service
-        try:
-            body = await read_body(request)
-        except ClientDisconnect:
-            return _nobody()
         # in a thread: a long text takes a while to encode, and others are to be heard meanwhile
-        asked = await asyncio.to_thread(understand, body, service.model, chat=chat)
-        answer = Answer(service.engine, asked, service.counters, arrived_s)
-        if asked.stream:
-            return EventStream(answer)
+        generation = await asyncio.to_thread(parse_request, body, service.model)
+        stream = ResponseStream(generation.builder, arrived_s, service.metrics.time_to_first_token)
+        jobs = service.engine.submit(generation.samples, stream.push)
+        if generation.stream:
+            return EventStream(stream.events(), lambda: service.engine.cancel(jobs))
         try:
-            whole = await unless_gone(request.receive, answer.whole())
+            whole = await cancel_on_disconnect(request.receive, stream.whole())
         finally:
-            answer.cancel()
-        return _nobody() if whole is None else _json(whole)
+            service.engine.cancel(jobs)
+        if whole is None:
+            return Response(status_code=499)  # as nginx logs it: the client closed
+        return Response(whole, media_type="application/json")
 
-    async def health(self, _: Request) -> Response:
+    async def health(self) -> Response:
         """Say whether requests are taken."""
         why = self._service.engine.closed
         health = {"status": "ok"} if why is None else {"status": "unavailable", "reason": why}
         return _json(health, 200 if why is None else 503)
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self) -> Response:
         """Return the counters for Prometheus."""
-        engine = self._service.engine
-        text = self._service.counters.text(
-            n_waiting=engine.n_waiting,
-            n_busy=engine.n_busy,
-            n_rows=self._service.model.limits.rows,
-            up=engine.closed is None,
-            now_s=time.monotonic(),
-        )
-        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+        text = generate_latest(self._service.metrics.registry)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    async def card(self, _: Request) -> Response:
+    async def card(self) -> Response:
         """Return what the page says of the model."""
-        return _json(self._service.card)
-
-    async def openapi(self, _: Request) -> Response:
-        """Describe this interface."""
-        return Response(self._openapi, media_type="application/json")
+        return _json(self._service.model_info)
 
 
 def _json(value: Json, status: int = 200) -> Response:
     return Response(json_bytes(value), status, media_type="application/json")
 
 
-def _nobody() -> Response:
-    return Response(status_code=499)  # as nginx logs it: the client closed; nobody reads this
+async def cancel_on_disconnect(receive: Receive, answer: Awaitable[bytes]) -> bytes | None:
+    """Return what is awaited, or None where the client goes away before."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    waited = asyncio.ensure_future(answer)
+    try:
+        await asyncio.wait({gone, waited}, return_when=asyncio.FIRST_COMPLETED)
+        return waited.result() if waited.done() else None
+    finally:
+        gone.cancel()
+        waited.cancel()
 
 
-async def _request_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    sentence = {
-        404: f"There is no {request.url.path[:100]} here: /openapi.json lists what there is.",
-        405: f"{request.method[:20]} is not done here.",
-    }.get(error.status_code, str(error.detail))
-    return error_response(RequestError(sentence, status=error.status_code, headers=error.headers))
-
-
-async def _fault(_: Request, error: Exception) -> Response:
-    # Starlette raises it again after this, and the server logs it
-    return error_response(
-        RequestError("The server failed; its log says why.", status=500, kind="server_error")
-    )
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

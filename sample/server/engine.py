@@ -1,6 +1,6 @@
 """One thread decodes for all: requests wait their turn, get a row, and hear what it says.
 
-    submit -> waiting (bounded) -> a row of the Decoder -> pieces, posted once a step
+    submit -> waiting (bounded) -> a row of the Decoder -> deltas, posted once a step
 
 Continuous batching: between two steps rows that ended are freed and those who wait get them, so
 nobody waits for the longest answer of a batch. What a row says depends on its own request alone;
@@ -10,10 +10,9 @@ scheduling.
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +20,8 @@ from common.errors import UserError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
-from sample.server.metrics import Counters
+from sample.server.errors import BusyError, unavailable
+from sample.server.metrics import Metrics
 from sample.text.detokenizer import Piece, Reading
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,6 @@ class RowDecoder(Protocol):
         """Make a row free."""
 
 
-class BusyError(Exception):
-    """The queue is full."""
-
-
-class ClosedError(Exception):
-    """No more requests are taken; the message is a sentence that says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What one row is to generate: a prompt in ids, how, until which texts."""
@@ -62,17 +54,21 @@ class Request:
     prompt: Sequence[int]
     config: GenerateConfig
     stops: tuple[str, ...] = ()
-    n_top: int = 0  # likeliest tokens to name beside each that was chosen
+    top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
+
+
+Receive = Callable[[int, Piece], None]
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A request that was taken: ``receive`` gets its pieces, the last of which says so."""
+class Job:
+    """A request that was taken: ``receive`` gets its deltas, the last of which says so."""
 
     request: Request
-    receive: Callable[[Piece], None]
-    reading: Reading
-    cancelled: bool = field(default=False)
+    index: int  # among the requests that were submitted together
+    receive: Receive
+    detokenizer: Reading
+    cancelled: bool = False
 
 
 class Engine:
@@ -85,30 +81,25 @@ class Engine:
         *,
         n_rows: int,
         max_waiting: int,
-        counters: Counters,
-        post: Callable[[Callable[[], None]], object] = lambda call: call(),
+        metrics: Metrics,
+        call_in_loop: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
-        """Pieces are received inside ``post``, once a step: a loop's call_soon_threadsafe."""
-        self._decoder, self._tokenizer, self._post = decoder, tokenizer, post
+        """Deltas are received inside ``call_in_loop``, once a step: call_soon_threadsafe."""
+        self._decoder, self._tokenizer, self._call_in_loop = decoder, tokenizer, call_in_loop
         self._capacity = n_rows + max_waiting
-        self._counters = counters
+        self._metrics = metrics
         self._changed = threading.Condition()  # guards all below
-        self._waiting: deque[Ticket] = deque()
-        self._rows: dict[int, Ticket] = {}
+        self._waiting: deque[Job] = deque()
+        self._rows: dict[int, Job] = {}
         self._free = list(range(n_rows - 1, -1, -1))  # the lowest row last: taken first
-        self._closed: str | None = None
         self._ended = False
-        self.fault: str | None = None
+        self.closed: str | None = None  # why no requests are taken, as a sentence
+        self.fault: str | None = None  # why the engine failed
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begin to decode."""
         self._thread.start()
-
-    @property
-    def closed(self) -> str | None:
-        """Why no requests are taken, as a sentence, or None."""
-        return self._closed
 
     @property
     def n_waiting(self) -> int:
@@ -120,42 +111,41 @@ class Engine:
         """Rows in use."""
         return len(self._rows)
 
-    def submit(
-        self, requests: Sequence[tuple[Request, Callable[[Piece], None]]]
-    ) -> tuple[Ticket, ...]:
-        """Take all of ``requests``, each with the function that receives its pieces, or none.
+    def submit(self, requests: Sequence[Request], receive: Receive) -> list[Job]:
+        """Take all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
 
-        Raises: BusyError when the queue has no room for them, ClosedError after ``refuse``.
+        Raises: BusyError when the queue has no room for them, APIError, 503, after ``refuse``.
         """
-        tickets = tuple(
-            Ticket(
+        jobs = [
+            Job(
                 request,
+                index,
                 receive,
                 Reading(self._tokenizer, request.config.max_new_tokens, request.stops),
             )
-            for request, receive in requests
-        )
+            for index, request in enumerate(requests)
+        ]
         with self._changed:
-            if self._closed is not None:
-                raise ClosedError(self._closed)
-            if len(self._waiting) + len(self._rows) + len(tickets) > self._capacity:
+            if self.closed is not None:
+                raise unavailable(self.closed)
+            if len(self._waiting) + len(self._rows) + len(jobs) > self._capacity:
                 raise BusyError
-            self._waiting.extend(tickets)
+            self._waiting.extend(jobs)
             self._changed.notify()
-        return tickets
+        return jobs
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Free the places of ``tickets``; those that ended are left alone."""
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Free the places of ``jobs``; those that ended are left alone."""
         with self._changed:
-            for ticket in tickets:
-                ticket.cancelled = True  # a row is freed before the next step
-                if ticket in self._waiting:
-                    self._waiting.remove(ticket)
+            for job in jobs:
+                job.cancelled = True  # a row is freed before the next step
+                if job in self._waiting:
+                    self._waiting.remove(job)
 
     def refuse(self, why: str) -> None:
         """Take no more requests; those taken go on."""
         with self._changed:
-            self._closed = self._closed or why
+            self.closed = self.closed or why
 
     def close(self, why: str, timeout_s: float = 5.0) -> None:
         """End every request with the sentence ``why``, then the thread."""
@@ -187,7 +177,7 @@ class Engine:
             return not self._ended
 
     def _free_cancelled(self) -> None:
-        for row in [row for row, ticket in self._rows.items() if ticket.cancelled]:
+        for row in [row for row, job in self._rows.items() if job.cancelled]:
             self._free_row(row)
 
     def _free_row(self, row: int) -> None:
@@ -202,40 +192,40 @@ class Engine:
             with self._changed:
                 if not (self._waiting and self._free):
                     return
-                ticket, row = self._waiting.popleft(), self._free.pop()
-                self._rows[row] = ticket
-            request = ticket.request
-            self._decoder.admit(row, request.prompt, request.config, request.n_top)
+                job, row = self._waiting.popleft(), self._free.pop()
+                self._rows[row] = job
+            request = job.request
+            self._decoder.admit(row, request.prompt, request.config, request.top_logprobs)
             n_read += max(1, len(request.prompt))
-            self._counters.n_prompt_tokens += len(request.prompt)
+            self._metrics.prompt_tokens.inc(len(request.prompt))
 
     def _step(self) -> None:
         if not self._rows:
             return
-        news = []
+        deltas = []
         tokens = self._decoder.step()
         for row, token in tokens.items():
-            ticket = self._rows[row]
-            piece = ticket.reading.take(token)
-            if piece.is_last:
+            job = self._rows[row]
+            delta = job.detokenizer.take(token)
+            if delta.is_last:
                 self._free_row(row)
-            if (piece.text or piece.tokens or piece.is_last) and not ticket.cancelled:
-                news.append((ticket, piece))
-        self._counters.generated(len(tokens), time.monotonic())
-        if news:
-            self._post(partial(_hand_out, news))
+            if (delta.text or delta.tokens or delta.is_last) and not job.cancelled:
+                deltas.append((job, delta))
+        self._metrics.generated_tokens.inc(len(tokens))
+        if deltas:
+            self._call_in_loop(partial(_deliver, deltas))
 
     def _end_all(self) -> None:
         with self._changed:
-            self._closed = self.fault or self._closed
-            tickets = [*self._rows.values(), *self._waiting]
+            self.closed = self.fault or self.closed
+            jobs = [*self._rows.values(), *self._waiting]
             self._rows.clear()
             self._waiting.clear()
-        error = Piece(error=self._closed)
-        self._post(partial(_hand_out, [(ticket, error) for ticket in tickets]))
+        error = Piece(error=self.closed)
+        self._call_in_loop(partial(_deliver, [(job, error) for job in jobs]))
 
 
-def _hand_out(news: Sequence[tuple[Ticket, Piece]]) -> None:
-    for ticket, piece in news:
-        if not ticket.cancelled:
-            ticket.receive(piece)
+def _deliver(deltas: Sequence[tuple[Job, Piece]]) -> None:
+    for job, delta in deltas:
+        if not job.cancelled:
+            job.receive(job.index, delta)

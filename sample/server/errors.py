@@ -1,33 +1,59 @@
-"""Requests that cannot be answered as they are: a status and a sentence, in OpenAI's shape."""
+"""Errors over HTTP: a status and a sentence, in the shape that OpenAI's clients know."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.errors import UserError
+
 SHOWN_VALUE_CHARS = 40
+INVALID, SERVER = "invalid_request_error", "server_error"  # OpenAI's types of errors
 
 
-class RequestError(Exception):
-    """A request that cannot be answered as it is: an HTTP status and a sentence, OpenAI's way."""
+class APIError(HTTPException):
+    """A request that cannot be answered as it is."""
 
     def __init__(
         self,
         message: str,
         *,
         status: int = 400,
+        kind: str = INVALID,
         param: str | None = None,
         code: str | None = None,
-        kind: str = "invalid_request_error",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.kind = status, param, code, kind
-        self.headers = dict(headers or {})
+        super().__init__(status, message, dict(headers or {}))
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """What OpenAI's servers answer."""
-        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+    def response(self) -> Response:
+        """Return what the client gets."""
+        content = json.dumps(self.body)
+        return Response(content, self.status_code, self.headers, media_type="application/json")
+
+
+class BusyError(APIError):
+    """All rows are busy, and the queue is full."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "All rows are busy and the queue is full: try again in a moment.",
+            status=429,
+            kind="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": "1"},  # rows get free often, and asking costs little
+        )
+
+
+def unavailable(message: str) -> APIError:
+    """Return the error of a server that takes no requests."""
+    return APIError(message, status=503, kind=SERVER, code="unavailable")
 
 
 def shown(value: Any) -> str:
@@ -40,8 +66,81 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "..."
 
 
-def wrong(name: str, value: Any, wanted: str) -> RequestError:
-    """Return the error that says what was found and what was expected."""
-    return RequestError(
-        f"{name} is {shown(value)}: it must be {wanted}.", param=name, code="invalid_value"
-    )
+def first_invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
+    """Return the error that names one parameter: what was found, and what pydantic expected."""
+    named = [(*_locate(error["loc"], body), error) for error in errors]
+    name, _, error = max(named, key=lambda each: each[1])  # of a union's arms the one that got on
+    if error["type"] == "missing":
+        return APIError(f"{name} is missing.", param=name, code="missing_required_parameter")
+    expected = dict.fromkeys(_expected(each) for other, _, each in named if other == name)
+    message = f"{name} is {shown(error['input'])}: it must {' or '.join(expected)}."
+    return APIError(message, param=name, code="invalid_value")
+
+
+def _locate(loc: Sequence[str | int], body: Any) -> tuple[str, int]:
+    """Return a parameter's name and depth; ``loc`` also holds names of a union's arms."""
+    name, depth = "", 0
+    for i, key in enumerate(loc):
+        if isinstance(body, dict) and (key in body or i == len(loc) - 1):
+            name, body = f"{name}.{key}" if name else str(key), body.get(key)
+        elif isinstance(body, list) and isinstance(key, int):
+            name, body = f"{name}[{key}]", body[key]
+        else:
+            continue
+        depth += 1
+    return name, depth
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    if error["type"] == "string_unicode":
+        return "be a text of whole characters"
+    words = str(error["msg"]).partition(" after validation")[0]
+    return re.sub(r"^\w+ should ", "", words)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    body, first = error.body, error.errors()[0]
+    if isinstance(body, bytes):
+        return APIError(
+            "The body must be JSON, and be announced as such: Content-Type: application/json",
+            status=415,
+        ).response()
+    if first["type"] == "json_invalid":
+        reason = f"{first['ctx']['error']} at character {first['loc'][1]}"
+        return APIError(f"The body is not JSON in UTF-8: {reason}.").response()
+    if not isinstance(body, dict):
+        return APIError(f"The body is {shown(body)}: it must be a JSON object.").response()
+    errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "body"
+    return first_invalid(errors, body).response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, APIError):
+        return error.response()
+    sentence = {
+        400: f"The body is not JSON in UTF-8: {error.__cause__}.",
+        404: f"There is no {request.url.path[:100]} here: /openapi.json lists what there is.",
+        405: f"{request.method[:20]} is not done here.",
+    }.get(error.status_code, str(error.detail))
+    return APIError(sentence, status=error.status_code, headers=error.headers).response()
+
+
+async def _user_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)  # such as settings that do not go together
+    return APIError(error.message).response()
+
+
+async def _fault(_: Request, error: Exception) -> Response:
+    # Starlette raises it again after this, and the server logs it
+    message = "The server failed; its log says why."
+    return APIError(message, status=500, kind=SERVER).response()
+
+
+HANDLERS = {
+    RequestValidationError: _validation_error,
+    HTTPException: _http_error,
+    UserError: _user_error,
+    Exception: _fault,
+}

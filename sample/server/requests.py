@@ -1,32 +1,36 @@
-"""A request's body -> what the engine is to do, and the shape that the answer will have."""
+"""A request's body -> what the engine is to do, and how its answers are written."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from common.errors import UserError
 from common.inference.config import GenerateConfig
 from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
-from sample.server.bodies import (
-    Prompt,
-    chat_parameters,
-    completion_parameters,
-    encode_prompt,
-    read_json,
-)
 from sample.server.config import ServeConfig
 from sample.server.engine import Request
-from sample.server.errors import RequestError, shown
-from sample.server.parameters import check_object, generate_config
-from sample.server.responses import Shape
-from sample.text.template import Message, Template, trimmed
+from sample.server.errors import APIError, shown
+from sample.server.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationParameters,
+    SamplingParameters,
+)
+from sample.server.responses import ResponseBuilder
+from sample.text.template import Message, Role, Template, trimmed
 from sample.text.truncate import fit, missing_notice
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",  # OpenAI's newer name for it
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ServedModel:
     """What is served: facts of the network that requests are checked against."""
 
     name: str
@@ -38,125 +42,111 @@ class Model:
     defaults: GenerateConfig
     limits: ServeConfig
 
-    @property
-    def max_n(self) -> int:
-        """The most answers to one request: more would never find rows and places enough."""
-        return self.limits.rows
 
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What one HTTP request asks for: ``samples``, one for each answer, and how to answer."""
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One request: a Request for each choice of the answer, and how to write it down."""
-
-    requests: Sequence[Request]
-    shape: Shape
-    n_prompt_tokens: int
+    samples: Sequence[Request]
+    builder: ResponseBuilder
     stream: bool
-    include_usage: bool
-    trim: bool  # take blanks off both ends of an answer, as its template sets it off
-    prefixes: Sequence[str]  # of each choice: the prompt, if it is to be echoed
-    notices: Sequence[str] = ()  # what had no room in the context
 
 
-def understand(body: bytes, model: Model, *, chat: bool) -> Asked:
+def parse_request(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerationRequest:
     """Return what a body asks for.
 
-    Raises: RequestError that says what cannot be done as it is.
+    Raises: APIError that says what cannot be done as it is.
     """
-    declare = chat_parameters if chat else completion_parameters
-    values = check_object(read_json(body), declare(model.limits.max_tokens, model.max_n))
-    if values.get("model", model.name) != model.name:
-        raise RequestError(
-            f"model is {shown(values['model'])}: this server has {model.name}.",
+    if body.model not in (None, model.name):
+        raise APIError(
+            f"model is {shown(body.model)}: this server has {model.name}.",
             status=404, param="model", code="model_not_found",
         )  # fmt: skip
-    try:
-        return _ask_chat(values, model) if chat else _ask_completion(values, model)
-    except UserError as error:  # settings that do not go together, a text that cannot be encoded
-        raise RequestError(error.message) from error
+    if isinstance(body, ChatRequest):
+        return _parse_chat(body, model)
+    return _parse_completion(body, model)
 
 
-def _ask_chat(values: Mapping[str, Any], model: Model) -> Asked:
-    if "max_completion_tokens" in values:
-        values = dict(values) | {"max_tokens": values["max_completion_tokens"]}
-    logprobs, n_top = values.get("logprobs", False), values.get("top_logprobs", 0)
-    if n_top and not logprobs:
-        raise RequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    config = _config(values, model)
-    fitted = fit(
-        [_trimmed(message, model.template) for message in values["messages"]],
+def _parse_chat(body: ChatRequest, model: ServedModel) -> GenerationRequest:
+    if body.top_logprobs and not body.logprobs:
+        raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    config = _config(body, body.max_completion_tokens or body.max_tokens, model)
+    messages = [_message(each, model.template) for each in body.messages]
+    prompt = fit(
+        messages,
         template=model.template,
         tokenizer=model.tokenizer,
         block_size=model.block_size,
         max_new_tokens=config.max_new_tokens,
     )
-    n = values.get("n", 1)
-    stops = (*values.get("stop", ()), *model.template.stops)
-    return _asked(
-        values,
+    return _generation(
+        body,
         model,
-        requests=_requests([fitted.ids], config, n, stops, n_top),
-        shape=_shape(model, chat=True, logprobs=logprobs, n_top=n_top),
+        config,
+        prompts=[prompt.ids],
+        chat=True,
+        stops=model.template.stops,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         trim=bool(model.template.opening),
-        prefixes=[""] * n,
         notices=[
-            *missing_notice(model.tokenizer, "".join(each.content for each in values["messages"])),
-            *fitted_notices(fitted.n_dropped, fitted.n_cut, system=fitted.system_dropped),
+            *missing_notice(model.tokenizer, "".join(each.content for each in messages)),
+            *truncation_notices(prompt.n_dropped, prompt.n_cut, system=prompt.system_dropped),
         ],
     )
 
 
-def _trimmed(message: Message, template: Template) -> Message:
+def _message(message: ChatMessage, template: Template) -> Message:
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    role = ROLES[message.role]
     # answers were trimmed when they were sent; a client may have added blanks of its own
-    if message.role != "assistant":
-        return message
-    return replace(message, content=trimmed(message.content, template))
+    return Message(role, trimmed(text, template) if role == "assistant" else text)
 
 
-def fitted_notices(n_dropped: int, n_cut: int, *, system: bool) -> list[str]:
-    """Return sentences for what of a conversation had no room in the context."""
-    notices = []
+def truncation_notices(n_dropped: int, n_cut: int, *, system: bool) -> Iterable[str]:
+    """Yield sentences for what of a conversation had no room in the context."""
     if n_dropped:
         oldest = "oldest turn" if n_dropped == 1 else f"oldest {n_dropped:,} turns"
-        notices.append(f"The {oldest} had no room in the context.")
+        yield f"The {oldest} had no room in the context."
     if system:
-        notices.append("The system text had no room in the context.")
+        yield "The system text had no room in the context."
     if n_cut:
         first = "first token" if n_cut == 1 else f"first {n_cut:,} tokens"
-        notices.append(f"The {first} of the last turn had no room in the context.")
-    return notices
+        yield f"The {first} of the last turn had no room in the context."
 
 
-def _ask_completion(values: Mapping[str, Any], model: Model) -> Asked:
-    n_top, echo, n = values.get("logprobs"), values.get("echo", False), values.get("n", 1)
-    if echo and n_top is not None:
-        raise RequestError("echo together with logprobs is not supported here.", param="echo")
-    prompts: list[Prompt] = values["prompt"]
-    if len(prompts) * n > model.max_n:
-        raise RequestError(
-            f"{len(prompts)} prompts times n = {n} are {len(prompts) * n} answers: "
-            f"at most {model.max_n} at once.",
-            param="n" if n > 1 else "prompt",
-        )  # fmt: skip
-    ids = [_encode(prompt, model) for prompt in prompts]
-    texts = [model.tokenizer.decode_bytes(each).decode("utf-8", "replace") for each in ids]
-    return _asked(
-        values,
+def _parse_completion(body: CompletionRequest, model: ServedModel) -> GenerationRequest:
+    if body.echo and body.logprobs is not None:
+        raise APIError("echo together with logprobs is not supported here.", param="echo")
+    given = body.prompt
+    one = isinstance(given, str) or isinstance(given[0], int)
+    prompts: list[str | list[int]] = [given] if one else given  # type: ignore[list-item, assignment]
+    return _generation(
+        body,
         model,
-        requests=_requests(ids, _config(values, model), n, values.get("stop", ()), n_top or 0),
-        shape=_shape(model, chat=False, logprobs=n_top is not None, n_top=n_top or 0),
-        trim=False,
-        prefixes=[text if echo else "" for text in texts for _ in range(n)],
+        _config(body, body.max_tokens, model),
+        prompts=[_encode(prompt, model) for prompt in prompts],
+        chat=False,
+        top_logprobs=body.logprobs,
+        echo=bool(body.echo),
         notices=missing_notice(
             model.tokenizer, "".join(each for each in prompts if isinstance(each, str))
         ),
     )
 
 
-def _encode(prompt: Prompt, model: Model) -> list[int]:
-    ids = encode_prompt(prompt, model.tokenizer)
+def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    for idx in ids:
+        if idx >= tokenizer.vocab_size or not tokenizer.token_bytes[idx]:
+            raise APIError(
+                f"prompt is {shown(idx)}: it must be made of ids below "
+                f"{tokenizer.vocab_size:,} that stand for text.",
+                param="prompt", code="invalid_value",
+            )  # fmt: skip
     if len(ids) > model.block_size:
-        raise RequestError(
+        raise APIError(
             f"The prompt has {len(ids):,} tokens, and the context holds {model.block_size:,}: "
             "shorten it.",
             param="prompt", code="context_length_exceeded",
@@ -164,49 +154,64 @@ def _encode(prompt: Prompt, model: Model) -> list[int]:
     return ids
 
 
-def _config(values: Mapping[str, Any], model: Model) -> GenerateConfig:
-    return generate_config(values, model.defaults, seed=secrets.randbelow(SEEDS_END))
+def _config(body: SamplingParameters, max_tokens: int | None, model: ServedModel) -> GenerateConfig:
+    limit = model.limits.max_tokens
+    if max_tokens is None:
+        max_tokens = model.defaults.max_new_tokens
+    given = body.model_dump(include=set(SamplingParameters.model_fields), exclude_none=True)
+    return replace(
+        model.defaults,
+        max_new_tokens=limit if max_tokens < 0 else min(max_tokens, limit),
+        **({"seed": secrets.randbelow(SEEDS_END)} | given),
+    )
 
 
-def _requests(
-    prompts: Sequence[Sequence[int]],
+def _generation(
+    body: GenerationParameters,
+    model: ServedModel,
     config: GenerateConfig,
-    n: int,
-    stops: Sequence[str],
-    n_top: int,
-) -> list[Request]:
-    return [
+    *,
+    prompts: Sequence[list[int]],
+    chat: bool,
+    top_logprobs: int | None,
+    notices: Sequence[str],
+    stops: Sequence[str] = (),
+    echo: bool = False,
+    trim: bool = False,
+) -> GenerationRequest:
+    n, limit = body.n or 1, model.limits.rows
+    if len(prompts) * n > limit:
+        raise APIError(
+            f"{len(prompts)} prompts times n = {n} are {len(prompts) * n} answers: "
+            f"at most {limit} at once.",
+            param="n" if n > 1 else "prompt", code="invalid_value",
+        )  # fmt: skip
+    own_stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    samples = [
         Request(
             prompt=prompt,
             config=replace(config, seed=(config.seed + i) % SEEDS_END),
-            stops=tuple(stops),
-            n_top=n_top,
+            stops=(*filter(None, own_stops), *stops),
+            top_logprobs=top_logprobs or 0,
         )
         for prompt in prompts
         for i in range(n)
     ]
-
-
-def _shape(model: Model, *, chat: bool, logprobs: bool, n_top: int) -> Shape:
-    return Shape(
+    builder = ResponseBuilder(
         chat=chat,
         model=model.name,
         fingerprint=model.fingerprint,
         tokenizer=model.tokenizer,
-        logprobs=logprobs,
-        n_top=n_top,
+        # a prompt that several answers share is counted once
+        n_prompt_tokens=sum(map(len, prompts)),
+        prefixes=[_echoed(each.prompt, model.tokenizer) if echo else "" for each in samples],
+        top_logprobs=top_logprobs,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        trim=trim,
+        notices=notices,
     )
+    return GenerationRequest(samples, builder, bool(body.stream))
 
 
-def _asked(
-    values: Mapping[str, Any], model: Model, *, requests: Sequence[Request], **rest: Any
-) -> Asked:
-    n = values.get("n", 1)
-    return Asked(
-        requests=requests,
-        # a prompt that several choices share is counted once
-        n_prompt_tokens=sum(len(request.prompt) for request in requests[::n]),
-        stream=values.get("stream", False),
-        include_usage=values.get("stream_options", False),
-        **rest,
-    )
+def _echoed(prompt: Sequence[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode_bytes(list(prompt)).decode("utf-8", "replace")

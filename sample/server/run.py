@@ -1,7 +1,8 @@
 """Serve a checkpoint: engine and HTTP server, and how they end.
 
 SIGTERM and Ctrl-C: connections are refused, running answers get --drain-seconds to end, those that
-do not are told so, and the process ends with 143 or 130. A second signal ends it at once.
+do not are told so, and the process ends with 143 or 130. A second signal ends it at once. Where the
+engine fails, the process ends with 1, so that whatever supervises it starts it again.
 """
 
 import asyncio
@@ -10,12 +11,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 
 import uvicorn
+from pydantic import ValidationError
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.checkpoint import MANIFEST_NAME, MODEL_NAME
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from common.inference.config import GenerateConfig
 from common.run_dir import read_json
 from sample.loaded_model import Ready
@@ -23,41 +27,67 @@ from sample.model_info import make_card
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.metrics import Counters
-from sample.server.parameters import AT_MOST
-from sample.server.requests import Model
+from sample.server.errors import first_invalid
+from sample.server.metrics import Metrics
+from sample.server.protocol import SamplingParameters
+from sample.server.requests import ServedModel
 from sample.server.security import Access
-from sample.server.streaming import Hurried
 from sample.text.template import Template
 
 log = logging.getLogger(__name__)
 
 # Below the 1,024 files that a process may usually open: refused with 503, not by a failing accept.
 MAX_CONNECTIONS = 900
+HEAD_WITHIN_S = 30.0  # a connection without a whole request's headers
+KEEP_ALIVE_S = 95  # longer than the pools of common clients keep an idle connection: up to 90 s
 AFTER_DRAIN_S = 2  # for the last words to be sent
 GOING_DOWN = "The server is going down: it takes no more requests, and ends those that take long."
 
 
+def bind(config: ServeConfig) -> socket.socket:
+    """Return a socket bound to the address; nobody can connect until the server listens.
+
+    Raises: ConfigError where the address cannot be had.
+    """
+    where = f"--host {config.host} --port {config.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{where}: no such address ({error}).") from error
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"{where}: cannot be listened on ({error.strerror}). Choose another --port."
+        ) from error
+    return bound
+
+
 def describe_model(
     ready: Ready, template: Template, defaults: GenerateConfig, limits: ServeConfig
-) -> Model:
+) -> ServedModel:
     """Return the facts that requests are checked against.
 
-    Raises: ConfigError where requests would get more tokens than they may ask for.
+    Raises: ConfigError where a request would get what it may not ask for.
     """
     if defaults.max_new_tokens > limits.max_tokens:
         raise ConfigError(
             f"--max-new-tokens is {defaults.max_new_tokens:,} and --max-tokens is "
             f"{limits.max_tokens:,}: what a request gets must not be more than it may ask for."
         )
-    for name, most in AT_MOST.items():
-        if (value := getattr(defaults, name)) > most:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is {value:g}: a request may ask for at most {most:g}."
-            )
+    try:
+        SamplingParameters.model_validate(asdict(defaults))
+    except ValidationError as error:
+        invalid = first_invalid(error.errors(), asdict(defaults))
+        raise ConfigError(f"--{str(invalid.detail).replace('_', '-')}") from error
     manifest = ready.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
-    return Model(
+    return ServedModel(
         name=ready.folder.parent.name,
         fingerprint=f"quern-{weights[:12]}",
         created=int(manifest.stat().st_mtime),
@@ -69,24 +99,27 @@ def describe_model(
     )
 
 
-def serve(ready: Ready, model: Model, bound: socket.socket, access: Access) -> None:
-    """Serve until a signal comes."""
-    config, counters = model.limits, Counters()
+def serve(ready: Ready, model: ServedModel, bound: socket.socket, access: Access) -> None:
+    """Serve until a signal comes.
+
+    Raises: CheckpointError where the engine failed.
+    """
+    config, metrics = model.limits, Metrics()
     server: Server
     engine = Engine(
         ready.decoder(config.rows),
         model.tokenizer,
         n_rows=config.rows,
         max_waiting=config.queue,
-        counters=counters,
-        post=lambda call: server.post(call),
+        metrics=metrics,
+        call_in_loop=lambda call: server.call_in_loop(call),
     )
-    card = make_card(ready.folder, ready.loaded, model)
-    app = make_app(Service(engine=engine, model=model, counters=counters, card=card), access)
+    info = make_card(ready.folder, ready.loaded, model)
+    service = Service(engine=engine, model=model, metrics=metrics, model_info=info)
     server = Server(
         uvicorn.Config(
-            app,
-            http=Hurried,
+            make_app(service, access),
+            http=TimeoutProtocol,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -95,6 +128,7 @@ def serve(ready: Ready, model: Model, bound: socket.socket, access: Access) -> N
             server_header=False,
             proxy_headers=False,
             limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(config.drain_seconds) + AFTER_DRAIN_S,
         ),
         engine,
@@ -106,9 +140,11 @@ def serve(ready: Ready, model: Model, bound: socket.socket, access: Access) -> N
         server.run(sockets=[bound])
     finally:
         engine.close(GOING_DOWN)
+    if engine.fault is not None:
+        raise CheckpointError(engine.fault)
 
 
-def announcement(model: Model, bound: socket.socket, access: Access) -> str:
+def announcement(model: ServedModel, bound: socket.socket, access: Access) -> str:
     """Return what is said once the server listens."""
     host = model.limits.host
     host = f"[{host}]" if ":" in host else host
@@ -120,7 +156,7 @@ def announcement(model: Model, bound: socket.socket, access: Access) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains the engine before it ends."""
+    """uvicorn's server, which drains the engine before it ends, and ends where the engine fails."""
 
     def __init__(
         self,
@@ -133,7 +169,7 @@ class Server(uvicorn.Server):
         self._engine, self._drain_s, self._announce = engine, drain_s, announce
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def post(self, call: Callable[[], None]) -> None:
+    def call_in_loop(self, call: Callable[[], None]) -> None:
         """Have the event loop make a call; from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
@@ -144,6 +180,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._engine.start()
         self._announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether to end; asked ten times a second."""
+        return await super().on_tick(counter) or self._engine.fault is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; let running answers end, or end them after --drain-seconds."""
@@ -164,3 +204,39 @@ class Server(uvicorn.Server):
             sys.stderr.flush()
             os._exit(128 + sig)  # nothing is written that could be lost
         super().handle_exit(sig, frame)
+
+
+class TimeoutProtocol(H11Protocol):
+    """uvicorn's connection, closed where no whole head of a request comes within HEAD_WITHIN_S.
+
+    uvicorn itself waits for ever, and connections are limited. Of its internals only ``cycle``, the
+    request under way, is used.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on where a request is not whole yet."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

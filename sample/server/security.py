@@ -1,30 +1,38 @@
-"""What stands before every request: who may ask, from where, and the headers of every answer.
+"""What stands before every request: who may ask, from where, how much, and the answers' headers.
 
 - The Host header must name this server. A page of another site whose name was made to point here
   (DNS rebinding) still sends that site's name.
-- A request that changes or costs something must not come from another site's page (Origin).
-- With an API key, all but the page, the health check and the API's description need it.
-
-No header ever lets another site read an answer (no CORS).
+- A request that changes or costs something must not come from another site's page (Origin), and no
+  such page can read an answer (CORS), but for those of --allow-origin.
+- With an API key, all but the page, the health check and the API's description need it. Where the
+  server listens on other addresses than this machine's own, there must be one.
+- A body has a bound in bytes and in seconds.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Collection
+import socket
+import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sample.server.errors import RequestError, shown
-from sample.server.metrics import Counters
-from sample.server.responses import json_bytes
+from common.errors import ConfigError
+from sample.server.errors import APIError, shown
+from sample.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+SHORT_KEY_CHARS = 16
+MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
+BODY_WITHIN_S = 30.0
 HEADERS = {
     # trusted types: the browser itself refuses to read text as HTML, whatever the page may try
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -42,30 +50,99 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask: the names of this server, and the key if there is one."""
+    """Who may ask: the names of this server, other sites' pages, and the key if there is one."""
 
     names: frozenset[str] = LOOPBACK_NAMES
-    any_address: bool = False  # it listens on all: a number in Host cannot be rebound
+    is_wildcard: bool = False  # it listens on all addresses: a number in Host cannot be rebound
+    origins: frozenset[str] = frozenset()
     key: bytes | None = None
 
 
-def error_response(error: RequestError) -> Response:
-    """Return an error as OpenAI's servers do."""
-    return Response(
-        json_bytes(error.body), error.status, error.headers, media_type="application/json"
+def make_access(
+    bound: socket.socket,
+    host: str,
+    *,
+    allow_hosts: Sequence[str] = (),
+    allow_origins: Sequence[str] = (),
+    key_file: Path | None = None,
+) -> Access:
+    """Return who may ask a server that listens at ``bound``, as ``host`` says.
+
+    Raises: ConfigError where others than this machine could, and there is no key.
+    """
+    address = ipaddress.ip_address(bound.getsockname()[0].partition("%")[0])
+    if not address.is_loopback and key_file is None:
+        raise ConfigError(
+            f"--host {host} lets other machines ask: pass --api-key-file with the key that "
+            "they must send. To make one: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe())' > key.txt"
+        )
+    names = {host.lower(), str(address), *(name.lower() for name in allow_hosts)}
+    return Access(
+        names=LOOPBACK_NAMES | names,
+        is_wildcard=address.is_unspecified,
+        origins=frozenset(origin.rstrip("/") for origin in allow_origins),
+        key=None if key_file is None else read_key(key_file),
     )
 
 
-class Guard:
+def read_key(path: Path) -> bytes:
+    """Return the key in a file, without the blanks around it.
+
+    Raises: ConfigError where there is none, or one that no header can carry.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(f"--api-key-file {path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--api-key-file {path}: a key is in ASCII, this is not.") from error
+    if not text.isprintable() or len(text.split()) != 1:
+        raise ConfigError(f"--api-key-file {path}: it must hold one word, the key.")
+    if len(text) < SHORT_KEY_CHARS:
+        log.warning("%s: a key of %d characters is soon guessed.", path, len(text))
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        log.warning("%s: others on this machine can read the key: chmod 600 %s", path, path)
+    return text.encode("ascii")
+
+
+def secured(
+    app: ASGIApp,
+    access: Access,
+    metrics: Metrics,
+    *,
+    open_paths: Collection[str],
+    known_paths: Collection[str],
+) -> ASGIApp:
+    """Return ``app`` behind SecurityMiddleware; pages of allowed origins may read its answers."""
+    guarded = SecurityMiddleware(
+        app, access, metrics, frozenset(open_paths), frozenset(known_paths)
+    )
+    if not access.origins:
+        return guarded
+    return CORSMiddleware(
+        guarded,
+        allow_origins=sorted(access.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+    )
+
+
+class SecurityMiddleware:
     """ASGI middleware around the whole application."""
 
     def __init__(
-        self, app: ASGIApp, access: Access, counters: Counters, *,
-        open_paths: Collection[str], known_paths: Collection[str],
-    ) -> None:  # fmt: skip
+        self,
+        app: ASGIApp,
+        access: Access,
+        metrics: Metrics,
+        open_paths: frozenset[str],
+        known_paths: frozenset[str],
+    ) -> None:
         """``open_paths`` need no key; ``known_paths`` are counted by name, the rest together."""
-        self._app, self._access, self._counters = app, access, counters
-        self._open_paths, self._known_paths = frozenset(open_paths), frozenset(known_paths)
+        self._app, self._access, self._metrics = app, access, metrics
+        self._open_paths, self._known_paths = open_paths, known_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -74,34 +151,36 @@ class Guard:
             return
         path = scope["path"] if scope["path"] in self._known_paths else "other"
 
-        async def send_guarded(message: Message) -> None:
+        async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                self._counters.requests[path, message["status"]] += 1
+                self._metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
         try:
             self._check(scope["method"], scope["path"], Headers(scope=scope))
-        except RequestError as error:
-            await error_response(error)(scope, receive, send_guarded)
+        except APIError as error:
+            await error.response()(scope, receive, send_secured)
         else:
-            await self._app(scope, receive, send_guarded)
+            await self._app(scope, limited(receive), send_secured)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         host = headers.get("host", "")
         if not self._is_ours(host_name(host)):
-            raise RequestError(
+            raise APIError(
                 f"The Host header is {shown(host)}, which is not this server's. Ask for it by the "
                 "address that it printed when it started, or start it with --allow-host.",
                 status=403, code="host_not_allowed",
             )  # fmt: skip
         origin = headers.get("origin")
         # of origin the part after http:// must be the very host that was asked for
-        if method not in ("GET", "HEAD") and origin and origin.partition("://")[2] != host:
-            raise RequestError(
-                f"The request comes from another site's page ({shown(origin)}).",
+        own = origin is None or origin.partition("://")[2] == host or origin in self._access.origins
+        if method not in ("GET", "HEAD") and not own:
+            raise APIError(
+                f"The request comes from another site's page ({shown(origin)}): start the server "
+                "with --allow-origin and this name if it may ask.",
                 status=403, code="origin_not_allowed",
             )  # fmt: skip
         if self._access.key is not None and path not in self._open_paths:
@@ -110,7 +189,7 @@ class Guard:
     def _is_ours(self, name: str) -> bool:
         if name in self._access.names:
             return True
-        if not self._access.any_address:
+        if not self._access.is_wildcard:
             return False
         try:
             ipaddress.ip_address(name)
@@ -123,11 +202,40 @@ class Guard:
         right = hmac.compare_digest(given.strip().encode("latin-1"), key)  # in constant time
         if scheme.lower() != "bearer" or not right:
             found = "Another API key was sent" if given else "No API key was sent"
-            raise RequestError(
+            raise APIError(
                 f"{found}: this server wants its own, as Authorization: Bearer KEY.",
                 status=401, kind="authentication_error", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+
+
+def limited(receive: Receive) -> Receive:
+    """Return ``receive``, which raises APIError where a body is too large or comes too slowly."""
+    n_bytes, is_whole = 0, False
+    deadline_s = asyncio.get_running_loop().time() + BODY_WITHIN_S
+
+    async def receive_limited() -> Message:
+        nonlocal n_bytes, is_whole
+        if is_whole:  # what comes now says that the client is gone
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise APIError(
+                f"The body did not come within {BODY_WITHIN_S:.0f} seconds.",
+                status=408, headers={"Connection": "close"},
+            ) from error  # fmt: skip
+        n_bytes += len(message.get("body", b""))
+        if n_bytes > MAX_BODY_BYTES:
+            raise APIError(
+                f"The body has more than {MAX_BODY_BYTES:,} bytes.",
+                status=413, headers={"Connection": "close"},
+            )  # fmt: skip
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_limited
 
 
 def host_name(host: str) -> str:

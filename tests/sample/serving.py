@@ -24,8 +24,8 @@ from common.run_dir import new_run
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.metrics import Counters
-from sample.server.requests import Model
+from sample.server.metrics import Metrics
+from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.template import TURNS, Template
 from tests.processes import TIMEOUT_S, environment
@@ -60,8 +60,8 @@ class InProcess:
     client: TestClient
     decoder: FakeDecoder
     engine: Engine
-    counters: Counters
-    model: Model
+    metrics: Metrics
+    model: ServedModel
 
 
 @contextmanager
@@ -70,8 +70,8 @@ def in_process(
 ) -> Iterator[InProcess]:
     """Serve from this process; the client's base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
-    decoder, counters = FakeDecoder(limits.rows), Counters()
-    model = Model(
+    decoder, metrics = FakeDecoder(limits.rows), Metrics()
+    model = ServedModel(
         name="fake",
         fingerprint="quern-0123456789ab",
         created=1_700_000_000,
@@ -83,17 +83,17 @@ def in_process(
     )
     loops: list[asyncio.AbstractEventLoop] = []
     engine = Engine(
-        decoder, ALPHABET, n_rows=limits.rows, max_waiting=limits.queue, counters=counters,
-        post=lambda call: loops[0].call_soon_threadsafe(call),
+        decoder, ALPHABET, n_rows=limits.rows, max_waiting=limits.queue, metrics=metrics,
+        call_in_loop=lambda call: loops[0].call_soon_threadsafe(call),
     )  # fmt: skip
-    service = Service(engine=engine, model=model, counters=counters, card={"name": "fake"})
+    service = Service(engine=engine, model=model, metrics=metrics, model_info={"name": "fake"})
     app = make_app(service, access or Access())
     with TestClient(app, base_url="http://localhost") as client:
         assert client.portal is not None
         loops.append(client.portal.call(_running_loop))
         engine.start()
         try:
-            yield InProcess(client, decoder, engine, counters, model)
+            yield InProcess(client, decoder, engine, metrics, model)
         finally:
             decoder.go.set()
             engine.close("Over.")

@@ -10,7 +10,7 @@ from common.checkpoint import load_checkpoint
 from common.inference.config import GenerateConfig
 from sample.model_info import MAX_POINTS, make_card, thinned
 from sample.server.config import ServeConfig
-from sample.server.requests import Model
+from sample.server.requests import ServedModel
 from sample.server.responses import json_bytes
 from sample.text.template import TURNS
 from tests.sample.conftest import ALPHABET, make_run
@@ -18,7 +18,7 @@ from tests.sample.conftest import ALPHABET, make_run
 
 def card_of(run: Path) -> dict[str, object]:
     folder = run / "step-00000010"
-    model = Model(
+    model = ServedModel(
         name="circle", fingerprint="x", created=0, tokenizer=ALPHABET, block_size=16,
         template=TURNS, defaults=GenerateConfig(top_k=7), limits=ServeConfig(),
     )  # fmt: skip

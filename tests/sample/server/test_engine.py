@@ -12,8 +12,9 @@ import pytest
 from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Token
-from sample.server.engine import FAULT, BusyError, ClosedError, Engine, Request
-from sample.server.metrics import Counters
+from sample.server.engine import FAULT, Engine, Request
+from sample.server.errors import APIError, BusyError
+from sample.server.metrics import Metrics
 from sample.text.detokenizer import Piece
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder
@@ -22,22 +23,22 @@ SOON_S = 20
 
 
 class Listener:
-    """One request's pieces, and the wait for the last of them."""
+    """One request's deltas, and the wait for the last of them."""
 
     def __init__(self) -> None:
-        self.pieces: queue.Queue[Piece] = queue.Queue()
+        self.deltas: queue.Queue[Piece] = queue.Queue()
 
-    def __call__(self, piece: Piece) -> None:
-        self.pieces.put(piece)
+    def __call__(self, index: int, delta: Piece) -> None:
+        self.deltas.put(delta)
 
     def all(self) -> list[Piece]:
-        got = [self.pieces.get(timeout=SOON_S)]
+        got = [self.deltas.get(timeout=SOON_S)]
         while not got[-1].is_last:
-            got.append(self.pieces.get(timeout=SOON_S))
+            got.append(self.deltas.get(timeout=SOON_S))
         return got
 
     def text(self) -> str:
-        return "".join(piece.text for piece in self.all())
+        return "".join(delta.text for delta in self.all())
 
 
 def request(prompt: list[int], n_new: int = 5, seed: int = 0, **rest: Any) -> Request:
@@ -66,7 +67,7 @@ def decoder() -> FakeDecoder:
 
 @pytest.fixture
 def engine(decoder: FakeDecoder) -> Iterator[Engine]:
-    engine = Engine(decoder, ALPHABET, n_rows=3, max_waiting=4, counters=Counters())
+    engine = Engine(decoder, ALPHABET, n_rows=3, max_waiting=4, metrics=Metrics())
     engine.start()
     yield engine
     decoder.go.set()
@@ -75,7 +76,7 @@ def engine(decoder: FakeDecoder) -> Iterator[Engine]:
 
 def ask(engine: Engine, asked: Request) -> Listener:
     listener = Listener()
-    engine.submit([(asked, listener)])
+    engine.submit([asked], listener)
     return listener
 
 
@@ -110,7 +111,7 @@ def test_of_several_choices_all_are_taken_or_none(decoder: FakeDecoder, engine: 
     for i in range(6):
         ask(engine, request([i]))
     with pytest.raises(BusyError):
-        engine.submit([(request([7]), Listener()), (request([8]), Listener())])
+        engine.submit([request([7]), request([8])], Listener())
     assert engine.n_waiting + engine.n_busy == 6
 
 
@@ -119,9 +120,9 @@ def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_
 ) -> None:
     decoder.go.clear()
     gone = Listener()
-    running = engine.submit([(request([i], n_new=10**6), gone) for i in range(3)])
+    running = engine.submit([request([i], n_new=10**6) for i in range(3)], gone)
     await_(lambda: engine.n_busy == 3)
-    waiting = engine.submit([(request([i]), gone) for i in range(4)])
+    waiting = engine.submit([request([i]) for i in range(4)], gone)
     engine.cancel(waiting)
     assert engine.n_waiting == 0
     engine.cancel(running)
@@ -130,7 +131,7 @@ def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_
     assert stays.text() == text_of(decoder.alone([1], request([1]).config))
     await_(idle(engine))
     assert decoder.rows == {}
-    n_heard = gone.pieces.qsize()
+    n_heard = gone.deltas.qsize()
     assert n_heard <= 3, "at most the step that was under way"
 
 
@@ -156,7 +157,7 @@ def test_a_fault_is_heard_by_all_who_wait_and_no_more_are_taken(
     for listener in heard:
         assert listener.all()[-1].error == FAULT
     assert engine.fault == engine.closed == FAULT
-    with pytest.raises(ClosedError, match="its log says why"):
+    with pytest.raises(APIError, match="its log says why"):
         ask(engine, request([1]))
     assert (engine.n_waiting, engine.n_busy) == (0, 0)
 
@@ -175,7 +176,7 @@ def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
 ) -> None:
     ends, cut = ask(engine, request([1])), ask(engine, request([2], n_new=10**6))
     engine.refuse("Going down.")
-    with pytest.raises(ClosedError, match="Going down"):
+    with pytest.raises(APIError, match="Going down"):
         ask(engine, request([3]))
     assert ends.all()[-1].finish == "length"
     engine.close("Gone.")
@@ -185,7 +186,7 @@ def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
 
 def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
     decoder = FakeDecoder(n_rows=4)
-    engine = Engine(decoder, ALPHABET, n_rows=4, max_waiting=32, counters=Counters())
+    engine = Engine(decoder, ALPHABET, n_rows=4, max_waiting=32, metrics=Metrics())
     engine.start()
     n_right, n_busy, n_gone, wrong = [0], [0], [0], list[str]()
 
@@ -195,14 +196,14 @@ def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
             asked = request([number], n_new=drawn.randint(1, 30), seed=drawn.randrange(1000))
             listener = Listener()
             try:
-                tickets = engine.submit([(asked, listener)])
+                jobs = engine.submit([asked], listener)
             except BusyError:
                 n_busy[0] += 1
                 time.sleep(0.005 * drawn.random())
                 continue
             if drawn.random() < 0.4:
                 time.sleep(0.005 * drawn.random())
-                engine.cancel(tickets)
+                engine.cancel(jobs)
                 n_gone[0] += 1
             elif listener.text() == text_of(decoder.alone(asked.prompt, asked.config)):
                 n_right[0] += 1
