@@ -110,7 +110,7 @@ def _send_file(content: bytes, media_type: str) -> Callable[[], Awaitable[Respon
 
 
 class JsonRoute(APIRoute):
-    """A route whose bodies are JSON in UTF-8, where 8.0 is an integer (JSON knows no difference)."""
+    """A route whose bodies are JSON in UTF-8, where 8.0 is an integer: JSON tells no difference."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Have the body read by JsonRequest."""

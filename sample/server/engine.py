@@ -95,6 +95,10 @@ class Engine:
         self._ended = False
         self.closed: str | None = None  # why no requests are taken, as a sentence
         self.fault: str | None = None  # why the engine failed
+        metrics.rows.set(n_rows)
+        metrics.up.set_function(lambda: self.closed is None)
+        metrics.queue_length.set_function(lambda: self.n_waiting)
+        metrics.rows_busy.set_function(lambda: self.n_busy)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:

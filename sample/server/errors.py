@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,9 @@ def shown(value: Any) -> str:
 def first_invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
     """Return the error that names one parameter: what was found, and what pydantic expected."""
     named = [(*_locate(error["loc"], body), error) for error in errors]
-    name, _, error = max(named, key=lambda each: each[1])  # of a union's arms the one that got on
+    n_errors = Counter(name for name, _, _ in named)
+    # of a union's arms the one that got furthest, and there what every arm refuses
+    name, _, error = max(named, key=lambda each: (each[1], n_errors[each[0]]))
     if error["type"] == "missing":
         return APIError(f"{name} is missing.", param=name, code="missing_required_parameter")
     expected = dict.fromkeys(_expected(each) for other, _, each in named if other == name)
@@ -110,7 +113,8 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         reason = f"{first['ctx']['error']} at character {first['loc'][1]}"
         return APIError(f"The body is not JSON in UTF-8: {reason}.").response()
     if not isinstance(body, dict):
-        return APIError(f"The body is {shown(body)}: it must be a JSON object.").response()
+        found = "empty" if body is None else shown(body)
+        return APIError(f"The body is {found}: it must be a JSON object.").response()
     errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "body"
     return first_invalid(errors, body).response()
 
@@ -138,7 +142,7 @@ async def _fault(_: Request, error: Exception) -> Response:
     return APIError(message, status=500, kind=SERVER).response()
 
 
-HANDLERS = {
+HANDLERS: dict[int | type[Exception], Any] = {
     RequestValidationError: _validation_error,
     HTTPException: _http_error,
     UserError: _user_error,

@@ -1,7 +1,5 @@
 """What the server counts, for Prometheus."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 # Upper bounds in seconds: from a tiny network's first token to a long wait in the queue.
@@ -27,7 +25,9 @@ class Metrics:
             "quern_time_to_first_token_seconds", "From a request's arrival to its first text.",
             buckets=TTFT_BOUNDS_S, registry=self.registry,
         )  # fmt: skip
-
-    def add_gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
-        """Have ``read`` called whenever Prometheus asks."""
-        Gauge(name, meaning, registry=self.registry).set_function(read)
+        self.up = Gauge("quern_up", "1 while the engine works.", registry=self.registry)
+        self.queue_length = Gauge(
+            "quern_queue_length", "Answers that wait for a row.", registry=self.registry
+        )
+        self.rows_busy = Gauge("quern_rows_busy", "Rows that generate.", registry=self.registry)
+        self.rows = Gauge("quern_rows", "Rows there are.", registry=self.registry)

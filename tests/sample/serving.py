@@ -46,11 +46,14 @@ def mixed_model() -> GPT:
     return model
 
 
-def make_mixed_run(runs_dir: Path) -> None:
-    """Save ``mixed_model`` as a run called mixed."""
+def make_mixed_run(runs_dir: Path, *, diverged: bool = False) -> None:
+    """Save ``mixed_model`` as a run called mixed; ``diverged``: its weights are no numbers."""
     run = new_run(runs_dir, "mixed")
     write_json(run / "config.json", {"format": 1})
-    save_checkpoint(run, 1, mixed_model(), {}, {"progress": {"n_tokens": 10}}, ALPHABET)
+    model = mixed_model()
+    if diverged:
+        torch.nn.init.constant_(model.wte.weight, float("nan"))
+    save_checkpoint(run, 1, model, {}, {"progress": {"n_tokens": 10}}, ALPHABET)
 
 
 @dataclass

@@ -21,9 +21,9 @@ from common.errors import ConfigError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, generate
 from common.inference.selector import make_backend
-from sample.server.address import bind, make_access, read_key
 from sample.server.config import ServeConfig
-from sample.server.streaming import Hurried
+from sample.server.run import TimeoutProtocol, bind
+from sample.server.security import make_access, read_key
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.sample.conftest import ALPHABET
 from tests.sample.serving import ServerProcess, make_mixed_run, mixed_model, serving
@@ -135,7 +135,7 @@ def test_the_openai_client_chats_whole_and_streamed(client: openai.OpenAI) -> No
 
 def test_the_openai_client_knows_the_errors(server: ServerProcess, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["mixed"]
-    with pytest.raises(openai.BadRequestError, match="temperature is 5: it must be a number"):
+    with pytest.raises(openai.BadRequestError, match="temperature is 5: it must be less than"):
         client.completions.create(model="mixed", prompt="a", temperature=5)
     with pytest.raises(openai.NotFoundError, match="this server has mixed"):
         client.completions.create(model="gpt-4", prompt="a")
@@ -282,6 +282,17 @@ def test_ctrl_c_ends_answers_that_take_too_long_in_words_and_exits_with_130(plac
         assert "Traceback" not in server.stderr
 
 
+def test_where_the_engine_fails_the_process_ends_for_a_supervisor_to_see(tmp_path: Path) -> None:
+    make_mixed_run(tmp_path / "runs", diverged=True)
+    with serving(tmp_path) as server:
+        body = {"prompt": "ab", "stream": True}
+        with httpx2.stream("POST", server.url + "/v1/completions", json=body) as answered:
+            *_, error, done = filter(None, answered.iter_lines())
+        assert '"message":"' in error
+        assert done == "data: [DONE]"
+        assert server.wait() == 1
+
+
 def test_a_second_signal_ends_it_at_once(place: Path) -> None:
     with serving(place, "--max-tokens", "2000000", "--drain-seconds", "60") as server:
         lines = endless(server.url)
@@ -349,10 +360,10 @@ def test_a_file_that_holds_no_key_is_said(
 def test_the_machines_own_addresses_need_no_key(host: str) -> None:
     config = ServeConfig(host=host, port=0)
     with bind(config) as bound:
-        access = make_access(config, bound, [], None)
+        access = make_access(bound, host)
     assert host in access.names
     assert access.key is None
-    assert not access.any_address
+    assert not access.is_wildcard
 
 
 def test_other_addresses_need_a_key_and_a_bad_one_is_warned_about(place: Path) -> None:
@@ -389,7 +400,7 @@ async def answers_slowly(scope: Any, receive: Any, send: Any) -> None:
 def test_a_connection_without_a_whole_request_is_closed_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sample.server.streaming.HEAD_WITHIN_S", 0.3)
+    monkeypatch.setattr("sample.server.run.HEAD_WITHIN_S", 0.3)
 
     async def heard(port: int, *sent: bytes) -> bytes:
         """Return all that comes; what is sent but for the first waits for an answer."""
@@ -405,11 +416,11 @@ def test_a_connection_without_a_whole_request_is_closed_in_time(
 
     async def all_heard() -> list[bytes]:
         config = uvicorn.Config(
-            answers_slowly, http=Hurried, ws="none", lifespan="off", log_config=None,
+            answers_slowly, http=TimeoutProtocol, ws="none", lifespan="off", log_config=None,
             timeout_keep_alive=1,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
-        protocol = lambda: Hurried(config, ServerState(), {}, loop)  # noqa: E731
+        protocol = lambda: TimeoutProtocol(config, ServerState(), {}, loop)  # noqa: E731
         server = await loop.create_server(protocol, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         clients = [(b"",), (REQUEST[:-2],), (REQUEST,), (REQUEST, REQUEST), (REQUEST, REQUEST[:9])]
