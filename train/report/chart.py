@@ -11,11 +11,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from statistics import fmean
 
-from train.report.curves import Curve
+MARKERS = "*+ox#@%&"
 
-MARKS = "*+ox#@%&"
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its label and its points, in the order of the steps."""
+
+    label: str
+    x: list[float]
+    y: list[float]
 
 
 def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
@@ -23,49 +32,38 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
 
     Where several points of a curve share a column their mean is drawn; later curves lie above.
     """
-    every_x = [x for curve in curves for x in curve.x]
-    every_y = [y for curve in curves for y in curve.y]
-    if not every_x:
+    if not any(curve.x for curve in curves):
         return f"{title}: no values"
-    low, high = min(every_y), max(every_y)
-    labels = [_number(high), _number(low)]
-    margin = max(map(len, labels))
-    marked = list(zip(_marks(curves), curves, strict=True))
+    first, last = _range([x for curve in curves for x in curve.x])
+    low, high = _range([y for curve in curves for y in curve.y])
+    margin = max(len(_number(high)), len(_number(low)))
     columns = max(2, width - margin - 2)
     grid = [[" "] * columns for _ in range(height)]
-    for mark, curve in marked:
-        for column, y in _by_column(curve, min(every_x), max(every_x), columns).items():
-            grid[_place(high - y, high - low, height)][column] = mark
-    sides = [labels[0], *[""] * (height - 2), labels[1]]
-    lines = [f"{side:>{margin}} |{''.join(row)}" for side, row in zip(sides, grid, strict=True)]
-    ends = _number(min(every_x)), _number(max(every_x))
-    below = " " * margin
-    return "\n".join(
-        line.rstrip()
-        for line in [
-            title,
-            *lines,
-            f"{below} +{'-' * columns}",
-            f"{below}  {ends[0]}{ends[1]:>{columns - len(ends[0])}}",
-            f"{below}  " + "  ".join(f"{m} {c.name}" for m, c in marked),
-        ]
-    )
+    for marker, curve in zip(cycle(MARKERS), curves, strict=False):
+        by_column = defaultdict(list)
+        for x, y in zip(curve.x, curve.y, strict=True):
+            by_column[_cell(x - first, last - first, columns)].append(y)
+        for column, ys in by_column.items():
+            grid[_cell(high - fmean(ys), high - low, height)][column] = marker
+    y_labels = [_number(high), *[""] * (height - 2), _number(low)]
+    indent = " " * margin
+    lines = [
+        title,
+        *(f"{label:>{margin}} |{''.join(row)}" for label, row in zip(y_labels, grid, strict=True)),
+        f"{indent} +{'-' * columns}",
+        f"{indent}  {_number(first)}{_number(last):>{columns - len(_number(first))}}",
+        f"{indent}  " + "  ".join(f"{m} {c.label}" for m, c in zip(cycle(MARKERS), curves)),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _marks(curves: Sequence[Curve]) -> list[str]:
-    return [MARKS[number % len(MARKS)] for number in range(len(curves))]
+def _range(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
-def _by_column(curve: Curve, first: float, last: float, columns: int) -> dict[int, float]:
-    values = defaultdict(list)
-    for x, y in zip(curve.x, curve.y, strict=True):
-        values[_place(x - first, last - first, columns)].append(y)
-    return {column: fmean(ys) for column, ys in values.items()}
-
-
-def _place(distance: float, whole: float, n: int) -> int:
-    """Return which of ``n`` places is so far along the whole, 0 where it has no length."""
-    return int(distance / whole * (n - 1) + 0.5) if whole > 0 else 0
+def _cell(distance: float, length: float, n: int) -> int:
+    """Return which of ``n`` cells is so far along the axis, 0 where it has no length."""
+    return int(distance / length * (n - 1) + 0.5) if length > 0 else 0
 
 
 def _number(value: float) -> str:

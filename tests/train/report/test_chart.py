@@ -1,7 +1,6 @@
 """Curves as text, against charts drawn by hand."""
 
-from train.report.chart import chart
-from train.report.curves import Curve
+from train.report.chart import Curve, chart
 
 BY_HAND = """\
 loss over steps

@@ -12,9 +12,8 @@ from matplotlib.colors import to_hex
 
 from common.errors import CheckpointError, ConfigError
 from train.cli import main
-from train.report.compare import compare, differences
-from train.report.curves import read_run
-from train.report.plot import draw, picture
+from train.report.compare import compare, differing_settings
+from train.report.plot import draw, make_figure, read_run
 
 
 def record(step: int, **more: Any) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("x", "scale"), [("steps", 1), ("tokens", 64), ("seconds", 0.5)])
 def test_the_panels_draw_what_is_logged(runs: Path, x: Any, scale: float) -> None:
     by_run = {name: read_run(runs / name) for name in ("quern", "other")}
-    panels = picture(by_run, x).axes
+    panels = make_figure(by_run, x).axes
     drawn: list[dict[str, Any]] = [
         {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
         for axes in panels
@@ -139,4 +138,4 @@ def test_the_table_holds_figures_worked_out_by_hand(runs: Path) -> None:
 
 
 def test_equal_runs_differ_in_nothing(runs: Path) -> None:
-    assert differences([runs / "quern", runs / "quern"]) == []
+    assert differing_settings([runs / "quern", runs / "quern"]) == []
