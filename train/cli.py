@@ -244,6 +244,8 @@ def presets(name: str | None, device: str) -> None:
     from common.device import choose_device
     from train.report import presets as preset_table
 
-    lines = preset_table.settings(name) if name else preset_table.table(choose_device(device))
+    lines = (
+        preset_table.preset_lines(name) if name else preset_table.table_lines(choose_device(device))
+    )
     for line in lines:
         click.echo(line)

@@ -24,6 +24,12 @@ CHUNK_SCORES_ELSEWHERE = 1 << 28
 CHUNK_ROWS = 512  # at least: each chunk also passes over the whole gradient of the weight
 
 
+def chunk_rows(n_classes: int, device_type: str) -> int:
+    """Return the tokens whose scores over ``n_classes`` are there at once; of fewer, all are."""
+    n_scores = CHUNK_SCORES.get(device_type, CHUNK_SCORES_ELSEWHERE)
+    return max(CHUNK_ROWS, n_scores // n_classes)
+
+
 def next_token_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, vocab_size: int
 ) -> Tensor:
@@ -32,8 +38,7 @@ def next_token_loss(
     The scores are hidden @ weight.T + bias, of weight (rows, C); rows beyond ``vocab_size`` only
     round it up and have no part in the softmax, so padding changes neither loss nor gradient.
     """
-    most = CHUNK_SCORES.get(hidden.device.type, CHUNK_SCORES_ELSEWHERE)
-    n_rows = max(CHUNK_ROWS, most // len(weight))  # of hidden, a chunk
+    n_rows = chunk_rows(len(weight), hidden.device.type)
     if len(hidden) <= n_rows:
         return F.cross_entropy(_scores(hidden, weight, bias, vocab_size), targets)
     if torch.is_grad_enabled():

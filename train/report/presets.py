@@ -1,10 +1,10 @@
-"""What the presets mean on this machine: size, memory and time, estimated before any data is there.
+"""What the presets mean on this machine: size, memory and time, estimated without any data.
 
     parameters   counted, on PyTorch's meta device, which takes no memory
-    memory       what a micro-batch needs: weights, gradients, optimizer, activations
+    memory       of a micro-batch: weights, gradients, optimizer, activations
     time         operations of the whole run over a rate that half a second measures here
 
-The plan of a real run (plan.py) measures the network itself and knows better.
+A real run measures the network itself (setup/autotune.py) and knows better.
 """
 
 import time
@@ -16,29 +16,27 @@ import torch
 from common.device import Device, set_matmul_precision
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.models.loss import CHUNK_ROWS
 from train.config import TrainConfig
 from train.monitoring.metrics import duration
 from train.monitoring.mfu import flops_per_token
 from train.presets import PRESETS, Preset
-from train.setup.autotune import with_batch_size
+from train.setup.memory import max_batch_size, training_bytes
 
-FLOAT_BYTES = 4
 MEASURE_S = 0.5
 # A network large enough to keep a machine busy, small enough for some passes in half a second.
 TRIAL = ModelConfig(n_layer=2, n_head=4, n_embd=256, block_size=128, vocab_size=1_024)
 TRIAL_ROWS = 8
-HEAD = ("preset", "layers", "heads", "channels", "context", "parameters", "memory", "time here")
-WIDTHS = (-24, 6, 6, 9, 8, 14, 9, 30)
+HEADER = ("preset", "layers", "heads", "channels", "context", "parameters", "memory", "time here")
+LINE = "{:<24}{:>6}{:>6}{:>9}{:>8}{:>14}{:>9}{:>30}"
 
 
-def network(preset: Preset) -> GPT:
+def meta_model(preset: Preset) -> GPT:
     """Return the preset's network without memory for its weights."""
     with torch.device("meta"):
         return GPT(ModelConfig(**preset.model, vocab_size=preset.vocab_size))
 
 
-def measured_flops(device: Device) -> float:
+def measure_flops(device: Device) -> float:
     """Return the operations a second that a small network's training reaches on the device."""
     set_matmul_precision(device.torch_device)
     model = GPT(TRIAL).to(device.torch_device)
@@ -60,21 +58,8 @@ def measured_flops(device: Device) -> float:
     return idx.numel() * flops_per_token(model) / best_s
 
 
-def memory_bytes(model: GPT, n_rows: int) -> int:
-    """Estimate what training takes with ``n_rows`` rows at a time, in float32.
-
-    Of each parameter: weight, gradient, and AdamW's two moments. Of each token and block: some 16
-    tensors as wide as the network and 3 as wide as its MLP. Of the scores: a chunk, twice.
-    """
-    c = model.config
-    n_tokens = n_rows * c.block_size
-    of_blocks = n_tokens * c.n_layer * (16 * c.n_embd + 3 * c.inner_size)
-    of_scores = 2 * min(n_tokens, CHUNK_ROWS) * c.padded_vocab_size
-    return FLOAT_BYTES * (4 * model.n_parameters + of_blocks + of_scores)
-
-
 def expected_time(model: GPT, config: TrainConfig, flops: float) -> str:
-    """Say how long a run takes at ``flops`` operations a second, as far as its data do not."""
+    """Return how long a run takes at ``flops`` operations a second, where data do not decide it."""
     if config.minutes is not None:
         return duration(60 * config.minutes)
     token_s = flops_per_token(model) / flops
@@ -89,23 +74,21 @@ def expected_time(model: GPT, config: TrainConfig, flops: float) -> str:
     return f"{days:,.0f} days" if days < 365 else f"{days / 365:,.0f} years"
 
 
-def table(device: Device) -> Iterator[str]:
+def table_lines(device: Device) -> Iterator[str]:
     """Yield a line for each preset, and how the estimates were made."""
-    flops = measured_flops(device)
-    yield _line(HEAD)
+    flops = measure_flops(device)
+    yield LINE.format(*HEADER)
     for name, preset in PRESETS.items():
-        model, config = network(preset), TrainConfig(**preset.train)
+        model, config = meta_model(preset), TrainConfig(**preset.train)
         c = model.config
-        n_bytes = memory_bytes(model, with_batch_size(config, model, device).batch_size)
-        yield _line(
-            (
-                name,
-                *(str(n) for n in (c.n_layer, c.n_head, c.n_embd, c.block_size)),
-                f"{model.n_parameters:,}",
-                f"{n_bytes / 1e9:.1f} GB",
-                expected_time(model, config, flops),
-            )
+        n_rows = min(
+            config.batch_size or max_batch_size(c, device),
+            max(1, config.tokens_per_step // c.block_size),
         )
+        n_bytes = training_bytes(model, n_rows, device.torch_device.type)
+        memory, run_time = f"{n_bytes / 1e9:.1f} GB", expected_time(model, config, flops)
+        shape = (c.n_layer, c.n_head, c.n_embd, c.block_size, f"{model.n_parameters:,}")
+        yield LINE.format(name, *shape, memory, run_time)
     yield ""
     for name, preset in PRESETS.items():
         yield f"{name}: {preset.meaning}"
@@ -114,28 +97,22 @@ def table(device: Device) -> Iterator[str]:
     yield "All that one sets, and how to prepare data for it: python -m train presets NAME"
 
 
-def settings(name: str) -> Iterator[str]:
+def preset_lines(name: str) -> Iterator[str]:
     """Yield what a preset is for, data that fit it, and each setting a run would have."""
     preset = PRESETS[name]
-    model = network(preset)
+    model = meta_model(preset)
     yield f"{name}: {preset.meaning}"
     yield f"{model.n_parameters:,} parameters with a vocabulary of {preset.vocab_size:,} ids."
     yield f"Data that fit: python -m prepare text SRC --out data {preset.prepare}"
-    chosen = preset.model | preset.train
-    for key, value in (asdict(model.config) | asdict(TrainConfig(**preset.train))).items():
-        if key == "vocab_size" or value is None:
-            continue
-        option = f"--{key.replace('_', '-')}"
-        if isinstance(value, bool):
-            option = option if value else f"--no-{key.replace('_', '-')}"
-            yield f"{'*' if key in chosen else ' '} {option}"
-        else:
-            yield f"{'*' if key in chosen else ' '} {option} {value}"
+    settings = asdict(model.config) | asdict(TrainConfig(**preset.train))
+    for key, value in settings.items():
+        if key != "vocab_size" and value is not None:
+            mark = "*" if key in preset.model | preset.train else " "
+            option = key.replace("_", "-")
+            if isinstance(value, bool):
+                yield f"{mark} --{'' if value else 'no-'}{option}"
+            else:
+                yield f"{mark} --{option} {value}"
     for key, value in preset.of_characters.items():
         yield f"* --{key.replace('_', '-')} {value} where the ids of the data are characters"
     yield "* set by the preset; all else is as declared."
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    pairs = zip(cells, WIDTHS, strict=True)
-    return "".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in pairs).rstrip()

@@ -20,6 +20,7 @@ from train.distributed.fsdp import is_sharded
 from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
 from train.monitoring.metrics import duration
 from train.optim.group import make_optimizer
+from train.setup.memory import max_batch_size
 from train.step import Stepper, rows_per_step
 
 # Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
@@ -33,15 +34,10 @@ SAVE_BYTES_PER_S = 3e8
 FULL_DROPOUT_EPOCHS = 2.0
 N_WARM_UP = 2  # updates: kernels are chosen in the first, the second finds memory of its own
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
-# Tokens of a micro-batch on a CPU: more fall out of its caches. Of 256 to 4,096 tokens, 1,024 were
-# quickest, a sixth quicker than 4,096 (2.6 M parameters, two cores).
-CPU_TOKENS = 1_024
 # Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
 # times (gpt2, 4 layers of 256 channels) to 1.22 times (tiny) as fast: half an hour loses 3 % at
 # worst. On a GPU the same minute is said to buy a quarter and more.
 COMPILE_S = {"cpu": 1800.0, "cuda": 300.0}
-# Share of a GPU's free memory that one micro-batch may fill: the estimate below is rough.
-MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,6 @@ class MeasuredSpeed:
     compiled: bool
 
 
-def max_batch_size(model: GPT, device: Device) -> int:
-    """Return how many rows of block_size tokens a micro-batch may have, by a rough estimate."""
-    c = model.config
-    if device.torch_device.type == "cpu":
-        return max(1, CPU_TOKENS // c.block_size)
-    # float32 numbers kept for the backward pass: about 16 C + 3 inner in a block; scores 3 times
-    per_token_bytes = 4 * (c.n_layer * (16 * c.n_embd + 3 * c.inner_size) + 3 * c.vocab_size)
-    if device.torch_device.type == "cuda":
-        free_bytes = torch.cuda.mem_get_info(device.torch_device)[0]
-    else:
-        free_bytes = 4 << 30
-    return max(1, int(MEMORY_SHARE * free_bytes / (per_token_bytes * c.block_size)))
-
-
 def with_batch_size(
     config: TrainConfig, model: GPT, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainConfig:
@@ -80,7 +62,7 @@ def with_batch_size(
     """
     block_size = model.config.block_size
     n_rows = group.rows_per_rank(rows_per_step(config, block_size), block_size)
-    most = config.batch_size or -int(group.all_reduce_max(-max_batch_size(model, device)))
+    most = config.batch_size or -int(group.all_reduce_max(-max_batch_size(model.config, device)))
     return replace(config, batch_size=micro_batch_rows(n_rows, most))
 
 

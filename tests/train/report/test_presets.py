@@ -36,7 +36,7 @@ SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 
 
 def n_parameters(name: str) -> int:
-    return preset_table.network(PRESETS[name]).n_parameters
+    return preset_table.meta_model(PRESETS[name]).n_parameters
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_toygpt_has_the_parameters_that_it_publishes(name: str, millions: str) -
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
 def test_gpt2_is_as_large_as_in_transformers(name: str) -> None:
-    c = preset_table.network(PRESETS[name]).config
+    c = preset_table.meta_model(PRESETS[name]).config
     with torch.device("meta"):
         theirs = GPT2LMHeadModel(
             GPT2Config(
@@ -65,7 +65,7 @@ def test_gpt2_is_as_large_as_in_transformers(name: str) -> None:
     ("name", "millions"), [("nanogpt-shakespeare", "10.65"), ("nanogpt-shakespeare-cpu", "0.80")]
 )
 def test_nanogpts_networks_have_the_parameters_that_it_prints(name: str, millions: str) -> None:
-    model = preset_table.network(PRESETS[name])
+    model = preset_table.meta_model(PRESETS[name])
     without_positions = model.n_parameters - model.wpe.weight.numel()  # as nanoGPT counts
     assert f"{without_positions / 1e6:.2f}" == millions
 
@@ -222,15 +222,8 @@ def test_of_characters_tiny_looks_up_longer_n_grams(
     assert "* --ngrams 5 where the ids of the data are characters" in said
 
 
-def test_what_a_run_takes_worked_out_by_hand() -> None:
-    """One layer of 2 channels: 4 x 4 x parameters, 35 floats a token, scores twice."""
-    config = ModelConfig(
-        n_layer=1, n_head=1, n_embd=2, n_inner=1, vocab_size=3, block_size=5, positions="learned"
-    )
-    model = GPT(config)
-    assert preset_table.memory_bytes(model, n_rows=2) == (
-        16 * model.n_parameters + 4 * 10 * (16 * 2 + 3) + 4 * 2 * 10 * 3
-    )
+def test_how_long_a_run_takes_worked_out_by_hand(tiny_config: ModelConfig) -> None:
+    model = GPT(tiny_config)
     n_flops = flops_per_token(model)
     run = TrainConfig(max_steps=100, tokens_per_step=10)
     assert preset_table.expected_time(model, run, flops=n_flops * 10) == "1m 40s"
