@@ -21,7 +21,7 @@ from common.settings import from_dict
 from train.config import LENGTHS, TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.loop import Progress
-from train.monitoring.loggers import make_logger, package
+from train.monitoring.loggers import import_package, make_logger
 from train.presets import PRESETS, preset_for
 from train.session import assemble, drive, held, initial_model, memory_said, shard_if_asked
 from train.setup.autotune import (
@@ -69,7 +69,7 @@ def new_run(
         shape = _shape_of(init_from, data, model_options)
     config = _train_config(preset, train_options)
     _check_sizes(data, shape.block_size)
-    package(config.tracker)  # missing, it is to be said before a run is made
+    import_package(config.tracker)  # missing, it is to be said before a run is made
 
     with memory_said("making and measuring the network"):
         model = shard_if_asked(

@@ -1,6 +1,6 @@
-"""The same records as metrics.jsonl, sent to Weights & Biases or TensorBoard where asked for.
+"""The records of metrics.jsonl, sent to Weights & Biases or TensorBoard as well: --tracker.
 
-Imported only then. What a tracker cannot do never stops training: it is said once.
+Their packages are imported only then, and their failures never stop training: each is one warning.
 """
 
 import logging
@@ -13,51 +13,53 @@ from common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[dict[str, Any]], None]
+Send = Callable[[int, dict[str, float]], None]  # of a step its values by name
 # The versions that were tested.
 PACKAGES = {"tensorboard": "tensorboard==2.20.0", "wandb": "wandb==0.31.0"}
 PROJECT = "quern"
 
 
 class MetricsLogger:
-    """Sends records until it fails once; with nothing to send to, it does nothing."""
+    """Sends records until it fails once; without a backend it does nothing."""
 
-    def __init__(self, name: str = "none", send: Send | None = None) -> None:
-        self._name, self._send = name, send
+    def __init__(self, kind: str = "none", send: Send | None = None) -> None:
+        self._kind, self._send = kind, send
 
     def log(self, record: dict[str, Any]) -> None:
         """Send the numbers of a record, by its step."""
         if self._send is None:
             return
+        numbers = {k: v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
         try:
-            self._send(record)
+            self._send(record["step"], numbers)
         # whatever another's network or disk raises: training goes on without it
         except Exception as error:
             self._send = None
-            log.warning("%s", _failed(self._name, error))
+            _warn(self._kind, error)
 
 
 def make_logger(kind: str, run: Path, first_step: int, settings: dict[str, Any]) -> MetricsLogger:
-    """Return the tracker of a run whose records begin at ``first_step``; ``settings`` go along.
+    """Return the logger of a run whose records begin at ``first_step``; ``settings`` go along.
 
     A resumed run goes on in the same place: its folder for TensorBoard, and for Weights & Biases
     the id in ``settings["tracker_id"]``.
 
     Raises: ConfigError when the package is not installed.
     """
-    if kind == "none":
+    module = import_package(kind)
+    if module is None:
         return MetricsLogger()
-    module = package(kind)
-    begin = _tensorboard if kind == "tensorboard" else _wandb
     try:
-        return MetricsLogger(kind, begin(module, run, first_step, settings))
+        if kind == "tensorboard":
+            return MetricsLogger(kind, _tensorboard(module, run, first_step))
+        return MetricsLogger(kind, _wandb(module, run, settings))
     except Exception as error:  # as above: no network, no account, no room on its disk
-        log.warning("%s", _failed(kind, error))
+        _warn(kind, error)
         return MetricsLogger()
 
 
-def package(kind: str) -> Any:
-    """Return the module of a tracker, None for ``none``.
+def import_package(kind: str) -> Any:
+    """Return the module that --tracker names, None for ``none``.
 
     Raises: ConfigError that says how to install it.
     """
@@ -72,38 +74,31 @@ def package(kind: str) -> Any:
         ) from error
 
 
-def _tensorboard(module: Any, run: Path, first_step: int, settings: dict[str, Any]) -> Send:
+def _tensorboard(module: Any, run: Path, first_step: int) -> Send:
     # purge_step: what a killed run had sent after its last checkpoint is sent again
     writer = module.SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=first_step)
 
-    def send(record: dict[str, Any]) -> None:
-        for name, value in _numbers(record).items():
-            writer.add_scalar(name, value, global_step=record["step"])
+    def send(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, global_step=step)
         writer.flush()
 
     return send
 
 
-def _wandb(module: Any, run: Path, first_step: int, settings: dict[str, Any]) -> Send:
-    session = module.init(
+def _wandb(module: Any, run: Path, settings: dict[str, Any]) -> Send:
+    wandb_run = module.init(
         project=PROJECT, name=run.name, id=settings["tracker_id"], resume="allow",
         dir=str(run), config=settings,
     )  # fmt: skip
-    # by our step, not by its own count: that refuses what a resumed run says again
-    session.define_metric("*", step_metric="step")
-    return lambda record: session.log(_numbers(record) | {"step": record["step"]})
+    # by our step, not by its own count: that refuses what a resumed run sends again
+    wandb_run.define_metric("*", step_metric="step")
+    return lambda step, values: wandb_run.log(values | {"step": step})
 
 
-def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in record.items()
-        if name != "step" and isinstance(value, int | float)
-    }
-
-
-def _failed(kind: str, error: Exception) -> str:
-    return (
-        f"--tracker {kind} does not work ({type(error).__name__}: {error}). Training goes on "
-        "without it; metrics.jsonl has everything."
-    )
+def _warn(kind: str, error: Exception) -> None:
+    log.warning(
+        "--tracker %s does not work (%s: %s). Training goes on without it; metrics.jsonl has "
+        "everything.",
+        kind, type(error).__name__, error,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Adagrad, for tables of which a step meets few rows: only those are touched.
+"""Adagrad, for embedding tables of which a step reads few rows: only those are updated.
 
-A row's rate falls with what its own gradients have added up to, so that one met seldom still
-learns fast - but not at full rate from its first gradient on, or it would learn by heart the few
-texts that it is met in: each row begins as if it had been met DAMPING times.
+A row's rate falls with the sum of its own squared gradients, so that a rare one still learns
+fast - but not at full rate from its first gradient on, or it would memorize the few texts that it
+occurs in: each row begins as if it had had DAMPING gradients.
 
 Source: Duchi, Hazan and Singer 2011, "Adaptive subgradient methods for online learning and
 stochastic optimization".
@@ -28,7 +28,7 @@ class Adagrad:
 
     params: Sequence[Tensor]
     lr: float = 0.0
-    ratio: float = 1.0  # of this rate to the run's
+    ratio: float = 1.0  # of this rate to the schedule's
     state: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -37,23 +37,23 @@ class Adagrad:
         for p in self.params:
             if p.grad is None:
                 continue
-            state = self.state.setdefault(p, {})
-            if not state:
-                state["sum"] = torch.full_like(p, DAMPING * mean_square(p.grad))
-            if not p.grad.is_sparse:
-                total, g = to_local(state["sum"]), to_local(p.grad)
-                total.addcmul_(g, g)
-                to_local(p).addcdiv_(g, total.sqrt().add_(EPS), value=-self.lr)
-                continue
-            gradient = p.grad.coalesce()
-            rows, g = gradient._indices()[0], gradient._values()  # (n,) and (n, C)
-            total = torch.addcmul(state["sum"][rows], g, g)
-            state["sum"].index_copy_(0, rows, total)
-            p.index_add_(0, rows, g / total.sqrt_().add_(EPS), alpha=-self.lr)
+            if p not in self.state:
+                self.state[p] = {"sum": torch.full_like(p, DAMPING * _mean_square(p.grad))}
+            sum_ = self.state[p]["sum"]
+            if p.grad.is_sparse:
+                gradient = p.grad.coalesce()
+                rows, g = gradient._indices()[0], gradient._values()  # (n,) and (n, C)
+                row_sum = torch.addcmul(sum_[rows], g, g)
+                sum_.index_copy_(0, rows, row_sum)
+                p.index_add_(0, rows, g / row_sum.sqrt_().add_(EPS), alpha=-self.lr)
+            else:
+                local_sum, g = to_local(sum_), to_local(p.grad)
+                local_sum.addcmul_(g, g)
+                to_local(p).addcdiv_(g, local_sum.sqrt().add_(EPS), value=-self.lr)
 
 
-def mean_square(gradient: Tensor) -> float:
-    """Return the mean of the squares of a gradient's numbers that are not 0."""
-    numbers = gradient.coalesce()._values() if gradient.is_sparse else gradient
-    total, count = full_tensor(numbers.square().sum()), full_tensor((numbers != 0).sum())
+def _mean_square(gradient: Tensor) -> float:
+    """Return the mean of the squares of a gradient's values that are not 0."""
+    values = gradient.coalesce()._values() if gradient.is_sparse else gradient
+    total, count = full_tensor(values.square().sum()), full_tensor((values != 0).sum())
     return float(total) / max(1, int(count))

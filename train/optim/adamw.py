@@ -27,7 +27,7 @@ class AdamW:
     betas: tuple[float, float]
     weight_decay: float
     lr: float = 0.0
-    ratio: float = 1.0  # of this rate to the run's
+    ratio: float = 1.0  # of this rate to the schedule's
     state: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -36,11 +36,14 @@ class AdamW:
         params = [p for p in self.params if p.grad is not None]
         if not params:
             return
-        states = [self.state.setdefault(p, {}) for p in params]
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        for p in params:
+            if p not in self.state:
+                self.state[p] = {
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                }
+        states = [self.state[p] for p in params]
         fused = params[0].device.type in FUSED
         adamw(
             [to_local(p) for p in params],

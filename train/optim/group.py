@@ -41,49 +41,45 @@ class OptimizerGroup:
 
 
 def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
-    """Return what the config asks for, over all of the model's parameters."""
-    by_muon = hidden_matrices(model) if config.optimizer == "muon" else []
+    """Return the optimizers that the config names, over all of the model's parameters."""
+
+    def ratio(peak_lr: float | None) -> float:
+        """Return an optimizer's peak over the schedule's; None: it is --learning-rate."""
+        peak_lr = config.learning_rate if peak_lr is None else peak_lr
+        return peak_lr / config.base_lr if config.base_lr else 0.0
+
+    def adamw(params: list[Tensor], weight_decay: float) -> AdamW:
+        betas = (config.beta1, config.beta2)
+        return AdamW(params=params, betas=betas, weight_decay=weight_decay, ratio=ratio(None))
+
     tables = list(model.wge.parameters())
-    theirs = {id(p) for p in (*by_muon, *tables)}
-    others: list[Tensor] = [p for p in model.parameters() if id(p) not in theirs]
-    betas, decay = (config.beta1, config.beta2), config.weight_decay
-    matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
+    # neither embeddings nor the head, which learn better by AdamW: Jordan et al. 2024
+    hidden = [p for block in model.h for p in block.parameters() if p.dim() == 2]
+    by_muon = hidden if config.optimizer == "muon" else []
+    others = {id(p) for p in (*by_muon, *tables)}
+    by_adamw: list[Tensor] = [p for p in model.parameters() if id(p) not in others]
     optimizers: list[AdamW | Muon | Adagrad] = [
-        AdamW(params=matrices, betas=betas, weight_decay=decay, ratio=_ratio(None, config)),
-        AdamW(params=vectors, betas=betas, weight_decay=0.0, ratio=_ratio(None, config)),
+        adamw([p for p in by_adamw if p.dim() >= 2], config.weight_decay),
+        adamw([p for p in by_adamw if p.dim() < 2], 0.0),
     ]
     if by_muon:
         optimizers.append(
             Muon(
                 params=by_muon,
-                rows=attention_rows(model),
+                rows=_qkv_rows(model),
                 momentum=config.momentum,
-                weight_decay=decay,
-                ratio=_ratio(config.matrix_lr, config),
+                weight_decay=config.weight_decay,
+                ratio=ratio(config.matrix_lr),
             )
         )
     if tables:
-        optimizers.append(Adagrad(params=tables, ratio=_ratio(config.table_lr, config)))
+        optimizers.append(Adagrad(params=tables, ratio=ratio(config.table_lr)))
     optimizer = OptimizerGroup(*optimizers)
     optimizer.set_lr(config.base_lr)
     return optimizer
 
 
-def _ratio(peak_lr: float | None, config: TrainConfig) -> float:
-    """Return an optimizer's peak over the schedule's; None: it is --learning-rate."""
-    peak_lr = config.learning_rate if peak_lr is None else peak_lr
-    return peak_lr / config.base_lr if config.base_lr else 0.0
-
-
-def hidden_matrices(model: GPT) -> list[Tensor]:
-    """Return the matrices inside the blocks: neither embeddings nor the head, whose rows are ids.
-
-    Source: Jordan et al. 2024: embeddings and head learn better by AdamW.
-    """
-    return [p for block in model.h for p in block.parameters() if p.dim() == 2]
-
-
-def attention_rows(model: GPT) -> dict[Tensor, list[int]]:
+def _qkv_rows(model: GPT) -> dict[Tensor, list[int]]:
     """Return the rows of queries, keys and values in each c_attn: three matrices in one."""
     c = model.config
     sizes = [heads * c.head_size for heads in (c.n_head, c.kv_heads, c.kv_heads)]

@@ -2,7 +2,7 @@
 
 Compiling is a gain and never a condition: whatever goes wrong in it, a missing C++ compiler or
 Triton, an error of its own, at wrapping or at the first call or at a later one for another shape,
-is one warning, and the network runs as it is written.
+is one warning, and the network runs eagerly.
 """
 
 import logging
@@ -19,37 +19,37 @@ class CompiledForward:
 
     def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         self._model = model
-        self._call: Callable[..., Tensor] = model
+        self._forward: Callable[..., Tensor] = model
         if compiled:
             self.compile()
 
     @property
     def compiled(self) -> bool:
         """Whether calls go to compiled code."""
-        return self._call is not self._model
+        return self._forward is not self._model
 
     def compile(self) -> None:
-        """Compile, at the first call to come."""
+        """Compile, at the next call."""
         try:
-            # dynamic=False: a run knows one shape, and another one after out-of-memory
-            self._call = torch.compile(self._model, dynamic=False)
+            # dynamic=False: a run has one shape, and another one after out-of-memory
+            self._forward = torch.compile(self._model, dynamic=False)
         except Exception as error:
             self.fall_back(error)
 
     def use_eager(self) -> None:
-        """Compile no longer."""
-        self._call = self._model
+        """Run the model itself from now on."""
+        self._forward = self._model
 
     def fall_back(self, error: Exception) -> None:
-        """Run as written from now on, and say why."""
+        """Run eagerly from now on, and log why."""
         self.use_eager()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = type(error).__name__
         log.warning(
             "compiling failed (%s: %s): going on without it. --compile off does not try.",
-            type(error).__name__,
-            reason,
+            kind,
+            (str(error).strip() or kind).splitlines()[0],
         )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of targets ``y`` (B, T) after ids ``x`` (B, T)."""
-        return self._call(x, y)
+        return self._forward(x, y)

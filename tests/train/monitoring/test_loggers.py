@@ -1,4 +1,4 @@
-"""Trackers get the records of metrics.jsonl, in one place for a whole run, and stop nothing."""
+"""Loggers get the records of metrics.jsonl, in one place for a whole run, and stop nothing."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from train.signals import StopRequest
 pytestmark = pytest.mark.usefixtures("quick_plan")
 
 
-class FakeSession:
+class FakeRun:
     """A run of Weights & Biases: keeps what it is sent."""
 
     def __init__(self, **settings: Any) -> None:
@@ -39,14 +39,14 @@ class FakeWandb(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
-        self.sessions: list[FakeSession] = []
+        self.runs: list[FakeRun] = []
         self.fails = False
 
-    def init(self, **settings: Any) -> FakeSession:
+    def init(self, **settings: Any) -> FakeRun:
         if self.fails:
             raise ConnectionError("no route to host")
-        self.sessions.append(FakeSession(**settings))
-        return self.sessions[-1]
+        self.runs.append(FakeRun(**settings))
+        return self.runs[-1]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 
 def sent(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the numbers of metrics.jsonl: what a tracker can draw."""
+    """Return the numbers of metrics.jsonl: what a logger can draw."""
     return [{k: v for k, v in line.items() if isinstance(v, int | float)} for line in lines]
 
 
@@ -67,12 +67,12 @@ def test_wandb_gets_every_record_and_a_resumed_run_goes_on_in_the_same_one(
     # asked at each step, and once more after the evaluation of step 6: this is step 8
     run = pretrain(data.path, tmp_path, stop=StopAfter(9), tracker="wandb")
     resume_run(run, "cpu", StopRequest())
-    first, second = wandb.sessions
+    first, second = wandb.runs
     assert [line["step"] for line in first.records] == [2, 4, 6, 8]
     assert [line["step"] for line in second.records] == [10, 12]
     assert first.records + second.records == sent(metrics(run))
     assert first.settings["id"] == second.settings["id"] != ""
-    assert {s.settings["resume"] for s in wandb.sessions} == {"allow"}
+    assert {s.settings["resume"] for s in wandb.runs} == {"allow"}
     assert first.settings["name"] == "tiny"
     assert first.settings["config"] == json.loads((run / "config.json").read_bytes())
     assert first.axes == [("*", "step")]
@@ -81,7 +81,7 @@ def test_wandb_gets_every_record_and_a_resumed_run_goes_on_in_the_same_one(
 def test_another_run_has_another_id(data: DataFolder, tmp_path: Path, wandb: FakeWandb) -> None:
     for _ in range(2):
         pretrain(data.path, tmp_path, max_steps=1, tracker="wandb")
-    assert len({session.settings["id"] for session in wandb.sessions}) == 2
+    assert len({run.settings["id"] for run in wandb.runs}) == 2
 
 
 def test_a_tracker_that_fails_warns_once_and_stops_nothing(
@@ -89,14 +89,14 @@ def test_a_tracker_that_fails_warns_once_and_stops_nothing(
 ) -> None:
     calls = []
 
-    def send(record: dict[str, Any]) -> None:
-        calls.append(record["step"])
-        if record["step"] == 2:
+    def send(step: int, values: dict[str, float]) -> None:
+        calls.append(step)
+        if step == 2:
             raise TimeoutError("no answer")
 
-    tracker = MetricsLogger("wandb", send)
+    logger = MetricsLogger("wandb", send)
     for step in (1, 2, 3, 4):
-        tracker.log({"step": step})
+        logger.log({"step": step})
     assert calls == [1, 2]
     assert [line.getMessage() for line in caplog.records] == [
         "--tracker wandb does not work (TimeoutError: no answer). Training goes on without it; "
