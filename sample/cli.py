@@ -7,27 +7,51 @@ python -m sample generate --prompt "Once upon a time" > story.txt
 python -m sample serve                                 the page and the API, on this machine
 """
 
+import functools
 import io
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.command import CONTEXT, device_option, runs_dir_option
 from common.errors import ConfigError
 from common.inference.config import GenerateConfig
-from common.settings import Command, given, options_for
+from common.settings import given, options_for
 from sample.server.config import ServeConfig
+from sample.text.terminal_text import for_stdout
+
+if TYPE_CHECKING:
+    from sample.loaded_model import LoadedModel
+
+Load = Callable[[], "LoadedModel"]
 
 run_argument = click.argument("run", required=False)
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+template_option = click.option(
+    "--template",
+    default="raw",
+    help="raw: the text goes on; turns: a script of two speakers; or a JSON file.",
+)
 
 
-def checkpoint_options(command: Command) -> Command:
-    """Add the options that say which checkpoint is loaded, and onto what."""
+def checkpoint_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which checkpoint is loaded, and onto what: ``load`` does so."""
+
+    @functools.wraps(command)
+    def with_load(
+        *, run: str | None, runs_dir: Path, checkpoint: str, device: str, quantize: str, **rest: Any
+    ) -> None:
+        def load() -> "LoadedModel":
+            from sample.loaded_model import load_model  # torch, which help does not need
+
+            return load_model(run, runs_dir, checkpoint, device, quantize)
+
+        command(load=load, **rest)
+
     for option in (
         click.option(
             "--quantize",
@@ -44,91 +68,56 @@ def checkpoint_options(command: Command) -> Command:
         ),
         runs_dir_option,
     ):
-        command = option(command)
-    return command
-
-
-def huge_pages_on_request() -> bool:
-    """Tell whether Linux gives memory in pages of 2 MB to those who ask.
-
-    In them weights are laid out in a third of the time and read up to an eighth faster.
-    """
-    try:
-        return "[madvise]" in HUGE_PAGES.read_text(encoding="ascii")
-    except OSError:
-        return False
+        with_load = option(with_load)
+    return with_load
 
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
     """Talk to a trained GPT."""
-    if huge_pages_on_request():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first tensor
+    # PyTorch reads it at its first tensor: memory in pages of 2 MB, where weights are laid out in a
+    # third of the time and read up to an eighth faster
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("torch").setLevel(logging.WARNING)  # it counts its caches as it ends
-    for stream in (sys.stdin, sys.stdout):  # whatever the locale says: text here is UTF-8
+    # whatever the locale says text here is UTF-8; a file that is piped in may begin with a mark
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
         if isinstance(stream, io.TextIOWrapper):  # None where it was closed
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding=encoding, errors="replace")
 
 
 @main.command()
 @run_argument
 @checkpoint_options
 @options_for(GenerateConfig)
-@click.option(
-    "--template",
-    default="raw",
-    help="raw: the text goes on; turns: a script of two speakers; or a JSON file.",
-)
+@template_option
 @click.option(
     "--transcript",
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to which each turn is added, as JSON lines.",
 )
-def chat(
-    run: str | None,
-    runs_dir: Path,
-    checkpoint: str,
-    device: str,
-    quantize: str,
-    template: str,
-    transcript: Path | None,
-    **options: Any,
-) -> None:
+def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> None:
     """Talk to RUN (the newest by default): what you type is continued.
 
     In a terminal with line editing, a history and commands (/help); else each line of standard
     input is a prompt. Text goes to stdout, notices to stderr.
     """
-    from sample.chat.banner import banner, read_facts
     from sample.chat.session import Chat
     from sample.chat.terminal import say, talk
     from sample.chat.transcript import Transcript
-    from sample.loaded_model import load
+    from sample.model_info import banner
     from sample.text.template import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
     kept = Transcript(transcript, say) if transcript is not None else None
-    ready = load(run, runs_dir, checkpoint, device, quantize)
-    say(banner(read_facts(ready.folder, ready.loaded)))
-    talking = Chat(
-        ready.decoder(1),
-        config,
-        template=found,
-        run=str(ready.folder),
-        say=say,
-        transcript=kept,
-    )
-    talk(talking, _state_folder() / "chat-history")
-
-
-def _state_folder() -> Path:
-    """Return where programs keep what outlives them. Source: XDG Base Directory 0.8."""
-    given_folder = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(given_folder):  # a relative one is to be ignored
-        given_folder = os.path.expanduser("~/.local/state")
-    return Path(given_folder) / "quern"
+    model = load()
+    say(banner(model.info))
+    # where programs keep what outlives them; a relative one is to be ignored. XDG Base Directory 0.8
+    state = os.environ.get("XDG_STATE_HOME", "")
+    folder = Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state"))
+    session = Chat(model.decoder(), config, template=found, say=say)
+    talk(session, folder / "quern" / "chat-history", kept)
 
 
 @main.command()
@@ -150,12 +139,8 @@ def _state_folder() -> Path:
 )
 @options_for(GenerateConfig)
 def generate(
-    run: str | None,
+    load: Load,
     prompt: str,
-    runs_dir: Path,
-    checkpoint: str,
-    device: str,
-    quantize: str,
     num_samples: int,
     stop: tuple[str, ...],
     as_json: bool,
@@ -171,20 +156,17 @@ def generate(
         raise click.BadParameter("an empty text is everywhere.", param_hint="--stop")
     if logprobs and not as_json:
         raise ConfigError("--logprobs is of use only with --json: pass both, or none.")
-    from sample.generate import Wanted, write_json, write_text
-    from sample.loaded_model import load
-    from sample.text.truncate import missing_notice
+    from sample.generate import GenerateRequest, write_json, write_text
+    from sample.text.truncate import prompt_notices
 
     config = GenerateConfig(**given(GenerateConfig, options))
-    ready = load(run, runs_dir, checkpoint, device, quantize)
-    click.echo(ready.described(), err=True)
-    for notice in missing_notice(ready.loaded.tokenizer, prompt):
+    model = load()
+    click.echo(f"{model.info.folder}: {model.info.loss_words}", err=True)
+    for notice in prompt_notices(model.tokenizer, prompt, model.block_size):
         click.echo(notice, err=True)
-    wanted = Wanted(prompt, config, num_samples, stop, logprobs)
-    for notice in wanted.notices(ready):
-        click.echo(notice, err=True)
-    for text in (write_json if as_json else write_text)(ready, wanted):
-        click.echo(text, nl=False)
+    request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
+    for text in (write_json if as_json else write_text)(model, request):
+        click.echo(for_stdout(text), nl=False)
 
 
 @main.command()
@@ -201,30 +183,21 @@ def generate(
 @click.option("--per-token", is_flag=True, help="Show each token and how surprising it was.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
 def score(
-    files: tuple[str, ...],
-    run: str | None,
-    runs_dir: Path,
-    checkpoint: str,
-    device: str,
-    quantize: str,
-    stride: int | None,
-    per_token: bool,
-    as_json: bool,
+    load: Load, files: tuple[str, ...], stride: int | None, per_token: bool, as_json: bool
 ) -> None:
     """Say how surprising FILES (- is standard input) are to a run: loss, perplexity, bits a byte.
 
     Each file is scored as one document. With --per-token, in a terminal the text is coloured;
     elsewhere each token gets a line: bits, logprob, id, text.
     """
-    from sample.loaded_model import load
     from sample.score.report import Style, score_files
 
-    ready = load(run, runs_dir, checkpoint, device, quantize)
-    click.echo(ready.described(), err=True)
+    model = load()
+    click.echo(f"{model.info.folder}: {model.info.loss_words}", err=True)
     in_colour = per_token and not as_json and sys.stdout.isatty()
     style = Style(per_token=per_token, as_json=as_json, in_colour=in_colour)
-    for text, is_result in score_files(ready, files, stride, style):
-        click.echo(text, nl=False, err=not is_result)
+    for text, is_result in score_files(model, files, stride, style):
+        click.echo(text if in_colour else for_stdout(text), nl=False, err=not is_result)
 
 
 @main.command()
@@ -242,16 +215,10 @@ def score(
     type=click.Path(path_type=Path, dir_okay=False),
     help="File that holds the key which clients must send.",
 )
-@click.option(
-    "--template", default="raw", help="How chats are written down: raw, turns, or a file."
-)
+@template_option
 @options_for(GenerateConfig, without=("seed",))
 def serve(
-    run: str | None,
-    runs_dir: Path,
-    checkpoint: str,
-    device: str,
-    quantize: str,
+    load: Load,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     api_key_file: Path | None,
@@ -262,8 +229,8 @@ def serve(
 
     The settings of generation are what a request that does not say otherwise gets.
     """
-    from sample.loaded_model import load
-    from sample.server.run import bind, describe_model
+    from sample.server.address import bind, make_access
+    from sample.server.run import describe_model
     from sample.server.run import serve as serve_model
     from sample.server.security import make_access
     from sample.text.template import find_template
@@ -272,12 +239,6 @@ def serve(
     defaults = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
     bound = bind(config)  # before the checkpoint is read, which may take long
-    access = make_access(
-        bound,
-        config.host,
-        allow_hosts=allow_host,
-        allow_origins=allow_origin,
-        key_file=api_key_file,
-    )
-    ready = load(run, runs_dir, checkpoint, device, quantize)
-    serve_model(ready, describe_model(ready, found, defaults, config), bound, access)
+    access = make_access(config, bound, allow_host, api_key_file)
+    model = load()
+    serve_model(model, describe_model(model, found, defaults, config), bound, access)

@@ -1,4 +1,4 @@
-"""A run -> what generates from it: a verified checkpoint, its network laid out as asked for."""
+"""A run -> what samples from it: a verified checkpoint, its weights packed for its device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,39 +7,42 @@ import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and 
 import torch
 
 from common import checkpoint, run_dir
-from common.checkpoint import Checkpoint
 from common.device import choose_device
 from common.errors import ConfigError
 from common.inference.backend import Backend
 from common.inference.decoder import Decoder
 from common.inference.selector import make_backend
-from common.metrics import val_loss_at
-from sample.chat.banner import loss_words
+from common.models.gpt import GPT
+from common.tokenizer import Tokenizer
+from sample.model_info import RunInfo, read_run_info
 
-# Up to here one thread is as quick as several, which wait for each other more than they compute;
-# and it is not slowed down by whatever else the machine does (tests/bench/GENERATION.md).
+# Numbers that a token multiplies. Up to here one thread is as quick as several, which wait for each
+# other more than they compute, and it is not slowed down by whatever else the machine does
+# (tests/bench/GENERATION.md).
 ONE_THREAD_PARAMETERS = 8_000_000
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A checkpoint's folder, what is in it, and its network laid out for generation."""
+class LoadedModel:
+    """A checkpoint that is ready to sample from."""
 
-    folder: Path
-    loaded: Checkpoint
-    network: Backend
+    info: RunInfo
+    tokenizer: Tokenizer
+    backend: Backend
 
-    def decoder(self, n_rows: int) -> Decoder:
+    @property
+    def block_size(self) -> int:
+        """Context length, in tokens."""
+        return self.backend.config.block_size
+
+    def decoder(self, n_rows: int = 1) -> Decoder:
         """Return a decoder with ``n_rows`` free rows."""
-        return Decoder(self.network, self.loaded.tokenizer, n_rows)
-
-    def described(self) -> str:
-        """Return which checkpoint this is, and what training measured for it, in a line."""
-        val_loss = val_loss_at(self.folder.parent, self.loaded.state["step"])
-        return f"{self.folder}: {loss_words(val_loss)}"
+        return Decoder(self.backend, self.tokenizer, n_rows)
 
 
-def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str) -> Ready:
+def load_model(
+    run: str | None, runs_dir: Path, which: str, device: str, quantize: str
+) -> LoadedModel:
     """Return the ``which`` ("best" or "latest") checkpoint of a run, the newest run by default.
 
     Raises: UserError where there is none that verifies, or --quantize does not fit the device.
@@ -56,9 +59,15 @@ def load(run: str | None, runs_dir: Path, which: str, device: str, quantize: str
         skip_optimizer=True,
     )
     loaded = checkpoint.load_checkpoint(folder, chosen.torch_device, mapped=True)
-    loaded.model.eval()
+    model = loaded.model.eval()
     if chosen.torch_device.type == "cuda":
-        loaded.model.to(chosen.dtype)  # generating reads every weight once a token: halve that
-    if loaded.model.n_parameters < ONE_THREAD_PARAMETERS:
+        model.to(chosen.dtype)  # generating reads every weight once a token: halve that
+    if _n_multiplied(model) < ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    return Ready(folder, loaded, make_backend(loaded.model, int8=quantize == "int8"))
+    backend = make_backend(model, int8=quantize == "int8")
+    return LoadedModel(read_run_info(folder, loaded), loaded.tokenizer, backend)
+
+
+def _n_multiplied(model: GPT) -> int:
+    """Return how many numbers a token multiplies: of the n-gram tables it reads only its rows."""
+    return model.n_parameters - sum(table.weight.numel() for table in model.wge)

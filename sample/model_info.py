@@ -1,63 +1,131 @@
-"""What the page says of the model: its shape, what it read, how well it did, and its defaults."""
+"""What is known of a checkpoint, for those who sample from it: in words, and as JSON for the page.
+
+The words do not flatter: a network that was trained for an hour is to be judged as such.
+"""
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint import Checkpoint
+from common.dataset import open_data
+from common.errors import UserError
+from common.inference.config import GenerateConfig
 from common.metrics import read_metrics
-from sample.chat.banner import read_facts, warning
-from sample.server.requests import ServedModel
+from common.models.config import ModelConfig
+from common.run_dir import CONFIG_NAME, read_json
 
-Json = dict[str, Any]
-MAX_POINTS = 500  # of each line of the curve: a screen shows no more
+# Tokens read per parameter where more of either no longer pays more than of the other.
+# Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.
+TOKENS_PER_PARAMETER = 20
+# Share of ln V, the loss of blind guessing, that remains where one knows each token's frequency:
+# measured on English documentation, 0.72 for characters and 0.84 for 2,053 byte pairs.
+FREQUENCIES_ALONE = 0.8
 
 
-def make_card(folder: Path, loaded: Checkpoint, model: ServedModel) -> Json:
-    """Return the card of the checkpoint in ``folder`` as JSON."""
-    facts = read_facts(folder, loaded)
-    lines = read_metrics(folder.parent)
-    config = loaded.model.config
-    defaults = model.defaults
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What is known of a checkpoint."""
+
+    folder: Path
+    step: int
+    n_tokens: int  # read in training
+    n_parameters: int
+    config: ModelConfig
+    val_loss: float | None = None  # nats a token; None where it was not measured
+    val_bpb: float | None = None
+
+    @property
+    def loss_words(self) -> str:
+        """The validation loss in words."""
+        return "val loss not measured" if self.val_loss is None else f"val loss {self.val_loss:.4f}"
+
+
+def read_run_info(folder: Path, loaded: Checkpoint) -> RunInfo:
+    """Return what is known of the checkpoint in ``folder``."""
+    step = loaded.state["step"]
+    lines = [line for line in read_metrics(folder.parent) if line["step"] == step]
+    evaluated = next((line for line in lines if line.get("val_loss") is not None), {})
+    return RunInfo(
+        folder=folder,
+        step=step,
+        n_tokens=loaded.state["progress"]["n_tokens"],
+        n_parameters=loaded.model.n_parameters,
+        config=loaded.model.config,
+        val_loss=evaluated.get("val_loss"),
+        val_bpb=evaluated.get("val_bpb"),
+    )
+
+
+def n_epochs(info: RunInfo) -> float | None:
+    """Return how often training read its data, or None where these are not where they were."""
+    try:
+        described: dict[str, Any] = read_json(info.folder.parent / CONFIG_NAME)["data"]
+        data = open_data(Path(described["path"]))
+        same = data.sha256 == described["sha256"]
+        return info.n_tokens / data.n_tokens("train") if same else None
+    # a run without them can be sampled from all the same
+    except (UserError, KeyError, TypeError, OSError, ZeroDivisionError):
+        return None
+
+
+def undertrained_warning(info: RunInfo) -> str | None:
+    """Return a sentence on a model that was trained too little to be judged, or None."""
+    vocab_size = info.config.vocab_size
+    blind = math.log(vocab_size)
+    if info.val_loss is not None and info.val_loss > FREQUENCIES_ALONE * blind:
+        return (
+            f"It has hardly begun to learn: guessing blindly among {vocab_size:,} tokens has "
+            f"a loss of {blind:.2f}, and knowing no more than how frequent each is about "
+            f"{FREQUENCIES_ALONE * blind:.1f}. Expect gibberish."
+        )
+    ratio = info.n_tokens / info.n_parameters
+    if ratio < TOKENS_PER_PARAMETER:
+        return (
+            f"It is undertrained: it read {ratio:.1f} tokens for each of its "
+            f"{info.n_parameters:,} parameters, where {TOKENS_PER_PARAMETER} are usual. Expect "
+            "the sound of its text more than its sense."
+        )
+    return None
+
+
+def banner(info: RunInfo) -> str:
+    """Return the lines that open a chat."""
+    epochs = n_epochs(info)
+    of_data = "" if epochs is None else f" ({epochs:.2f} epochs)"
+    bpb = f" ({info.val_bpb:.3f} bits/byte)" if info.val_bpb else ""
+    lines = [
+        f"{info.folder}: step {info.step:,}, {info.n_tokens:,} tokens read{of_data}, "
+        f"{info.loss_words}{bpb}.",
+        "This is a base model: it does not answer, it continues the text that you begin.",
+        undertrained_warning(info),
+    ]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def model_card(info: RunInfo, defaults: GenerateConfig, template_name: str) -> dict[str, Any]:
+    """Return, as JSON, what the page says of the model and where its settings begin."""
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     return {
-        "name": model.name,
-        "step": facts.step,
-        "parameters": facts.n_parameters,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "block_size": config.block_size,
-        "vocab_size": config.vocab_size,
-        "tokens_read": facts.n_tokens,
-        "val_loss": finite(facts.val_loss),
-        "val_bpb": finite(facts.val_bpb),
-        "warning": warning(facts),
-        "curve": {
-            "train": thinned(points(lines, "loss")),
-            "val": thinned(points(lines, "val_loss")),
-        },
+        "name": info.folder.parent.name,
+        "step": info.step,
+        "parameters": info.n_parameters,
+        **{name: getattr(info.config, name) for name in shape},
+        "tokens_read": info.n_tokens,
+        "val_loss": _finite(info.val_loss),
+        "val_bpb": _finite(info.val_bpb),
+        "warning": undertrained_warning(info),
         "defaults": {
             "temperature": defaults.temperature,
             "top_p": defaults.top_p,
             "top_k": defaults.top_k,
             "max_tokens": defaults.max_new_tokens,
         },
-        "template": model.template.name,
+        "template": template_name,
     }
 
 
-def points(lines: Sequence[Json], key: str) -> list[tuple[int, float]]:
-    """Return (step, value) of the lines of metrics.jsonl where ``key`` is a finite number."""
-    return [(line["step"], line[key]) for line in lines if finite(line.get(key)) is not None]
-
-
-def finite(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     """Return a number, or None where it is none: JSON has no word for a diverged loss."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def thinned(line: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return at most MAX_POINTS of the points, evenly, the last one among them."""
-    stride = -(-len(line) // MAX_POINTS)
-    return list(line[::-1][:: max(1, stride)][::-1])

@@ -1,11 +1,11 @@
 """What begins with / in a chat: commands, and what Tab makes of a part of one.
 
-A command does its work on the chat and speaks through chat.say; /retry also returns an answer to
-show, and /quit ends the input, as Ctrl-D does.
+A command does its work on a Repl and speaks through the chat's ``say``; /retry also returns an
+answer to show, and /quit ends the input, as Ctrl-D does.
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,13 +15,31 @@ from common.errors import ConfigError, UserError
 from common.inference.config import GenerateConfig
 from sample.chat.session import Chat
 from sample.chat.transcript import load_conversation, save_conversation
+from sample.text.template import Message, replace_surrogates
 
-Answer = Generator[str]
-
+SETTINGS = {item.name.replace("_", "-"): item for item in fields(GenerateConfig)}
 KEYS = """\
 Alt-Enter, or a \\ at the end of a line, begins another line. Tab completes commands.
 Ctrl-C stops an answer and clears a line; Ctrl-D on an empty line leaves.
 // sends a text that begins with /."""
+
+
+@dataclass
+class Repl:
+    """A chat, and what its commands keep beside it."""
+
+    chat: Chat
+    file: Path | None = None  # where the conversation was saved last, or loaded from
+    shows_stats: bool = False
+
+    @property
+    def system(self) -> list[Message]:
+        """The system text, where there is one: it is the first message."""
+        return [message for message in self.chat.messages[:1] if message.role == "system"]
+
+    def restart(self, messages: list[Message], file: Path | None) -> None:
+        """Go on with another conversation."""
+        self.chat.messages, self.chat.stats, self.file = messages, None, file
 
 
 def is_command(line: str) -> bool:
@@ -29,136 +47,151 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
 
 
-def obey(chat: Chat, line: str) -> Answer | None:
+def run_command(repl: Repl, line: str) -> Iterator[str] | None:
     """Do what a command says; return the answer to show if it makes one.
 
     Raises: EOFError on /quit. A command that is unknown, or cannot be done, is said in a sentence.
     """
-    name, rest = [*line[1:].split(maxsplit=1), "", ""][:2]
+    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = COMMANDS.get(name)
     if command is None:
         near = get_close_matches(name, COMMANDS, n=1)
         meant = f"do you mean /{near[0]}" if near else "/help lists them"
-        chat.say(f"/{name}: no such command; {meant}. To send it as a text, begin with //.")
+        repl.chat.say(f"/{name}: no such command; {meant}. To send it as a text, begin with //.")
         return None
-    before = chat.messages
     try:
-        answer = command.run(chat, rest.strip())
+        return command.run(repl, argument.strip())
     except UserError as error:
-        chat.say(error.message)
+        repl.chat.say(error.message)
         return None
-    if chat.messages is not before and chat.transcript is not None:
-        chat.transcript.note(line)
-    return answer
 
 
-def _help(chat: Chat, rest: str) -> None:
+def _help(repl: Repl, argument: str) -> None:
     width = max(len(command.usage) for command in COMMANDS.values())
     for command in COMMANDS.values():
-        chat.say(f"{command.usage:{width}}  {command.meaning}")
-    chat.say(KEYS)
+        repl.chat.say(f"{command.usage:{width}}  {command.meaning}")
+    repl.chat.say(KEYS)
 
 
-def _reset(chat: Chat, rest: str) -> None:
-    system = chat.system
-    chat.replace_messages([])
-    chat.set_system(system)
-    chat.file = None  # that of the old one, which /save must not replace
-    chat.say("A new conversation; the system text and the settings stay.")
+def _reset(repl: Repl, argument: str) -> None:
+    repl.restart(repl.system, None)  # no file: /save must not replace that of the one before
+    repl.chat.say("A new conversation; the system text and the settings stay.")
 
 
-def _retry(chat: Chat, rest: str) -> Answer:
-    if (prompt := chat.undo()) is None:
-        raise ConfigError("There is nothing to answer again yet.")
+def _retry(repl: Repl, argument: str) -> Iterator[str]:
+    chat = repl.chat
+    prompt = _last_prompt(chat, "There is nothing to answer again yet.")
     if chat.config.temperature == 0:
         chat.say("At temperature 0 the answer is the same again: /set temperature 0.8")
-    return chat.ask(prompt)
+
+    def answer_again() -> Iterator[str]:
+        before = chat.messages
+        chat.messages = before[:-2]
+        try:
+            yield from chat.reply(prompt)
+        except UserError:  # there is no other answer: the one that there was stays
+            chat.messages = before
+            raise
+
+    return answer_again()
 
 
-def _undo(chat: Chat, rest: str) -> None:
-    if (prompt := chat.undo()) is None:
-        raise ConfigError("There is no turn to take back.")
-    chat.say(f"Taken back: {_shortened(prompt)!r} and its answer.")
+def _undo(repl: Repl, argument: str) -> None:
+    prompt = _last_prompt(repl.chat, "There is no turn to take back.")
+    repl.chat.messages = repl.chat.messages[:-2]
+    shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+    repl.chat.say(f"Taken back: {shown!r} and its answer.")
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
+def _last_prompt(chat: Chat, missing: str) -> str:
+    if len(chat.messages) < 2:
+        raise ConfigError(missing)
+    return chat.messages[-2].content
 
 
-def _set(chat: Chat, rest: str) -> None:
-    if not rest:
-        for item in fields(GenerateConfig):
-            value = getattr(chat.config, item.name)
-            chat.say(f"{_option(item.name)} {value}: {item.metadata['help']}")
+def _set(repl: Repl, argument: str) -> None:
+    chat = repl.chat
+    if not argument:
+        for option, item in SETTINGS.items():
+            chat.say(f"{option} {getattr(chat.config, item.name)}: {item.metadata['help']}")
         return
-    option, text = [*rest.split(maxsplit=1), ""][:2]
-    name = option.replace("-", "_")
-    kinds = get_type_hints(GenerateConfig)
-    if name not in kinds:
-        raise ConfigError(f"{option}: no such setting. There are {', '.join(setting_names())}.")
+    option, text = [*argument.replace("_", "-").split(maxsplit=1), ""][:2]
+    if option not in SETTINGS:
+        raise ConfigError(f"{option}: no such setting. There are {', '.join(SETTINGS)}.")
+    name = SETTINGS[option].name
+    kind = get_type_hints(GenerateConfig)[name]
     try:
-        value = kinds[name](text)
+        value = kind(text)
     except ValueError as error:
-        wanted = {int: "a whole number", float: "a number"}[kinds[name]]
+        wanted = "a whole number" if kind is int else "a number"
         given = f"/set {option} {text}".rstrip()
         raise ConfigError(f"{given}: {option} must be {wanted}.") from error
     chat.config = replace(chat.config, **{name: value})
-    chat.say(f"{_option(name)} {value}")
+    chat.say(f"{option} {value}")
 
 
-def _option(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def setting_names() -> list[str]:
-    """Return the settings of /set."""
-    return [_option(item.name) for item in fields(GenerateConfig)]
-
-
-def _system(chat: Chat, rest: str) -> None:
-    if rest:
-        chat.set_system("" if rest == '""' else rest)
-    if chat.system:
-        chat.say(f'The conversation begins with {chat.system!r}; /system "" takes it away.')
-    else:
+def _system(repl: Repl, argument: str) -> None:
+    chat = repl.chat
+    if argument:
+        text = replace_surrogates("" if argument == '""' else argument)
+        turns = chat.messages[len(repl.system) :]
+        chat.messages = [Message("system", text), *turns] if text else turns
+    for message in repl.system:
+        chat.say(f'The conversation begins with {message.content!r}; /system "" takes it away.')
+    if not repl.system:
         chat.say("The conversation begins with its first turn.")
 
 
-def _save(chat: Chat, rest: str) -> None:
-    path = _file(chat, rest, "save")
-    if path != chat.file and os.path.lexists(path):
+def _save(repl: Repl, argument: str) -> None:
+    path = _file(repl, argument, "save")
+    if path != repl.file and os.path.lexists(path):
         raise ConfigError(f"{path} exists and is not this conversation's: name another file.")
-    save_conversation(path, chat.messages, chat.run)
-    chat.file = path
-    chat.say(f"{path}: {len(chat.messages):,} messages saved.")
+    save_conversation(path, repl.chat.messages)
+    repl.file = path
+    repl.chat.say(f"{path}: {len(repl.chat.messages):,} messages saved.")
 
 
-def _load(chat: Chat, rest: str) -> None:
-    path = _file(chat, rest, "load")
-    chat.replace_messages(load_conversation(path))
-    chat.file = path
-    chat.say(f"{path}: {len(chat.messages):,} messages; the conversation goes on from there.")
+def _load(repl: Repl, argument: str) -> None:
+    path = _file(repl, argument, "load")
+    repl.restart(load_conversation(path), path)
+    n_messages = len(repl.chat.messages)
+    repl.chat.say(f"{path}: {n_messages:,} messages; the conversation goes on from there.")
 
 
-def _file(chat: Chat, rest: str, command: str) -> Path:
-    if rest:
-        return Path(os.path.expanduser(rest))
-    if chat.file is None:
+def _file(repl: Repl, argument: str, command: str) -> Path:
+    if argument:
+        return Path(os.path.expanduser(argument))
+    if repl.file is None:
         raise ConfigError(f"/{command} needs the name of a file.")
-    return chat.file
+    return repl.file
 
 
-def _stats(chat: Chat, rest: str) -> None:
-    if rest not in ("", "on", "off"):
-        raise ConfigError(f"/stats {rest}: on or off is wanted, or nothing for the last answer.")
-    if rest:
-        chat.shows_stats = rest == "on"
-        chat.say(f"Figures after each answer: {rest}.")
+def _stats(repl: Repl, argument: str) -> None:
+    if argument not in ("", "on", "off"):
+        raise ConfigError(
+            f"/stats {argument}: on or off is wanted, or nothing for the last answer."
+        )
+    if argument:
+        repl.shows_stats = argument == "on"
+        repl.chat.say(f"Figures after each answer: {argument}.")
     else:
-        chat.say(chat.stats())
+        repl.chat.say(stats_line(repl.chat))
 
 
-def _quit(chat: Chat, rest: str) -> None:
+def stats_line(chat: Chat) -> str:
+    """Return how fast the last answer came, and what of the context it took."""
+    if chat.stats is None:
+        return "No answer yet."
+    prompt, n_new, dt_s = chat.stats.prompt, chat.stats.n_new, chat.stats.dt_s
+    n_used = min(len(prompt.ids) + n_new, chat.decoder.block_size)
+    return (
+        f"{n_new:,} tokens in {dt_s:.2f} s, {n_new / max(dt_s, 1e-9):,.0f} tokens/s. Context: "
+        f"{n_used:,} of {chat.decoder.block_size:,} tokens, "
+        f"{prompt.n_turns - prompt.n_dropped:,} of {prompt.n_turns:,} turns."
+    )
+
+
+def _quit(repl: Repl, argument: str) -> None:
     raise EOFError
 
 
@@ -168,7 +201,7 @@ class Command:
 
     usage: str
     meaning: str
-    run: Callable[[Chat, str], Answer | None]
+    run: Callable[[Repl, str], Iterator[str] | None]
 
 
 COMMANDS = {
@@ -185,30 +218,7 @@ COMMANDS = {
 }
 
 
-def completions(text: str) -> tuple[str, list[str]]:
-    """Return the part of ``text`` that Tab is to replace, and by what it may be replaced.
-
-    Example: "/set te" gives "te" and ["temperature "].
-    """
-    if not is_command(text) or "\n" in text:
-        return "", []
-    name, blank, rest = text[1:].partition(" ")
-    if not blank:
-        return text, [f"/{each} " for each in COMMANDS if each.startswith(name)]
-    if name in ("save", "load"):
-        return rest, _file_names(rest)
-    words = {"set": [f"{name} " for name in setting_names()], "stats": ["on", "off"]}.get(name, [])
-    return rest, [word for word in words if word.startswith(rest)]
-
-
-def _file_names(begun: str) -> list[str]:
-    folder, name = os.path.split(begun)
-    try:
-        entries = sorted(os.scandir(os.path.expanduser(folder or ".")), key=lambda each: each.name)
-    except (OSError, ValueError):  # no such folder: nothing to offer
-        return []
-    return [
-        os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")
-        for entry in entries
-        if entry.name.startswith(name) and (name or not entry.name.startswith("."))
-    ]
+def completions() -> dict[str, list[str] | None]:
+    """Return the commands, each with the words that may follow it, None for names of files."""
+    words = {"set": list(SETTINGS), "stats": ["on", "off"], "save": None, "load": None}
+    return {f"/{name}": words.get(name, []) for name in COMMANDS}

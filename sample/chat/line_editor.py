@@ -3,12 +3,12 @@
 The only file that imports prompt_toolkit, and imported only where there is a terminal.
 """
 
-import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
@@ -16,19 +16,20 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from sample.chat.commands import completions
 
-
-def line_editor(history: Path, say: Callable[[str], None]) -> Callable[[], str]:
+def line_editor(
+    words: dict[str, list[str] | None], history: Path, say: Callable[[str], None]
+) -> Callable[[], str]:
     """Return a function that reads what is typed, which may be several lines.
 
-    That function raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
+    Tab completes the first word among ``words`` and the second among that word's own: None stands
+    for names of files. The function raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
     """
     session: PromptSession[str] = PromptSession(
         "> ",
         prompt_continuation="  ",
         key_bindings=_keys(),
-        completer=_Tab(),
+        completer=CommandCompleter(words),
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep lines of the screen free
         history=_open_history(history, say),
@@ -57,47 +58,38 @@ def _keys() -> KeyBindings:
     return keys
 
 
-class _Tab(Completer):
-    """What Tab offers."""
+class CommandCompleter(Completer):
+    """What Tab offers: of the first word, then of what may follow it."""
 
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        part, words = completions(document.text_before_cursor)
-        return [Completion(word, start_position=-len(part)) for word in words]
+    def __init__(self, words: dict[str, list[str] | None]) -> None:
+        self._words, self._files = words, PathCompleter(expanduser=True)
 
-
-class _PrivateHistory(FileHistory):
-    """A history that does without its file once that cannot be written, and says so."""
-
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        super().__init__(path)
-        self.say = say
-        self.works = True
-
-    def store_string(self, string: str) -> None:
-        if not self.works:
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield what may stand at the cursor."""
+        command, blank, begun = document.text_before_cursor.partition(" ")
+        words = self._words.get(command, []) if blank else list(self._words)
+        if words is None:
+            yield from self._files.get_completions(Document(begun), event)
             return
-        try:
+        begun = begun if blank else command
+        for word in words:
+            if begun.startswith("/") != bool(blank) and word.startswith(begun):
+                yield Completion(word + " ", start_position=-len(begun))
+
+
+class _History(FileHistory):
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):  # a full disk: this line is not kept
             super().store_string(string)
-        except OSError as error:
-            self.works = False
-            self.say(_not_kept(self.filename, error))
 
 
 def _open_history(path: Path, say: Callable[[str], None]) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.fchmod(descriptor, 0o600)  # also where it was there before
-        finally:
-            os.close(descriptor)
+        path.touch(mode=0o600)
     except OSError as error:
-        say(_not_kept(path, error))
+        say(
+            f"{path}: cannot be written ({error.strerror}), so what you type is not kept for later."
+        )
         return InMemoryHistory()
-    return _PrivateHistory(path, say)
-
-
-def _not_kept(path: object, error: OSError) -> str:
-    return f"{path}: cannot be written ({error.strerror}), so what you type is not kept for later."
+    return _History(path)

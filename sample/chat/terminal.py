@@ -1,110 +1,90 @@
-"""Where a chat meets a person: a terminal with a line editor, or lines from a pipe.
+"""Where a chat meets a person: a terminal with a line editor and commands, or lines from a pipe.
 
-Text goes to stdout, all else to stderr. In a terminal Ctrl-C ends an answer, never the chat.
+Text goes to stdout, all else to stderr. In a terminal Ctrl-C ends an answer, never the chat; in a
+pipe each line is a prompt, whatever it begins with.
 """
 
-import re
 import shutil
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from common.errors import UserError
-from sample.chat.commands import is_command, obey
+from sample.chat.commands import Repl, completions, is_command, run_command, stats_line
 from sample.chat.session import Chat
-
-# A terminal obeys these, and a network that read such bytes may write them.
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def visible(text: str) -> str:
-    r"""Return ``text`` with what a terminal would obey spelled out, such as \x1b."""
-    return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+from sample.chat.transcript import Transcript
+from sample.text.terminal_text import escape_controls, for_stdout
 
 
 def say(notice: str) -> None:
     """Write a notice to stderr, after all text so far."""
     sys.stdout.flush()
-    notice = visible(notice)
+    notice = escape_controls(notice)
     if sys.stderr.isatty():
         columns = shutil.get_terminal_size().columns
         notice = "\n".join(
             textwrap.fill(line, columns, break_on_hyphens=False) for line in notice.split("\n")
         )
-    sys.stderr.write(notice + "\n")
-    sys.stderr.flush()
+    print(notice, file=sys.stderr, flush=True)
 
 
-def talk(chat: Chat, history: Path) -> None:
+def talk(chat: Chat, history: Path, transcript: Transcript | None) -> None:
     """Chat until the input ends; what is typed in a terminal is remembered in ``history``."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        _converse(chat, _next_line)
+        for line in sys.stdin:
+            if line.strip():
+                _show(chat, chat.reply(line.rstrip("\r\n")), transcript)
         return
     from sample.chat.line_editor import line_editor  # slow to import, and of no use to a pipe
 
-    read = line_editor(history, chat.say)
-    with _ctrl_c_stops(chat):
-        _converse_in_terminal(chat, read)
-
-
-def _next_line() -> str:
-    sys.stderr.write("\n> ")
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        sys.stderr.write("\n")
-        raise EOFError
-    return line.rstrip("\r\n")
-
-
-def _converse(chat: Chat, read: Callable[[], str]) -> None:
+    read = line_editor(completions(), history, chat.say)
+    chat.say("/help lists the commands, Ctrl-D leaves.")
+    previous = signal.signal(signal.SIGINT, lambda *_: chat.stop())
     try:
-        while True:
-            _respond(chat, read(), show=str)
+        _read_eval_print(Repl(chat), read, transcript)
     except EOFError:
-        return
+        pass
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
-def _converse_in_terminal(chat: Chat, read: Callable[[], str]) -> None:
+def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript | None) -> None:
+    chat = repl.chat
     while True:
         try:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            _respond(chat, read(), show=visible)
+            print(flush=True)
+            line = read()
+            if not line.strip():
+                chat.say("Type something, or /help, or Ctrl-D to leave.")
+                continue
+            if is_command(line):
+                answer = run_command(repl, line)
+            else:
+                answer = chat.reply(line.removeprefix("/"))
+            _show(chat, answer, transcript)
+            if answer is not None and chat.messages[-1].stopped:
+                chat.say(
+                    "Stopped. What was written stays in the conversation; /undo takes it back."
+                )
+            if answer is not None and repl.shows_stats:
+                chat.say(stats_line(chat))
         except KeyboardInterrupt:  # Ctrl-C while typing: another line
             pass
         except UserError as error:  # this prompt cannot be answered; perhaps another can
             chat.say(f"Error: {error.message}")
-        except EOFError:
-            return
 
 
-def _respond(chat: Chat, line: str, show: Callable[[str], str]) -> None:
-    if not line.strip():
-        chat.say("Type something, or /help, or Ctrl-D to leave.")
-        return
-    answer = obey(chat, line) if is_command(line) else chat.ask(line.removeprefix("/"))
-    if answer is None:
-        return
-    with closing(answer):  # so that what was written is kept whatever ends it
-        for piece in answer:
-            sys.stdout.write(show(piece))
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if chat.messages[-1].stopped:
-        chat.say("Stopped. What was written stays in the conversation; /undo takes it back.")
-    if chat.shows_stats:
-        chat.say(chat.stats())
-
-
-@contextmanager
-def _ctrl_c_stops(chat: Chat) -> Iterator[None]:
-    previous = signal.signal(signal.SIGINT, lambda *_: chat.stop())
+def _show(chat: Chat, answer: Iterator[str] | None, transcript: Transcript | None) -> None:
+    """Write an answer as it comes; whatever ends it, what was written is kept."""
     try:
-        yield
+        if answer is not None:
+            with closing(answer):
+                for text in answer:
+                    print(for_stdout(text), end="", flush=True)
+            print(flush=True)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if transcript is not None:
+            transcript.update(chat.messages)

@@ -1,63 +1,76 @@
-"""A conversation on disk: a file that holds one whole, and one to which each turn is added.
+"""Conversations on disk: JSON lines, a message each, as /save and --transcript write and /load reads.
 
-/save        JSON: {"format": 1, "run": ..., "messages": [{"role": "user", "content": ...}, ...]}
---transcript JSON lines: a message each, added when its turn is over, and what was taken back
+{"role": "user", "content": "Hello"}
+{"role": "assistant", "content": "Hel", "stopped": true}    cut short by the person
+{"kept": 0}                                                 of those above none counts any more
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, DataError
-from common.files import write_all, write_json
-from sample.text.template import ROLES, Message, well_formed
+from common.files import write_all, write_text
+from sample.text.template import ROLES, Message, replace_surrogates
 
-FORMAT_VERSION = 1
 MOST_BYTES = 1 << 26  # months of typing
 
 
-def as_json(message: Message) -> dict[str, Any]:
-    """Return a message as JSON; only an answer that was cut short says so."""
-    stopped = {"stopped": True} if message.stopped else {}
-    return {"role": message.role, "content": message.content} | stopped
+def as_lines(messages: Sequence[Message]) -> str:
+    """Return messages as JSON lines; only an answer that was cut short says so."""
+    stopped = {"stopped": True}
+    records = [
+        {"role": each.role, "content": each.content} | (stopped if each.stopped else {})
+        for each in messages
+    ]
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def save_conversation(path: Path, messages: list[Message], run: str) -> None:
+def save_conversation(path: Path, messages: Sequence[Message]) -> None:
     """Write a conversation, whole or not at all.
 
     Raises: DataError when it cannot be written.
     """
-    value = {
-        "format": FORMAT_VERSION, "run": run, "messages": [as_json(each) for each in messages]
-    }  # fmt: skip
     try:
         if os.path.lexists(unfinished := f"{path}.tmp"):
             raise OSError(None, f"{unfinished} is in the way: move it, or name another file")
-        write_json(path, value)
+        write_text(path, as_lines(messages))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path}: cannot be written ({_reason(error)}).") from error
 
 
 def load_conversation(path: Path) -> list[Message]:
-    """Read what save_conversation wrote.
+    """Read what save_conversation or a Transcript wrote.
 
     Raises: DataError that says what is wrong with the file.
     """
+    messages: list[Message] = []
+    number = 0
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
             raise OSError(None, "it is no file, or too large to be a conversation")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("kept"), int):
+                del messages[record["kept"] :]
+            else:
+                messages.append(_message(f"{path}, line {number}", record))
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({_reason(error)}).") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
-        raise DataError(f"{path}: not a conversation that /save wrote, of format {FORMAT_VERSION}.")
-    found = value.get("messages")
-    if not isinstance(found, list):
-        raise DataError(f'{path}: lacks "messages", a list.')
-    messages = [_message(path, number, each) for number, each in enumerate(found, start=1)]
-    _check_order(path, messages)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote becomes "
+            f"such lines by: jq -c '.messages[]' {path} > NEW"
+        ) from error
+    roles = [message.role for message in messages]
+    turns = roles[roles[:1] == ["system"] :]
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        raise DataError(
+            f"{path}: its messages must be a system text, if there is one, and then by turns of "
+            "user and assistant."
+        )
     return messages
 
 
@@ -65,29 +78,15 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _message(path: Path, number: int, value: Any) -> Message:
-    if (
-        isinstance(value, dict)
-        and value.get("role") in ROLES
-        and isinstance(value.get("content"), str)
-    ):
-        content = well_formed(value["content"])
-        return Message(value["role"], content, value.get("stopped") is True)
-    raise DataError(
-        f"{path}, message {number}: must be an object with a role, one of {', '.join(ROLES)}, and "
-        "a content that is a text."
-    )
-
-
-def _check_order(path: Path, messages: list[Message]) -> None:
-    roles = [message.role for message in messages]
-    n_system = int(roles[:1] == ["system"])
-    turns = roles[n_system:]
-    if turns != ["user", "assistant"] * (len(turns) // 2):
+def _message(where: str, value: Any) -> Message:
+    value = value if isinstance(value, dict) else {}
+    role, content = value.get("role"), value.get("content")
+    if role not in ROLES or not isinstance(content, str):
         raise DataError(
-            f"{path}: its messages must be a system text, if there is one, and then by turns of "
-            "user and assistant."
+            f"{where}: must be an object with a role, one of {', '.join(ROLES)}, and a content that "
+            "is a text."
         )
+    return Message(role, replace_surrogates(content), value.get("stopped") is True)
 
 
 class Transcript:
@@ -95,33 +94,28 @@ class Transcript:
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         """Open it; raise ConfigError when it cannot be. What fails later goes to ``say``."""
-        self.path = path
-        self.say = say
+        self._path, self._say = path, say
+        self._written: Sequence[Message] = []  # those of them that count
         try:
             self._file = path.open("a+b", buffering=0)  # nothing that a kill could lose
-            self._end_line()
+            if self._file.seekable() and self._file.seek(0, os.SEEK_END):
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":  # cut off: what is added gets a line of its own
+                    self._file.write(b"\n")
+                self._file.write(b'{"kept": 0}\n')  # another conversation
         except OSError as error:
             raise ConfigError(
                 f"--transcript {path}: cannot be written ({error.strerror})."
             ) from error
 
-    def _end_line(self) -> None:
-        if self._file.seekable() and self._file.seek(0, os.SEEK_END):
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":  # cut off: what is added gets a line of its own
-                self._file.write(b"\n")
-
-    def add(self, turn: list[Message]) -> None:
-        """Add the messages of a turn."""
-        self._write([as_json(message) for message in turn])
-
-    def note(self, command: str) -> None:
-        """Add a command that changed the conversation, as {"command": ...}."""
-        self._write([{"command": well_formed(command)}])
-
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
+    def update(self, messages: Sequence[Message]) -> None:
+        """Add what is new in a conversation, and how much of what is there stays."""
+        same = [old == new for old, new in zip(self._written, messages, strict=False)]
+        n_kept = [*same, False].index(False)
+        lines = "" if n_kept == len(self._written) else f'{{"kept": {n_kept}}}\n'
         try:
-            write_all(self._file, lines.encode("utf-8"))
+            write_all(self._file, (lines + as_lines(messages[n_kept:])).encode("utf-8"))
         except OSError as error:
-            self.say(f"{self.path}: this turn cannot be added to it ({error.strerror}).")
+            self._say(f"{self._path}: this turn cannot be added to it ({error.strerror}).")
+        else:
+            self._written = list(messages)

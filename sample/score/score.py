@@ -1,6 +1,6 @@
 """How surprised a network is by a text: loss, perplexity, bits per byte, and each token's share.
 
-    files -> text in pieces -> ids -> windows that overlap -> one logprob a token
+    file -> text in chunks -> ids -> windows that overlap -> one logprob a token
 
 A window is a whole context and moves on by ``stride`` tokens; of each only the tokens that the one
 before it did not reach are counted. So every token but those of the first window is predicted from
@@ -19,21 +19,14 @@ import numpy as np
 
 from common.errors import DataError
 from common.inference.backend import Backend, KVCache
+from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
 
 READ_BYTES = 1 << 16
-# Text is encoded in pieces that end before a blank behind a letter or digit: there every published
+# Text is encoded in chunks that end before a blank behind a letter or digit: there every published
 # way of cutting text into words begins a new one, so the ids are those of the whole text.
-PIECE_CHARACTERS = 1 << 18
+CHUNK_CHARACTERS = 1 << 18
 WORD_END = re.compile(r"\w(?= )")
-
-
-@dataclass(frozen=True)
-class ScoredToken:
-    """A token of the text, and the natural logarithm of the probability it was given."""
-
-    idx: int
-    logprob: float
 
 
 @dataclass
@@ -44,7 +37,7 @@ class Score:
     n_tokens: int = 0
     n_bytes: int = 0
 
-    def add(self, tokens: Iterable[ScoredToken], tokenizer: Tokenizer) -> None:
+    def add(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> None:
         """Add more of the text; end-of-text stands for no byte."""
         for token in tokens:
             self.nats -= token.logprob
@@ -68,7 +61,7 @@ class Score:
 
 
 def read_text(file: BinaryIO, name: str) -> Iterator[str]:
-    """Yield a file's text in pieces.
+    """Yield a file's text in chunks.
 
     Raises: DataError where it is not UTF-8.
     """
@@ -81,21 +74,21 @@ def read_text(file: BinaryIO, name: str) -> Iterator[str]:
                 yield text
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        place = n_read - len(error.object) + error.start
+        position = n_read - len(error.object) + error.start
         raise DataError(
-            f"{name}: not UTF-8 at byte {place:,} ({error.reason}). Convert it "
+            f"{name}: not UTF-8 at byte {position:,} ({error.reason}). Convert it "
             "first, as in: iconv -f latin1 -t utf-8"
         ) from error
 
 
-def encode_pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Yield the ids of a text that comes in pieces: together those of the whole."""
+def encode_chunks(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the ids of a text that comes in chunks: together those of the whole."""
     held: list[str] = []
     n_held = 0
     for text in texts:
         held.append(text)
         n_held += len(text)
-        if n_held < PIECE_CHARACTERS:
+        if n_held < CHUNK_CHARACTERS:
             continue
         whole = "".join(held)
         ends = [match.end() for match in WORD_END.finditer(whole, n_held // 2)]
@@ -107,31 +100,31 @@ def encode_pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[i
 
 
 def score_ids(
-    network: Backend, pieces: Iterable[list[int]], before: int, stride: int
-) -> Iterator[list[ScoredToken]]:
-    """Yield the tokens of ``pieces``, window by window, each with its logprob.
+    backend: Backend, chunks: Iterable[list[int]], before: int, stride: int
+) -> Iterator[list[Token]]:
+    """Yield the tokens of ``chunks``, window by window, each with its logprob.
 
     ``before`` is the id that precedes the text: end-of-text. ``stride`` is from 1 to block_size.
     """
-    block_size = network.config.block_size
-    cache = network.make_cache(1)
-    held = [before]  # from the window's first input on
+    block_size = backend.config.block_size
+    cache = backend.make_cache(1)
+    ids = [before]  # from the window's first input on
     n_scored = 0  # of them, behind the first
-    for piece in pieces:
-        held += piece
-        while len(held) > block_size:
-            yield _score_window(cache, held[: block_size + 1], n_scored)
-            held = held[stride:]
+    for chunk in chunks:
+        ids += chunk
+        while len(ids) > block_size:
+            yield _score_window(cache, ids[: block_size + 1], n_scored)
+            ids = ids[stride:]
             n_scored = block_size - stride
-    if len(held) - 1 > n_scored:
-        yield _score_window(cache, held, n_scored)
+    if len(ids) - 1 > n_scored:
+        yield _score_window(cache, ids, n_scored)
 
 
-def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[ScoredToken]:
+def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[Token]:
     """Score ids[1 + n_skipped :], each from all before it."""
-    wanted = ids[1 + n_skipped :]
+    targets = ids[1 + n_skipped :]
     logprobs: list[float] = []
-    for logits, logsumexp in cache.prefill(0, ids[:-1], len(wanted)):
-        chosen = wanted[len(logprobs) : len(logprobs) + len(logits)]
+    for logits, logsumexp in cache.prefill(0, ids[:-1], len(targets)):
+        chosen = targets[len(logprobs) : len(logprobs) + len(logits)]
         logprobs += (logits[np.arange(len(logits)), chosen] - logsumexp).tolist()
-    return [ScoredToken(i, p) for i, p in zip(wanted, logprobs, strict=True)]
+    return [Token(idx, logprob) for idx, logprob in zip(targets, logprobs, strict=True)]

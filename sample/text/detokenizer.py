@@ -1,84 +1,159 @@
-"""One row's tokens -> pieces of its answer: text that may be shown, and why it ended.
+"""One row's tokens -> text that may be shown, cut at stop texts.
 
-What may yet turn out to be the beginning of a stop text, or of a character, is held back; the
-tokens that make up a text travel with it.
+    token -> bytes -> characters -> template's stops -> blanks at the start -> client's stops -> delta
+
+What may yet turn out to be the beginning of a stop text, of a character, or blanks at the end, is
+held back; the tokens that make up a text travel with it.
 """
 
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
-from sample.text.stop_strings import StopFilter
 
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """A part of an answer: its text, the tokens it is made of, how many there were so far."""
 
     text: str = ""
     tokens: tuple[Token, ...] = ()
-    starts: tuple[int, ...] = ()  # the character of the answer at which each token begins
+    text_offsets: tuple[int, ...] = ()  # the character of the answer at which each token begins
     n_tokens: int = 0
-    finish: Finish | None = None  # set in the last piece, unless there is an error
+    finish_reason: FinishReason | None = None  # set in the last one, unless there is an error
     error: str | None = None  # a sentence; nothing follows it
 
     @property
     def is_last(self) -> bool:
         """Whether the answer ends here."""
-        return self.finish is not None or self.error is not None
+        return self.finish_reason is not None or self.error is not None
 
 
-class Reading:
-    """What one row has said so far."""
+class StopFilter:
+    """What of a text may be shown so far; ``stopped`` once a stop text has come.
 
-    def __init__(self, tokenizer: Tokenizer, max_new_tokens: int, stops: Sequence[str]) -> None:
-        self.n_tokens = 0
-        self._tokenizer = tokenizer
-        self._max_new_tokens = max_new_tokens
+    They are matched on the text, so it does not matter where tokens begin; the text ends before the
+    first of them that is complete.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("an empty stop text is everywhere")
+        self.stopped = False
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Add the next part of the text; return what may be shown now."""
+        text = self._held + text
+        found = [(text.find(stop) + len(stop), stop) for stop in self._stops if stop in text]
+        if found:
+            self.stopped, self._held = True, ""
+            # the first that is complete, however the text is cut; of several the longest
+            end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
+            return text[: end - len(stop)]
+        n_shown = len(text) - self._n_held(text)
+        self._held = text[n_shown:]
+        return text[:n_shown]
+
+    def flush(self) -> str:
+        """Return what was held back: nothing comes after it."""
+        rest, self._held = self._held, ""
+        return rest
+
+    def _n_held(self, text: str) -> int:
+        """Return how many of the last characters may be the beginning of a stop text."""
+        sizes = range(1, max(map(len, self._stops), default=0))
+        begun = [n for n in sizes if any(s[:n] == text[-n:] and n < len(s) for s in self._stops)]
+        return max(begun, default=0)
+
+
+class Detokenizer:
+    """The text of one row so far.
+
+    ``stops`` end it where they come in what is shown, ``template_stops`` where they come in what the
+    network wrote. Blanks that are stripped are not shown, nor are the tokens of nothing else.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_new_tokens: int,
+        stops: Sequence[str] = (),
+        *,
+        template_stops: Sequence[str] = (),
+        strip_start: bool = False,
+        strip_end: bool = False,
+    ) -> None:
+        self.n_tokens = 0  # end-of-text is not counted among them
+        self._tokenizer, self._max_new_tokens = tokenizer, max_new_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = StopFilter(stops)
-        self._waiting: list[tuple[int, Token]] = []  # with the character at which each begins
-        self._n_decoded = 0  # characters
-        self._n_shown = 0
+        self._filters = StopFilter(template_stops), StopFilter(stops)
+        self._strip_start, self._strip_end = strip_start, strip_end
+        self._blanks = ""  # held back: they may be the last
+        self._pending: list[tuple[Token, int, int]] = []  # and its characters: from where to where
+        self._n_decoded = self._n_stripped = self._n_shown = 0  # characters
 
-    def take(self, token: Token) -> Piece:
-        """Return what the row's next token adds; end-of-text is not counted among the tokens."""
-        if token.idx == self._tokenizer.eot_id:
-            return self._end("stop")
-        self.n_tokens += 1
-        self._waiting.append((self._n_decoded, token))
-        shown = self._show(self._decoder.decode(self._tokenizer.token_bytes[token.idx]))
-        if self._stops.stopped:
-            return self._piece(shown, "stop")
-        if self.n_tokens >= self._max_new_tokens:
-            return self._end("length", shown)
-        return self._piece(shown, None)
+    def push(self, token: Token) -> TextDelta:
+        """Return what the row's next token adds."""
+        is_eot = token.idx == self._tokenizer.eot_id
+        self.n_tokens += not is_eot
+        is_last = is_eot or self.n_tokens >= self._max_new_tokens
+        token_bytes = b"" if is_eot else self._tokenizer.token_bytes[token.idx]
+        text = self._decoder.decode(token_bytes, final=is_last)
+        start, self._n_decoded = self._n_decoded, self._n_decoded + len(text)
+        if not is_eot:
+            self._pending.append((token, start, self._n_decoded))
+        shown = self._filter(text, is_last=is_last)
+        finish_reason: FinishReason | None = "stop" if is_eot else "length" if is_last else None
+        if any(each.stopped for each in self._filters):
+            finish_reason = "stop"
+        return self._delta(shown, finish_reason)
 
-    def _show(self, text: str) -> str:
-        self._n_decoded += len(text)
-        return self._stops.push(text)
+    def _filter(self, text: str, *, is_last: bool) -> str:
+        of_template, of_client = self._filters
+        text = of_template.push(text)
+        if is_last and not of_template.stopped:
+            text += of_template.flush()
+        if self._strip_start:
+            stripped = text.lstrip()
+            self._n_stripped += len(text) - len(stripped)
+            self._strip_start, text = not stripped, stripped
+        text = of_client.push(text)
+        if (is_last or of_template.stopped) and not of_client.stopped:
+            text += of_client.flush()
+        if self._strip_end:
+            text = self._blanks + text
+            shown = text.rstrip()
+            self._blanks, text = text[len(shown) :], shown
+        return text
 
-    def _end(self, finish: Finish, shown: str = "") -> Piece:
-        shown += self._show(self._decoder.decode(b"", final=True))
-        if self._stops.stopped:
-            return self._piece(shown, "stop")
-        # with those that add no text of their own, such as a last one that begins a character
-        return self._piece(shown + self._stops.end(), finish, whole=True)
-
-    def _piece(self, shown: str, finish: Finish | None, *, whole: bool = False) -> Piece:
+    def _delta(self, shown: str, finish_reason: FinishReason | None) -> TextDelta:
         self._n_shown += len(shown)
-        n_ready = sum(whole or start < self._n_shown for start, _ in self._waiting)
-        ready = self._waiting[:n_ready]
-        del self._waiting[:n_ready]
-        return Piece(
+        first = self._n_stripped
+        is_shown = [
+            self._n_shown > 0 and start < first + self._n_shown for _, start, _ in self._pending
+        ]
+        ready, self._pending = self._pending[: sum(is_shown)], self._pending[sum(is_shown) :]
+        ready = [each for each in ready if max(each[1:]) > first or each[1] == first]
+        return TextDelta(
             text=shown,
-            tokens=tuple(token for _, token in ready),
-            starts=tuple(start for start, _ in ready),
+            tokens=tuple(token for token, _, _ in ready),
+            text_offsets=tuple(max(0, start - first) for _, start, _ in ready),
             n_tokens=self.n_tokens,
-            finish=finish,
+            finish_reason=finish_reason,
         )
+
+
+def token_json(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a token as JSON; its text may be part of a character."""
+    text = tokenizer.decode_bytes([token.idx]).decode("utf-8", "replace")
+    described = {"id": token.idx, "text": text, "logprob": token.logprob}
+    if token.top_logprobs:
+        described["top"] = [token_json(Token(*top), tokenizer) for top in token.top_logprobs]
+    return described

@@ -14,7 +14,7 @@ FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ from common.errors import ConfigError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
+WANTED = ", ".join(f'"{role}"' for role in ROLES) + ' and, if wanted, "stop"'
 
 
 @dataclass(frozen=True)
@@ -39,58 +40,48 @@ class Template:
     """What stands before and after each role's words, and the texts at which an answer ends."""
 
     name: str
-    around: Mapping[Role, tuple[str, str]]
+    affixes: Mapping[Role, tuple[str, str]]
     stops: tuple[str, ...] = ()
 
     @property
-    def opening(self) -> str:
+    def generation_prompt(self) -> str:
         """What the answer is to follow.
 
         Without its last blanks: vocabularies keep a blank with the word after it, so that a network
         seldom read a word after a blank of its own.
         """
-        return self.around["assistant"][0].rstrip(" ")
+        return self.affixes["assistant"][0].rstrip(" ")
+
+    @property
+    def strips_answers(self) -> bool:
+        """Whether blanks around an answer are none of it: in a text that is continued they are."""
+        return bool(self.generation_prompt)
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return ``text`` with U+FFFD for halves of characters, which a file or terminal can bring."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def render_message(message: Message, template: Template) -> str:
     """Return one message as it stands in the text of a conversation."""
-    before, after = template.around[message.role]
-    return before + message.content + after
+    prefix, suffix = template.affixes[message.role]
+    return prefix + _content(message, template) + suffix
 
 
-def render(messages: Iterable[Message], template: Template) -> str:
-    """Return the text whose continuation is the answer to ``messages``."""
-    return "".join(render_message(message, template) for message in messages) + template.opening
+def _content(message: Message, template: Template) -> str:
+    strips = message.role == "assistant" and template.strips_answers
+    return message.content.strip() if strips else message.content
 
 
-def trimmed(answer: str, template: Template) -> str:
-    """Return an answer without the blanks around it, where the template sets it off from the rest.
-
-    In a text that is merely continued they are part of it.
-    """
-    return answer.strip() if template.opening else answer
-
-
-class Trimming:
-    """What ``trimmed`` makes of an answer, as its pieces come: blanks wait for what follows."""
-
-    def __init__(self, *, trim: bool) -> None:
-        self._trim, self._begun, self._blanks = trim, False, ""
-
-    def push(self, piece: str) -> str:
-        """Take the next piece; return what may be shown now."""
-        if not self._trim:
-            return piece
-        text = self._blanks + piece if self._begun else piece.lstrip()
-        shown = text.rstrip()
-        self._begun = self._begun or bool(shown)
-        self._blanks = text[len(shown) :]
-        return shown
+def render(messages: Sequence[Message], template: Template) -> str:
+    """Return the text whose continuation is the answer, or the rest of one that is last."""
+    end = template.generation_prompt
+    if messages and messages[-1].role == "assistant":
+        if content := _content(messages[-1], template):
+            end = template.affixes["assistant"][0] + content
+        messages = messages[:-1]
+    return "".join(render_message(message, template) for message in messages) + end
 
 
 def make_template(
@@ -102,19 +93,17 @@ def make_template(
     template has such words.
     Example: "User: {user}\\n" and "Assistant: {assistant}\\n" stop at "\\nUser:", "\\nAssistant:".
     """
-    around: dict[Role, tuple[str, str]] = {}
+    affixes: dict[Role, tuple[str, str]] = {}
     for role in ROLES:
-        before, _, after = pieces[role].partition(f"{{{role}}}")
-        around[role] = (before, after)
-    return Template(name, around, _stops_of(around) if stops is None else stops)
-
-
-def _stops_of(around: Mapping[Role, tuple[str, str]]) -> tuple[str, ...]:
-    closing = around["assistant"][1]
-    line = "\n" if closing.endswith("\n") else ""
-    speakers = (around[role][0].strip() for role in ("user", "assistant"))
-    stops = [closing.strip(), *(line + speaker for speaker in speakers if speaker)]
-    return tuple(dict.fromkeys(stop for stop in stops if stop))
+        prefix, _, suffix = pieces[role].partition(f"{{{role}}}")
+        affixes[role] = prefix, suffix
+    if stops is None:
+        suffix = affixes["assistant"][1]
+        line = "\n" if suffix.endswith("\n") else ""
+        speakers = [affixes[role][0].strip() for role in ("user", "assistant")]
+        found = [suffix.strip(), *(line + speaker for speaker in speakers if speaker)]
+        stops = tuple(dict.fromkeys(stop for stop in found if stop))
+    return Template(name, affixes, stops)
 
 
 RAW = make_template("raw", {"system": "{system}\n", "user": "{user}", "assistant": "{assistant}\n"})
@@ -143,7 +132,7 @@ def read_template(path: Path) -> Template:
     Raises: ConfigError that says what the file lacks.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"--template {path}: neither {' nor '.join(TEMPLATES)}, and as a file it cannot be "
@@ -152,34 +141,25 @@ def read_template(path: Path) -> Template:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a template in JSON ({error}).") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found something else than a JSON object with {_wanted()}.")
-    if unknown := set(found) - {*ROLES, "stop"}:
+        raise ConfigError(f"{path}: found something else than a JSON object with {WANTED}.")
+    if unknown := sorted(set(found) - {*ROLES, "stop"}):
         raise ConfigError(
-            f"{path}: unknown {', '.join(map(repr, sorted(unknown)))}; a template has {_wanted()}."
+            f"{path}: unknown {', '.join(map(repr, unknown))}; a template has {WANTED}."
         )
-    pieces: dict[Role, str] = {role: _piece(path, found, role) for role in ROLES}
-    return make_template(str(path), pieces, _stops(path, found))
-
-
-def _wanted() -> str:
-    return ", ".join(f'"{role}"' for role in ROLES) + ' and, if wanted, "stop"'
-
-
-def _piece(path: Path, found: dict[str, Any], role: Role) -> str:
-    piece, slot = found.get(role), f"{{{role}}}"
-    if not isinstance(piece, str) or piece.count(slot) != 1:
-        there = "nothing" if piece is None else json.dumps(piece, ensure_ascii=False)
-        raise ConfigError(
-            f'{path}: "{role}" is {there}, but must be a text with {slot} in it once, where the '
-            "words go."
-        )
-    return piece
-
-
-def _stops(path: Path, found: dict[str, Any]) -> tuple[str, ...] | None:
-    if "stop" not in found:
-        return None
-    stops = found["stop"]
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+    for role in ROLES:
+        piece, slot = found.get(role), f"{{{role}}}"
+        if not isinstance(piece, str) or piece.count(slot) != 1:
+            there = "nothing" if piece is None else json.dumps(piece, ensure_ascii=False)
+            raise ConfigError(
+                f'{path}: "{role}" is {there}, but must be a text with {slot} in it once, where '
+                "the words go."
+            )
+    stops = found.get("stop")
+    if "stop" in found and not (isinstance(stops, list) and all(map(_is_stop, stops))):
         raise ConfigError(f'{path}: "stop" must be a list of texts, none of them empty.')
-    return tuple(stops)
+    pieces: dict[Role, str] = {role: found[role] for role in ROLES}
+    return make_template(str(path), pieces, None if stops is None else tuple(stops))
+
+
+def _is_stop(value: object) -> bool:
+    return isinstance(value, str) and value != ""

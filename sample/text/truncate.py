@@ -7,14 +7,14 @@ slides while it is generated (common/inference/decoder.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 
 from common.tokenizer import Tokenizer
 from sample.text.template import Message, Template, render, render_message
 
 
-@dataclass(frozen=True)
-class Fitted:
+@dataclass(frozen=True, kw_only=True)
+class TruncatedPrompt:
     """A conversation as the model sees it, and what had no room."""
 
     ids: list[int]
@@ -24,20 +24,31 @@ class Fitted:
     n_cut: int  # of them, the first, left out
     system_dropped: bool
 
+    def notices(self, *, dropped: bool = True) -> list[str]:
+        """Return a sentence for each kind of text that had no room; of turns if ``dropped``."""
+        oldest = "oldest turn" if self.n_dropped == 1 else f"oldest {self.n_dropped:,} turns"
+        first = "first token" if self.n_cut == 1 else f"first {self.n_cut:,} tokens"
+        left_out = {
+            f"The {oldest}": dropped and self.n_dropped,
+            "The system text": self.system_dropped,
+            f"The {first} of the last turn": self.n_cut,
+        }
+        return [f"{what} had no room in the context." for what, was in left_out.items() if was]
+
 
 def room_for_prompt(block_size: int, max_new_tokens: int) -> int:
     """Return how many tokens may precede an answer."""
     return block_size - min(max_new_tokens, block_size // 2)
 
 
-def fit(
+def build_prompt(
     messages: Sequence[Message],
     *,
     template: Template,
     tokenizer: Tokenizer,
     block_size: int,
     max_new_tokens: int,
-) -> Fitted:
+) -> TruncatedPrompt:
     """Return the ids of ``messages`` and of the beginning of the answer, at most as many as fit.
 
     Whole turns are left out, the oldest first. The last one stays: where it is too long, a system
@@ -49,29 +60,32 @@ def fit(
     *earlier, last = turns or [[]]
     head = _encode(system, template, tokenizer)
     prompt = tokenizer.encode(render(last, template))
-    n_prompt, n_cut = len(prompt), 0
+    n_prompt = len(prompt)
     system_dropped = len(head) + n_prompt > room and len(head) > room // 2
     if system_dropped:
         head = []
-    if len(head) + n_prompt > room:
-        prompt = _shortened(last, template, tokenizer, room - len(head))
-        n_cut = n_prompt - len(prompt)
+    free = room - len(head)
+    if n_prompt > free:
+        # who speaks stays if it can
+        speaker = tokenizer.encode(template.affixes[last[0].role][0].rstrip(" ")) if last else []
+        if len(speaker) > free // 2:
+            speaker = []
+        prompt = speaker + prompt[n_prompt - (free - len(speaker)) :]
+    free -= len(prompt)
     kept: list[list[int]] = []
-    free = room - len(head) - len(prompt)
     for turn in reversed(earlier):  # the newest first: those long out of reach are not encoded
         ids = _encode(turn, template, tokenizer)
         if len(ids) > free:
             break
         kept.insert(0, ids)
         free -= len(ids)
-    between = [idx for ids in kept for idx in ids]
-    return Fitted(
-        [*head, *between, *prompt],
-        len(turns),
-        len(earlier) - len(kept),
-        n_prompt,
-        n_cut,
-        system_dropped,
+    return TruncatedPrompt(
+        ids=[*head, *chain.from_iterable(kept), *prompt],
+        n_turns=len(turns),
+        n_dropped=len(earlier) - len(kept),
+        n_prompt=n_prompt,
+        n_cut=n_prompt - len(prompt),
+        system_dropped=system_dropped,
     )
 
 
@@ -90,20 +104,21 @@ def _encode(messages: Sequence[Message], template: Template, tokenizer: Tokenize
     return tokenizer.encode("".join(render_message(each, template) for each in messages))
 
 
-def _shortened(
-    turn: Sequence[Message], template: Template, tokenizer: Tokenizer, room: int
-) -> list[int]:
-    """Return the last turn's ids without the beginning of its words; who speaks stays if it can."""
-    speaker = tokenizer.encode(template.around[turn[0].role][0].rstrip(" ")) if turn else []
-    if len(speaker) > room // 2:
-        speaker = []
-    ids = tokenizer.encode(render(turn, template))
-    return speaker + ids[len(ids) - (room - len(speaker)) :]
-
-
 def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
     """Return a notice that names the characters the vocabulary lacks, if there are any."""
     missing = tokenizer.missing(text)
     if not missing:
         return []
     return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]
+
+
+def prompt_notices(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[str]:
+    """Return what a person should know of a text that is to be continued as it is."""
+    notices = missing_notice(tokenizer, prompt)
+    n_tokens = len(tokenizer.encode(prompt))
+    if n_tokens > block_size:
+        notices.append(
+            f"The prompt has {n_tokens:,} tokens and the context {block_size:,}: only its end is "
+            "seen."
+        )
+    return notices
