@@ -23,7 +23,7 @@ from common.errors import ConfigError
 from common.inference.config import GenerateConfig
 from common.settings import given, options_for
 from sample.server.config import ServeConfig
-from sample.text.terminal_text import for_stdout
+from sample.text.terminal_text import write_stdout
 
 if TYPE_CHECKING:
     from sample.loaded_model import LoadedModel
@@ -113,7 +113,7 @@ def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> 
     kept = Transcript(transcript, say) if transcript is not None else None
     model = load()
     say(banner(model.info))
-    # where programs keep what outlives them; a relative one is to be ignored. XDG Base Directory 0.8
+    # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state"))
     session = Chat(model.decoder(), config, template=found, say=say)
@@ -166,7 +166,7 @@ def generate(
         click.echo(notice, err=True)
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
-        click.echo(for_stdout(text), nl=False)
+        write_stdout(text)
 
 
 @main.command()
@@ -197,7 +197,10 @@ def score(
     in_colour = per_token and not as_json and sys.stdout.isatty()
     style = Style(per_token=per_token, as_json=as_json, in_colour=in_colour)
     for text, is_result in score_files(model, files, stride, style):
-        click.echo(text if in_colour else for_stdout(text), nl=False, err=not is_result)
+        if is_result and not in_colour:
+            write_stdout(text)
+        else:
+            click.echo(text, nl=False, err=not is_result)
 
 
 @main.command()

@@ -16,7 +16,7 @@ from common.errors import UserError
 from sample.chat.commands import Repl, completions, is_command, run_command, stats_line
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript
-from sample.text.terminal_text import escape_controls, for_stdout
+from sample.text.terminal_text import escape_controls, write_stdout
 
 
 def say(notice: str) -> None:
@@ -28,7 +28,8 @@ def say(notice: str) -> None:
         notice = "\n".join(
             textwrap.fill(line, columns, break_on_hyphens=False) for line in notice.split("\n")
         )
-    print(notice, file=sys.stderr, flush=True)
+    sys.stderr.write(notice + "\n")
+    sys.stderr.flush()
 
 
 def talk(chat: Chat, history: Path, transcript: Transcript | None) -> None:
@@ -55,7 +56,7 @@ def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript
     chat = repl.chat
     while True:
         try:
-            print(flush=True)
+            write_stdout("\n")
             line = read()
             if not line.strip():
                 chat.say("Type something, or /help, or Ctrl-D to leave.")
@@ -83,8 +84,8 @@ def _show(chat: Chat, answer: Iterator[str] | None, transcript: Transcript | Non
         if answer is not None:
             with closing(answer):
                 for text in answer:
-                    print(for_stdout(text), end="", flush=True)
-            print(flush=True)
+                    write_stdout(text)
+            write_stdout("\n")
     finally:
         if transcript is not None:
             transcript.update(chat.messages)

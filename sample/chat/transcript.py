@@ -1,8 +1,8 @@
-"""Conversations on disk: JSON lines, a message each, as /save and --transcript write and /load reads.
+"""Conversations on disk: JSON lines, a message each, for /save, /load and --transcript.
 
 {"role": "user", "content": "Hello"}
-{"role": "assistant", "content": "Hel", "stopped": true}    cut short by the person
-{"kept": 0}                                                 of those above none counts any more
+{"role": "assistant", "content": "Hel", "stopped": true}
+{"kept": 0}             as after /undo: of the messages above only the first so many still count
 """
 
 import json
@@ -61,8 +61,8 @@ def load_conversation(path: Path) -> list[Message]:
         raise DataError(f"{path}: cannot be read ({_reason(error)}).") from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote becomes "
-            f"such lines by: jq -c '.messages[]' {path} > NEW"
+            f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote "
+            f"becomes such lines by: jq -c '.messages[]' {path} > NEW"
         ) from error
     roles = [message.role for message in messages]
     turns = roles[roles[:1] == ["system"] :]
@@ -83,8 +83,8 @@ def _message(where: str, value: Any) -> Message:
     role, content = value.get("role"), value.get("content")
     if role not in ROLES or not isinstance(content, str):
         raise DataError(
-            f"{where}: must be an object with a role, one of {', '.join(ROLES)}, and a content that "
-            "is a text."
+            f"{where}: must be an object with a role, one of {', '.join(ROLES)}, and a content "
+            "that is a text."
         )
     return Message(role, replace_surrogates(content), value.get("stopped") is True)
 

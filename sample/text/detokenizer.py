@@ -1,6 +1,6 @@
 """One row's tokens -> text that may be shown, cut at stop texts.
 
-    token -> bytes -> characters -> template's stops -> blanks at the start -> client's stops -> delta
+    token -> bytes -> characters -> stops of the template -> strip -> stops of the client -> strip
 
 What may yet turn out to be the beginning of a stop text, of a character, or blanks at the end, is
 held back; the tokens that make up a text travel with it.
@@ -76,8 +76,8 @@ class StopFilter:
 class Detokenizer:
     """The text of one row so far.
 
-    ``stops`` end it where they come in what is shown, ``template_stops`` where they come in what the
-    network wrote. Blanks that are stripped are not shown, nor are the tokens of nothing else.
+    ``stops`` end it where they come in what is shown, ``template_stops`` where they come in what
+    the network wrote. Blanks that are stripped are not shown, nor are the tokens of nothing else.
     """
 
     def __init__(

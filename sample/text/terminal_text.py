@@ -11,6 +11,7 @@ def escape_controls(text: str) -> str:
     return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def for_stdout(text: str) -> str:
-    """Return ``text`` as stdout may have it: controls are escaped where that is a terminal."""
-    return escape_controls(text) if sys.stdout.isatty() else text
+def write_stdout(text: str) -> None:
+    """Write to stdout at once; control characters are escaped where that is a terminal."""
+    sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,7 +55,7 @@ BAD = {
     ),
     "weights that are no numbers": (
         ["generate", "diverged", "--runs-dir", "bad", "--checkpoint", "latest"],
-        ["The network's scores are not finite numbers: its training has diverged."],
+        ["The network's logits are not finite numbers: its training has diverged."],
     ),
     "a device that is not here": (
         ["generate", "--device", "cuda:63"],
@@ -239,6 +240,27 @@ def test_generate_steps_back_over_a_damaged_checkpoint_and_says_so(tmp_path: Pat
         "Using runs/circle/step-00000030 instead.",
         "runs/circle/step-00000030: val loss not measured",
     ]
+
+
+def written_to_a_terminal(command: list[str], folder: Path, typed: str) -> bytes:
+    """Return what a command with a pipe as its input writes to a terminal."""
+    ours, terminal = os.openpty()
+    run_python(command, folder, typed=typed, before=lambda: os.dup2(terminal, 1) and None)
+    os.close(terminal)
+    written = os.read(ours, 10_000)
+    os.close(ours)
+    return written
+
+
+@pytest.mark.parametrize("command", ["generate", "generate --json", "chat"])
+def test_what_a_terminal_would_obey_is_spelled_out_there_and_nowhere_else(
+    workplace: Path, command: str
+) -> None:
+    arguments = ["-m", "sample", *command.split(), *LIKELIEST]
+    if command != "chat":
+        arguments += ["--prompt", "a\x9b2J"]
+    assert b"a\\x9b2J" in written_to_a_terminal(arguments, workplace, "a\x9b2J\n")
+    assert "a\x9b2J" in run_python(arguments, workplace, typed="a\x9b2J\n").stdout
 
 
 def test_the_text_is_utf_8_whatever_the_locale_says(workplace: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import Checkpoint
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, generate
 from common.inference.selector import make_backend
@@ -15,8 +14,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from sample import generate as samples
-from sample.generate import Wanted, write_json, write_text
-from sample.loaded_model import Ready
+from sample.generate import GenerateRequest, write_json, write_text
+from sample.loaded_model import LoadedModel
+from sample.model_info import RunInfo
+from sample.text.truncate import prompt_notices
 from tests.sample.conftest import ALPHABET, round_and_round
 from tests.tiny import byte_tokenizer, random_model
 
@@ -25,10 +26,9 @@ WARM = GenerateConfig(max_new_tokens=12, temperature=1.5, seed=7)
 LIKELIEST = GenerateConfig(max_new_tokens=6, temperature=0)
 
 
-def ready(model: GPT, tokenizer: Tokenizer) -> Ready:
-    return Ready(
-        Path("runs/x/step-00000001"), Checkpoint(model, tokenizer, {}), TorchBackend(model)
-    )
+def loaded(model: GPT, tokenizer: Tokenizer) -> LoadedModel:
+    info = RunInfo(folder=Path(), step=1, n_tokens=1, n_parameters=1, config=model.config)
+    return LoadedModel(info, tokenizer, TorchBackend(model))
 
 
 def byte_model() -> GPT:
@@ -37,13 +37,15 @@ def byte_model() -> GPT:
     )
 
 
-@pytest.mark.parametrize("most_rows", [1, 2, 16])
+@pytest.mark.parametrize("max_rows", [1, 2, 16])
 def test_sample_i_is_the_text_of_seed_plus_i_however_many_are_decoded_together(
-    most_rows: int, monkeypatch: pytest.MonkeyPatch
+    max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(samples, "MAX_ROWS", max_rows)
     model = byte_model()
-    lines = [json.loads(s) for s in write_json(ready(model, BYTES), Wanted("ab", WARM, 5))]
+    lines = [
+        json.loads(s) for s in write_json(loaded(model, BYTES), GenerateRequest("ab", WARM, 5))
+    ]
     assert sorted(line["sample"] for line in lines) == list(range(5))
     for line in lines:
         config = replace(WARM, seed=7 + line["sample"])
@@ -55,15 +57,17 @@ def test_sample_i_is_the_text_of_seed_plus_i_however_many_are_decoded_together(
 
 def test_texts_are_written_in_order_divided_by_dashes() -> None:
     model = byte_model()
-    wanted = Wanted("ab", WARM, 3)
-    lines = [json.loads(s) for s in write_json(ready(model, BYTES), wanted)]
+    request = GenerateRequest("ab", WARM, 3)
+    lines = [json.loads(s) for s in write_json(loaded(model, BYTES), request)]
     texts = {line["sample"]: line["text"] for line in lines}
     expected = "\n---\n".join(f"ab{texts[i]}" for i in range(3)) + "\n"
-    assert "".join(write_text(ready(model, BYTES), wanted)) == expected
+    assert "".join(write_text(loaded(model, BYTES), request)) == expected
 
 
 def test_the_first_text_comes_while_it_is_generated() -> None:
-    pieces = write_text(ready(round_and_round(forwards=True), ALPHABET), Wanted("ab", LIKELIEST, 3))
+    pieces = write_text(
+        loaded(round_and_round(forwards=True), ALPHABET), GenerateRequest("ab", LIKELIEST, 3)
+    )
     assert [next(pieces) for _ in range(3)] == ["abc", "d", "e"]
 
 
@@ -79,16 +83,18 @@ def test_the_first_text_comes_while_it_is_generated() -> None:
 def test_a_stop_text_ends_across_tokens_and_is_not_written(
     stops: tuple[str, ...], expected: str, finish: str
 ) -> None:
-    circle = ready(round_and_round(forwards=True), ALPHABET)
-    wanted = Wanted("ab", LIKELIEST, 1, stops)
-    assert "".join(write_text(circle, wanted)) == f"ab{expected}\n"
-    described = json.loads("".join(write_json(circle, wanted)))
+    circle = loaded(round_and_round(forwards=True), ALPHABET)
+    request = GenerateRequest("ab", LIKELIEST, 1, stops)
+    assert "".join(write_text(circle, request)) == f"ab{expected}\n"
+    described = json.loads("".join(write_json(circle, request)))
     assert (described["text"], described["finish"]) == (expected, finish)
 
 
 def test_json_names_each_token_and_the_likeliest_beside_it() -> None:
-    circle = ready(round_and_round(forwards=True), ALPHABET)
-    (line,) = write_json(circle, Wanted("ab", replace(LIKELIEST, max_new_tokens=2), n_top=2))
+    circle = loaded(round_and_round(forwards=True), ALPHABET)
+    (line,) = write_json(
+        circle, GenerateRequest("ab", replace(LIKELIEST, max_new_tokens=2), top_logprobs=2)
+    )
     described = json.loads(line)
     assert [token["text"] for token in described["tokens"]] == ["c", "d"]
     for token in described["tokens"]:
@@ -102,8 +108,7 @@ def test_json_names_each_token_and_the_likeliest_beside_it() -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_said() -> None:
-    circle = ready(round_and_round(forwards=True), ALPHABET)  # a context of 16
-    assert Wanted("a" * 16, LIKELIEST).notices(circle) == []
-    assert Wanted("a" * 17, LIKELIEST).notices(circle) == [
+    assert prompt_notices(ALPHABET, "a" * 16, block_size=16) == []
+    assert prompt_notices(ALPHABET, "a" * 17, block_size=16) == [
         "The prompt has 17 tokens and the context 16: only its end is seen."
     ]

@@ -1,55 +1,104 @@
-"""The card: what is in the run's files, and nothing that JSON cannot say."""
+"""What is said of a model before one talks to it: what it read, how well it did, what to expect."""
 
 import json
-from itertools import pairwise
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
+from common.files import write_json
 from common.inference.config import GenerateConfig
-from sample.model_info import MAX_POINTS, make_card, thinned
-from sample.server.config import ServeConfig
-from sample.server.requests import ServedModel
-from sample.server.responses import json_bytes
-from sample.text.template import TURNS
-from tests.sample.conftest import ALPHABET, make_run
+from common.models.config import ModelConfig
+from sample import model_info
+from sample.model_info import (
+    RunInfo,
+    banner,
+    model_card,
+    n_epochs,
+    read_run_info,
+    undertrained_warning,
+)
+from tests.sample.conftest import make_run
+from tests.tiny import prepare_text, words
+
+WELL_READ = RunInfo(
+    folder=Path("runs/quern/step-00000500"),
+    step=500,
+    n_tokens=1_234_567,
+    n_parameters=50_000,
+    config=ModelConfig(vocab_size=2053),
+    val_loss=3.2345,
+    val_bpb=1.6714,
+)
 
 
-def card_of(run: Path) -> dict[str, object]:
+def test_the_banner_says_what_one_talks_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_info, "n_epochs", lambda info: 1.494)
+    assert banner(WELL_READ).splitlines() == [
+        "runs/quern/step-00000500: step 500, 1,234,567 tokens read (1.49 epochs), "
+        "val loss 3.2345 (1.671 bits/byte).",
+        "This is a base model: it does not answer, it continues the text that you begin.",
+    ]
+    monkeypatch.undo()
+    unknown = replace(WELL_READ, val_loss=None, val_bpb=None)
+    assert "1,234,567 tokens read, val loss not measured." in banner(unknown)
+
+
+def test_a_model_that_read_less_than_20_tokens_a_parameter_is_undertrained() -> None:
+    assert undertrained_warning(replace(WELL_READ, n_tokens=1_000_000)) is None
+    said = undertrained_warning(replace(WELL_READ, n_tokens=999_999))
+    assert said is not None
+    assert said.startswith("It is undertrained: it read 20.0 tokens for each of its 50,000 param")
+    assert said in banner(replace(WELL_READ, n_tokens=999_999))
+
+
+@pytest.mark.parametrize("vocab_size", [65, 2053, 50257])
+def test_a_loss_near_that_of_guessing_is_gibberish(vocab_size: int) -> None:
+    blind, config = math.log(vocab_size), ModelConfig(vocab_size=vocab_size)
+    for val_loss, hardly in ((blind, True), (0.81 * blind, True), (0.79 * blind, False)):
+        said = undertrained_warning(replace(WELL_READ, config=config, val_loss=val_loss))
+        assert (said is not None and "hardly begun to learn" in said) == hardly
+
+
+def test_what_is_known_is_read_from_the_run_and_epochs_from_data_that_are_still_there(
+    tmp_path: Path,
+) -> None:
+    data = prepare_text(words(400), tmp_path)
+    run = make_run(tmp_path / "runs", "circle")
+    line = {"step": 10, "val_loss": 1.25, "val_bpb": 0.5}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    info = info_of(run)
+    assert n_epochs(info) is None  # config.json does not say which data
+    assert (info.step, info.n_tokens, info.val_loss, info.val_bpb) == (10, 10_000, 1.25, 0.5)
+
+    described = {"path": str(data.path), "sha256": data.sha256}
+    write_json(run / "config.json", {"format": 1, "data": described})
+    assert n_epochs(info) == 10_000 / data.n_tokens("train")
+    for other in ({"sha256": "other"}, {"path": "/none"}):
+        write_json(run / "config.json", {"format": 1, "data": described | other})
+        assert n_epochs(info) is None
+
+
+def info_of(run: Path) -> RunInfo:
     folder = run / "step-00000010"
-    model = ServedModel(
-        name="circle", fingerprint="x", created=0, tokenizer=ALPHABET, block_size=16,
-        template=TURNS, defaults=GenerateConfig(top_k=7), limits=ServeConfig(),
-    )  # fmt: skip
-    card: dict[str, object] = json.loads(
-        json_bytes(make_card(folder, load_checkpoint(folder, torch.device("cpu")), model))
-    )
-    return card
+    return read_run_info(folder, load_checkpoint(folder, torch.device("cpu")))
 
 
 def test_the_card_says_what_the_run_says(tmp_path: Path) -> None:
-    card = card_of(make_run(tmp_path, "circle"))
-    assert (card["step"], card["tokens_read"], card["val_loss"]) == (10, 10_000, 1.25)
+    info = info_of(make_run(tmp_path, "circle"))
+    card = model_card(info, GenerateConfig(top_k=7), "turns")
+    assert (card["name"], card["step"], card["tokens_read"]) == ("circle", 10, 10_000)
     assert (card["n_layer"], card["block_size"], card["vocab_size"]) == (1, 16, 15)
-    assert card["curve"] == {"train": [], "val": [[10, 1.25], [20, 1.5]]}
     assert card["defaults"] == {"temperature": 0.8, "top_p": 0.95, "top_k": 7, "max_tokens": 200}
-    assert card["template"] == "turns"
+    assert (card["val_loss"], card["template"]) == (1.25, "turns")
 
 
 def test_a_diverged_run_has_a_card_without_what_is_no_number(tmp_path: Path) -> None:
     run = make_run(tmp_path, "circle")
-    lines = [{"step": 10, "loss": 2.0, "val_loss": float("nan")}, {"step": 20, "loss": 1e999}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines), "utf-8")
-    card = card_of(run)
+    (run / "metrics.jsonl").write_text('{"step": 10, "val_loss": NaN}\n', "utf-8")
+    card = model_card(info_of(run), GenerateConfig(), "raw")
     assert card["val_loss"] is None
-    assert card["curve"] == {"train": [[10, 2.0]], "val": []}
-
-
-def test_a_long_curve_is_thinned_evenly_and_keeps_its_end() -> None:
-    line = [(step, 1.0 / step) for step in range(1, 100_001)]
-    kept = thinned(line)
-    assert MAX_POINTS // 2 < len(kept) <= MAX_POINTS
-    assert kept[-1] == line[-1]
-    assert len({later[0] - earlier[0] for earlier, later in pairwise(kept)}) == 1
-    assert thinned(line[:3]) == line[:3]
+    json.dumps(card, allow_nan=False)

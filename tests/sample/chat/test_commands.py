@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
+from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
 from common.inference.selector import make_backend
-from sample.chat.commands import COMMANDS, completions, is_command, obey, setting_names
+from sample.chat.commands import COMMANDS, SETTINGS, Repl, completions, is_command, run_command
+from sample.chat.line_editor import CommandCompleter
 from sample.chat.session import Chat
-from sample.chat.transcript import Transcript
+from sample.chat.transcript import Transcript, load_conversation
 from sample.text.template import Message
 from tests.sample.conftest import ALPHABET, round_and_round
 
@@ -26,16 +30,17 @@ class Told:
     def __init__(self) -> None:
         self.notices: list[str] = []
         decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
-        self.chat = Chat(decoder, LIKELIEST, run="runs/x", say=self.notices.append)
+        self.chat = Chat(decoder, LIKELIEST, say=self.notices.append)
+        self.repl = Repl(self.chat)
 
     def ask(self, *texts: str) -> None:
         for text in texts:
-            "".join(self.chat.ask(text))
+            "".join(self.chat.reply(text))
 
     def do(self, line: str) -> str:
         """Do a command; return what it said, and then the answer it made, by lines."""
         self.notices.clear()
-        answer = obey(self.chat, line)
+        answer = run_command(self.repl, line)
         return "\n".join([*self.notices, *(["".join(answer)] if answer is not None else [])])
 
 
@@ -97,11 +102,12 @@ def test_the_system_text_is_set_shown_and_taken_away(told: Told) -> None:
 def test_load_of_what_was_saved_is_the_same_conversation(
     told: Told, tmp_path: Path, system: str
 ) -> None:
-    told.chat.set_system(system)
+    if system:
+        told.do(f"/system {system}")
     told.ask("a", "\u00fc\U0001f600 \u2028b\\")
     told.chat.messages[-1] = replace(told.chat.messages[-1], stopped=True)
     saved = list(told.chat.messages)
-    path = tmp_path / "with blanks.json"
+    path = tmp_path / "with blanks.jsonl"
     n_messages = 4 + bool(system)
     assert told.do(f"/save {path}") == f"{path}: {n_messages} messages saved."
     told.do("/reset")
@@ -119,7 +125,7 @@ def test_save_never_replaces_a_file_that_is_not_the_conversation_s(
     thesis.write_text("years", encoding="utf-8")
     assert told.do(f"/save {thesis}").endswith("not this conversation's: name another file.")
     assert thesis.read_text(encoding="utf-8") == "years"
-    assert told.do(f"/load {thesis}").startswith(f"{thesis}: cannot be read (")
+    assert told.do(f"/load {thesis}").startswith(f"{thesis}, line 1: no message in JSON (")
     assert told.do(f"/save {thesis}").endswith("name another file.")
 
 
@@ -152,18 +158,16 @@ def test_save_writes_over_no_file_and_through_no_link_that_is_in_the_way(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "cannot be read"),
-        (b'{"format": 1, "messages": [', "cannot be read"),
-        (b"\xff\x00", "cannot be read"),
-        (b"[" * 100_000, "cannot be read"),
-        (b"[]", "not a conversation that /save wrote"),
-        (b'{"format": 2, "messages": []}', "not a conversation that /save wrote, of format 1"),
-        (b'{"format": 1}', 'lacks "messages"'),
-        (b'{"format": 1, "messages": [[]]}', "message 1: must be an object with a role"),
-        (b'{"format": 1, "messages": [{"role": "bot", "content": ""}]}', "message 1: must be"),
-        (b'{"format": 1, "messages": [{"role": [], "content": ""}]}', "message 1: must be"),
-        (b'{"format": 1, "messages": [{"role": "user"}]}', "a content that is a text"),
-        (b'{"format": 1, "messages": [{"role": "user", "content": "a"}]}', "by turns of user and"),
+        (b'{"role": "user", "content": ', "line 1: no message in JSON"),
+        (b"\xff\x00", "line 1: no message in JSON"),
+        (b"[" * 100_000, "line 1: no message in JSON"),
+        (b'{\n "format": 1,\n "messages": []}', "by: jq -c '.messages[]' "),  # an older /save's
+        (b'{"command": "/undo"}', "line 1: must be an object with a role"),
+        (b"[]", "line 1: must be an object with a role"),
+        (b'{"role": "bot", "content": ""}', "line 1: must be"),
+        (b'{"role": [], "content": ""}', "line 1: must be"),
+        (b'{"role": "user", "content": ""}\n{"role": "user"}', "line 2: must be an object"),
+        (b'{"role": "user", "content": "a"}', "by turns of user and"),
     ],
 )
 def test_what_is_wrong_with_a_saved_conversation_is_said_and_changes_nothing(
@@ -180,8 +184,7 @@ def test_what_is_wrong_with_a_saved_conversation_is_said_and_changes_nothing(
 def test_halves_of_characters_in_a_file_do_no_harm(told: Told, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     path.write_text(
-        '{"format": 1, "messages": [{"role": "user", "content": "\\ud800"},'
-        ' {"role": "assistant", "content": ""}]}',
+        '{"role": "user", "content": "\\ud800"}\n{"role": "assistant", "content": ""}\n',
         encoding="utf-8",
     )
     told.do(f"/load {path}")
@@ -218,18 +221,18 @@ def test_set_changes_a_setting_within_the_range_it_was_declared_with(told: Told)
 
 def test_set_alone_lists_every_setting(told: Told) -> None:
     lines = told.do("/set").splitlines()
-    assert [line.split()[0] for line in lines] == setting_names()
+    assert [line.split()[0] for line in lines] == list(SETTINGS)
     assert len(lines) == len(fields(GenerateConfig))
-    assert lines[setting_names().index("temperature")].startswith("temperature 0: ")
+    assert lines[list(SETTINGS).index("temperature")].startswith("temperature 0: ")
 
 
 def test_figures_on_request(told: Told) -> None:
     assert told.do("/stats") == "No answer yet."
     assert told.do("/stats on") == "Figures after each answer: on."
-    assert told.chat.shows_stats
+    assert told.repl.shows_stats
     assert told.do("/stats perhaps").startswith("/stats perhaps: on or off is wanted")
     told.do("/stats off")
-    assert not told.chat.shows_stats
+    assert not told.repl.shows_stats
 
 
 def test_an_unknown_command_is_a_sentence_that_names_the_near_one(told: Told) -> None:
@@ -259,44 +262,82 @@ def test_no_command_line_is_more_than_a_sentence(line: str) -> None:
     name = (line.split() or [""])[0]
     if name != "quit" and not name.startswith("save"):  # which does as it is told
         assert told.do("/" + line)
-    assert completions("/" + line)
+    tab("/" + line)
+
+
+def tab(text: str) -> list[str]:
+    """Return what Tab makes of a text."""
+    document, event = Document(text), CompleteEvent()
+    found = CommandCompleter(completions()).get_completions(document, event)
+    return [text[: len(text) + each.start_position] + each.text for each in found]
 
 
 def test_tab_completes_commands_settings_and_figures() -> None:
-    assert completions("/se") == ("/se", ["/set "])
-    assert completions("/s") == ("/s", ["/set ", "/system ", "/save ", "/stats "])
-    assert completions("/set te") == ("te", ["temperature "])
-    assert completions("/set ")[1] == [name + " " for name in setting_names()]
-    assert completions("/stats ")[1] == ["on", "off"]
-    assert completions("/reset x")[1] == []
-    assert completions("no command") == ("", [])
-    assert completions("//set") == ("", [])
+    assert tab("/se") == ["/set "]
+    assert tab("/s") == ["/set ", "/system ", "/save ", "/stats "]
+    assert tab("/set te") == ["/set temperature "]
+    assert tab("/set ") == [f"/set {name} " for name in SETTINGS]
+    assert tab("/stats ") == ["/stats on ", "/stats off "]
+    for text in ("/reset x", "no command", "//set", "", "/set te\nb"):
+        assert tab(text) == []
 
 
 def test_tab_completes_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("talk 1.json", "talk 2.json", ".hidden"):
         (tmp_path / name).touch()
-    (tmp_path / "talks").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert completions("/save ")[1] == ["talk 1.json", "talk 2.json", "talks/"]
-    assert completions("/load talk 1") == ("talk 1", ["talk 1.json"])
-    assert completions("/load .h")[1] == [".hidden"]
-    assert completions(f"/load {tmp_path}/ta")[1][0] == f"{tmp_path}/talk 1.json"
-    assert completions("/load none/x")[1] == []
+    assert tab("/save talk") == ["/save talk 1.json", "/save talk 2.json"]
+    assert tab("/load talk 1") == ["/load talk 1.json"]
+    assert tab(f"/load {tmp_path}/ta")[0] == f"/load {tmp_path}/talk 1.json"
+    assert tab("/load none/x") == []
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert completions("/load ~/.h")[1] == ["~/.hidden"]
+    assert tab("/load ~/.h") == ["/load ~/.hidden"]
 
 
-def test_a_transcript_goes_on_behind_a_line_cut_off_and_takes_any_bytes(
+def test_an_answer_again_that_cannot_be_given_leaves_the_one_that_there_was(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.ask("a", "b")
+    before = list(told.chat.messages)
+    for end in ("never begun", "failed"):
+        answer = run_command(told.repl, "/retry")
+        if end == "failed":
+            monkeypatch.setattr(told.chat.decoder, "step", diverged)
+            assert answer is not None
+            with pytest.raises(CheckpointError):
+                "".join(answer)
+        assert told.chat.messages == before
+
+
+def diverged() -> None:
+    raise CheckpointError("The network's logits are not finite numbers.")
+
+
+def test_a_transcript_follows_the_conversation_and_can_be_loaded(
     told: Told, tmp_path: Path
 ) -> None:
     path = tmp_path / "talk.jsonl"
-    path.write_bytes(b'{"role": "us')
-    told.chat.transcript = transcript = Transcript(path, told.chat.say)
-    told.do("/system \udcff b")  # as a byte that is not UTF-8 is typed
-    told.ask("a")
+    transcript = Transcript(path, told.chat.say)
+    for line in ("a", "b", "/undo", "c", "/retry", "/system \udcff b", "d", "/reset", "e"):
+        if line.startswith("/"):
+            told.do(line)
+        else:
+            told.ask(line)
+        transcript.update(told.chat.messages)
+        assert load_conversation(path) == told.chat.messages
+    contents = [json.loads(line).get("content") for line in path.read_text("utf-8").splitlines()]
+    assert [each for each in contents if each in ("a", "b", "c", "d", "e")] == list("abcacde")
     transcript._file.close()  # which otherwise stays open until the chat ends
+
+
+def test_a_transcript_goes_on_behind_a_line_cut_off(told: Told, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_bytes(b'{"role": "us')
+    transcript = Transcript(path, told.chat.say)
+    told.ask("a")
+    transcript.update(told.chat.messages)
+    transcript._file.close()
     first, *others = path.read_text(encoding="utf-8").splitlines()
     assert first == '{"role": "us'
-    assert json.loads(others[0]) == {"command": "/system \ufffd b"}
+    assert json.loads(others[0]) == {"kept": 0}
     assert [json.loads(line)["role"] for line in others[1:]] == ["user", "assistant"]

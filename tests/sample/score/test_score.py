@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from common.device import choose_device
 from common.errors import DataError
+from common.inference.decoder import Token
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.tokenizer import BytePairTokenizer, CharTokenizer
 from sample.score import score as score_module
-from sample.score.score import Score, ScoredToken, encode_pieces, read_text, score_ids
+from sample.score.score import Score, encode_chunks, read_text, score_ids
 from tests.common.hf_weights import gpt2_like, qwen3_like
 from tests.tiny import byte_tokenizer, prepare_text, random_model, successor_model, words
 from train.evaluate import evaluate, token_lengths
@@ -31,10 +32,10 @@ def some_ids(n: int, seed: int = 0) -> list[int]:
 
 
 def logprobs(
-    network: TorchBackend, ids: list[int], stride: int, n_piece: int = 1000
+    network: TorchBackend, ids: list[int], stride: int, n_chunk: int = 1000
 ) -> list[float]:
-    pieces = [ids[i : i + n_piece] for i in range(0, len(ids), n_piece)]
-    scored = score_ids(network, pieces, before=BYTES.eot_id, stride=stride)
+    chunks = [ids[i : i + n_chunk] for i in range(0, len(ids), n_chunk)]
+    scored = score_ids(network, chunks, before=BYTES.eot_id, stride=stride)
     tokens = [token for window in scored for token in window]
     assert [token.idx for token in tokens] == ids  # each once, in order
     return [token.logprob for token in tokens]
@@ -62,12 +63,12 @@ def test_windows_give_what_transformers_gives_for_each(
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(0, 60), stride=st.integers(1, 16), n_piece=st.integers(1, 40))
-def test_every_token_is_scored_once_however_the_ids_come(n: int, stride: int, n_piece: int) -> None:
+@given(n=st.integers(0, 60), stride=st.integers(1, 16), n_chunk=st.integers(1, 40))
+def test_every_token_is_scored_once_however_the_ids_come(n: int, stride: int, n_chunk: int) -> None:
     config = ModelConfig(vocab_size=BYTES.vocab_size, block_size=16, n_layer=1, n_head=1, n_embd=4)
     network, ids = TorchBackend(random_model(config)), some_ids(n)
     at_once = logprobs(network, ids, stride)
-    assert logprobs(network, ids, stride, n_piece) == pytest.approx(at_once, abs=1e-5)
+    assert logprobs(network, ids, stride, n_chunk) == pytest.approx(at_once, abs=1e-5)
 
 
 def test_windows_end_to_end_give_the_training_evaluations_number() -> None:
@@ -99,31 +100,31 @@ def test_loss_perplexity_and_bits_a_byte_worked_out_by_hand() -> None:
 def test_bytes_count_as_text_has_them_and_end_of_text_has_none() -> None:
     wide = CharTokenizer(("\u00fc", "\u4e16"))  # 2 and 3 bytes
     score = Score()
-    score.add([ScoredToken(0, -1.0), ScoredToken(1, -1.0), ScoredToken(wide.eot_id, -1.0)], wide)
+    score.add([Token(0, -1.0), Token(1, -1.0), Token(wide.eot_id, -1.0)], wide)
     assert (score.n_tokens, score.n_bytes, score.nats) == (3, 5, 3.0)
 
 
 def test_an_impossible_text_has_an_infinite_perplexity_and_no_text_a_loss_of_0() -> None:
     score = Score()
     assert (score.loss, score.bpb) == (0.0, 0.0)
-    score.add([ScoredToken(0, -1e6)], ABC)
+    score.add([Token(0, -1e6)], ABC)
     assert score.perplexity == math.inf
 
 
-@pytest.mark.parametrize("n_piece", [1, 7, 100, 10_000])
+@pytest.mark.parametrize("n_chunk", [1, 7, 100, 10_000])
 def test_text_encoded_in_pieces_has_the_ids_of_the_whole(
-    n_piece: int, monkeypatch: pytest.MonkeyPatch, pairs: BytePairTokenizer
+    n_chunk: int, monkeypatch: pytest.MonkeyPatch, pairs: BytePairTokenizer
 ) -> None:
-    monkeypatch.setattr(score_module, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(score_module, "CHUNK_CHARACTERS", 50)
     text = (
         "It  was \t\n\n the best\u00fc of 12 times,don't  \u4e16\u754c\n" * 40
         + "x" * 300
         + " end  "
     )
-    texts = [text[i : i + n_piece] for i in range(0, len(text), n_piece)]
-    pieces = list(encode_pieces(texts, pairs))
-    assert [idx for piece in pieces for idx in piece] == pairs.encode(text)
-    assert len(pieces) > (1 if n_piece < 10_000 else 0)
+    texts = [text[i : i + n_chunk] for i in range(0, len(text), n_chunk)]
+    chunks = list(encode_chunks(texts, pairs))
+    assert [idx for chunk in chunks for idx in chunk] == pairs.encode(text)
+    assert len(chunks) > (1 if n_chunk < 10_000 else 0)
 
 
 def test_a_file_is_read_as_utf8_across_the_borders_of_reads(

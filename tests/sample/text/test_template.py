@@ -1,12 +1,9 @@
 """A conversation as one text: what stands where, and that what is said is never more than text."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.tokenizer import SPECIAL_TOKENS
@@ -14,13 +11,11 @@ from sample.text.template import (
     RAW,
     TURNS,
     Message,
-    Trimming,
     find_template,
     make_template,
     read_template,
     render,
-    trimmed,
-    well_formed,
+    replace_surrogates,
 )
 from tests.tiny import byte_tokenizer
 
@@ -110,18 +105,18 @@ def test_a_mistyped_name_is_told_what_there_is(tmp_path: Path) -> None:
         find_template(str(tmp_path))
 
 
-@given(st.text("a \n\t", max_size=12), st.lists(st.integers(0, 12), max_size=5))
-def test_blanks_around_an_answer_go_however_it_is_cut_into_pieces(
-    answer: str, cuts: list[int]
-) -> None:
-    places = [0, *sorted(cuts), len(answer)]
-    pieces = [answer[a:b] for a, b in pairwise(places)]
-    for template in (RAW, TURNS):
-        trimming = Trimming(trim=bool(template.opening))
-        assert "".join(map(trimming.push, pieces)) == trimmed(answer, template)
-    assert trimmed(answer, TURNS) == answer.strip()
-    assert trimmed(answer, RAW) == answer
+def test_an_answer_s_own_blanks_are_none_of_it_where_its_template_sets_it_off() -> None:
+    talk = [Message("user", "a"), Message("assistant", " b\n"), Message("user", " c ")]
+    assert render(talk, TURNS) == "User: a\nAssistant: b\nUser:  c \nAssistant:"
+    assert render(talk, RAW) == "a b\n\n c "
+
+
+def test_an_answer_that_is_last_is_continued() -> None:
+    talk = [Message("user", "i"), Message("assistant", "Hel")]
+    assert render(talk, TURNS) == "User: i\nAssistant: Hel"
+    assert render(talk, RAW) == "iHel"
+    assert render([talk[0], Message("assistant", " ")], TURNS) == "User: i\nAssistant:"
 
 
 def test_halves_of_characters_become_the_sign_for_what_is_none() -> None:
-    assert well_formed("a\ud83db\udc80c\U0001f600") == "a\ufffdb\ufffdc\U0001f600"
+    assert replace_surrogates("a\ud83db\udc80c\U0001f600") == "a\ufffdb\ufffdc\U0001f600"

@@ -4,22 +4,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sample.text.template import RAW, TURNS, Message, Template, render
-from sample.text.truncate import fit, room_for_prompt, split_turns
+from sample.text.truncate import build_prompt, room_for_prompt, split_turns
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()  # an id a byte, so that the text of ids can be told
 
 
 def seen(talk: list[Message], template: Template, block_size: int, max_new_tokens: int) -> str:
-    fitted = fit(
+    prompt = build_prompt(
         talk,
         template=template,
         tokenizer=BYTES,
         block_size=block_size,
         max_new_tokens=max_new_tokens,
     )
-    assert len(fitted.ids) <= room_for_prompt(block_size, max_new_tokens)
-    return BYTES.decode_bytes(fitted.ids).decode()
+    assert len(prompt.ids) <= room_for_prompt(block_size, max_new_tokens)
+    return BYTES.decode_bytes(prompt.ids).decode()
 
 
 def conversation(n_turns: int, system: str = "") -> list[Message]:
@@ -45,23 +45,23 @@ def test_the_system_text_stays_before_the_turns() -> None:
 
 
 def test_a_system_text_beyond_half_of_the_room_goes_before_the_prompt_is_cut() -> None:
-    fitted = fit(
+    prompt = build_prompt(
         conversation(1, "x" * 40),
         template=RAW, tokenizer=BYTES, block_size=64, max_new_tokens=22,
     )  # fmt: skip
-    assert (fitted.system_dropped, fitted.n_cut, fitted.n_dropped) == (True, 0, 0)
-    assert BYTES.decode_bytes(fitted.ids) == b"q0a0\nlast"
+    assert (prompt.system_dropped, prompt.n_cut, prompt.n_dropped) == (True, 0, 0)
+    assert BYTES.decode_bytes(prompt.ids) == b"q0a0\nlast"
 
 
 def test_a_prompt_too_long_loses_its_beginning_but_not_its_speaker() -> None:
     talk = [*conversation(3, "sys"), Message("user", "0123456789" * 60)]
-    fitted = fit(talk, template=TURNS, tokenizer=BYTES, block_size=64, max_new_tokens=14)
-    text = BYTES.decode_bytes(fitted.ids).decode()
+    prompt = build_prompt(talk, template=TURNS, tokenizer=BYTES, block_size=64, max_new_tokens=14)
+    text = BYTES.decode_bytes(prompt.ids).decode()
     # 50 of 64: the system text 5, "User:" 5, "\nAssistant:" 11; 29 are left for the words
     assert text == "sys\n\nUser:1234567890123456789" + "0123456789\nAssistant:"
-    assert (fitted.n_turns, fitted.n_dropped) == (5, 4)
-    assert fitted.n_prompt == 6 + 600 + 1 + 10
-    assert fitted.n_cut == fitted.n_prompt - 45
+    assert (prompt.n_turns, prompt.n_dropped) == (5, 4)
+    assert prompt.n_prompt == 6 + 600 + 1 + 10
+    assert prompt.n_cut == prompt.n_prompt - 45
 
 
 def test_a_reply_of_any_length_leaves_the_prompt_half_of_the_context() -> None:
@@ -94,7 +94,7 @@ messages = st.lists(
 def test_what_fits_is_the_most_of_the_last_turns_that_do(
     talk: list[Message], block_size: int, max_new_tokens: int, template: Template
 ) -> None:
-    fitted = fit(
+    prompt = build_prompt(
         talk,
         template=template,
         tokenizer=BYTES,
@@ -109,9 +109,9 @@ def test_what_fits_is_the_most_of_the_last_turns_that_do(
     ]
     fitting = [text for text in candidates if len(text.encode()) <= room]
     if fitting:
-        assert BYTES.decode_bytes(fitted.ids).decode() == fitting[0]
-        assert fitted.n_dropped == candidates.index(fitting[0])
-        assert (fitted.n_cut, fitted.system_dropped) == (0, False)
+        assert BYTES.decode_bytes(prompt.ids).decode() == fitting[0]
+        assert prompt.n_dropped == candidates.index(fitting[0])
+        assert (prompt.n_cut, prompt.system_dropped) == (0, False)
     else:
-        assert len(fitted.ids) <= room
-        assert fitted.n_cut or fitted.system_dropped
+        assert len(prompt.ids) <= room
+        assert prompt.n_cut or prompt.system_dropped

@@ -1,28 +1,32 @@
-"""Surprise as it is shown: colours that a terminal understands, columns that a program reads."""
+"""Surprisal as it is shown: colours that a terminal understands, columns that a program reads."""
 
 import math
 
 import pytest
 
-from common.tokenizer import CharTokenizer
-from sample.score.score import ScoredToken
-from sample.score.surprisal import Colouring, as_columns, bits
+from common.inference.decoder import Token
+from common.tokenizer import CharTokenizer, Tokenizer
+from sample.score.report import Style, TokenWriter, surprisal
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()
 
 
-def surprising(text: bytes, n_bits: float) -> list[ScoredToken]:
-    return [ScoredToken(byte, -n_bits * math.log(2)) for byte in text]
+def surprising(text: bytes, n_bits: float) -> list[Token]:
+    return [Token(byte, -n_bits * math.log(2)) for byte in text]
 
 
 def coloured(text: bytes, n_bits: float) -> str:
-    writer = Colouring(BYTES)
-    return "".join(writer.coloured(token) for token in surprising(text, n_bits)) + writer.end()
+    writer = TokenWriter(BYTES, "", Style(per_token=True, in_colour=True))
+    return "".join(map(writer.write, surprising(text, n_bits))) + writer.end()
+
+
+def as_columns(token: Token, tokenizer: Tokenizer) -> str:
+    return TokenWriter(tokenizer, "", Style(per_token=True)).write(token)
 
 
 def test_bits_are_halvings() -> None:
-    assert bits(ScoredToken(0, math.log(1 / 8))) == pytest.approx(3)
+    assert surprisal(Token(0, math.log(1 / 8))) == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +54,9 @@ def test_what_a_terminal_would_obey_is_spelled_out() -> None:
 
 
 def test_columns_hold_any_token_in_a_line() -> None:
-    line = as_columns(ScoredToken(10, -1.0), BYTES)
+    line = as_columns(Token(10, -1.0), BYTES)
     assert line == "1.443\t-1.00000\t10\t\\n\n"
-    assert as_columns(ScoredToken(0xE4, -1.0), BYTES).endswith("\t228\t\\xe4\n")
-    assert as_columns(ScoredToken(0, 0.0), CharTokenizer(("\\",))).endswith("\t0\t\\\\\n")
+    assert as_columns(Token(0xE4, -1.0), BYTES).endswith("\t228\t\\xe4\n")
+    assert as_columns(Token(0, 0.0), CharTokenizer(("\\",))).endswith("\t0\t\\\\\n")
     tokenizer = CharTokenizer(("\u4e16",))
-    assert as_columns(ScoredToken(0, 0.0), tokenizer) == "0.000\t0.00000\t0\t\u4e16\n"
+    assert as_columns(Token(0, 0.0), tokenizer) == "0.000\t0.00000\t0\t\u4e16\n"

@@ -11,6 +11,7 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
+from sample.chat.commands import Repl, stats_line
 from sample.chat.session import Chat
 from sample.text.template import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
@@ -40,7 +41,7 @@ def new_chat(config: GenerateConfig = LIKELIEST) -> tuple[Chat, list[str]]:
 
 
 def ask(chat: Chat, text: str) -> str:
-    return "".join(chat.ask(text))
+    return "".join(chat.reply(text))
 
 
 def test_an_answer_continues_the_prompt() -> None:
@@ -65,11 +66,8 @@ def test_that_turns_are_dropped_is_said_once_and_then_in_the_figures() -> None:
     assert notices == []
     for text in ("cdefg", "a", "b"):
         ask(chat, text)
-    assert notices == [
-        "The context has no room for the whole conversation: the model sees the last turns "
-        "alone, now 2 of 3 (from here on, /stats tells)."
-    ]
-    assert "Context: 11 of 16 tokens, 2 of 5 turns." in chat.stats()
+    assert notices == ["The oldest turn had no room in the context."]
+    assert "Context: 11 of 16 tokens, 2 of 5 turns." in stats_line(chat)
 
 
 def test_a_new_conversation_may_say_it_again() -> None:
@@ -77,7 +75,7 @@ def test_a_new_conversation_may_say_it_again() -> None:
     for _ in range(2):
         for _ in range(5):
             ask(chat, "a")
-        chat.replace_messages([])
+        Repl(chat).restart([], None)
     assert len(notices) == 2
 
 
@@ -85,18 +83,15 @@ def test_a_prompt_ten_times_the_context_is_cut_at_its_beginning_and_it_is_said()
     chat, notices = new_chat()
     prompt = "h" * 157 + "abc"
     assert ask(chat, prompt) == prompt + "defg"
-    assert notices == [
-        "The prompt has 160 tokens, and 12 fit into the context beside the reply; "
-        "cut off at its beginning: 148."
-    ]
+    assert notices == ["The first 148 tokens of the last turn had no room in the context."]
     assert ask(chat, "a") == "abcde"
 
 
 def test_a_system_text_without_room_is_said() -> None:
     chat, notices = new_chat()
-    chat.set_system("abcdefgh")
+    chat.messages = [Message("system", "abcdefgh")]
     assert ask(chat, "abcdef") == "abcdefghab"
-    assert notices == ["The context has no room for the system text beside the prompt: left out."]
+    assert notices == ["The system text had no room in the context."]
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_and_left_out() -> None:
@@ -113,7 +108,7 @@ def test_the_same_prompt_gets_another_answer_but_a_new_chat_the_same() -> None:
         chat, found = Chat(byte_decoder(block_size=16), config), []
         for _ in range(3):
             found.append(ask(chat, "abc"))
-            chat.undo()  # what is seen is the same
+            chat.messages = []  # what is seen is the same
         return found
 
     first = answers()
@@ -125,7 +120,7 @@ def test_seeds_go_on_from_0_after_the_largest() -> None:
     config = GenerateConfig(max_new_tokens=8, temperature=5.0, seed=SEEDS_END - 1)
     chat, _ = new_chat(config)
     answers = [ask(chat, "c"), ask(chat, "c")]
-    chat.replace_messages([])
+    chat.messages = []
     for seed, answer in zip((SEEDS_END - 1, 0), answers, strict=True):
         begun, _ = new_chat(replace(config, seed=seed))
         begun.messages = list(chat.messages)
@@ -136,7 +131,7 @@ def test_seeds_go_on_from_0_after_the_largest() -> None:
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came() -> None:
     chat, _ = new_chat(replace(LIKELIEST, max_new_tokens=1000))
     shown = ""
-    for piece in chat.ask("a"):
+    for piece in chat.reply("a"):
         shown += piece
         if len(shown) == 4:
             chat.stop()
@@ -152,7 +147,7 @@ def replaced(chat: Chat) -> Chat:
 
 def test_an_answer_that_nobody_reads_on_is_kept_as_far_as_it_came() -> None:
     chat, _ = new_chat()
-    answer = chat.ask("a")
+    answer = chat.reply("a")
     assert [next(answer), next(answer), next(answer)] == ["a", "b", "c"]
     answer.close()
     assert chat.messages[-1] == Message("assistant", "bc", stopped=True)
@@ -160,7 +155,7 @@ def test_an_answer_that_nobody_reads_on_is_kept_as_far_as_it_came() -> None:
 
 def test_what_is_asked_but_never_begun_changes_nothing() -> None:
     chat, _ = new_chat()
-    chat.ask("a").close()
+    chat.reply("a").close()
     assert chat.messages == []
 
 
@@ -192,10 +187,10 @@ def test_five_hundred_turns_at_a_context_of_64(max_new_tokens: int) -> None:
     n_turns = 500 if max_new_tokens == 1 else 8  # its length changes only how soon it is full
     for turn in range(n_turns):
         ask(chat, f"turn {turn}")
-        assert chat.answered is not None
-        assert len(chat.answered.fitted.ids) <= 64 - min(max_new_tokens, 32)
+        assert chat.stats is not None
+        assert len(chat.stats.prompt.ids) <= 64 - min(max_new_tokens, 32)
     assert len(chat.messages) == 2 * n_turns
-    assert len([notice for notice in notices if "whole conversation" in notice]) == 1
+    assert len([notice for notice in notices if "oldest" in notice]) == 1
 
 
 def test_five_hundred_turns_are_answered_from_what_is_seen() -> None:
@@ -215,13 +210,13 @@ def test_the_smallest_context_still_talks() -> None:
 
 def test_the_figures_of_an_answer() -> None:
     chat, _ = new_chat()
-    assert chat.stats() == "No answer yet."
+    assert stats_line(chat) == "No answer yet."
     ask(chat, "abc")
-    assert chat.stats().startswith("4 tokens in ")
-    assert chat.stats().endswith("tokens/s. Context: 7 of 16 tokens, 1 of 1 turns.")
-    assert chat.answered is not None
-    chat.answered = replace(chat.answered, n_new=50, dt_s=0.4)
-    assert chat.stats().startswith("50 tokens in 0.40 s, 125 tokens/s.")
+    assert stats_line(chat).startswith("4 tokens in ")
+    assert stats_line(chat).endswith("tokens/s. Context: 7 of 16 tokens, 1 of 1 turns.")
+    assert chat.stats is not None
+    chat.stats = replace(chat.stats, n_new=50, dt_s=0.4)
+    assert stats_line(chat).startswith("50 tokens in 0.40 s, 125 tokens/s.")
     chat.config = replace(LIKELIEST, max_new_tokens=100)
     ask(chat, "abc")  # slides: it cannot use more than there is
-    assert "Context: 16 of 16 tokens" in chat.stats()
+    assert "Context: 16 of 16 tokens" in stats_line(chat)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sample.text.stop_strings import StopFilter
+from sample.text.detokenizer import StopFilter
 
 TEXT = st.text("ab\n", max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3)
@@ -17,7 +17,7 @@ def shown_of(pieces: list[str], stops: list[str]) -> str:
         shown += seen.push(piece)
         if seen.stopped:
             return shown
-    return shown + seen.end()
+    return shown + seen.flush()
 
 
 @given(pieces=st.lists(TEXT, max_size=8), stops=STOPS)
