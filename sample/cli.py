@@ -232,8 +232,7 @@ def serve(
 
     The settings of generation are what a request that does not say otherwise gets.
     """
-    from sample.server.address import bind, make_access
-    from sample.server.run import describe_model
+    from sample.server.run import bind, describe_model
     from sample.server.run import serve as serve_model
     from sample.server.security import make_access
     from sample.text.template import find_template
@@ -242,6 +241,12 @@ def serve(
     defaults = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
     bound = bind(config)  # before the checkpoint is read, which may take long
-    access = make_access(config, bound, allow_host, api_key_file)
+    access = make_access(
+        bound,
+        config.host,
+        allow_hosts=allow_host,
+        allow_origins=allow_origin,
+        key_file=api_key_file,
+    )
     model = load()
     serve_model(model, describe_model(model, found, defaults, config), bound, access)

@@ -70,4 +70,4 @@ def load_model(
 
 def _n_multiplied(model: GPT) -> int:
     """Return how many numbers a token multiplies: of the n-gram tables it reads only its rows."""
-    return model.n_parameters - sum(table.weight.numel() for table in model.wge)
+    return model.n_parameters - sum(table.numel() for table in model.wge.parameters())

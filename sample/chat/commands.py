@@ -5,7 +5,7 @@ answer to show, and /quit ends the input, as Ctrl-D does.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,7 +47,7 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
 
 
-def run_command(repl: Repl, line: str) -> Iterator[str] | None:
+def run_command(repl: Repl, line: str) -> Generator[str] | None:
     """Do what a command says; return the answer to show if it makes one.
 
     Raises: EOFError on /quit. A command that is unknown, or cannot be done, is said in a sentence.
@@ -78,13 +78,13 @@ def _reset(repl: Repl, argument: str) -> None:
     repl.chat.say("A new conversation; the system text and the settings stay.")
 
 
-def _retry(repl: Repl, argument: str) -> Iterator[str]:
+def _retry(repl: Repl, argument: str) -> Generator[str]:
     chat = repl.chat
     prompt = _last_prompt(chat, "There is nothing to answer again yet.")
     if chat.config.temperature == 0:
         chat.say("At temperature 0 the answer is the same again: /set temperature 0.8")
 
-    def answer_again() -> Iterator[str]:
+    def answer_again() -> Generator[str]:
         before = chat.messages
         chat.messages = before[:-2]
         try:
@@ -201,7 +201,7 @@ class Command:
 
     usage: str
     meaning: str
-    run: Callable[[Repl, str], Iterator[str] | None]
+    run: Callable[[Repl, str], Generator[str] | None]
 
 
 COMMANDS = {

@@ -8,7 +8,7 @@ and /retry, give another one, and the same prompts to a new chat the same ones.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from common.errors import UserError
@@ -49,7 +49,7 @@ class Chat:
         self._n_replies = 0
         self._stop_requested = False
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str]:
         """Yield the answer to ``text`` as it is written; then both are kept as a turn.
 
         Where the template only continues a text, its beginning comes first. An answer that is

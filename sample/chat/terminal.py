@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript
             chat.say(f"Error: {error.message}")
 
 
-def _show(chat: Chat, answer: Iterator[str] | None, transcript: Transcript | None) -> None:
+def _show(chat: Chat, answer: Generator[str] | None, transcript: Transcript | None) -> None:
     """Write an answer as it comes; whatever ends it, what was written is kept."""
     try:
         if answer is not None:

@@ -22,7 +22,7 @@ from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
 from sample.server.errors import BusyError, unavailable
 from sample.server.metrics import Metrics
-from sample.text.detokenizer import Piece, Reading
+from sample.text.detokenizer import Detokenizer, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,13 @@ class Request:
     prompt: Sequence[int]
     config: GenerateConfig
     stops: tuple[str, ...] = ()
+    template_stops: tuple[str, ...] = ()
+    strip_start: bool = False  # take blanks off the beginning, off the end: text/detokenizer.py
+    strip_end: bool = False
     top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
 
 
-Receive = Callable[[int, Piece], None]
+Receive = Callable[[int, TextDelta], None]
 
 
 @dataclass(eq=False)
@@ -67,7 +70,7 @@ class Job:
     request: Request
     index: int  # among the requests that were submitted together
     receive: Receive
-    detokenizer: Reading
+    detokenizer: Detokenizer
     cancelled: bool = False
 
 
@@ -121,12 +124,7 @@ class Engine:
         Raises: BusyError when the queue has no room for them, APIError, 503, after ``refuse``.
         """
         jobs = [
-            Job(
-                request,
-                index,
-                receive,
-                Reading(self._tokenizer, request.config.max_new_tokens, request.stops),
-            )
+            Job(request, index, receive, self._detokenizer(request))
             for index, request in enumerate(requests)
         ]
         with self._changed:
@@ -137,6 +135,16 @@ class Engine:
             self._waiting.extend(jobs)
             self._changed.notify()
         return jobs
+
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        return Detokenizer(
+            self._tokenizer,
+            request.config.max_new_tokens,
+            request.stops,
+            template_stops=request.template_stops,
+            strip_start=request.strip_start,
+            strip_end=request.strip_end,
+        )
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Free the places of ``jobs``; those that ended are left alone."""
@@ -210,7 +218,7 @@ class Engine:
         tokens = self._decoder.step()
         for row, token in tokens.items():
             job = self._rows[row]
-            delta = job.detokenizer.take(token)
+            delta = job.detokenizer.push(token)
             if delta.is_last:
                 self._free_row(row)
             if (delta.text or delta.tokens or delta.is_last) and not job.cancelled:
@@ -225,11 +233,11 @@ class Engine:
             jobs = [*self._rows.values(), *self._waiting]
             self._rows.clear()
             self._waiting.clear()
-        error = Piece(error=self.closed)
+        error = TextDelta(error=self.closed)
         self._call_in_loop(partial(_deliver, [(job, error) for job in jobs]))
 
 
-def _deliver(deltas: Sequence[tuple[Job, Piece]]) -> None:
+def _deliver(deltas: Sequence[tuple[Job, TextDelta]]) -> None:
     for job, delta in deltas:
         if not job.cancelled:
             job.receive(job.index, delta)

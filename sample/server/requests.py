@@ -1,7 +1,7 @@
 """A request's body -> what the engine is to do, and how its answers are written."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from common.inference.config import GenerateConfig
@@ -18,8 +18,8 @@ from sample.server.protocol import (
     SamplingParameters,
 )
 from sample.server.responses import ResponseBuilder
-from sample.text.template import Message, Role, Template, trimmed
-from sample.text.truncate import fit, missing_notice
+from sample.text.template import RAW, Message, Role, Template
+from sample.text.truncate import build_prompt, missing_notice
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -71,8 +71,8 @@ def _parse_chat(body: ChatRequest, model: ServedModel) -> GenerationRequest:
     if body.top_logprobs and not body.logprobs:
         raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
     config = _config(body, body.max_completion_tokens or body.max_tokens, model)
-    messages = [_message(each, model.template) for each in body.messages]
-    prompt = fit(
+    messages = [_message(each) for each in body.messages]
+    prompt = build_prompt(
         messages,
         template=model.template,
         tokenizer=model.tokenizer,
@@ -85,34 +85,20 @@ def _parse_chat(body: ChatRequest, model: ServedModel) -> GenerationRequest:
         config,
         prompts=[prompt.ids],
         chat=True,
-        stops=model.template.stops,
+        template=model.template,
+        continues=messages[-1].role == "assistant",
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        trim=bool(model.template.opening),
         notices=[
             *missing_notice(model.tokenizer, "".join(each.content for each in messages)),
-            *truncation_notices(prompt.n_dropped, prompt.n_cut, system=prompt.system_dropped),
+            *prompt.notices(),
         ],
     )
 
 
-def _message(message: ChatMessage, template: Template) -> Message:
+def _message(message: ChatMessage) -> Message:
     content = message.content
     text = content if isinstance(content, str) else "".join(part.text for part in content)
-    role = ROLES[message.role]
-    # answers were trimmed when they were sent; a client may have added blanks of its own
-    return Message(role, trimmed(text, template) if role == "assistant" else text)
-
-
-def truncation_notices(n_dropped: int, n_cut: int, *, system: bool) -> Iterable[str]:
-    """Yield sentences for what of a conversation had no room in the context."""
-    if n_dropped:
-        oldest = "oldest turn" if n_dropped == 1 else f"oldest {n_dropped:,} turns"
-        yield f"The {oldest} had no room in the context."
-    if system:
-        yield "The system text had no room in the context."
-    if n_cut:
-        first = "first token" if n_cut == 1 else f"first {n_cut:,} tokens"
-        yield f"The {first} of the last turn had no room in the context."
+    return Message(ROLES[message.role], text)
 
 
 def _parse_completion(body: CompletionRequest, model: ServedModel) -> GenerationRequest:
@@ -175,9 +161,9 @@ def _generation(
     chat: bool,
     top_logprobs: int | None,
     notices: Sequence[str],
-    stops: Sequence[str] = (),
+    template: Template = RAW,
+    continues: bool = False,
     echo: bool = False,
-    trim: bool = False,
 ) -> GenerationRequest:
     n, limit = body.n or 1, model.limits.rows
     if len(prompts) * n > limit:
@@ -191,7 +177,10 @@ def _generation(
         Request(
             prompt=prompt,
             config=replace(config, seed=(config.seed + i) % SEEDS_END),
-            stops=(*filter(None, own_stops), *stops),
+            stops=tuple(filter(None, own_stops)),
+            template_stops=template.stops,
+            strip_start=template.strips_answers and not continues,
+            strip_end=template.strips_answers,
             top_logprobs=top_logprobs or 0,
         )
         for prompt in prompts
@@ -207,7 +196,6 @@ def _generation(
         prefixes=[_echoed(each.prompt, model.tokenizer) if echo else "" for each in samples],
         top_logprobs=top_logprobs,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        trim=trim,
         notices=notices,
     )
     return GenerationRequest(samples, builder, bool(body.stream))

@@ -20,8 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
 from sample.server.errors import APIError, unavailable
-from sample.text.detokenizer import Piece
-from sample.text.template import Trimming
+from sample.text.detokenizer import TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,6 @@ class ResponseBuilder:
     prefixes: Sequence[str]  # of each answer: the prompt, if it is to be echoed
     top_logprobs: int | None  # likeliest tokens to name beside each; None: no logprobs at all
     include_usage: bool  # in a stream
-    trim: bool = False  # take blanks off both ends of an answer, as its template sets it off
     notices: Sequence[str] = ()  # what had no room in the context
     created: int = field(default_factory=lambda: int(time.time()))
     code: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -66,14 +64,14 @@ class ResponseBuilder:
             "choices": choices,
         }
 
-    def choice(self, index: int, delta: Piece) -> Json:
+    def choice(self, index: int, delta: TextDelta) -> Json:
         """Return a whole answer."""
         if not self.chat:
             return self._choice(index, {"text": delta.text}, delta)
         message = {"role": "assistant", "content": delta.text, "refusal": None}
         return self._choice(index, {"message": message}, delta)
 
-    def chunk(self, index: int, delta: Piece, *, first: bool) -> Json:
+    def chunk(self, index: int, delta: TextDelta, *, first: bool) -> Json:
         """Return a part of an answer, ``first`` or not, as a stream has it."""
         if not self.chat:
             return self._choice(index, {"text": delta.text}, delta)
@@ -82,12 +80,12 @@ class ResponseBuilder:
             part["content"] = delta.text
         return self._choice(index, {"delta": part}, delta)
 
-    def _choice(self, index: int, text: Json, delta: Piece) -> Json:
+    def _choice(self, index: int, text: Json, delta: TextDelta) -> Json:
         logprobs = None
-        if self.top_logprobs is not None and (delta.tokens or delta.finish):
+        if self.top_logprobs is not None and (delta.tokens or delta.finish_reason):
             write = chat_logprobs if self.chat else text_logprobs
             logprobs = write(delta, self.top_logprobs, self.tokenizer)
-        return {"index": index, **text, "logprobs": logprobs, "finish_reason": delta.finish}
+        return {"index": index, **text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
     def usage(self, n_generated: int) -> Json:
         """Return how many tokens there were."""
@@ -98,7 +96,7 @@ class ResponseBuilder:
         }
 
 
-def chat_logprobs(delta: Piece, top_logprobs: int, tokenizer: Tokenizer) -> Json:
+def chat_logprobs(delta: TextDelta, top_logprobs: int, tokenizer: Tokenizer) -> Json:
     """Return tokens and their natural logarithms of probability as chat answers have them."""
 
     def entry(idx: int, logprob: float) -> Json:
@@ -114,7 +112,7 @@ def chat_logprobs(delta: Piece, top_logprobs: int, tokenizer: Tokenizer) -> Json
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(delta: Piece, top_logprobs: int, tokenizer: Tokenizer) -> Json:
+def text_logprobs(delta: TextDelta, top_logprobs: int, tokenizer: Tokenizer) -> Json:
     """Return the same as plain completions have them.
 
     The token that was chosen is always among the likeliest, so that these may be one more.
@@ -132,7 +130,7 @@ def text_logprobs(delta: Piece, top_logprobs: int, tokenizer: Tokenizer) -> Json
         "tokens": [token_text(token.idx, tokenizer) for token in delta.tokens],
         "token_logprobs": [max(token.logprob, LEAST_LOGPROB) for token in delta.tokens],
         "top_logprobs": tops if top_logprobs else None,
-        "text_offset": list(delta.starts),
+        "text_offset": list(delta.text_offsets),
     }
 
 
@@ -160,21 +158,20 @@ class ResponseStream:
     def __init__(self, builder: ResponseBuilder, arrived_s: float, first_token: Histogram) -> None:
         """``first_token`` notes how long after ``arrived_s`` the first text comes."""
         self._builder, self._arrived_s, self._first_token = builder, arrived_s, first_token
-        self._deltas: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._deltas: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue()
         self._n_generated = [0] * len(builder.prefixes)
 
-    def push(self, index: int, delta: Piece) -> None:
+    def push(self, index: int, delta: TextDelta) -> None:
         """Take the next text of an answer."""
         self._deltas.put_nowait((index, delta))
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Piece, bool]]:
-        """Yield (answer, text, whether it is the first), trimmed and with what is echoed.
+    async def deltas(self) -> AsyncIterator[tuple[int, TextDelta, bool]]:
+        """Yield (answer, text, whether it is the first), with what is echoed.
 
         Raises: APIError, 503, where the engine ends before the answers do.
         """
-        trimmings = [Trimming(trim=self._builder.trim) for _ in self._builder.prefixes]
         begun: set[int] = set()
-        n_open = len(trimmings)
+        n_open = len(self._builder.prefixes)
         while n_open:
             index, delta = await self._deltas.get()
             if delta.error is not None:
@@ -186,13 +183,12 @@ class ResponseStream:
             first = index not in begun
             begun.add(index)
             prefix = self._builder.prefixes[index] if first else ""
-            text = prefix + trimmings[index].push(delta.text)
-            yield index, replace(delta, text=text), first
+            yield index, replace(delta, text=prefix + delta.text), first
 
     async def whole(self) -> bytes:
         """Return all answers as one JSON object."""
         builder = self._builder
-        parts: list[list[Piece]] = [[] for _ in builder.prefixes]
+        parts: list[list[TextDelta]] = [[] for _ in builder.prefixes]
         async for index, delta, _ in self.deltas():
             parts[index].append(delta)
         choices = [builder.choice(index, _joined(each)) for index, each in enumerate(parts)]
@@ -220,12 +216,12 @@ class ResponseStream:
         yield b"data: [DONE]\n\n"
 
 
-def _joined(parts: Sequence[Piece]) -> Piece:
+def _joined(parts: Sequence[TextDelta]) -> TextDelta:
     return replace(
         parts[-1],
         text="".join(part.text for part in parts),
         tokens=tuple(token for part in parts for token in part.tokens),
-        starts=tuple(start for part in parts for start in part.starts),
+        text_offsets=tuple(offset for part in parts for offset in part.text_offsets),
     )
 
 

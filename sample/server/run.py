@@ -22,8 +22,8 @@ from common.checkpoint import MANIFEST_NAME, MODEL_NAME
 from common.errors import CheckpointError, ConfigError
 from common.inference.config import GenerateConfig
 from common.run_dir import read_json
-from sample.loaded_model import Ready
-from sample.model_info import make_card
+from sample.loaded_model import LoadedModel
+from sample.model_info import model_card
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
@@ -69,7 +69,7 @@ def bind(config: ServeConfig) -> socket.socket:
 
 
 def describe_model(
-    ready: Ready, template: Template, defaults: GenerateConfig, limits: ServeConfig
+    loaded: LoadedModel, template: Template, defaults: GenerateConfig, limits: ServeConfig
 ) -> ServedModel:
     """Return the facts that requests are checked against.
 
@@ -85,21 +85,21 @@ def describe_model(
     except ValidationError as error:
         invalid = first_invalid(error.errors(), asdict(defaults))
         raise ConfigError(f"--{str(invalid.detail).replace('_', '-')}") from error
-    manifest = ready.folder / MANIFEST_NAME
+    manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(
-        name=ready.folder.parent.name,
+        name=loaded.info.folder.parent.name,
         fingerprint=f"quern-{weights[:12]}",
         created=int(manifest.stat().st_mtime),
-        tokenizer=ready.loaded.tokenizer,
-        block_size=ready.loaded.model.config.block_size,
+        tokenizer=loaded.tokenizer,
+        block_size=loaded.block_size,
         template=template,
         defaults=defaults,
         limits=limits,
     )
 
 
-def serve(ready: Ready, model: ServedModel, bound: socket.socket, access: Access) -> None:
+def serve(loaded: LoadedModel, model: ServedModel, bound: socket.socket, access: Access) -> None:
     """Serve until a signal comes.
 
     Raises: CheckpointError where the engine failed.
@@ -107,14 +107,14 @@ def serve(ready: Ready, model: ServedModel, bound: socket.socket, access: Access
     config, metrics = model.limits, Metrics()
     server: Server
     engine = Engine(
-        ready.decoder(config.rows),
+        loaded.decoder(config.rows),
         model.tokenizer,
         n_rows=config.rows,
         max_waiting=config.queue,
         metrics=metrics,
         call_in_loop=lambda call: server.call_in_loop(call),
     )
-    info = make_card(ready.folder, ready.loaded, model)
+    info = model_card(loaded.info, model.defaults, model.template.name)
     service = Service(engine=engine, model=model, metrics=metrics, model_info=info)
     server = Server(
         uvicorn.Config(

@@ -30,7 +30,6 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from common.tokenizer import CharTokenizer, Tokenizer
-from sample.cli import huge_pages_on_request
 from tests.bench.table import compare
 
 N_NEW = 128
@@ -196,8 +195,7 @@ def whole_process() -> None:
 
 def main() -> None:
     """Print the tables."""
-    if huge_pages_on_request():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as sample does; for the peers as well
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as sample does; for the peers as well
     large()
     tiny()
     whole_process()

@@ -245,7 +245,11 @@ def test_generate_steps_back_over_a_damaged_checkpoint_and_says_so(tmp_path: Pat
 def written_to_a_terminal(command: list[str], folder: Path, typed: str) -> bytes:
     """Return what a command with a pipe as its input writes to a terminal."""
     ours, terminal = os.openpty()
-    run_python(command, folder, typed=typed, before=lambda: os.dup2(terminal, 1) and None)
+
+    def to_terminal() -> None:
+        os.dup2(terminal, 1)
+
+    run_python(command, folder, typed=typed, before=to_terminal)
     os.close(terminal)
     written = os.read(ours, 10_000)
     os.close(ours)

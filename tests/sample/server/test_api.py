@@ -12,7 +12,7 @@ from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Request
 from sample.server.security import MAX_BODY_BYTES, Access, host_name
 from sample.text.template import RAW, TURNS, Message
-from sample.text.truncate import fit
+from sample.text.truncate import build_prompt
 from tests.sample.conftest import ALPHABET
 from tests.sample.serving import InProcess, events, in_process
 
@@ -147,7 +147,9 @@ def test_a_chat_is_written_down_by_the_template_and_trimmed(api: InProcess) -> N
         Message("system", "be bad"), Message("user", "ab"), Message("assistant", "c"),
         Message("user", "d"),
     ]  # fmt: skip
-    fitted = fit(messages, template=TURNS, tokenizer=ALPHABET, block_size=32, max_new_tokens=8)
+    fitted = build_prompt(
+        messages, template=TURNS, tokenizer=ALPHABET, block_size=32, max_new_tokens=8
+    )
     expected = alone(api, fitted.ids, seed=4)
     assert answer["choices"][0]["message"] == {
         "role": "assistant", "content": expected.strip(), "refusal": None,

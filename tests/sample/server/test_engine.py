@@ -15,7 +15,7 @@ from common.inference.decoder import Token
 from sample.server.engine import FAULT, Engine, Request
 from sample.server.errors import APIError, BusyError
 from sample.server.metrics import Metrics
-from sample.text.detokenizer import Piece
+from sample.text.detokenizer import TextDelta
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder
 
@@ -26,12 +26,12 @@ class Listener:
     """One request's deltas, and the wait for the last of them."""
 
     def __init__(self) -> None:
-        self.deltas: queue.Queue[Piece] = queue.Queue()
+        self.deltas: queue.Queue[TextDelta] = queue.Queue()
 
-    def __call__(self, index: int, delta: Piece) -> None:
+    def __call__(self, index: int, delta: TextDelta) -> None:
         self.deltas.put(delta)
 
-    def all(self) -> list[Piece]:
+    def all(self) -> list[TextDelta]:
         got = [self.deltas.get(timeout=SOON_S)]
         while not got[-1].is_last:
             got.append(self.deltas.get(timeout=SOON_S))
@@ -178,7 +178,7 @@ def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
     engine.refuse("Going down.")
     with pytest.raises(APIError, match="Going down"):
         ask(engine, request([3]))
-    assert ends.all()[-1].finish == "length"
+    assert ends.all()[-1].finish_reason == "length"
     engine.close("Gone.")
     assert cut.all()[-1].error == "Going down."
     await_(lambda: not any(thread.name == "engine" for thread in threading.enumerate()))
