@@ -136,7 +136,7 @@ def _rendezvous(info: RankInfo, device: str) -> ProcessGroup:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # torch's own are RuntimeErrors
         raise ConfigError(
-            f"{info}: the {info.world_size} processes did not meet at {info.master} within "
+            f"{info}: the {info.world_size} processes did not connect at {info.master} within "
             f"{TIMEOUT_S} s ({_first_sentence(error)}). Start as many as WORLD_SIZE says, with a "
             "MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint, that each of them reaches."
         ) from error
