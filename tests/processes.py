@@ -61,7 +61,7 @@ def run_python(
 # Loads torch once; each command then runs in a process of its own, forked from that.
 FORK_EACH = """
 import json, os, runpy, sys, traceback
-import train.trainer, sample.chat.session
+import train.pretrain, sample.chat.session
 
 for number, (stage, *arguments) in enumerate(json.loads(sys.argv[1])):
     child = os.fork()

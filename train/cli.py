@@ -97,8 +97,8 @@ def pretrain(
     SIGTERM or SIGUSR1 with everything saved.
     """
     with _stoppable() as stop, _distributed(device) as (group, device):
+        from train import pretrain as start
         from train import resume
-        from train import trainer as start
 
         unfinished = None
         if may_resume:

@@ -1,10 +1,10 @@
 """Settings of a training run: each one's type, default and meaning, once."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from common.errors import ConfigError
-from common.settings import SEEDS_END, check_ranges, setting
+from common.settings import SEEDS_END, check_ranges, from_dict, setting
 
 LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # the settings that say how long to train
 
@@ -124,3 +124,45 @@ class TrainConfig:
     def lr_floor(self) -> float:
         """Where the schedule ends."""
         return self.base_lr / 10 if self.min_lr is None else self.min_lr
+
+    def rows_per_step(self, block_size: int) -> int:
+        """Return the rows an update learns from: whole ones, so tokens_per_step is rounded down."""
+        return max(1, self.tokens_per_step // block_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What a TrainConfig leaves open, decided: for a new run by setup/autotune.py."""
+
+    max_steps: int
+    batch_size: int  # rows of a micro-step, in each process
+    eval_interval: int
+    save_interval: int
+    compile: Literal["on", "off"]
+
+    def is_eval_step(self, step: int) -> bool:
+        """Tell whether a run is evaluated after ``step`` updates."""
+        return step > 0 and (step % self.eval_interval == 0 or step == self.max_steps)
+
+    def first_logged_step(self, step: int) -> int:
+        """Return the first step that a run which goes on after ``step`` puts on record.
+
+        An evaluation that is due at that very step is made again, and its line written again.
+        """
+        return step if self.is_eval_step(step) else step + 1
+
+
+def saved_settings(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
+    """Return what config.json holds of both: every setting, with its value in the plan."""
+    return asdict(config) | dict.fromkeys(LENGTHS) | asdict(plan)
+
+
+def load_settings(saved: dict[str, Any], where: str) -> tuple[TrainConfig, TrainPlan]:
+    """Return what saved_settings() was given, as far as a run that goes on needs it.
+
+    Raises: ConfigError that names the file ``where`` settings are unknown.
+    """
+    config = from_dict(TrainConfig, saved, where)
+    return config, TrainPlan(
+        **{item.name: getattr(config, item.name) for item in fields(TrainPlan)}
+    )

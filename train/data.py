@@ -31,6 +31,12 @@ def window_starts(
     return (raw % np.uint64(n_tokens - block_size)).astype(np.int64)
 
 
+def dropout_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of the random numbers inside update ``step``, on a rank."""
+    # counter word 2 set: apart from the numbers that place the windows
+    return int(np.random.Philox(key=seed, counter=[0, rank, 1, step]).random_raw()) >> 1
+
+
 def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> Tensor:
     """Return the windows at ``starts``: int64 of shape (B, T + 1)."""
     # a plain array: slices of a memmap cost ten times as much, and numpy copies row by row
@@ -40,39 +46,34 @@ def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> Ten
 
 def read_rows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
     """Return (x, y), each int64 of shape (B, T), cut from ``ids``; y is x moved on by one."""
-    both = cut_windows(ids, starts, block_size)  # (B, T + 1)
-    return both[:, :-1], both[:, 1:]
+    windows = cut_windows(ids, starts, block_size)  # (B, T + 1)
+    return windows[:, :-1], windows[:, 1:]
 
 
-def micro_batch_rows(n_rows: int, most: int) -> int:
-    """Return the largest number of rows, at most ``most``, that divides ``n_rows`` evenly."""
-    return max(rows for rows in range(1, min(n_rows, max(most, 1)) + 1) if n_rows % rows == 0)
+class Prefetcher(Generic[Item]):
+    """Makes the batches of the next steps in a thread, while the current step computes.
 
-
-class Ahead(Generic[Item]):
-    """Makes what the next steps need in a thread, while this one is at work.
-
-    What a step needs must be a function of the step alone: nothing then depends on how far ahead
-    the thread is, and a run may jump to another step.
+    A batch must be a function of the step alone: nothing then depends on how far ahead the thread
+    is, and a run may jump to another step.
     """
 
     def __init__(self, make: Callable[[int], Item], n_ahead: int = 2) -> None:
-        """Make at most ``n_ahead`` steps beforehand; with 0, everything when asked for."""
+        """Make at most ``n_ahead`` steps beforehand; with 0, each one in get()."""
         self._make, self._n_ahead = make, n_ahead
         self._thread = ThreadPoolExecutor(1, "windows") if n_ahead else None
-        self._waiting: dict[int, Future[Item]] = {}
+        self._pending: dict[int, Future[Item]] = {}
 
     def get(self, step: int) -> Item:
-        """Return what ``step`` needs; raise what making it raised."""
+        """Return the batch of ``step``; raise what making it raised."""
         if self._thread is None:
             return self._make(step)
         wanted = range(step, step + 1 + self._n_ahead)
-        for other in self._waiting.keys() - set(wanted):
-            self._waiting.pop(other).cancel()
+        for other in self._pending.keys() - set(wanted):
+            self._pending.pop(other).cancel()
         for each in wanted:
-            if each not in self._waiting:
-                self._waiting[each] = self._thread.submit(self._make, each)
-        return self._waiting.pop(step).result()
+            if each not in self._pending:
+                self._pending[each] = self._thread.submit(self._make, each)
+        return self._pending.pop(step).result()
 
     def close(self) -> None:
         """End the thread."""

@@ -5,16 +5,14 @@ with different vocabularies compare.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from common.dataset import Ids
+from common.dataset import DataFolder, Ids
 from common.device import Device
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, generate
@@ -43,31 +41,21 @@ class Score:
     n_tokens: int
 
 
-def windows(ids: Ids, block_size: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (x, y) of single rows: end to end over all of ``ids``, or evenly spread over it.
+def eval_batches(
+    ids: Ids, block_size: int, max_tokens: int, n_rows: int
+) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """Return (starts, length) of the windows in each batch: at most ``n_rows``, of equal length.
 
-    All, the shorter last window included, where it has at most ``max_tokens``.
+    End to end over ``ids``, the shorter last window included, where there are at most
+    ``max_tokens`` to predict; else spread evenly over it.
     """
     n_targets = len(ids) - 1
+    starts, rest = np.arange(0, n_targets - block_size + 1, block_size), n_targets % block_size
     if n_targets > max_tokens:
-        starts = np.linspace(0, n_targets - block_size, max(1, max_tokens // block_size))
-        for start in starts.astype(np.int64):
-            yield read_rows(ids, np.array([start]), block_size)
-        return
-    for start in range(0, n_targets, block_size):
-        yield read_rows(ids, np.array([start]), min(block_size, n_targets - start))
-
-
-def _batches(rows: Iterator[tuple[Tensor, Tensor]], n_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Join rows of equal length into batches of at most ``n_rows``."""
-    held: list[tuple[Tensor, Tensor]] = []
-    for row in rows:
-        if held and (len(held) == n_rows or row[0].shape != held[0][0].shape):
-            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
-            held = []
-        held.append(row)
-    if held:
-        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+        spread = np.linspace(0, n_targets - block_size, max(1, max_tokens // block_size))
+        starts, rest = spread.astype(np.int64), 0
+    batches = [(starts[i : i + n_rows], block_size) for i in range(0, len(starts), n_rows)]
+    return batches + ([(np.array([n_targets - rest]), rest)] if rest else [])
 
 
 def evaluate(
@@ -80,17 +68,21 @@ def evaluate(
 ) -> Score:
     """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id.
 
-    Several processes share the batches out, and each returns the loss over all of them.
+    Each batch counts on one rank, and each rank returns the loss over all of them.
     """
     block_size = model.config.block_size
     batch_tokens = BATCH_TOKENS.get(device.torch_device.type, BATCH_TOKENS_ELSEWHERE)
-    n_rows = max(1, batch_tokens // block_size)
+    batches = eval_batches(ids, block_size, max_tokens, max(1, batch_tokens // block_size))
     lengths = torch.from_numpy(token_bytes)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
     # gathered weights that were made in inference mode could not be trained with later
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():
-        for x, y, counts in _shared(_batches(windows(ids, block_size, max_tokens), n_rows), group):
+        for first in range(0, len(batches), group.world_size):
+            # sharded, all ranks are needed for each pass: without a batch left, one makes another's
+            own = first + group.rank
+            counts = own < len(batches)
+            x, y = read_rows(ids, *batches[own if counts else first])
             x, y = x.to(device.torch_device), y.to(device.torch_device)
             with device.autocast():
                 loss = float(model(x, y))
@@ -98,34 +90,25 @@ def evaluate(
                 nats += loss * y.numel()
                 n_tokens += y.numel()
                 n_bytes += int(lengths[y.cpu()].sum())
-    if is_sharded(
-        model
-    ):  # what is gathered last stays so, until a backward pass, in place of shares
+    if is_sharded(model):  # else what was gathered last stays so until a backward pass
         cast(Any, model).reshard()
     model.train()
     nats, all_tokens, all_bytes = group.all_reduce_sum(nats, n_tokens, n_bytes)
     return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
 
 
-def _shared(
-    batches: Iterator[tuple[Tensor, Tensor]], group: ProcessGroup
-) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Yield (x, y, whether it counts): every batch counts in one process.
-
-    All processes get equally many, as a sharded network needs them all for each.
-    """
-    mine = None
-    for number, (x, y) in enumerate(batches):
-        place = number % group.world_size
-        if place == 0:
-            mine = x, y, False
-        if place == group.rank:
-            mine = x, y, True
-        if place == group.world_size - 1 and mine is not None:
-            yield mine
-            mine = None
-    if mine is not None:
-        yield mine
+def evaluate_splits(
+    model: GPT,
+    data: DataFolder,
+    tokenizer: Tokenizer,
+    device: Device,
+    eval_tokens: int,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> tuple[Score, Score]:
+    """Return the scores of train, as far as TRAIN_TOKENS, and of val, as far as ``eval_tokens``."""
+    lengths = token_lengths(tokenizer)
+    train = evaluate(model, data.tokens("train"), lengths, device, TRAIN_TOKENS, group)
+    return train, evaluate(model, data.tokens("val"), lengths, device, eval_tokens, group)
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
@@ -133,8 +116,9 @@ def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     return np.array([len(token) for token in tokenizer.token_bytes], np.int64)
 
 
-def sample_line(model: GPT, tokenizer: Tokenizer, prompt: list[int], seed: int) -> str:
-    """Return what the model writes after ``prompt``: the same for the same weights."""
+def sample_line(model: GPT, tokenizer: Tokenizer, ids: Ids | list[int], seed: int) -> str:
+    """Return what the model writes after the first of ``ids``: the same for the same weights."""
+    prompt = [int(idx) for idx in ids[:PROMPT_TOKENS]]
     config = GenerateConfig(max_new_tokens=SAMPLE_TOKENS, seed=seed)
     model.eval()
     # of PyTorch's operators: a few tokens are not worth being compiled for

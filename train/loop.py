@@ -1,92 +1,57 @@
-"""The loop: update, log, save, evaluate, until the last step, a reason to end, or a signal.
+"""The training loop: schedule, update, log, save, evaluate.
 
 A checkpoint is written before the evaluation of the same step, so that a crash there loses
 nothing; a run resumed from it evaluates again and goes on as if it had never stopped.
-
-What is written leaves by two doors, _save and _record: where several processes train, only the
-first goes through them.
 """
 
 import logging
 import math
-import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from common.checkpoint import save_checkpoint
-from common.dataset import DataFolder
-from common.device import Device
-from common.models.gpt import GPT
-from common.run_dir import checkpoint_dir, shards_dir, write_pointer
-from common.tokenizer import Tokenizer
-from train.config import TrainConfig
-from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.distributed.fsdp import full_state_dict, is_sharded, save_sharded, to_local
-from train.evaluate import PROMPT_TOKENS, TRAIN_TOKENS, evaluate, sample_line, token_lengths
-from train.lr_schedule import learning_rate_at
-from train.monitoring.early_stopping import Losses, overfitting_line, reason_to_end
-from train.monitoring.loggers import MetricsLogger
+from common.run_dir import checkpoint_dir, write_pointer
+from train.data import dropout_seed
+from train.evaluate import evaluate_splits, sample_line
+from train.monitoring.early_stopping import (
+    Losses,
+    overfitting_line,
+    read_history,
+    reason_to_end,
+)
 from train.monitoring.metrics import (
     StepTimer,
-    append_metrics,
     evaluation_line,
     progress_line,
-    read_history,
     saves_left,
     times_left,
 )
 from train.monitoring.mfu import mfu
-from train.optim.group import OptimizerGroup, optimizer_state_dict
+from train.optim.clip_grad import clip_grad_norm_
+from train.optim.lr_schedule import learning_rate_at
+from train.setup.retry import explain_out_of_memory, retry, warmup
 from train.signals import StopRequest
-from train.step import Stepper, rows_per_step
+from train.trainer import DivergedError, Progress, Run, Trainer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything a run works with."""
+class Update:
+    """What one update did: loss in nats a token, norm of the gradient before clipping.
 
-    folder: Path
-    model: GPT
-    optimizer: OptimizerGroup
-    data: DataFolder
-    tokenizer: Tokenizer
-    config: TrainConfig
-    device: Device
-    max_steps: int
-    stepper: Stepper
-    tracker: MetricsLogger
-    group: ProcessGroup = SINGLE_PROCESS
-    step_timer: StepTimer = field(default_factory=StepTimer)
+    Where either is not finite, the update was skipped: weights and optimizer are as they were.
+    """
 
+    loss: float
+    grad_norm: float
 
-@dataclass
-class Progress:
-    """How far a run is; saved in every checkpoint's state.json."""
-
-    step: int = 0
-    n_tokens: int = 0
-    seconds: float = 0.0  # since the run began, evaluations and saves included, stops not
-    update_s: float = 0.0  # of them spent in updates
-    eval_s: float = 0.0  # the last evaluation took this long, and the last save
-    save_s: float = 0.0
-    best_val_loss: float | None = None
-    record: dict[str, Any] = field(default_factory=dict)  # the last update, as it is logged
-    n_skipped: int = 0  # updates whose loss or gradient was not finite
-    n_bad: int = 0  # of them in a row, until now
-    good_step: int = 0  # the last step whose weights gave a finite loss and gradient
-    lr_scale: float = 1.0  # halved at each return to an earlier checkpoint
-    n_returns: int = 0
-
-
-class DivergedError(Exception):
-    """The weights are no use any more: the loss, the gradient or they themselves are not finite."""
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were changed."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
@@ -94,191 +59,154 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
 
     Raises: DivergedError when only an earlier checkpoint can help; ``progress`` is how far it came.
     """
+    trainer, plan, config = run.trainer, run.plan, run.trainer.config
 
     def stop_signal() -> int | None:
         # of any rank: all have to stop after the same step
-        return int(run.group.all_reduce_max(stop.requested() or 0)) or None
+        return int(trainer.group.all_reduce_max(stop.requested() or 0)) or None
 
     first_step = progress.step
-    lines = run.group.broadcast_from_rank0(
-        lambda: [asdict(each) for each in read_history(run.folder)]
-    )
-    history = [Losses(**each) for each in lines]
-    mark = replace(progress)  # where the speed is measured from
+    history = [
+        Losses(**each)
+        for each in trainer.group.broadcast_from_rank0(
+            lambda: [asdict(each) for each in read_history(run.folder)]
+        )
+    ]
+    timer, mark = StepTimer(), replace(progress)  # the mark: where the speed is measured from
+    warmup(trainer, trainer.windows.get(first_step), backward)
     while True:
         step = progress.step
         # with no step made there is nothing to save: the first one is made yet
-        stopping = step > 0 and stop_signal() is not None
-        eval_due = is_eval_step(step, run.config)
+        signal = stop_signal() if step > 0 else None
+        eval_due, log_due = plan.is_eval_step(step), step % config.log_interval == 0
         if step > first_step:
-            if step % run.config.log_interval == 0:
-                mark = _log(run, progress, mark)
-            if (step % run.config.log_interval == 0 or progress.n_bad) and not eval_due:
-                _record(run, progress.record)
+            if log_due:
+                log_progress(run, progress, mark, timer.step_s)
+                mark = replace(progress)
+            if (log_due or progress.n_bad) and not eval_due:
+                run.write_metrics(progress.record)
             # weights after a bad update are doubtful: saved only where something depends on it
-            if (
-                eval_due
-                or stopping
-                or (step % run.config.save_interval == 0 and not progress.n_bad)
-            ):
-                _save(run, progress)
-        if eval_due and not stopping:
-            if _evaluate(run, progress, history):
+            if eval_due or signal or (step % plan.save_interval == 0 and not progress.n_bad):
+                run.save(progress)
+        if eval_due and not signal:
+            if evaluate_run(run, progress, history):
                 return None
-            stopping = stop_signal() is not None  # this step is saved already
-        if stopping:
-            return stop_signal()
-        _update(run, progress)
+            signal = stop_signal()  # this step is saved already
+        if signal:
+            return signal
+
+        start = time.perf_counter()
+        lr = progress.lr_scale * learning_rate_at(step, plan.max_steps, config)
+        result = update(trainer, step, lr)
+        dt_s = time.perf_counter() - start
+        timer.add(dt_s)
+        progress.add_update(result.loss, result.grad_norm, lr, trainer.tokens_per_step, dt_s)
+        if not result.finite:
+            what = f"the loss is {result.loss}, the norm of the gradient {result.grad_norm}"
+            log.warning("step %s: %s: update skipped, weights stay", f"{step + 1:,}", what)
+            if progress.n_bad >= config.max_bad_steps:
+                raise DivergedError(f"{what}, as after {progress.n_bad} updates in a row")
 
 
-def is_eval_step(step: int, config: TrainConfig) -> bool:
-    """Tell whether a run is evaluated after ``step`` updates."""
-    return step > 0 and (step % config.eval_interval == 0 or step == config.max_steps)
+def update(trainer: Trainer, step: int, lr: float) -> Update:
+    """Make update ``step``, counted from 0, at learning rate ``lr``; skip it if it is not finite.
 
+    All that is random in it is a function of (seed, step, rank).
 
-def first_said(step: int, config: TrainConfig) -> int:
-    """Return the first step that a run which goes on after ``step`` puts on record.
-
-    An evaluation that is due at that very step is made again, and its line written again.
+    Raises: ConfigError when memory does not suffice for a single row.
     """
-    return step + (0 if is_eval_step(step, config) else 1)
-
-
-def _update(run: Run, progress: Progress) -> None:
+    trainer.optimizer.set_lr(lr)
+    windows = trainer.windows.get(step).to(trainer.device.torch_device, non_blocking=True)
     start = time.perf_counter()
-    lr = progress.lr_scale * learning_rate_at(progress.step, run.max_steps, run.config)
-    update = run.stepper.step(progress.step, progress.lr_scale)
-    dt_s = time.perf_counter() - start
-    run.step_timer.add(dt_s)
-    block_size = run.model.config.block_size
-    n_tokens = rows_per_step(run.config, block_size) * block_size
-    if update.finite:
-        progress.good_step, progress.n_bad = progress.step, 0
-    else:
-        progress.n_skipped += 1
-        progress.n_bad += 1
-    progress.step += 1
-    progress.n_tokens += n_tokens
-    progress.seconds += dt_s
-    progress.update_s += dt_s
-    progress.record = {
-        "step": progress.step,
-        "tokens": progress.n_tokens,
-        "seconds": round(progress.seconds, 3),
-        "loss": update.loss if math.isfinite(update.loss) else None,  # JSON knows no nan
-        "lr": lr,
-        "grad_norm": update.grad_norm if math.isfinite(update.grad_norm) else None,
-        "tokens_per_second": round(n_tokens / dt_s, 1),
-        "skipped_steps": progress.n_skipped,
-    }
-    if not update.finite:
-        what = f"the loss is {update.loss}, the norm of the gradient {update.grad_norm}"
-        log.warning("step %s: %s: update skipped, weights stay", f"{progress.step:,}", what)
-        if progress.n_bad >= run.config.max_bad_steps:
-            raise DivergedError(f"{what}, as after {progress.n_bad} updates in a row")
+    seed = dropout_seed(trainer.config.seed, step, trainer.group.rank)
+    result = Update(*retry(trainer, lambda: forward_backward(trainer, windows, seed)))
+    if result.finite:
+        with explain_out_of_memory("the optimizer"):  # some weights may have changed: no retry
+            trainer.optimizer.step()
+    trainer.busy_s += time.perf_counter() - start
+    return result
 
 
-def _log(run: Run, progress: Progress, mark: Progress) -> Progress:
-    """Show the progress line, its speed measured since ``mark``; return the new mark."""
+def forward_backward(trainer: Trainer, windows: Tensor, seed: int) -> tuple[float, float]:
+    """Leave the clipped gradient of ``windows`` (n_rows, T + 1) in the parameters.
+
+    Return the loss and the norm of the gradient before clipping.
+    """
+    torch.manual_seed(seed)
+    trainer.optimizer.zero_grad()
+    loss = torch.zeros((), device=windows.device)
+    micro_batches = torch.split(windows, trainer.batch_size)
+    for micro_step, rows in enumerate(micro_batches, 1):
+        is_last = micro_step == len(micro_batches)
+        with trainer.group.gradient_sync(trainer.model, enabled=is_last):
+            loss += backward(trainer, rows)
+    # gradients are means over the processes too
+    trainer.group.all_reduce_(loss).div_(trainer.group.world_size)
+    norm = clip_grad_norm_(
+        trainer.model, trainer.config.grad_clip, trainer.grad_scaler.scale, trainer.group
+    )
+    # both at once: the only time in a step that the CPU waits for a GPU
+    loss_value, norm_value = torch.stack((loss, norm)).tolist()
+    return loss_value, norm_value
+
+
+def backward(trainer: Trainer, rows: Tensor) -> Tensor:
+    """Add the gradient of a micro-batch (B, T + 1); return its share of the loss."""
+    with trainer.device.autocast():
+        loss = trainer.forward(rows[:, :-1], rows[:, 1:])
+    loss = loss * (trainer.batch_size / trainer.n_rows)
+    (loss * trainer.grad_scaler.scale).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def log_progress(run: Run, progress: Progress, mark: Progress, step_s: float) -> None:
+    """Show the progress line, its speed measured since ``mark``, and the ETA at ``step_s``."""
+    trainer, plan = run.trainer, run.plan
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
-    if (share := mfu(run.model, run.device, speed, world_size=run.group.world_size)) is not None:
+    n = trainer.group.world_size
+    if (share := mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
-    done = progress.step - 1  # what follows this step is not done yet
-    last, config = run.max_steps, run.config
+    done, last = progress.step - 1, plan.max_steps  # what follows this step is not done yet
     eta_s = (
-        run.step_timer.step_s * (last - progress.step)
-        + progress.eval_s * times_left(done, last, config.eval_interval)
-        + progress.save_s * saves_left(done, last, config.save_interval, config.eval_interval)
+        step_s * (last - progress.step)
+        + progress.eval_s * times_left(done, last, plan.eval_interval)
+        + progress.save_s * saves_left(done, last, plan.save_interval, plan.eval_interval)
     )
     log.info(progress_line(progress.record, last, eta_s))
-    return replace(progress)
 
 
-def _record(run: Run, record: dict[str, Any]) -> None:
-    if run.group.is_rank0:
-        append_metrics(run.folder, record)
-        run.tracker.log(record)
-
-
-def _save(run: Run, progress: Progress) -> None:
-    start = time.perf_counter()
-    finite = [to_local(weights).isfinite().all() for weights in run.model.parameters()]
-    if run.group.all_reduce_max(not torch.stack(finite).all()):
-        raise DivergedError("weights are no longer finite")
-    state = {
-        "progress": asdict(progress),
-        "stepper": run.stepper.state(),
-        "data_sha256": run.data.sha256,
-    }
-    optimizer: dict[str, Tensor] | Path = optimizer_state_dict(run.optimizer, run.model)
-    weights = None
-    if is_sharded(run.model):
-        weights, optimizer = _gathered(run, progress.step)
-
-    def save() -> None:
-        save_checkpoint(
-            run.folder,
-            progress.step,
-            run.model,
-            optimizer,
-            state,
-            run.tokenizer,
-            weights=weights,
-            keep=run.config.keep,
-            good_step=progress.good_step,
-        )
-
-    run.group.broadcast_from_rank0(save)
-    progress.save_s = time.perf_counter() - start
-    progress.seconds += progress.save_s
-
-
-def _gathered(run: Run, step: int) -> tuple[dict[str, Tensor], Path]:
-    """Return all weights, in the first process, and where each put its share of the optimizer's."""
-    shards = shards_dir(run.folder, step)
-    run.group.broadcast_from_rank0(lambda: shutil.rmtree(shards, ignore_errors=True))
-    save_sharded(optimizer_state_dict(run.optimizer, run.model), shards)
-    return full_state_dict(run.model, keep=run.group.is_rank0), shards
-
-
-def _evaluate(run: Run, progress: Progress, history: list[Losses]) -> bool:
+def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
     """Score both splits, show and record it; tell whether there is a reason to end."""
     start = time.perf_counter()
-    lengths = token_lengths(run.tokenizer)
-    on_train, on_val = (
-        evaluate(run.model, ids, lengths, run.device, most, run.group)
-        for ids, most in (
-            (run.data.tokens("train"), TRAIN_TOKENS),
-            (run.data.tokens("val"), run.config.eval_tokens),
-        )
+    trainer, config, step = run.trainer, run.trainer.config, progress.step
+    train, val = evaluate_splits(
+        trainer.model, run.data, run.tokenizer, trainer.device, config.eval_tokens, trainer.group
     )
-    if not (math.isfinite(on_train.loss) and math.isfinite(on_val.loss)):
-        raise DivergedError(f"the loss is {on_train.loss} on train and {on_val.loss} on val")
-    history.append(Losses(on_train.loss, on_val.loss))
-    best = progress.best_val_loss is None or on_val.loss < progress.best_val_loss
+    if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
+        raise DivergedError(f"the loss is {train.loss} on train and {val.loss} on val")
+    history.append(Losses(train.loss, val.loss))
+    best = progress.best_val_loss is None or val.loss < progress.best_val_loss
     if best:
-        progress.best_val_loss = on_val.loss
-        best_now = checkpoint_dir(run.folder, progress.step)
-        run.group.broadcast_from_rank0(lambda: write_pointer(run.folder, "best", best_now))
+        progress.best_val_loss = val.loss
+        best_now = checkpoint_dir(run.folder, step)
+        trainer.group.broadcast_from_rank0(lambda: write_pointer(run.folder, "best", best_now))
     record = progress.record | {
-        "train_loss": on_train.loss,
-        "val_loss": on_val.loss,
-        "train_bpb": on_train.bpb,
-        "val_bpb": on_val.bpb,
-    }
-    ended = reason_to_end(progress.step, run.max_steps, history, run.config)
-    _record(run, record | ({"ended": ended} if ended else {}))
-    log.info(evaluation_line(record, run.max_steps, best=best))
+        "train_loss": train.loss, "val_loss": val.loss, "train_bpb": train.bpb, "val_bpb": val.bpb
+    }  # fmt: skip
+    ended = reason_to_end(step, run.plan.max_steps, history, config)
+    run.write_metrics(record | ({"ended": ended} if ended else {}))
+    log.info(evaluation_line(record, run.plan.max_steps, best=best))
     if (warning := overfitting_line(history)) is not None:
         log.warning(warning)
-    if not is_sharded(run.model):  # for this the first process would need all of the network
-        prompt = run.data.tokens("val")[:PROMPT_TOKENS].tolist()
-        run.group.broadcast_from_rank0(
-            lambda: log.info(sample_line(run.model, run.tokenizer, prompt, run.config.seed))
+    if not trainer.is_sharded:  # for this rank 0 would need all of the network
+        trainer.group.broadcast_from_rank0(
+            lambda: log.info(
+                sample_line(trainer.model, run.tokenizer, run.data.tokens("val"), config.seed)
+            )
         )
-    if ended and progress.step < run.max_steps:
-        log.info("ended after step %s: %s", f"{progress.step:,}", ended)
+    if ended and step < run.plan.max_steps:
+        log.info("ended after step %s: %s", f"{step:,}", ended)
     progress.eval_s = time.perf_counter() - start
     progress.seconds += progress.eval_s
     return ended is not None

@@ -2,24 +2,25 @@
 
 import logging
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint, run_dir
-from common.dataset import DataFolder, open_data
+from common import run_dir
+from common.checkpoint import load_checkpoint, newest_valid
+from common.dataset import open_data
 from common.device import choose_device
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 from common.files import write_json
 from common.metrics import stop_reason
-from common.run_dir import CONFIG_NAME
-from common.settings import from_dict
-from train.config import TrainConfig
+from train.config import TrainConfig, TrainPlan, load_settings, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.loop import Progress, first_said
 from train.monitoring.loggers import make_logger
-from train.session import drive, held, restore
+from train.optim.group import make_optimizer
+from train.recovery import restore, run_lock, train_with_rollback
 from train.signals import StopRequest
+from train.trainer import Progress, Run, Trainer, shard_if_asked
+from train.validation import check_same_data, check_sizes, check_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -46,58 +47,79 @@ def resume_run(
 
     Raises: UserError when it has no sound checkpoint, or its data is no longer the same.
     """
-    changes = changes or Changes()
-    settings = group.broadcast_from_rank0(lambda: run_dir.read_json(folder / CONFIG_NAME))
-    with held(folder, group):
-        return _resume_held(folder, settings, device_name, stop, changes, group)
+    config_path = folder / run_dir.CONFIG_NAME
+    settings = group.broadcast_from_rank0(lambda: run_dir.read_json(config_path))
+    with run_lock(folder, group):
+        resumed = load_run(folder, settings, device_name, stop, changes or Changes(), group)
+        return None if resumed is None else train_with_rollback(*resumed, stop)
 
 
-def _resume_held(
+def load_run(
     folder: Path,
     settings: dict[str, Any],
     device_name: str,
     stop: StopRequest,
     changes: Changes,
     group: ProcessGroup,
-) -> int | None:
-    config = from_dict(TrainConfig, settings["train"], str(folder / CONFIG_NAME))
+) -> tuple[Run, Progress] | None:
+    """Return a run as its newest checkpoint has it, with the changes; None if it is finished."""
+    config_path = folder / run_dir.CONFIG_NAME
+    config, plan = load_settings(settings["train"], str(config_path))
     if changes.shard is not None:
         config = replace(config, shard=changes.shard)
-    newest = Path(
-        group.broadcast_from_rank0(lambda: str(checkpoint.newest_valid(folder, "latest")))
-    )
+    saved = Path(group.broadcast_from_rank0(lambda: str(newest_valid(folder, "latest"))))
     device = choose_device(device_name)
-    loaded = checkpoint.load_checkpoint(newest, device.torch_device)
-    longer = _length(folder, config, Progress(**loaded.state["progress"]), changes)
-    step = int(loaded.state["step"])
+    loaded = load_checkpoint(saved, device.torch_device)
+    state, step = loaded.state, int(loaded.state["step"])
+    max_steps = new_max_steps(folder, config, plan, Progress(**state["progress"]), changes)
     ended = group.broadcast_from_rank0(lambda: stop_reason(folder, step))
-    if longer is None and ended is not None:
+    if max_steps == plan.max_steps and ended is not None:
         log.info("%s is finished: %s.", folder, ended)
         return None
     data = open_data(changes.data_path or Path(settings["data"]["path"]))
-    changed = _check_data(data, newest, loaded.state, may_differ=changes.data_may_differ)
+    check_vocabulary(data, saved, state)
+    check_same_data(data, saved, state["data_sha256"], may_differ=changes.data_may_differ)
+    check_sizes(data, loaded.model.config.block_size)
 
     stop.wait_for_steps()
-    if longer is not None or changed or changes.data_path or changes.shard is not None:
-        config = replace(config, max_steps=longer or config.max_steps)
-        group.broadcast_from_rank0(lambda: _rewrite_settings(folder, settings, config, data, step))
+    is_changed = max_steps != plan.max_steps or data.sha256 != state["data_sha256"]
+    if is_changed or changes.data_path or changes.shard is not None:
+        before = {"step": step, "max_steps": plan.max_steps, "data": settings["data"]}
+        plan = replace(plan, max_steps=max_steps)
+        settings |= {
+            "changes": [*settings.get("changes", []), before],
+            "train": saved_settings(config, plan),
+            "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        }
+        group.broadcast_from_rank0(lambda: write_json(config_path, settings))
+    model = shard_if_asked(loaded.model, config, device, group)
+    trainer = Trainer(
+        model, make_optimizer(model, config), data, config, device, group,
+        batch_size=plan.batch_size, compiled=plan.compile == "on",
+    )  # fmt: skip
     kind = config.tracker if group.is_rank0 else "none"
-    tracker = make_logger(kind, folder, first_said(step, config), settings)
-    run, progress = restore(newest, loaded, data, config, device, tracker, group)
-    log.info("resuming    %s after step %s", newest, f"{step:,}")
-    return drive(run, progress, stop)
+    logger = make_logger(kind, folder, plan.first_logged_step(step), settings)
+    run = Run(folder, trainer, plan, data, loaded.tokenizer, logger)
+    progress = restore(run, saved, state)
+    log.info("resuming    %s after step %s", saved, f"{step:,}")
+    return run, progress
 
 
-def _length(folder: Path, config: TrainConfig, progress: Progress, changes: Changes) -> int | None:
-    """Return the new number of steps where it changes, and say what that does."""
+def new_max_steps(
+    folder: Path, config: TrainConfig, plan: TrainPlan, progress: Progress, changes: Changes
+) -> int:
+    """Return the number of steps; say what it does where it changes.
+
+    Raises: ConfigError when it is no more than were made.
+    """
     n_steps = changes.max_steps
     if changes.minutes is not None:
         if n_steps is not None:
             raise ConfigError("--max-steps and --minutes are both given: one decides the length.")
         step_s = progress.seconds / max(1, progress.step)
         n_steps = progress.step + max(1, int(60 * changes.minutes / max(step_s, 1e-9)))
-    if n_steps is None or n_steps == config.max_steps:
-        return None
+    if n_steps is None or n_steps == plan.max_steps:
+        return plan.max_steps
     if n_steps <= progress.step:
         raise ConfigError(
             f"--max-steps {n_steps:,}: {folder} has made {progress.step:,} steps already: pass "
@@ -106,58 +128,23 @@ def _length(folder: Path, config: TrainConfig, progress: Progress, changes: Chan
     log.info(
         "length      %s steps in place of %s: from here on the learning rate is that of a %s "
         "schedule over all of them",
-        f"{n_steps:,}", f"{config.max_steps:,}", config.schedule,
+        f"{n_steps:,}", f"{plan.max_steps:,}", config.schedule,
     )  # fmt: skip
     return n_steps
 
 
-def _check_data(data: DataFolder, newest: Path, state: dict[str, Any], *, may_differ: bool) -> bool:
-    """Hold that the data is the checkpoint's; tell whether it changed and that is allowed.
-
-    Raises: DataError when it changed and is not allowed to, or its ids mean other text.
-    """
-    manifest = run_dir.read_json(newest / checkpoint.MANIFEST_NAME)
-    vocabulary = manifest["files"][state["tokenizer"]["file"]]["sha256"]
-    if vocabulary != data.vocabulary_sha256:
-        raise DataError(
-            f"{data.path}: its vocabulary is not the one of {newest}: the same ids stand for other "
-            "text. Prepare the data as it was, or train a new run."
-        )
-    if state["data_sha256"] == data.sha256:
-        return False
-    was = f"SHA-256 {data.sha256[:12]}, but {newest} was trained on {state['data_sha256'][:12]}"
-    if not may_differ:
-        raise DataError(
-            f"{data.path}: {was}: the data changed since. Prepare it as it was, or train "
-            "a new run. --allow-data-change goes on with the data as it is."
-        )
-    log.warning("%s: %s: going on with other data, as allowed", data.path, was)
-    return True
-
-
-def _rewrite_settings(
-    folder: Path, settings: dict[str, Any], config: TrainConfig, data: DataFolder, step: int
-) -> None:
-    """Put what changed at ``step`` into config.json, and what was before into its ``changes``."""
-    before = {"step": step, "max_steps": settings["train"]["max_steps"], "data": settings["data"]}
-    settings["changes"] = [*settings.get("changes", []), before]
-    settings["train"] = asdict(config)
-    settings["data"] = {"path": str(data.path.resolve()), "sha256": data.sha256}
-    write_json(folder / CONFIG_NAME, settings)
-
-
 def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
-    """Return the newest run called NAME or NAME-2 ... if it can go on with this data."""
-    runs = [
+    """Return the newest run called NAME, or NAME-2 to NAME-99, if it can go on with this data."""
+    # more digits are rather a person's own: exp-2024 is no second exp
+    pattern = re.compile(re.escape(name) + r"(-[2-9]|-[1-9]\d)?")
+    saved = [
         run
         for run in run_dir.list_runs(runs_dir)
-        if re.fullmatch(re.escape(name) + r"(-\d+)?", run.name)
+        if pattern.fullmatch(run.name) and run_dir.read_pointer(run, "latest") is not None
     ]
-    saved = [run for run in runs if run_dir.read_pointer(run, "latest") is not None]
     if not saved:
         return None
     newest = max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
-    same_data = (
-        run_dir.read_json(newest / CONFIG_NAME)["data"]["sha256"] == open_data(data_path).sha256
-    )
-    return newest if same_data and stop_reason(newest) is None else None
+    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME)["data"]["sha256"]
+    is_same = trained_on == open_data(data_path).sha256
+    return newest if is_same and stop_reason(newest) is None else None

@@ -10,20 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from common.dataset import open_data
 from common.device import choose_device
 from common.models.config import ModelConfig
 from tests.bench.learning import SHARED
-from train.config import TrainConfig
-from train.loop import Progress, train
+from train.config import TrainConfig, TrainPlan
+from train.loop import train
 from train.monitoring.loggers import make_logger
+from train.optim.group import make_optimizer
 from train.presets import PRESETS
-from train.session import assemble, initial_model
-from train.setup.autotune import with_batch_size
+from train.setup.autotune import choose_batch_size
 from train.signals import StopRequest
+from train.trainer import Progress, Run, Trainer, initial_model
 
 N_STEPS = 20_000
 SETTLED = 1_000  # steps after which memory is expected to have all it needs
@@ -57,13 +57,18 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         data, device = open_data(folder / "data"), choose_device("cpu")
         preset, tokenizer = PRESETS["tiny"], data.tokenizer()
         shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
-        settings = preset.train | {"minutes": None, "max_steps": n_steps, "compile": "off"}
-        config = TrainConfig(**settings, eval_interval=n_steps, save_interval=n_steps)
-        model = initial_model(shape, config, device, None)
-        config = with_batch_size(replace(config, log_interval=100), model, device)
+        config = TrainConfig(**preset.train | {"log_interval": 100})
+        model = initial_model(shape, config, None).train()
+        plan = TrainPlan(
+            max_steps=n_steps, batch_size=choose_batch_size(config, model, device),
+            eval_interval=n_steps, save_interval=n_steps, compile="off",
+        )  # fmt: skip
+        trainer = Trainer(
+            model, make_optimizer(model, config), data, config, device, batch_size=plan.batch_size
+        )
         (folder / "run").mkdir()
-        tracker = make_logger("none", folder / "run", 0, {})
-        run = assemble(folder / "run", model, data, tokenizer, config, device, tracker)
+        logger = make_logger("none", folder / "run", 0, {})
+        run = Run(folder / "run", trainer, plan, data, tokenizer, logger)
         memory, log, progress = Memory(), logging.getLogger("train.loop"), Progress()
         log.addHandler(memory)
         log.setLevel(logging.INFO)
@@ -76,7 +81,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
     before, after = memory.at_step[settled], memory.at_step[n_steps]
     sys.stdout.write(
         f"\ntiny, {n_steps:,} steps in {seconds:,.0f} s\n"
-        f"time outside forward, backward and update: {1 - run.stepper.busy_s / seconds:.2%}\n"
+        f"time outside forward, backward and update: {1 - trainer.busy_s / seconds:.2%}\n"
         f"memory after step {settled:,}: {before / 1e6:,.1f} MB, after the last: "
         f"{after / 1e6:,.1f} MB: {(after - before) / 1e6:+,.1f} MB\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.models.config import ModelConfig
-from train import trainer as start
+from train.pretrain import new_run
 from train.signals import StopRequest
 
 TINY: dict[str, Any] = {
@@ -49,7 +49,7 @@ def pretrain(
     """Train a tiny run in this process, to its end or until ``stop`` asks; return its folder."""
     settings = TINY | changed
     of_model = {item.name for item in fields(ModelConfig)}
-    stopped_by = start.new_run(
+    stopped_by = new_run(
         data,
         folder / "runs",
         name,

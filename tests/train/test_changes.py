@@ -11,15 +11,16 @@ from safetensors.torch import load_file
 
 from common.dataset import DataFolder
 from common.errors import ConfigError, DataError
-from tests.tiny import prepare_text, words
+from tests.tiny import SENTENCE, prepare_text, words
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
+from train.pretrain import weights_of
 from train.resume import Changes, resume_run
 from train.signals import StopRequest
-from train.trainer import weights_of
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
 # no step depends on the length: neither its rate nor how many tokens go without n-grams
+FROZEN: dict[str, Any] = {"learning_rate": 0.0, "matrix_lr": 0.0, "table_lr": 0.0, "min_lr": 0.0}
 FLAT = {"min_lr": TINY["learning_rate"], "warmup_steps": 0, "ngram_dropout": 0.2}
 
 
@@ -105,6 +106,19 @@ def test_data_that_only_moved_is_the_same_data(
     assert final_bytes(run) == final_bytes(pretrain(data.path, tmp_path, "unmoved"))
 
 
+def test_data_too_small_for_the_context_is_refused_before_anything_is_written(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    """Past bug: a traceback, after config.json was given the new data's name."""
+    run = pretrain(data.path, tmp_path, stop=StopAfter(6), block_size=32)
+    before = settings(run)
+    small = prepare_text(SENTENCE + "\n", tmp_path).path  # of the same characters
+    with pytest.raises(DataError, match=r"val\.bin: .* but --block-size 32 needs 33"):
+        go_on(run, data_path=small, data_may_differ=True, max_steps=20)
+    assert settings(run) == before
+    assert go_on(run) is None
+
+
 def test_another_vocabulary_is_refused_always(tmp_path: Path, changed: tuple[Path, Path]) -> None:
     run, _ = changed
     (tmp_path / "third").mkdir()
@@ -121,9 +135,7 @@ def test_a_run_begins_with_the_weights_of_another(data: DataFolder, tmp_path: Pa
     assert best == first / (first / "best").read_text(encoding="utf-8").strip()
     assert weights_of(first.parent, "tiny:latest") == first / "step-00000012"
     # at a rate of 0 they stay what they are; the shape given is another preset's, not this
-    second = pretrain(
-        data.path, tmp_path, "second", init_from=best, max_steps=2, learning_rate=0.0, min_lr=0.0
-    )
+    second = pretrain(data.path, tmp_path, "second", init_from=best, max_steps=2, **FROZEN)
     folders = best, second / "step-00000002"
     there, here = (load_file(folder / "model.safetensors") for folder in folders)
     assert there.keys() == here.keys()
@@ -151,7 +163,7 @@ def test_only_what_the_weights_do_not_depend_on_may_differ(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"patience": 2, "learning_rate": 0.0, "min_lr": 0.0}, "no better val loss in 2 evaluat"),
+        ({"patience": 2, **FROZEN}, "no better val loss in 2 evaluat"),
         ({"target_loss": 50.0}, "has reached --target-loss 50"),
     ],
     ids=str,

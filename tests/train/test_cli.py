@@ -299,6 +299,7 @@ def assert_same_outcome_of_second(folder: Path, whole: Path) -> None:
 @pytest.mark.usefixtures("quick_plan")
 def test_a_name_that_merely_ends_alike_is_another_run(data: DataFolder, tmp_path: Path) -> None:
     forget_the_end(pretrain(data.path, tmp_path, "tiny-wheat"))
+    forget_the_end(pretrain(data.path, tmp_path, "tiny-2024"))
     assert resume.unfinished_run(tmp_path / "runs", "tiny", data.path) is None
     forget_the_end(pretrain(data.path, tmp_path, "tiny-2"))
     assert resume.unfinished_run(tmp_path / "runs", "tiny", data.path) == (

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from common.dataset import DataFolder
-from train.data import Ahead, micro_batch_rows, read_rows, window_starts
+from train.data import Prefetcher, read_rows, window_starts
+from train.trainer import micro_batch_rows
 
 IDS = np.arange(100, 200, dtype=np.uint16)
 
@@ -106,43 +107,43 @@ def test_what_is_made_ahead_is_what_each_step_asks_for() -> None:
         made.append(step)
         return step * step
 
-    ahead = Ahead(make, n_ahead=2)
+    prefetcher = Prefetcher(make, n_ahead=2)
     # as a run goes that returns to an earlier step, and then jumps ahead
     wanted = [0, 1, 2, 3, 1, 2, 3, 50, 51]
-    assert [ahead.get(step) for step in wanted] == [step * step for step in wanted]
-    ahead.close()
+    assert [prefetcher.get(step) for step in wanted] == [step * step for step in wanted]
+    prefetcher.close()
     assert set(made) <= {0, 1, 2, 3, 4, 5, 50, 51, 52, 53}
 
 
 def test_the_next_steps_are_made_while_this_one_is_at_work_and_no_more_of_them() -> None:
     made: list[int] = []
-    ahead = Ahead(made.append, n_ahead=2)
-    ahead.get(0)
+    prefetcher = Prefetcher(made.append, n_ahead=2)
+    prefetcher.get(0)
     deadline = time.monotonic() + 10
     while len(made) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.02)
     assert made == [0, 1, 2]
-    ahead.close()
+    prefetcher.close()
 
 
 def test_an_error_in_the_background_is_raised_where_its_step_is_asked_for() -> None:
     def make(step: int) -> int:
         return 6 // (step - 2)
 
-    ahead = Ahead(make, n_ahead=2)
-    assert [ahead.get(0), ahead.get(1)] == [-3, -6]
+    prefetcher = Prefetcher(make, n_ahead=2)
+    assert [prefetcher.get(0), prefetcher.get(1)] == [-3, -6]
     with pytest.raises(ZeroDivisionError):
-        ahead.get(2)
-    assert ahead.get(3) == 6
-    ahead.close()
+        prefetcher.get(2)
+    assert prefetcher.get(3) == 6
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("n_ahead", [0, 1, 3])
 def test_no_thread_is_left_and_without_any_ahead_none_is_made(n_ahead: int) -> None:
     before = set(threading.enumerate())
-    ahead = Ahead(lambda step: step, n_ahead=n_ahead)
-    assert ahead.get(7) == 7
+    prefetcher = Prefetcher(lambda step: step, n_ahead=n_ahead)
+    assert prefetcher.get(7) == 7
     assert len(set(threading.enumerate()) - before) == min(n_ahead, 1)
-    ahead.close()
+    prefetcher.close()
     assert set(threading.enumerate()) == before

@@ -16,7 +16,8 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import prepare_text, random_model, words
-from train.evaluate import evaluate, sample_line, token_lengths, windows
+from train.data import read_rows
+from train.evaluate import eval_batches, evaluate, sample_line, token_lengths
 
 ALL = 1_000_000
 
@@ -66,14 +67,19 @@ def test_bits_per_byte_compare_between_vocabularies(
     assert pairs.meta["splits"]["val"]["bytes"] == data.meta["splits"]["val"]["bytes"]
 
 
+def rows(ids: Any, max_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return (x, y) of single windows of at most 8 tokens."""
+    return [read_rows(ids, *batch) for batch in eval_batches(ids, 8, max_tokens, n_rows=1)]
+
+
 @pytest.mark.parametrize("n_ids", [2, 8, 9, 10, 16, 17, 18, 50])
 def test_all_of_val_is_scored_once_the_shorter_last_window_too(n_ids: int) -> None:
     ids = np.arange(n_ids, dtype=np.uint16)
-    targets = [int(t) for _, y in windows(ids, 8, max_tokens=ALL) for t in y[0]]
-    inputs = [int(t) for x, _ in windows(ids, 8, max_tokens=ALL) for t in x[0]]
+    targets = [int(t) for _, y in rows(ids, ALL) for t in y[0]]
+    inputs = [int(t) for x, _ in rows(ids, ALL) for t in x[0]]
     assert targets == list(range(1, n_ids))
     assert inputs == list(range(n_ids - 1))
-    assert max(x.shape[1] for x, _ in windows(ids, 8, ALL)) <= 8
+    assert max(x.shape[1] for x, _ in rows(ids, ALL)) <= 8
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_a_larger_split_is_scored_on_windows_spread_evenly_over_it(
     max_tokens: int, n_windows: int
 ) -> None:
     ids = np.arange(1000, dtype=np.uint16)
-    targets = [y[0].tolist() for _, y in windows(ids, 8, max_tokens)]
+    targets = [y[0].tolist() for _, y in rows(ids, max_tokens)]
     assert [len(row) for row in targets] == [8] * n_windows
     flat = [t for row in targets for t in row]
     assert flat == sorted(set(flat))  # none twice

@@ -19,7 +19,7 @@ from train.signals import StopRequest
 # sends itself a signal whenever it comes by the function named.
 AT = """
 import importlib, json, os, runpy, signal, sys
-import train.setup.autotune, train.resume, train.trainer
+import train.setup.autotune, train.resume, train.pretrain
 
 train.setup.autotune.MEASURE_S = 0.0
 for folder, module, name, number, arguments in json.loads(sys.argv[1]):
@@ -46,16 +46,16 @@ LONG = {"max_steps": 100_000, "eval_interval": 100_000, "save_interval": 10, "lo
 SHORT = {"max_steps": 4, "eval_interval": 4}
 # name -> where, which signal, and the length of the run
 CASES = {
-    "SIGINT": ("train.loop.append_metrics", signal.SIGINT, LONG),
-    "SIGTERM": ("train.loop.append_metrics", signal.SIGTERM, LONG),
-    "SIGUSR1": ("train.loop.append_metrics", signal.SIGUSR1, LONG),
+    "SIGINT": ("train.trainer.append_metrics", signal.SIGINT, LONG),
+    "SIGTERM": ("train.trainer.append_metrics", signal.SIGTERM, LONG),
+    "SIGUSR1": ("train.trainer.append_metrics", signal.SIGUSR1, LONG),
     # the first manifest is that of step 10, the second that of the stop
     "twice": ("common.checkpoint._write_manifest", signal.SIGTERM, LONG),
-    "measuring": ("train.trainer.measure_speed", signal.SIGUSR1, LONG),
-    "planning": ("train.trainer.with_intervals", signal.SIGINT, LONG),
-    "begun": ("train.trainer.write_json", signal.SIGTERM, LONG),
-    "planned": ("train.trainer.summary_lines", signal.SIGTERM, LONG),
-    "assembled": ("train.session.make_optimizer", signal.SIGTERM, LONG),
+    "measuring": ("train.pretrain.measure_speed", signal.SIGUSR1, LONG),
+    "planning": ("train.pretrain.make_plan", signal.SIGINT, LONG),
+    "begun": ("train.pretrain.write_json", signal.SIGTERM, LONG),
+    "planned": ("train.pretrain.summary_lines", signal.SIGTERM, LONG),
+    "assembled": ("train.pretrain.make_optimizer", signal.SIGTERM, LONG),
     "last evaluation": ("train.loop.sample_line", signal.SIGTERM, SHORT),
 }
 Ended = dict[str, "subprocess.CompletedProcess[str]"]

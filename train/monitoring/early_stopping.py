@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from common.metrics import read_metrics
 from train.config import TrainConfig
 
 # One rise may be chance and so may two; of three in a row, while train falls, few are.
@@ -15,6 +17,15 @@ class Losses:
 
     train: float
     val: float
+
+
+def read_history(run: Path) -> list[Losses]:
+    """Return the evaluations so far."""
+    return [
+        Losses(line["train_loss"], line["val_loss"])
+        for line in read_metrics(run)
+        if "val_loss" in line
+    ]
 
 
 def since_best(history: Sequence[Losses]) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 from common.files import write_text
 from common.metrics import METRICS_NAME, read_metrics
-from train.monitoring.early_stopping import Losses
 
 LAST_UPDATES = 100  # enough to even out, few enough to follow a machine that gets busy
 
@@ -31,15 +30,6 @@ def cut_metrics(run: Path, step: int) -> None:
         if line["step"] < step
     ]
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_history(run: Path) -> list[Losses]:
-    """Return the evaluations so far."""
-    return [
-        Losses(line["train_loss"], line["val_loss"])
-        for line in read_metrics(run)
-        if "val_loss" in line
-    ]
 
 
 def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:

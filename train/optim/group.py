@@ -39,6 +39,38 @@ class OptimizerGroup:
         for part in self.optimizers:
             part.step()
 
+    def state_dict(self, model: GPT) -> dict[str, Tensor]:
+        """Return the state by name, e.g. ``wte.weight:exp_avg``."""
+        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        return {
+            f"{names[parameter]}:{key}": value
+            for part in self.optimizers
+            for parameter, state in part.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None:
+        """Put back what state_dict() returned, in place of all state.
+
+        Raises: CheckpointError when the names are not those of this model.
+        """
+        by_name = dict(model.named_parameters())
+        optimizer_of = {p: part for part in self.optimizers for p in part.params}
+        for part in self.optimizers:
+            part.state.clear()
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition(":")
+            if name not in by_name:
+                raise CheckpointError(
+                    f"optimizer.safetensors holds {full_name}, which this model has not: "
+                    "it belongs to another run."
+                )
+            parameter = by_name[name]
+            state = optimizer_of[parameter].state.setdefault(parameter, {})
+            if value.shape == parameter.shape:
+                value = shard_like(value, parameter)
+            state[key] = value.to(parameter.device)
+
 
 def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     """Return the optimizers that the config names, over all of the model's parameters."""
@@ -84,37 +116,3 @@ def _qkv_rows(model: GPT) -> dict[Tensor, list[int]]:
     c = model.config
     sizes = [heads * c.head_size for heads in (c.n_head, c.kv_heads, c.kv_heads)]
     return {p: sizes for name, p in model.named_parameters() if name.endswith("attn.c_attn.weight")}
-
-
-def optimizer_state_dict(optimizer: OptimizerGroup, model: GPT) -> dict[str, Tensor]:
-    """Return the optimizer's state by name, e.g. ``wte.weight:exp_avg``."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {
-        f"{names[parameter]}:{key}": value
-        for part in optimizer.optimizers
-        for parameter, state in part.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_state_dict(
-    optimizer: OptimizerGroup, model: GPT, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what optimizer_state_dict returned.
-
-    Raises: CheckpointError when the names are not those of this model.
-    """
-    by_name = dict(model.named_parameters())
-    optimizer_of = {parameter: part for part in optimizer.optimizers for parameter in part.params}
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition(":")
-        if name not in by_name:
-            raise CheckpointError(
-                f"optimizer.safetensors holds {full_name}, which this model has not: "
-                "it belongs to another run."
-            )
-        parameter = by_name[name]
-        state = optimizer_of[parameter].state.setdefault(parameter, {})
-        if value.shape == parameter.shape:
-            value = shard_like(value, parameter)
-        state[key] = value.to(parameter.device)

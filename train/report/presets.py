@@ -83,7 +83,7 @@ def table_lines(device: Device) -> Iterator[str]:
         c = model.config
         n_rows = min(
             config.batch_size or max_batch_size(c, device),
-            max(1, config.tokens_per_step // c.block_size),
+            config.rows_per_step(c.block_size),
         )
         n_bytes = training_bytes(model, n_rows, device.torch_device.type)
         memory, run_time = f"{n_bytes / 1e9:.1f} GB", expected_time(model, config, flops)

@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
@@ -13,15 +13,16 @@ from common.dataset import DataFolder
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from train.config import TrainConfig
-from train.data import micro_batch_rows
+from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.distributed.fsdp import is_sharded
 from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
+from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.group import make_optimizer
 from train.setup.memory import max_batch_size
-from train.step import Stepper, rows_per_step
+from train.setup.retry import warmup
+from train.trainer import Trainer, micro_batch_rows
 
 # Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
 # known, and at most so many seconds.
@@ -53,29 +54,27 @@ class MeasuredSpeed:
     compiled: bool
 
 
-def with_batch_size(
+def choose_batch_size(
     config: TrainConfig, model: GPT, device: Device, group: ProcessGroup = SINGLE_PROCESS
-) -> TrainConfig:
-    """Return the config with batch_size filled in: it divides an update's rows evenly.
-
-    Of several processes, those of each one.
-    """
+) -> int:
+    """Return the rows of a micro-batch: they divide those of an update, of each rank, evenly."""
     block_size = model.config.block_size
-    n_rows = group.rows_per_rank(rows_per_step(config, block_size), block_size)
+    n_rows = group.rows_per_rank(config.rows_per_step(block_size), block_size)
     most = config.batch_size or -int(group.all_reduce_max(-max_batch_size(model.config, device)))
-    return replace(config, batch_size=micro_batch_rows(n_rows, most))
+    return micro_batch_rows(n_rows, most)
 
 
-def with_max_steps(config: TrainConfig, model: GPT, data: DataFolder) -> TrainConfig:
-    """Return the config with max_steps for --tokens or --epochs: the last step may go beyond."""
+def known_max_steps(config: TrainConfig, block_size: int, data: DataFolder) -> int | None:
+    """Return the steps of --max-steps, --tokens or --epochs, the last of which may go beyond.
+
+    None with --minutes: how many fit into them is to be measured.
+    """
     n_tokens = config.tokens
     if config.epochs is not None:
         n_tokens = math.ceil(config.epochs * data.n_tokens("train"))
     if n_tokens is None:
-        return config
-    block_size = model.config.block_size
-    max_steps = max(1, -(-n_tokens // (rows_per_step(config, block_size) * block_size)))
-    return replace(config, max_steps=max_steps, tokens=None, epochs=None)
+        return config.max_steps
+    return max(1, -(-n_tokens // (config.rows_per_step(block_size) * block_size)))
 
 
 def measure_speed(
@@ -84,26 +83,34 @@ def measure_speed(
     data: DataFolder,
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
+    *,
+    batch_size: int,
+    max_steps: int | None,
 ) -> MeasuredSpeed:
     """Time updates, at a learning rate of 0 that leaves the weights alone, and evaluation.
 
     With --compile auto also compiled ones, where the run is long enough to repay it. The run's own
-    Stepper compiles the same network again, which PyTorch then has in its cache.
+    Trainer compiles the same network again, which PyTorch then has in its cache.
     """
     begin = time.perf_counter()
     # an optimizer of its own, which these steps may teach
-    stepper = Stepper(model, make_optimizer(model, config), data, config, device, group)
+    optimizer = make_optimizer(model, config)
+    compiled = config.compile == "on"
+    trainer = Trainer(
+        model, optimizer, data, config, device, group, batch_size=batch_size, compiled=compiled
+    )
+    warmup(trainer, trainer.windows.get(0), backward)
     if group.world_size > 1:
-        _timed(stepper)  # before those that are timed, both that are rehearsed
-    step_s, forward = step_time(stepper, config), stepper.forward
-    if compile_pays_off(config, device, step_s):
+        _timed(trainer)  # before those that are timed, the first that communicates
+    step_s, forward = step_time(trainer, config, max_steps), trainer.forward
+    if compile_pays_off(config, max_steps, device, step_s):
         forward.compile()
-        compiled_s = step_time(stepper, config)
+        compiled_s = step_time(trainer, config, max_steps)
         if compiled_s > step_s:
             forward.use_eager()
         step_s = min(step_s, compiled_s)
-    stepper.close()
-    stepper.optimizer.zero_grad()
+    trainer.windows.close()
+    optimizer.zero_grad()
     n_trial = 32 * model.config.block_size
     lengths = token_lengths(data.tokenizer())
     for _ in range(2):  # the first warms up
@@ -119,38 +126,46 @@ def measure_speed(
         12 * model.n_parameters / SAVE_BYTES_PER_S,
         spent_s,
         _memory(device),
-        stepper.batch_size,
+        trainer.batch_size,
         forward.compiled,
     )
     # what follows from it must be the same in all processes
     return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
 
 
-def compile_pays_off(config: TrainConfig, device: Device, step_s: float) -> bool:
+def _run_s(config: TrainConfig, max_steps: int | None, step_s: float) -> float:
+    """Return how long a run is, of that many steps or else by --minutes."""
+    if max_steps is not None:
+        return step_s * max_steps
+    assert config.minutes is not None
+    return 60 * config.minutes
+
+
+def compile_pays_off(
+    config: TrainConfig, max_steps: int | None, device: Device, step_s: float
+) -> bool:
     """Tell whether a run whose updates take ``step_s`` is to be compiled, as --compile auto."""
-    whole_s = 60 * config.minutes if config.minutes else step_s * (config.max_steps or 0)
     least_s = COMPILE_S.get(device.torch_device.type, math.inf)
-    return config.compile == "auto" and whole_s >= least_s
+    return config.compile == "auto" and _run_s(config, max_steps, step_s) >= least_s
 
 
-def step_time(stepper: Stepper, config: TrainConfig) -> float:
+def step_time(trainer: Trainer, config: TrainConfig, max_steps: int | None) -> float:
     """Return the median time of updates, in seconds; as many as are a small share of the run."""
     for _ in range(N_WARM_UP):
-        _timed(stepper)
+        _timed(trainer)
     # --minutes hangs on the speed; without it, only what is said and when it is saved do
-    times = [_timed(stepper) for _ in range(2 if config.minutes else 1)]
-    whole_s = 60 * config.minutes if config.minutes else times[0] * (config.max_steps or 0)
-    share = MEASURE_SHARE if config.minutes else MEASURE_SHARE_OF_STEPS
-    budget_s = min(MEASURE_S, share * whole_s) - sum(times)
+    times = [_timed(trainer) for _ in range(2 if max_steps is None else 1)]
+    share = MEASURE_SHARE if max_steps is None else MEASURE_SHARE_OF_STEPS
+    budget_s = min(MEASURE_S, share * _run_s(config, max_steps, times[0])) - sum(times)
     while (budget_s := budget_s - times[-1]) >= 0:
-        times.append(_timed(stepper))
+        times.append(_timed(trainer))
     return median(times)
 
 
-def _timed(stepper: Stepper) -> float:
+def _timed(trainer: Trainer) -> float:
     start = time.perf_counter()
-    stepper.step(0, lr_scale=0.0)
-    return stepper.group.all_reduce_max(time.perf_counter() - start)
+    update(trainer, 0, lr=0.0)
+    return trainer.group.all_reduce_max(time.perf_counter() - start)
 
 
 def _memory(device: Device) -> int:
@@ -160,15 +175,14 @@ def _memory(device: Device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
-def with_intervals(config: TrainConfig, speed: MeasuredSpeed) -> TrainConfig:
-    """Return the config with max_steps, the intervals, and what the trials decided, filled in.
+def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) -> TrainPlan:
+    """Return the steps and intervals of a run, and what the trials decided.
 
     With --minutes the steps are those that end on time; trials, evaluations and saves count.
     """
     n_evals = MOST_EVALS
-    max_steps = config.max_steps
     if max_steps is None:
-        left_s = 60 * (config.minutes or 0) - speed.spent_s
+        left_s = _run_s(config, max_steps, speed.step_s) - speed.spent_s
         each_s = speed.eval_s + speed.save_s
         n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / each_s)))
         step_s = speed.step_s
@@ -178,31 +192,29 @@ def with_intervals(config: TrainConfig, speed: MeasuredSpeed) -> TrainConfig:
             left_s -= n_evals * each_s
         max_steps = max(1, int(left_s / step_s))
     eval_interval = config.eval_interval or -(-max_steps // n_evals)
-    return replace(
-        config,
+    save_interval = min(eval_interval, max(1, int(SAVE_S / speed.step_s)))
+    return TrainPlan(
         max_steps=max_steps,
-        minutes=None,
         batch_size=speed.batch_size,
-        compile="on" if speed.compiled else "off",
         eval_interval=eval_interval,
-        save_interval=config.save_interval
-        or min(eval_interval, max(1, int(SAVE_S / speed.step_s))),
+        save_interval=config.save_interval or save_interval,
+        compile="on" if speed.compiled else "off",
     )
 
 
-def ngram_dropout(config: TrainConfig, shape: ModelConfig, data: DataFolder) -> float:
-    """Return the preset's share of tokens without n-grams for a run as long as this one.
+def ngram_dropout(n_tokens: int, shape: ModelConfig, data: DataFolder) -> float:
+    """Return the preset's share of tokens without n-grams for a run over ``n_tokens``.
 
     Text that is read for the first time is not yet known by heart: below two epochs the share is
     smaller, in proportion. Measured at half an epoch: tests/bench/RECIPE.md.
     """
-    n_tokens = (config.max_steps or 0) * rows_per_step(config, shape.block_size) * shape.block_size
     n_epochs = n_tokens / data.n_tokens("train")
     return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
 
 
 def summary_lines(
     config: TrainConfig,
+    plan: TrainPlan,
     model: GPT,
     data: DataFolder,
     device: Device,
@@ -211,13 +223,12 @@ def summary_lines(
 ) -> list[str]:
     """Return the plan as a person reads it."""
     block_size = model.config.block_size
-    n_rows = rows_per_step(config, block_size)
-    max_steps = config.max_steps or 0
+    n_rows, max_steps = config.rows_per_step(block_size), plan.max_steps
     n_train = data.n_tokens("train")
-    n_evals = -(-max_steps // config.eval_interval)
+    n_evals = -(-max_steps // plan.eval_interval)
     left_s = max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
-    accumulation = n_rows // group.world_size // config.batch_size
+    accumulation = n_rows // group.world_size // plan.batch_size
     processes = f"{group.world_size} processes x " if group.world_size > 1 else ""
     if group.world_size > 1:
         together = (
@@ -233,10 +244,10 @@ def summary_lines(
         f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
         f"validate on; vocabulary of {model.config.vocab_size:,}",
         f"a step      {n_rows * block_size:,} tokens: {processes}{accumulation} x "
-        f"{config.batch_size} rows of {block_size}",
+        f"{plan.batch_size} rows of {block_size}",
         f"length      {max_steps:,} steps, {max_steps * n_rows * block_size:,} tokens, "
         f"{max_steps * n_rows * block_size / n_train:.2f} epochs; evaluation each "
-        f"{config.eval_interval:,} steps",
+        f"{plan.eval_interval:,} steps",
         f"memory      {speed.memory_bytes / 1e9:.1f} GB",
         f"expected    {duration(left_s)} ({speed.step_s * 1000:,.0f} ms a step): until about {end}",
     ]

@@ -14,11 +14,11 @@ from common.errors import CheckpointError, ConfigError
 from common.run_dir import checkpoints
 from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
+from train.data import dropout_seed
 from train.distributed.comm import ProcessGroup
 from train.distributed.init import RankInfo, rank_device, rank_info_from
 from train.resume import resume_run
 from train.signals import StopRequest
-from train.step import dropout_seed
 
 # no step's rate depends on the length, and every step is logged
 SETTINGS: dict[str, Any] = {
@@ -31,47 +31,44 @@ LONG = {"max_steps": 10_000, "eval_interval": 10_000, "save_interval": 10, "comp
 # Each is run in process 1 of two, when it has made seven updates.
 AT_STEP_7 = """
 import os, signal, train.loop
-update = train.loop._update
-def there(run, progress):
-    if rank == 1 and progress.step == 7:
+update = train.loop.update
+def there(trainer, step, lr):
+    if rank == 1 and step == 7:
         {what}
-    return update(run, progress)
-train.loop._update = there
+    return update(trainer, step, lr)
+train.loop.update = there
 """
 NO_MEMORY = """
-import torch
-from train.step import Stepper
-backward = Stepper._backward
-def too_much(stepper, rows):
+import torch, train.loop, train.setup.autotune
+backward = train.loop.backward
+def too_much(trainer, rows):
     if rank == 1 and len(rows) > 1:
         raise torch.OutOfMemoryError("injected")
-    return backward(stepper, rows)
-Stepper._backward = too_much
+    return backward(trainer, rows)
+train.loop.backward = train.setup.autotune.backward = too_much
 """
 LATER_NO_MEMORY = """
-import torch
-from train.step import Stepper
-backward, n = Stepper._backward, []
-def too_much(stepper, rows):
+import torch, train.loop, train.setup.autotune
+backward, n = train.loop.backward, []
+def too_much(trainer, rows):
     n.append(1)
     if rank == 1 and len(n) > 12:
         raise torch.OutOfMemoryError("injected")
-    return backward(stepper, rows)
-Stepper._backward = too_much
+    return backward(trainer, rows)
+train.loop.backward = train.setup.autotune.backward = too_much
 """
 IMPATIENT = "import train.distributed.init; train.distributed.init.TIMEOUT_S = 1"
 NAN = """
-import torch
-from train.step import Stepper
-backward = Stepper._backward
-def broken(stepper, rows):
-    loss = backward(stepper, rows)
-    return loss * float("nan") if rank == 1 and stepper.optimizer.optimizers[0].lr > 0 else loss
-Stepper._backward = broken
+import train.loop
+backward = train.loop.backward
+def broken(trainer, rows):
+    loss = backward(trainer, rows)
+    return loss * float("nan") if rank == 1 and trainer.optimizer.optimizers[0].lr > 0 else loss
+train.loop.backward = broken
 """
 FULL = """
-import train.distributed.fsdp, os
-save = train.loop.save_sharded
+import train.trainer
+save = train.trainer.save_sharded
 def full(tensors, folder):
     if rank == 1:
         import errno
@@ -80,7 +77,7 @@ def full(tensors, folder):
             raise OSError(errno.ENOSPC, "No space left on device")
         HuggingFaceStorageWriter.write_data = nothing_left
     save(tensors, folder)
-train.loop.save_sharded = full
+train.trainer.save_sharded = full
 """
 
 
@@ -348,10 +345,10 @@ def test_a_disk_that_is_full_for_one_process_leaves_nothing_half_written(
 
 
 @pytest.mark.slow
-def test_a_failed_rendezvous_is_a_sentence(ended: dict[str, Ended]) -> None:
+def test_processes_that_do_not_meet_say_so(ended: dict[str, Ended]) -> None:
     assert ended["alone"].codes == [1]
     last = ended["alone"].said[0].splitlines()[-1]
-    assert last.startswith("Error: process 0 of 2: the 2 processes did not connect at 127.0.0.1:")
+    assert last.startswith("Error: process 0 of 2: the 2 processes did not meet at 127.0.0.1:")
 
 
 @pytest.mark.slow

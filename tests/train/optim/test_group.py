@@ -17,17 +17,13 @@ from common.models.gpt import GPT
 from tests.processes import run_python
 from tests.train.runs import options
 from train.config import TrainConfig
-from train.lr_schedule import learning_rate_at
+from train.loop import update
 from train.optim.adagrad import Adagrad
 from train.optim.adamw import AdamW
-from train.optim.group import (
-    OptimizerGroup,
-    load_optimizer_state_dict,
-    make_optimizer,
-    optimizer_state_dict,
-)
+from train.optim.group import OptimizerGroup, make_optimizer
+from train.optim.lr_schedule import learning_rate_at
 from train.optim.muon import Muon
-from train.step import Stepper
+from train.trainer import Trainer
 
 CONFIG = TrainConfig(tokens_per_step=128, batch_size=8, weight_decay=0.3, learning_rate=1e-2)
 MUON = replace(CONFIG, optimizer="muon", matrix_lr=2e-2)
@@ -139,10 +135,10 @@ def test_the_state_comes_back_and_goes_on_the_same(
 ) -> None:
     model = fresh_model(tiny_config)
     optimizer = make_optimizer(model, config)
-    stepper = Stepper(model, optimizer, data, config, cpu)
+    trainer = Trainer(model, optimizer, data, config, cpu, batch_size=8)
     for step in range(3):
-        stepper.step(step)
-    tensors = optimizer_state_dict(optimizer, model)
+        update(trainer, step, 1e-2)
+    tensors = optimizer.state_dict(model)
     in_blocks = [name for name, p in model.h.named_parameters() if p.dim() == 2]
     others = len(list(model.parameters())) - len(in_blocks)
     # AdamW keeps exp_avg, exp_avg_sq and step, Muon its momentum
@@ -152,10 +148,10 @@ def test_the_state_comes_back_and_goes_on_the_same(
     copy = GPT(tiny_config)
     copy.load_state_dict(model.state_dict())
     restored = make_optimizer(copy, config)
-    load_optimizer_state_dict(restored, copy, load_file(tmp_path / "optimizer.safetensors"))
-    other = Stepper(copy, restored, data, config, cpu)
+    restored.load_state_dict(copy, load_file(tmp_path / "optimizer.safetensors"))
+    other = Trainer(copy, restored, data, config, cpu, batch_size=8)
     for step in range(3, 6):
-        assert stepper.step(step) == other.step(step)
+        assert update(trainer, step, 1e-2) == update(other, step, 1e-2)
     for a, b in zip(model.parameters(), copy.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -164,7 +160,7 @@ def test_the_state_of_another_model_is_refused(tiny_config: ModelConfig) -> None
     model = fresh_model(tiny_config)
     tensors = {"h.7.ln_1.weight:exp_avg": torch.zeros(16)}
     with pytest.raises(CheckpointError, match=r"h\.7\.ln_1\.weight:exp_avg, which this model"):
-        load_optimizer_state_dict(make_optimizer(model, CONFIG), model, tensors)
+        make_optimizer(model, CONFIG).load_state_dict(model, tensors)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -19,12 +19,14 @@ from tests.tiny import prepare_text, random_model, words
 from tests.train.runs import pretrain
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
+from train.loop import update
 from train.monitoring.mfu import flops_per_token
 from train.optim.group import make_optimizer
+from train.optim.lr_schedule import learning_rate_at
 from train.presets import AUTO, PRESETS
 from train.report import presets as preset_table
-from train.setup.autotune import with_batch_size
-from train.step import Stepper
+from train.setup.autotune import choose_batch_size
+from train.trainer import Trainer
 
 # Too large for ten quick steps, or for the memory of a small machine: fewer layers, as wide.
 FEWER_LAYERS = {
@@ -178,10 +180,12 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     model = GPT(shape)
     # one row a step, where the preset has up to a thousand: what is learned here is that it runs
     settings |= {"max_steps": 10, "tokens_per_step": shape.block_size}
-    config = with_batch_size(TrainConfig(**settings), model, cpu)
-    stepper = Stepper(model, make_optimizer(model, config), long_data, config, cpu)
-    updates = [stepper.step(step) for step in range(10)]
-    stepper.close()
+    config = TrainConfig(**settings)
+    batch_size = choose_batch_size(config, model, cpu)
+    optimizer = make_optimizer(model, config)
+    trainer = Trainer(model, optimizer, long_data, config, cpu, batch_size=batch_size)
+    rates = [learning_rate_at(step, 10, config) for step in range(10)]
+    updates = [update(trainer, step, lr) for step, lr in enumerate(rates)]
     assert all(update.finite for update in updates)
     assert updates[-1].loss < updates[0].loss
 

@@ -14,18 +14,18 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import options_for
 from tests.tiny import random_model
-from train.config import TrainConfig
+from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
 from train.setup.autotune import (
     MeasuredSpeed,
+    choose_batch_size,
     compile_pays_off,
+    known_max_steps,
+    make_plan,
     measure_speed,
     ngram_dropout,
     step_time,
     summary_lines,
-    with_batch_size,
-    with_intervals,
-    with_max_steps,
 )
 
 SPEED = MeasuredSpeed(
@@ -57,10 +57,10 @@ WORKED_OUT_BY_HAND: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
 def test_length_worked_out_by_hand(
     settings: dict[str, Any], expected: tuple[int, int, int]
 ) -> None:
-    config = with_intervals(TrainConfig(**settings), SPEED)
-    assert (config.max_steps, config.eval_interval, config.save_interval) == expected
-    assert config.minutes is None
-    assert (config.batch_size, config.compile) == (2, "off")  # as the trials found
+    config = TrainConfig(**settings)
+    plan = make_plan(config, config.max_steps, SPEED)
+    assert (plan.max_steps, plan.eval_interval, plan.save_interval) == expected
+    assert (plan.batch_size, plan.compile) == (2, "off")  # as the trials found
 
 
 # Of 4,500 tokens or so to train on: a step of 4 rows of 16 is 64 tokens.
@@ -75,20 +75,17 @@ STEPS_BY_HAND: list[tuple[dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("settings", "expected"), STEPS_BY_HAND, ids=str)
 def test_tokens_and_epochs_become_steps(
-    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any], expected: int
+    data: DataFolder, settings: dict[str, Any], expected: int
 ) -> None:
     config = TrainConfig(**({"tokens_per_step": 64} | settings))
-    fixed = with_max_steps(config, GPT(tiny_config), data)
-    assert (fixed.max_steps, fixed.tokens, fixed.epochs) == (expected, None, None)
+    assert known_max_steps(config, 16, data) == expected
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
-def test_epochs_read_the_data_as_often(
-    data: DataFolder, tiny_config: ModelConfig, epochs: float
-) -> None:
-    fixed = with_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
-    assert fixed.max_steps is not None
-    n_read = fixed.max_steps * 64
+def test_epochs_read_the_data_as_often(data: DataFolder, epochs: float) -> None:
+    max_steps = known_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), 16, data)
+    assert max_steps is not None
+    n_read = max_steps * 64
     assert 0 <= n_read - epochs * data.n_tokens("train") < 64
 
 
@@ -98,18 +95,15 @@ def test_epochs_read_the_data_as_often(
 def test_runs_below_two_epochs_leave_out_fewer_n_grams(
     data: DataFolder, tiny_config: ModelConfig, epochs: float, share: float
 ) -> None:
-    config = with_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), GPT(tiny_config), data)
-    found = ngram_dropout(config, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
+    n_tokens = int(epochs * data.n_tokens("train"))
+    found = ngram_dropout(n_tokens, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
     assert found == pytest.approx(share, abs=0.3 * 64 / data.n_tokens("train"))
     assert found <= 0.3
 
 
-@pytest.mark.parametrize("settings", [{"minutes": 1.0}, {"max_steps": 5}])
-def test_other_lengths_are_left_as_they_are(
-    data: DataFolder, tiny_config: ModelConfig, settings: dict[str, Any]
-) -> None:
-    config = TrainConfig(**settings)
-    assert with_max_steps(config, GPT(tiny_config), data) == config
+def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
+    assert known_max_steps(TrainConfig(max_steps=5), 16, data) == 5
+    assert known_max_steps(TrainConfig(minutes=1.0), 16, data) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +114,7 @@ def test_rows_at_a_time_divide_those_of_a_step(
     tiny_config: ModelConfig, cpu: Device, tokens_per_step: int, batch_size: int, expected: int
 ) -> None:
     config = TrainConfig(tokens_per_step=tokens_per_step, batch_size=batch_size)
-    assert with_batch_size(config, GPT(tiny_config), cpu).batch_size == expected
+    assert choose_batch_size(config, GPT(tiny_config), cpu) == expected
 
 
 def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
@@ -135,22 +129,23 @@ def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> 
     for wrong in ("-1", "many", ""):
         assert runner.invoke(command, ["--batch-size", wrong]).exit_code == 2
     config = TrainConfig(tokens_per_step=16 * 64, batch_size=0)
-    batch_size = with_batch_size(config, GPT(tiny_config), cpu).batch_size
+    batch_size = choose_batch_size(config, GPT(tiny_config), cpu)
     assert 64 % batch_size == 0
     assert batch_size > 1
 
 
 class Clocked:
-    """Stands in for a Stepper: each update takes as long as is said, on a clock of its own."""
+    """Stands in for updates: each update takes as long as is said, on a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, first_s: float, then_s: float) -> None:
         self.group = SINGLE_PROCESS
         self.now, self.n_steps = 100.0, 0
         self.times = (first_s, first_s, then_s)
         monkeypatch.setattr("train.setup.autotune.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("train.setup.autotune.update", self.update)
 
-    def step(self, step: int, lr_scale: float) -> None:
-        assert lr_scale == 0.0
+    def update(self, trainer: Any, step: int, lr: float) -> None:
+        assert lr == 0.0
         self.now += self.times[min(self.n_steps, 2)]
         self.n_steps += 1
 
@@ -180,7 +175,9 @@ def test_trials_are_a_small_share_of_the_run(
     found: float,
 ) -> None:
     clocked: Any = Clocked(monkeypatch, first_s, then_s)
-    assert step_time(clocked, TrainConfig(**settings)) == pytest.approx(found)
+    assert step_time(clocked, TrainConfig(**settings), settings.get("max_steps")) == pytest.approx(
+        found
+    )
     assert clocked.n_steps == n_steps
 
 
@@ -196,7 +193,9 @@ def test_only_long_runs_are_compiled_by_themselves(cpu: Device) -> None:
         ({"max_steps": 20_000, "compile": "on"}, [False] * 3),  # it is already
     ):
         config = TrainConfig(**settings)
-        assert [compile_pays_off(config, each, 0.1) for each in (cpu, gpu, apple)] == expected
+        assert [
+            compile_pays_off(config, config.max_steps, each, 0.1) for each in (cpu, gpu, apple)
+        ] == expected
 
 
 def test_trial_steps_leave_no_trace(
@@ -204,7 +203,8 @@ def test_trial_steps_leave_no_trace(
 ) -> None:
     model = random_model(replace(tiny_config, dropout=0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    speed = measure_speed(TrainConfig(tokens_per_step=64, batch_size=2), model, data, cpu)
+    config = TrainConfig(tokens_per_step=64)
+    speed = measure_speed(config, model, data, cpu, batch_size=2, max_steps=1)
     assert min(speed.step_s, speed.eval_s, speed.memory_bytes) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -217,10 +217,11 @@ def test_the_plan_says_what_is_to_come(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
     model = GPT(tiny_config)
-    config = TrainConfig(
-        max_steps=2000, tokens_per_step=64, batch_size=2, eval_interval=500, save_interval=500
+    config = TrainConfig(tokens_per_step=64)
+    plan = TrainPlan(
+        max_steps=2000, batch_size=2, eval_interval=500, save_interval=500, compile="off"
     )
-    plan = "\n".join(summary_lines(config, model, data, cpu, SPEED))
+    summary = "\n".join(summary_lines(config, plan, model, data, cpu, SPEED))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (
         f"{model.n_parameters:,} parameters: 1 layers, 2 heads, 16 channels, context 16",
@@ -230,4 +231,4 @@ def test_the_plan_says_what_is_to_come(
         "memory      1.5 GB",
         "expected    3m 28s (100 ms a step): until about ",  # 200 s of steps, 4 x 2 s
     ):
-        assert words in plan
+        assert words in summary

@@ -10,19 +10,20 @@ from common.dataset import DataFolder
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from tests.train.test_step import CONFIG, bits, make
+from tests.train.test_update import CONFIG, LR, bits, make
+from train.loop import update
 from train.setup.compiler import CompiledForward
-from train.step import Stepper
+from train.trainer import Trainer
 
 
 def compiled(
     data: DataFolder, shape: ModelConfig, device: Device, monkeypatch: pytest.MonkeyPatch, by: Any
-) -> Stepper:
-    """Return a Stepper that compiles by the function ``by`` in torch.compile's place."""
+) -> Trainer:
+    """Return a Trainer that compiles by the function ``by`` in torch.compile's place."""
     monkeypatch.setattr(torch, "compile", by)
-    stepper = make(data, shape, device, CONFIG)
-    stepper.forward = CompiledForward(stepper.model, compiled=True)
-    return stepper
+    trainer = make(data, shape, device, CONFIG)
+    trainer.forward = CompiledForward(trainer.model, compiled=True)
+    return trainer
 
 
 def fails_at_wrapping(*_: object, **__: object) -> Any:
@@ -66,7 +67,7 @@ def test_a_failure_is_one_warning_and_the_same_training(
         failing = compiled(data, tiny_config, cpu, monkeypatch, by)
         plain = make(data, tiny_config, cpu)
         for step in range(3):
-            assert failing.step(step) == plain.step(step)
+            assert update(failing, step, LR) == update(plain, step, LR)
     assert bits(failing) == bits(plain)
     assert caplog.messages == [
         f"compiling failed {message}: going on without it. --compile off does not try."
@@ -86,7 +87,7 @@ def test_a_failure_at_a_later_shape_redoes_the_step(
     for step in range(3):
         if step == 1:
             failing.batch_size = plain.batch_size = 4
-        assert failing.step(step) == plain.step(step)
+        assert update(failing, step, LR) == update(plain, step, LR)
         assert failing.forward.compiled == (step == 0)
     assert len(caplog.messages) == 1
 
@@ -101,7 +102,7 @@ def test_an_error_of_the_network_itself_is_raised(
 
     monkeypatch.setattr(failing.model, "forward", broken)
     with pytest.raises(ZeroDivisionError, match="in the network"):
-        failing.step(0)
+        update(failing, 0, LR)
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the compiler are its own affair
@@ -116,7 +117,7 @@ def test_compiled_for_real_it_is_the_same_network_under_the_same_names(
     real = compiled(data, tiny_config, cpu, monkeypatch, by)
     plain = make(data, tiny_config, cpu)
     for step in range(2):
-        ours, theirs = real.step(step), plain.step(step)
+        ours, theirs = update(real, step, LR), update(plain, step, LR)
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
     assert real.forward.compiled

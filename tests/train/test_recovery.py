@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,87 +13,70 @@ from common.dataset import DataFolder
 from common.device import Device
 from common.errors import UserError
 from common.run_dir import checkpoints
-from tests.train.runs import final_bytes, metrics, numbers, pretrain
+from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
-from train.data import Ahead
+from train.data import Prefetcher
+from train.loop import Update, update
+from train.optim.lr_schedule import learning_rate_at
 from train.resume import resume_run
 from train.signals import StopRequest
-from train.step import Stepper, Update
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
 
 
-class OneBadUpdate(Stepper):
-    """Has weights that are not numbers during update 7, and only then."""
+UpdateOf = Callable[[Trainer, int, float], Update]
 
-    bad: tuple[int, ...] = (7,)
 
-    def step(self, step: int, lr_scale: float = 1.0) -> Update:
-        if step not in self.bad:
-            return super().step(step, lr_scale)
-        weights = self.model.wte.weight.data
+def bad_at(*bad: int) -> UpdateOf:
+    """Return updates during which, at these steps only, weights are not numbers."""
+
+    def updated(trainer: Trainer, step: int, lr: float) -> Update:
+        if step not in bad:
+            return update(trainer, step, lr)
+        weights = trainer.model.wte.weight.data
         kept = weights.clone()
         weights.fill_(math.nan)
-        update = super().step(step, lr_scale)
+        result = update(trainer, step, lr)
         weights.copy_(kept)
-        return update
+        return result
+
+    return updated
 
 
-class TwoBadUpdates(OneBadUpdate):
-    bad = (3, 7)
+def is_as_planned(trainer: Trainer, step: int, lr: float) -> bool:
+    return lr == learning_rate_at(step, TINY["max_steps"], trainer.config)
 
 
-class SpoiltAt7(Stepper):
-    """Spoils its weights at update 7, if the learning rate is as planned."""
-
-    def step(self, step: int, lr_scale: float = 1.0) -> Update:
-        if step == 7 and lr_scale == 1.0:
-            self.model.wte.weight.data.fill_(math.nan)
-        return super().step(step, lr_scale)
+def spoilt_at_7(trainer: Trainer, step: int, lr: float) -> Update:
+    """Spoil the weights at update 7, if the learning rate is as planned."""
+    if step == 7 and is_as_planned(trainer, step, lr):
+        trainer.model.wte.weight.data.fill_(math.nan)
+    return update(trainer, step, lr)
 
 
-class SpoiltAt7Ahead(SpoiltAt7):
-    """The same, its windows cut by a thread, as where there is a GPU."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._windows = Ahead(self._cut)
-
-
-class SpoiltAlways(Stepper):
-    """Spoils its weights at update 7, at whatever learning rate."""
-
-    def step(self, step: int, lr_scale: float = 1.0) -> Update:
-        if step == 7:
-            self.model.wte.weight.data.fill_(math.nan)
-        return super().step(step, lr_scale)
+def spoilt_always(trainer: Trainer, step: int, lr: float) -> Update:
+    """Spoil the weights at update 7, at whatever learning rate."""
+    if step == 7:
+        trainer.model.wte.weight.data.fill_(math.nan)
+    return update(trainer, step, lr)
 
 
-class TooLargeAfter6(Stepper):
-    """Leaves finite weights after update 5 whose products are none, if the rate is as planned."""
-
-    def step(self, step: int, lr_scale: float = 1.0) -> Update:
-        update = super().step(step, lr_scale)
-        if step == 5 and lr_scale == 1.0:
-            self.model.get_parameter("ln_f.weight").data.fill_(3e38)
-        return update
+def too_large_after_6(trainer: Trainer, step: int, lr: float) -> Update:
+    """Leave finite weights after update 5 whose products are none, if the rate is as planned."""
+    result = update(trainer, step, lr)
+    if step == 5 and is_as_planned(trainer, step, lr):
+        trainer.model.get_parameter("ln_f.weight").data.fill_(3e38)
+    return result
 
 
-class HalfFrom(Stepper):
-    """Halves the learning rate from update ``first`` on: what a return there should come to."""
-
-    first = 6
-
-    def step(self, step: int, lr_scale: float = 1.0) -> Update:
-        return super().step(step, lr_scale * (0.5 if step >= self.first else 1.0))
+def half_from(first: int) -> UpdateOf:
+    """Halve the learning rate from update ``first`` on: what a return there should come to."""
+    return lambda trainer, step, lr: update(trainer, step, lr * (0.5 if step >= first else 1.0))
 
 
-class HalfFrom4(HalfFrom):
-    first = 4
-
-
-def with_stepper(monkeypatch: pytest.MonkeyPatch, kind: type[Stepper]) -> None:
-    monkeypatch.setattr("train.session.Stepper", kind)
+def with_updates(monkeypatch: pytest.MonkeyPatch, updated: UpdateOf) -> None:
+    monkeypatch.setattr("train.loop.update", updated)
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -103,7 +87,7 @@ def state(run: Path) -> dict[str, Any]:
 def test_a_bad_update_leaves_weights_alone_and_the_run_goes_on(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    with_stepper(monkeypatch, OneBadUpdate)
+    with_updates(monkeypatch, bad_at(7))
     run = pretrain(data.path, tmp_path, eval_interval=1, log_interval=5, dropout=0.0)
     by_step = {line["step"]: line for line in metrics(run)}
     assert sorted(by_step) == list(range(1, 13))
@@ -119,7 +103,7 @@ def test_a_bad_update_leaves_weights_alone_and_the_run_goes_on(
 def test_bad_updates_count_only_in_a_row(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_stepper(monkeypatch, TwoBadUpdates)
+    with_updates(monkeypatch, bad_at(3, 7))
     run = pretrain(data.path, tmp_path, max_bad_steps=2)
     assert state(run)["n_skipped"] == 2
     assert state(run)["n_returns"] == 0
@@ -128,7 +112,7 @@ def test_bad_updates_count_only_in_a_row(
 def test_a_skipped_update_is_recorded_though_no_line_is_due(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_stepper(monkeypatch, OneBadUpdate)
+    with_updates(monkeypatch, bad_at(7))
     run = pretrain(data.path, tmp_path, log_interval=5)
     assert [line["step"] for line in metrics(run)] == [5, 6, 8, 10, 12]
 
@@ -136,17 +120,17 @@ def test_a_skipped_update_is_recorded_though_no_line_is_due(
 def test_spoilt_weights_are_given_up_for_a_checkpoint_at_half_the_rate(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    with_stepper(monkeypatch, SpoiltAt7)
+    with_updates(monkeypatch, spoilt_at_7)
     run = pretrain(data.path, tmp_path, max_bad_steps=3, log_interval=1)
     assert "after 3 updates in a row: back to " in caplog.text
     assert "step-00000006, with the learning rate times 0.5" in caplog.text
     assert state(run)["lr_scale"] == 0.5
-    with_stepper(monkeypatch, HalfFrom)
+    with_updates(monkeypatch, half_from(6))
     expected = pretrain(data.path, tmp_path, "expected", log_interval=1)
     assert final_bytes(run) == final_bytes(expected)
     lines, wanted = numbers(run), numbers(expected)
     for line in wanted[6:]:
-        line["lr"] /= 2  # the law of the other run is in its stepper, so its log lacks it
+        line["lr"] /= 2  # the law of the other run is in its updates, so its log lacks it
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines == wanted
 
@@ -154,8 +138,11 @@ def test_spoilt_weights_are_given_up_for_a_checkpoint_at_half_the_rate(
 def test_a_run_that_went_back_has_its_windows_cut_ahead_again(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: Path
 ) -> None:
-    """Past bug: the stepper that it went on with was closed in place of the one it left."""
-    with_stepper(monkeypatch, SpoiltAt7Ahead)
+    """Past bug: what cut them was closed with the run's first part. As where there is a GPU."""
+    monkeypatch.setattr(
+        "train.trainer.Prefetcher", lambda make, n_ahead: Prefetcher(make, n_ahead=2)
+    )
+    with_updates(monkeypatch, spoilt_at_7)
     run = pretrain(data.path, tmp_path, max_bad_steps=3, log_interval=1)
     assert final_bytes(run) == final_bytes(spoilt)
 
@@ -163,11 +150,11 @@ def test_a_run_that_went_back_has_its_windows_cut_ahead_again(
 def test_an_evaluation_that_is_no_number_gives_its_checkpoint_up(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    with_stepper(monkeypatch, TooLargeAfter6)
+    with_updates(monkeypatch, too_large_after_6)
     run = pretrain(data.path, tmp_path)
     assert "step 6: the loss is nan on train" in caplog.text
     assert "step-00000004, with the learning rate times 0.5" in caplog.text
-    with_stepper(monkeypatch, HalfFrom4)
+    with_updates(monkeypatch, half_from(4))
     assert final_bytes(run) == final_bytes(pretrain(data.path, tmp_path, "expected"))
 
 
@@ -180,7 +167,7 @@ def test_a_run_resumed_around_a_return_equals_one_never_stopped(
     spoilt: Path,
 ) -> None:
     """Stopped before, amid, and after the bad updates."""
-    with_stepper(monkeypatch, SpoiltAt7)
+    with_updates(monkeypatch, spoilt_at_7)
     run = pretrain(data.path, tmp_path, stop=StopAfter(n_times), max_bad_steps=3, log_interval=1)
     assert resume_run(run, "cpu", StopRequest()) is None
     assert final_bytes(run) == final_bytes(spoilt)
@@ -191,7 +178,7 @@ def test_a_run_resumed_around_a_return_equals_one_never_stopped(
 def spoilt(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.setup.autotune.MEASURE_S", 0.0)
-        with_stepper(patch, SpoiltAt7)
+        with_updates(patch, spoilt_at_7)
         folder = tmp_path_factory.mktemp("spoilt")
         return pretrain(data.path, folder, max_bad_steps=3, log_interval=1)
 
@@ -199,7 +186,7 @@ def spoilt(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_after_three_returns_it_stops_and_says_what_to_do(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
-    with_stepper(monkeypatch, SpoiltAlways)
+    with_updates(monkeypatch, spoilt_always)
     with pytest.raises(UserError) as raised:
         pretrain(data.path, tmp_path, max_bad_steps=2)
     assert raised.value.message == (

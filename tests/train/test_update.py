@@ -18,9 +18,12 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.data import window_starts
-from train.optim.group import make_optimizer, optimizer_state_dict
+from train.loop import update
+from train.optim.grad_scaler import GROWTH_INTERVAL, INITIAL_SCALE
+from train.optim.group import make_optimizer
+from train.optim.lr_schedule import learning_rate_at
 from train.setup.compiler import CompiledForward
-from train.step import GROWTH_STEPS, LOSS_SCALE, Stepper
+from train.trainer import Trainer
 
 CONFIG = TrainConfig(
     tokens_per_step=128,
@@ -37,26 +40,28 @@ CONFIG = TrainConfig(
 # torch's RMSNorm warns where autocast leaves it weights wider than its input, as on a CPU
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 
+LR = 1e-2
 HALF = Device(torch.device("cpu"), torch.float16, "a test")
 
 
 @pytest.fixture
-def stepper(data: DataFolder, tiny_config: ModelConfig, cpu: Device) -> Stepper:
+def trainer(data: DataFolder, tiny_config: ModelConfig, cpu: Device) -> Trainer:
     return make(data, tiny_config, cpu)
 
 
 def make(
     data: DataFolder, shape: ModelConfig, device: Device, config: TrainConfig = CONFIG
-) -> Stepper:
+) -> Trainer:
     torch.manual_seed(0)
     model = GPT(shape)
-    return Stepper(model, make_optimizer(model, config), data, config, device)
+    optimizer = make_optimizer(model, config)
+    return Trainer(model, optimizer, data, config, device, batch_size=config.batch_size)
 
 
-def bits(stepper: Stepper) -> list[bytes]:
+def bits(trainer: Trainer) -> list[bytes]:
     """Return every bit of the weights and of the optimizer's state."""
-    state = optimizer_state_dict(stepper.optimizer, stepper.model)
-    tensors = [*stepper.model.parameters(), *(state[name] for name in sorted(state))]
+    state = trainer.optimizer.state_dict(trainer.model)
+    tensors = [*trainer.model.parameters(), *(state[name] for name in sorted(state))]
     return [t.detach().numpy().tobytes() for t in tensors]
 
 
@@ -94,7 +99,7 @@ def test_a_step_equals_one_written_in_plain_torch(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device, schedule: Any
 ) -> None:
     config = replace(CONFIG, schedule=schedule, max_steps=5, min_lr=0.0)
-    stepper = make(data, tiny_config, cpu, config)
+    trainer = make(data, tiny_config, cpu, config)
     torch.manual_seed(0)
     plain = GPT(tiny_config)
     matrices = [p for p in plain.parameters() if p.dim() >= 2]
@@ -107,7 +112,7 @@ def test_a_step_equals_one_written_in_plain_torch(
     )
     ids = torch.from_numpy(data.tokens("train").astype("int64"))
     for step in range(3):
-        update = stepper.step(step, lr_scale=0.5)
+        result = update(trainer, step, 0.5 * learning_rate_at(step, 5, config))
         starts = window_starts(CONFIG.seed, step, 8, len(ids), 16)
         x = torch.stack([ids[s : s + 16] for s in starts])
         y = torch.stack([ids[s + 1 : s + 17] for s in starts])
@@ -122,11 +127,11 @@ def test_a_step_equals_one_written_in_plain_torch(
         for g in gradients:
             g.mul_(min(1.0, 0.5 / expected_norm))
         adamw.step()
-        assert update.finite
-        assert update.loss == pytest.approx(expected.item(), rel=1e-6)
-        assert update.grad_norm == pytest.approx(expected_norm, rel=1e-5)
-        assert update.grad_norm > 0.5  # clipping is at work
-        for a, b in zip(stepper.model.parameters(), plain.parameters(), strict=True):
+        assert result.finite
+        assert result.loss == pytest.approx(expected.item(), rel=1e-6)
+        assert result.grad_norm == pytest.approx(expected_norm, rel=1e-5)
+        assert result.grad_norm > 0.5  # clipping is at work
+        for a, b in zip(trainer.model.parameters(), plain.parameters(), strict=True):
             # where a gradient is near 0, its sign, and so AdamW's step, hangs on rounding
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
@@ -134,18 +139,18 @@ def test_a_step_equals_one_written_in_plain_torch(
 def test_without_clipping_the_gradient_is_as_it_is(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
-    stepper = make(data, tiny_config, cpu, replace(CONFIG, grad_clip=0.0))
-    norm = stepper.step(0, lr_scale=0.0).grad_norm
-    gradients = [p.grad for p in stepper.model.parameters() if p.grad is not None]
+    trainer = make(data, tiny_config, cpu, replace(CONFIG, grad_clip=0.0))
+    norm = update(trainer, 0, 0.0).grad_norm
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     assert norm == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in gradients)), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_losses_do_not_depend_on_the_rows_at_a_time(
-    stepper: Stepper, data: DataFolder, tiny_config: ModelConfig, cpu: Device, batch_size: int
+    trainer: Trainer, data: DataFolder, tiny_config: ModelConfig, cpu: Device, batch_size: int
 ) -> None:
     in_parts = make(data, tiny_config, cpu, replace(CONFIG, batch_size=batch_size))
-    whole, parts = ([s.step(step) for step in range(10)] for s in (stepper, in_parts))
+    whole, parts = ([update(s, step, LR) for step in range(10)] for s in (trainer, in_parts))
     assert [u.loss for u in parts] == pytest.approx([u.loss for u in whole], rel=1e-4)
     assert [u.grad_norm for u in parts] == pytest.approx([u.grad_norm for u in whole], rel=1e-3)
     assert whole[-1].loss < whole[0].loss - 0.3  # it learned
@@ -157,9 +162,9 @@ def test_dropout_of_a_step_depends_on_the_seed_and_the_step_alone(
     shape = replace(tiny_config, dropout=0.5)
 
     def loss(step: int, seed: int = 1337) -> float:
-        stepper = make(data, shape, cpu, replace(CONFIG, seed=seed))
+        trainer = make(data, shape, cpu, replace(CONFIG, seed=seed))
         torch.rand(3)  # someone else draws
-        return stepper.step(step).loss
+        return update(trainer, step, LR).loss
 
     assert loss(step=3) == loss(step=3)
     assert len({loss(step=3), loss(step=4), loss(step=3, seed=1)}) == 3
@@ -170,29 +175,29 @@ def test_dropout_of_a_step_depends_on_the_seed_and_the_step_alone(
 def test_not_a_bit_changes_when_the_loss_is_not_finite(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device, damage: float, optimizer: Any
 ) -> None:
-    stepper = make(data, tiny_config, cpu, replace(CONFIG, optimizer=optimizer))
-    stepper.step(0)
-    scales = dict(stepper.model.named_parameters())["ln_f.weight"].data
+    trainer = make(data, tiny_config, cpu, replace(CONFIG, optimizer=optimizer))
+    update(trainer, 0, LR)
+    scales = dict(trainer.model.named_parameters())["ln_f.weight"].data
     sound = scales[0].item()
     scales[0] = damage
-    before = bits(stepper)
-    update = stepper.step(1)
-    assert not update.finite
-    assert not math.isfinite(update.loss)
-    assert bits(stepper) == before
+    before = bits(trainer)
+    result = update(trainer, 1, LR)
+    assert not result.finite
+    assert not math.isfinite(result.loss)
+    assert bits(trainer) == before
     scales[0] = sound
-    assert stepper.step(1).finite  # and it can go on
+    assert update(trainer, 1, LR).finite  # and it can go on
 
 
-def test_not_a_bit_changes_when_only_the_gradient_is_not_finite(stepper: Stepper) -> None:
-    stepper.step(0)
-    before = bits(stepper)
-    handle = spoil(stepper.model.wte.weight)
-    update = stepper.step(1)
-    assert (math.isfinite(update.loss), update.finite) == (True, False)
-    assert bits(stepper) == before
+def test_not_a_bit_changes_when_only_the_gradient_is_not_finite(trainer: Trainer) -> None:
+    update(trainer, 0, LR)
+    before = bits(trainer)
+    handle = spoil(trainer.model.wte.weight)
+    result = update(trainer, 1, LR)
+    assert (math.isfinite(result.loss), result.finite) == (True, False)
+    assert bits(trainer) == before
     handle.remove()
-    assert stepper.step(1).finite
+    assert update(trainer, 1, LR).finite
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -218,15 +223,15 @@ def test_out_of_memory_ends_in_what_fewer_rows_would_have_given_from_the_beginni
     crowded.forward = giving = Giving(crowded.model, fail)
     roomy = make(data, shape, cpu, replace(CONFIG, batch_size=2))
     with caplog.at_level(logging.WARNING):
-        assert crowded.step(0) == roomy.step(0)
+        assert update(crowded, 0, LR) == update(roomy, 0, LR)
     expected = [8, 4, 2, 2, 2, 2] if where != "second" else [4, 4, 2, 2, 2, 2]
     assert giving.rows == expected
     assert caplog.messages[-1] == (
         "out of memory: from now on 4 x 2 rows of 16, as many tokens a step as before"
     )
-    assert crowded.step(1) == roomy.step(1)
+    assert update(crowded, 1, LR) == update(roomy, 1, LR)
     assert bits(crowded) == bits(roomy)
-    assert crowded.state()["batch_size"] == 2
+    assert crowded.state_dict()["batch_size"] == 2
 
 
 def test_rows_that_do_not_halve_evenly_still_divide_the_step(
@@ -238,46 +243,46 @@ def test_rows_that_do_not_halve_evenly_still_divide_the_step(
         return loss
 
     config = replace(CONFIG, tokens_per_step=16 * 15, batch_size=15)
-    stepper = make(data, tiny_config, cpu, config)
-    stepper.forward = giving = Giving(stepper.model, fail)
-    stepper.step(0)
+    trainer = make(data, tiny_config, cpu, config)
+    trainer.forward = giving = Giving(trainer.model, fail)
+    update(trainer, 0, LR)
     assert giving.rows == [15, 5, 1, *[1] * 14]
 
 
-def test_no_room_for_a_single_row_is_a_sentence(stepper: Stepper) -> None:
+def test_no_room_for_a_single_row_is_a_sentence(trainer: Trainer) -> None:
     def fail(forward: Giving, x: Tensor, loss: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    stepper.forward = giving = Giving(stepper.model, fail)
+    trainer.forward = giving = Giving(trainer.model, fail)
     with pytest.raises(ConfigError, match=r"^out of memory with a single row of 16 tokens: "):
-        stepper.step(0)
+        update(trainer, 0, LR)
     assert giving.rows == [8, 4, 2, 1]
 
 
-def test_no_room_for_the_optimizer_is_a_sentence(stepper: Stepper) -> None:
+def test_no_room_for_the_optimizer_is_a_sentence(trainer: Trainer) -> None:
     def full() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    stepper.optimizer.step = full  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"^out of memory in the optimizer: "):
-        stepper.step(0)
+    trainer.optimizer.step = full  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"^out of memory in the optimizer\. "):
+        update(trainer, 0, LR)
 
 
-def test_other_errors_are_raised_as_they_are(stepper: Stepper) -> None:
+def test_other_errors_are_raised_as_they_are(trainer: Trainer) -> None:
     def fail(forward: Giving, x: Tensor, loss: Tensor) -> Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    stepper.forward = Giving(stepper.model, fail)
+    trainer.forward = Giving(trainer.model, fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        stepper.step(0)
+        update(trainer, 0, LR)
 
 
 def test_float16_comes_close_to_float32(
-    stepper: Stepper, data: DataFolder, tiny_config: ModelConfig
+    trainer: Trainer, data: DataFolder, tiny_config: ModelConfig
 ) -> None:
     half = make(data, tiny_config, HALF)
     for step in range(5):
-        full, narrow = stepper.step(step), half.step(step)
+        full, narrow = update(trainer, step, LR), update(half, step, LR)
         assert narrow.loss == pytest.approx(full.loss, rel=5e-3)
         assert narrow.grad_norm == pytest.approx(full.grad_norm, rel=2e-2)
 
@@ -286,62 +291,64 @@ def test_a_loss_scale_that_is_too_large_is_halved_and_the_step_redone(
     data: DataFolder, tiny_config: ModelConfig
 ) -> None:
     too_large = make(data, tiny_config, HALF)
-    too_large.load_state(too_large.state() | {"loss_scale": 2.0**40})
-    update = too_large.step(0)
-    found = too_large.state()["loss_scale"]
-    assert update.finite
+    too_large.load_state_dict(too_large.state_dict() | {"loss_scale": 2.0**40})
+    result = update(too_large, 0, LR)
+    found = too_large.state_dict()["loss_scale"]
+    assert result.finite
     assert 1 < found < 2.0**40
     fitting = make(data, tiny_config, HALF)
-    fitting.load_state(fitting.state() | {"loss_scale": found})
-    assert fitting.step(0) == update
+    fitting.load_state_dict(fitting.state_dict() | {"loss_scale": found})
+    assert update(fitting, 0, LR) == result
     assert bits(too_large) == bits(fitting)
 
 
 def test_a_gradient_that_no_loss_scale_mends_is_not_finite(
     data: DataFolder, tiny_config: ModelConfig
 ) -> None:
-    stepper = make(data, tiny_config, HALF)
-    stepper.step(0)
-    before = bits(stepper)
-    spoil(stepper.model.wte.weight)
-    assert not stepper.step(1).finite
-    assert bits(stepper) == before
+    trainer = make(data, tiny_config, HALF)
+    update(trainer, 0, LR)
+    before = bits(trainer)
+    spoil(trainer.model.wte.weight)
+    assert not update(trainer, 1, LR).finite
+    assert bits(trainer) == before
 
 
 def test_the_loss_scale_grows_again_and_comes_back_from_a_checkpoint(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
-    stepper = make(data, tiny_config, HALF)
-    assert stepper.state()["loss_scale"] == LOSS_SCALE
-    stepper.load_state(stepper.state() | {"loss_scale": 8.0, "n_unscaled": GROWTH_STEPS - 2})
-    stepper.step(0)
+    trainer = make(data, tiny_config, HALF)
+    assert trainer.state_dict()["loss_scale"] == INITIAL_SCALE
+    trainer.load_state_dict(
+        trainer.state_dict() | {"loss_scale": 8.0, "n_unscaled": GROWTH_INTERVAL - 2}
+    )
+    update(trainer, 0, LR)
     other = make(data, tiny_config, HALF)
-    other.load_state(stepper.state())
-    for each in (stepper, other):
-        each.step(1)
-        assert each.state()["loss_scale"] == 16.0
+    other.load_state_dict(trainer.state_dict())
+    for each in (trainer, other):
+        update(each, 1, LR)
+        assert each.state_dict()["loss_scale"] == 16.0
     # a run that goes on where numbers are wider needs no scale
     wide = make(data, tiny_config, cpu)
-    wide.load_state(stepper.state())
-    assert wide.state()["loss_scale"] == 1.0
+    wide.load_state_dict(trainer.state_dict())
+    assert wide.state_dict()["loss_scale"] == 1.0
 
 
 def test_small_gradients_survive_float16_through_the_loss_scale(
     data: DataFolder, tiny_config: ModelConfig
 ) -> None:
     def zeros(scale: float) -> int:
-        stepper = make(data, tiny_config, HALF)
-        stepper.load_state(stepper.state() | {"loss_scale": scale})
-        stepper.step(0, lr_scale=0.0)
-        gradients = [p.grad for p in stepper.model.h.parameters() if p.grad is not None]
+        trainer = make(data, tiny_config, HALF)
+        trainer.load_state_dict(trainer.state_dict() | {"loss_scale": scale})
+        update(trainer, 0, 0.0)
+        gradients = [p.grad for p in trainer.model.h.parameters() if p.grad is not None]
         return sum(int((gradient == 0).sum()) for gradient in gradients)
 
     # as gradients a million times as small would fare without it
-    assert (zeros(2.0**-20) > 500, zeros(LOSS_SCALE)) == (True, 0)
+    assert (zeros(2.0**-20) > 500, zeros(INITIAL_SCALE)) == (True, 0)
 
 
-def test_the_busy_time_is_nearly_all_of_the_time_and_never_more(stepper: Stepper) -> None:
+def test_the_busy_time_is_nearly_all_of_the_time_and_never_more(trainer: Trainer) -> None:
     start = time.perf_counter()
     for step in range(20):
-        stepper.step(step)
-    assert 0 < stepper.busy_s < time.perf_counter() - start
+        update(trainer, step, LR)
+    assert 0 < trainer.busy_s < time.perf_counter() - start

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from train.config import TrainConfig
-from train.lr_schedule import learning_rate_at
+from train.optim.lr_schedule import learning_rate_at
 
 # Peak 1.0, floor 0.2, 4 updates of warmup of 44: then cosine over 40 updates.
 WORKED_OUT_BY_HAND = [

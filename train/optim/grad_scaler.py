@@ -1,0 +1,38 @@
+"""The loss scale of float16: halved where gradients overflow, doubled after many that did not.
+
+float16 reaches down to 6e-8: small gradients survive only if the loss is multiplied.
+
+Source: Micikevicius et al. 2018, section 3.2 (arXiv:1710.03740); the values are torch.amp's.
+"""
+
+import math
+
+import torch
+
+# A power of two, so that nothing is rounded; doubled after so many updates without overflow.
+INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2_000
+
+
+class GradScaler:
+    """The factor of the loss; 1 in dtypes that need none."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._is_enabled = dtype == torch.float16
+        self.scale = INITIAL_SCALE if self._is_enabled else 1.0
+        self.growth_tracker = 0  # updates since the scale last changed
+
+    def load(self, scale: float, growth_tracker: int) -> None:
+        """Take over a checkpoint's scale, where this dtype needs one and that one did."""
+        if self._is_enabled and scale > 0:
+            self.scale, self.growth_tracker = scale, growth_tracker
+
+    def overflowed(self, loss: float, grad_norm: float) -> bool:
+        """Adapt the scale to an update's result; tell whether it was too large for the gradient."""
+        if self.scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm):
+            self.scale, self.growth_tracker = self.scale / 2, 0
+            return True
+        if self._is_enabled:
+            self.growth_tracker += 1
+            if self.growth_tracker == GROWTH_INTERVAL:
+                self.scale, self.growth_tracker = self.scale * 2, 0
+        return False

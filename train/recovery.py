@@ -1,0 +1,140 @@
+"""Training with a way back: where weights became useless, to the last good checkpoint.
+
+The run goes on from there with half the learning rate: a few times, then it stops and says why.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from common import run_dir
+from common.checkpoint import MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, newest_valid
+from common.errors import UserError
+from train.distributed.comm import ProcessGroup
+from train.distributed.fsdp import load_sharded, shard_like, to_local
+from train.loop import train
+from train.monitoring.metrics import cut_metrics
+from train.setup.retry import explain_out_of_memory
+from train.signals import StopRequest
+from train.trainer import DivergedError, Progress, Run, initial_model
+
+log = logging.getLogger(__name__)
+
+# The third leaves an eighth of the learning rate: what needs less was wrong by more than that.
+MAX_ROLLBACKS = 3
+
+
+def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int | None:
+    """Train to the end; return the signal that ended it early, or None.
+
+    Raises: UserError when not even smaller learning rates help.
+    """
+    with explain_out_of_memory("evaluation or saving", " and go on: python -m train resume"):
+        try:
+            while True:
+                try:
+                    stopped_by = train(run, progress, stop)
+                    break
+                except DivergedError as error:
+                    progress = roll_back(run, progress, str(error))
+        finally:
+            run.trainer.windows.close()
+    _log_end(run, progress, stopped_by)
+    return stopped_by
+
+
+def roll_back(run: Run, progress: Progress, reason: str) -> Progress:
+    """Put a run back to its last good checkpoint, or its beginning, with half the learning rate."""
+    trainer, at = run.trainer, f"step {progress.step:,}: {reason}"
+    if progress.n_returns == MAX_ROLLBACKS:
+        raise UserError(
+            f"{at}: the run has diverged, also after {MAX_ROLLBACKS} returns to an earlier "
+            f"checkpoint, each with half the learning rate. Train anew with a lower "
+            f"--learning-rate than {progress.lr_scale * trainer.config.learning_rate:g}."
+        )
+
+    def good_checkpoint() -> str | None:
+        saved = None
+        if run_dir.checkpoints(run.folder, last_step=progress.good_step):
+            saved = newest_valid(run.folder, "latest", last_step=progress.good_step)
+        run_dir.rollback_to(run.folder, saved)
+        return None if saved is None else str(saved)
+
+    saved = trainer.group.broadcast_from_rank0(good_checkpoint)
+    lr_scale = progress.lr_scale / 2
+    log.warning("%s: back to %s, with the learning rate times %g", at, saved or "step 0", lr_scale)
+    if saved is None:
+        settings = run_dir.read_json(run.folder / run_dir.CONFIG_NAME)
+        init_from = Path(settings["init_from"]) if settings.get("init_from") else None
+        first = initial_model(trainer.model.config, trainer.config, init_from)
+        weights, restored = first.state_dict(), Progress()
+        trainer.optimizer.load_state_dict(trainer.model, {})
+        trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, 0))
+    else:
+        weights = load_file(Path(saved) / MODEL_NAME)
+        restored = restore(run, Path(saved), run_dir.read_json(Path(saved) / STATE_NAME))
+    with torch.no_grad():  # in place: there is no room for a second network
+        for name, parameter in trainer.model.named_parameters():
+            to_local(parameter).copy_(to_local(shard_like(weights[name], parameter)))
+    if run_dir.read_pointer(run.folder, "best") is None:  # it went with the others
+        restored.best_val_loss = None
+    return replace(
+        restored,
+        seconds=progress.seconds,
+        update_s=progress.update_s,
+        lr_scale=lr_scale,
+        n_returns=progress.n_returns + 1,
+    )
+
+
+def restore(run: Run, saved: Path, state: dict[str, Any]) -> Progress:
+    """Put back all but the weights of the checkpoint ``saved``; return how far it was."""
+    trainer, model = run.trainer, run.trainer.model
+    if (saved / run_dir.SHARDS_NAME).is_dir():
+        tensors = load_sharded(saved / run_dir.SHARDS_NAME, dict(model.named_parameters()))
+    else:
+        tensors = load_file(saved / OPTIMIZER_NAME)
+    trainer.optimizer.load_state_dict(model, tensors)
+    if "stepper" in state:
+        trainer.load_state_dict(state["stepper"])
+    progress = Progress(**state["progress"])
+    first_step = run.plan.first_logged_step(progress.step)
+    trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, first_step))
+    return progress
+
+
+@contextmanager
+def run_lock(folder: Path, group: ProcessGroup) -> Iterator[None]:
+    """Keep other trainings away from a run."""
+    descriptor = group.broadcast_from_rank0(lambda: run_dir.lock_run(folder))
+    try:
+        yield
+    finally:
+        if group.is_rank0:
+            os.close(descriptor)
+
+
+def _log_end(run: Run, progress: Progress, stopped_by: int | None) -> None:
+    name = run.folder.name
+    if run.folder.parent != Path("runs"):  # the commands' own default
+        name += f" --runs-dir {run.folder.parent}"
+    if stopped_by is not None:
+        step = f"{progress.step:,}"
+        log.info(
+            "Stopped after step %s, everything saved. Go on: python -m train resume %s", step, name
+        )
+        return
+    assert progress.best_val_loss is not None
+    log.info(
+        "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
+        run_dir.read_pointer(run.folder, "best"),
+        progress.best_val_loss,
+        name,
+    )
