@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
-import torch
 
 from common import checkpoint, run_dir
 from common.device import choose_device
@@ -12,14 +11,8 @@ from common.errors import ConfigError
 from common.inference.backend import Backend
 from common.inference.decoder import Decoder
 from common.inference.selector import make_backend
-from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from sample.model_info import RunInfo, read_run_info
-
-# Numbers that a token multiplies. Up to here one thread is as quick as several, which wait for each
-# other more than they compute, and it is not slowed down by whatever else the machine does
-# (tests/bench/GENERATION.md).
-ONE_THREAD_PARAMETERS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -62,12 +55,5 @@ def load_model(
     model = loaded.model.eval()
     if chosen.torch_device.type == "cuda":
         model.to(chosen.dtype)  # generating reads every weight once a token: halve that
-    if _n_multiplied(model) < ONE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
     backend = make_backend(model, int8=quantize == "int8")
     return LoadedModel(read_run_info(folder, loaded), loaded.tokenizer, backend)
-
-
-def _n_multiplied(model: GPT) -> int:
-    """Return how many numbers a token multiplies: of the n-gram tables it reads only its rows."""
-    return model.n_parameters - sum(table.numel() for table in model.wge.parameters())

@@ -24,7 +24,6 @@ from common.files import write_json
 from common.inference.backend import Backend
 from common.inference.config import GenerateConfig
 from common.inference.cpu.backend import CpuBackend
-from common.inference.cpu.quantize import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
@@ -120,7 +119,7 @@ def large() -> None:
         "tokens/s",
         {
             "ours, weights of a byte (--quantize int8)": generation(
-                model, CpuBackend(model, quantize_int8)
+                model, CpuBackend(model, int8=True)
             ),
             "ours, float32": ours,
             "ours, float32, with guesses": generation(model, network, guesses=True),

@@ -1,8 +1,7 @@
-"""Products of tokens with a matrix, and what is done with them in the same pass over them.
+"""Matrix products of tokens with packed weights, and the epilogue in the same pass over them.
 
-A matrix lies in panels: PANEL outputs' weights for one input, then those for the next. The sums of
-a panel's outputs for up to ROWS tokens stay in registers while its weights stream by. Each token's
-are added up in the same order, however many there are.
+The sums of a panel's outputs for up to ROWS tokens stay in registers while its weights stream by.
+Each token's are summed in the same order, however many there are.
 
 Source: blocks in registers, Goto and van de Geijn 2008, section 4 (Anatomy of High-Performance
 Matrix Multiplication). What was tried is in tests/bench/GENERATION.md.
@@ -12,19 +11,13 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
 from numba import carray, njit
 
-from common.inference.cpu.intrinsics import on_stack, prefetch, two_to
+from common.inference.cpu.intrinsics import alloca, exp2, prefetch
+from common.inference.cpu.layout import ADD, GELU, PANEL, RELU, RELU2, ROWS, SWIGLU
 
-# Outputs and tokens that are added up at once, in registers: of the 32 long ones of AVX-512 16 are
-# sums, 4 weights. Others have half as many, or of a quarter the length.
-PANEL, ROWS = (64, 4) if binding.get_host_cpu_features().get("avx512f") else (32, 2)
-LONGEST = 512  # inputs added up at a time: a panel's are 128 KB, which stay in the cache meanwhile
-AHEAD = 32  # inputs whose weights are fetched before those of the next, for a single token
+K_BLOCK = 512  # inputs summed at a time: a panel's are 128 KB, which stay in the cache meanwhile
 LINE_BYTES = 64  # that memory delivers together
-LINE = LINE_BYTES // 4  # numbers of 32 bits
-NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
 # Sums may be made of several, as vectors do: only where that is the same for every token.
 EXACT, LOOSE = {"contract", "nsz"}, {"contract", "nsz", "reassoc"}
 
@@ -44,21 +37,22 @@ def exp(x):
     y = y * r + np.float32(4.1665795894e-2)
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
-    return (y * r * r + r + np.float32(1)) * two_to(n)
+    return (y * r * r + r + np.float32(1)) * exp2(n)
 
 
-def _sums_of(n_rows: int) -> Any:
+def _gemm_panel(n_rows: int) -> Any:
     """Return what multiplies ``n_rows`` tokens with one panel's weights."""
     n = n_rows * PANEL
 
     @njit(fastmath=EXACT)
-    def add_up(x, row, w, scales, first, last, y, column, adds, ahead, stride):
-        """Add x[row + r, first:last] @ w[first:last] to y, or set it; meanwhile fetch ahead."""
-        sums = carray(on_stack(n), n)
+    def gemm_panel(x, row, w, scales, first, last, y, column, adds, ahead, stride):
+        """Add x[row + r, first:last] @ w[first:last] to y, or set it; several tokens prefetch."""
+        sums = carray(alloca(n), n)
         for j in range(n):
             sums[j] = 0
         for k in range(first, last):
-            prefetch(w, ahead + k * stride)
+            if n_rows > 1:
+                prefetch(w, ahead + k * stride)
             for r in range(n_rows):
                 xk = x[row + r, k]
                 for j in range(PANEL):
@@ -73,77 +67,80 @@ def _sums_of(n_rows: int) -> Any:
                 else:
                     y[row + r, column + j] = sums[r * PANEL + j]
 
-    return add_up
+    return gemm_panel
 
 
-_one, _several = _sums_of(1), _sums_of(ROWS)
+_gemm_panel_1, _gemm_panel_n = _gemm_panel(1), _gemm_panel(ROWS)
 
 
 @njit(fastmath=EXACT, error_model="numpy")
-def _finish(y, other, n_rows, column, bias, then):
-    """Add the bias to one panel of a product, if there is one, and do what comes next."""
+def _epilogue(y, other, n_rows, column, bias, op):
+    """Add the bias to one panel of a product, if there is one, and apply the activation."""
     for row in range(n_rows):
         panel = y[row, column : column + PANEL]
         if len(bias):
             for j in range(PANEL):
                 panel[j] += bias[column + j]
-        if then == GELU:  # the form with tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2 u))
+        if op == GELU:  # the form with tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2 u))
             for j in range(PANEL):
                 v = panel[j]
                 u = np.float32(math.sqrt(2 / math.pi)) * (v + np.float32(0.044715) * v * v * v)
                 panel[j] = v / (np.float32(1) + exp(np.float32(-2) * u))
-        elif then == SWIGLU:
+        elif op == SWIGLU:
             up = other[row, column : column + PANEL]
             for j in range(PANEL):
                 panel[j] = panel[j] / (np.float32(1) + exp(-panel[j])) * up[j]
-        elif then in (RELU, RELU2):
+        elif op in (RELU, RELU2):
             for j in range(PANEL):
                 panel[j] = max(panel[j], np.float32(0))
-            if then == RELU2:
+            if op == RELU2:
                 for j in range(PANEL):
                     panel[j] *= panel[j]
 
 
 @njit
-def product(net, matrix, n_out, x, n_in, n_rows, y, other, then, team):
+def gemm(weights, matrix, n_out, x, n_in, n_rows, y, other, op, group):
     """Multiply x (n_rows, n_in) with a matrix, into y (n_rows, n_out); this thread's panels.
 
-    ``matrix`` says where its weights, its bias and its scales begin.
+    ``matrix`` says where its weights, its bias and its scales begin. ``op`` is no constant: else
+    each call compiles anew.
     """
     n_panels = -(-n_out // PANEL)
-    at, bias, scales = matrix[0], net.vectors[:0], net.vectors[:0]
+    at, bias, scales = matrix[0], weights.vectors[:0], weights.vectors[:0]
     if matrix[1] >= 0:
-        bias = net.vectors[matrix[1] : matrix[1] + n_panels * PANEL]
+        bias = weights.vectors[matrix[1] : matrix[1] + n_panels * PANEL]
     if matrix[2] >= 0:
-        scales = net.vectors[matrix[2] : matrix[2] + n_panels * PANEL]
-    n_chunks = -(-n_in // LONGEST)
-    length = -(-n_in // n_chunks)
-    line = LINE_BYTES // net.panels.itemsize
-    own = n_panels * team.thread // team.n_threads, n_panels * (team.thread + 1) // team.n_threads
-    for panel in range(own[0], own[1]):
-        begin, column = at + panel * n_in, panel * PANEL
-        w, scale = net.panels[begin : begin + n_in], scales[column : column + PANEL]
+        scales = weights.vectors[matrix[2] : matrix[2] + n_panels * PANEL]
+    n_blocks = -(-n_in // K_BLOCK)
+    length = -(-n_in // n_blocks)
+    line = LINE_BYTES // weights.panels.itemsize
+    begin = n_panels * group.thread // group.n_threads
+    end = n_panels * (group.thread + 1) // group.n_threads
+    for panel in range(begin, end):
+        start, column = at + panel * n_in, panel * PANEL
+        w, scale = weights.panels[start : start + n_in], scales[column : column + PANEL]
         for first in range(0, n_in, length):
             last = min(first + length, n_in)
-            adds = first > 0 or then == ADD
+            adds = first > 0 or op == ADD
             row = 0
             while row + ROWS <= n_rows:
                 # each block of tokens fetches a part of the weights that come next
                 ahead = last * PANEL + (row // ROWS * length - first) * line
                 stride = line if row < PANEL // line * ROWS else 0
-                _several(x, row, w, scale, first, last, y, column, adds, ahead, stride)
+                _gemm_panel_n(x, row, w, scale, first, last, y, column, adds, ahead, stride)
                 row += ROWS
             while row < n_rows:
-                _one(x, row, w, scale, first, last, y, column, adds, AHEAD * PANEL, PANEL)
+                _gemm_panel_1(x, row, w, scale, first, last, y, column, adds, 0, 0)
                 row += 1
-        _finish(y, other, n_rows, column, bias, then)
+        _epilogue(y, other, n_rows, column, bias, op)
 
 
 @njit
-def multiply(x, n_rows, w, first, last, y, column, adds):
+def gemm_block(x, n_rows, w, first, last, y, column, adds):
     """Add x[:n_rows, first:last] @ w[first:last] to y, or set it, for up to ROWS tokens."""
     if n_rows == ROWS:
-        _several(x, 0, w, y[0, :0], first, last, y, column, adds, last * PANEL, LINE)
+        line = LINE_BYTES // w.itemsize
+        _gemm_panel_n(x, 0, w, y[0, :0], first, last, y, column, adds, last * PANEL, line)
         return
     for row in range(n_rows):
-        _one(x, row, w, y[0, :0], first, last, y, column, adds, AHEAD * PANEL, PANEL)
+        _gemm_panel_1(x, row, w, y[0, :0], first, last, y, column, adds, 0, 0)

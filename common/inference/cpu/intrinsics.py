@@ -1,7 +1,4 @@
-"""Instructions of the processor that Numba has no word for, as it generates code for them.
-
-What is compiled with them is kept by forward.py, under a name that their text is part of.
-"""
+"""Instructions of LLVM that Numba has no function for: stack memory, atomics, prefetch, exp2."""
 
 from typing import Any
 
@@ -11,23 +8,23 @@ from numba.extending import intrinsic
 
 
 @intrinsic
-def on_stack(typing: Any, n: Any) -> Any:
-    """Return room for ``n`` float32, n a constant, that the compiler can keep in registers."""
+def alloca(typing: Any, n: Any) -> Any:
+    """Return memory for ``n`` float32, n a constant, that the compiler can keep in registers."""
     if not isinstance(n, types.IntegerLiteral):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         with builder.goto_entry_block():
-            room = builder.alloca(ir.ArrayType(ir.FloatType(), n.literal_value))
-            room.align = 64
-        return builder.bitcast(room, ir.FloatType().as_pointer())
+            memory = builder.alloca(ir.ArrayType(ir.FloatType(), n.literal_value))
+            memory.align = 64
+        return builder.bitcast(memory, ir.FloatType().as_pointer())
 
     return types.CPointer(types.float32)(n), generate
 
 
 @intrinsic
-def count(typing: Any, counter: Any) -> Any:
-    """Add one to ``counter`` (1,), as seen by all threads, and return what it is then."""
+def atomic_add(typing: Any, counter: Any) -> Any:
+    """Add one to ``counter`` (1,), for all threads, and return the sum."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -38,8 +35,8 @@ def count(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def counted(typing: Any, counter: Any) -> Any:
-    """Return what ``counter`` (1,) is, with all that was written before it became that."""
+def atomic_load(typing: Any, counter: Any) -> Any:
+    """Return ``counter`` (1,), with all that was written before it was added to visible."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -49,8 +46,8 @@ def counted(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing: Any, array: Any, place: Any) -> Any:
-    """Ask memory for what is at ``place`` of an array, or near its end behind it."""
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Fetch what is at ``index`` of an array, or near its end behind it, into the second cache."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -58,14 +55,14 @@ def prefetch(typing: Any, array: Any, place: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch", [i8], kind)
         at = builder.bitcast(builder.gep(array.data, [args[1]]), i8)
-        builder.call(prefetch, [at, i32(0), i32(2), i32(1)])  # to read, into the second cache
+        builder.call(prefetch, [at, i32(0), i32(2), i32(1)])  # to read
         return context.get_dummy_value()
 
     return types.void(array, types.int64), generate
 
 
 @intrinsic
-def two_to(typing: Any, n: Any) -> Any:
+def exp2(typing: Any, n: Any) -> Any:
     """Return 2 to the power of a float that is whole: n + 127 are the bits of its exponent."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

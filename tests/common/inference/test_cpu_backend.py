@@ -1,4 +1,4 @@
-"""The compiled network: the same bits however a text is read, in any shape, on any threads."""
+"""The compiled backend: the same bits however a text is computed, in any shape, on any threads."""
 
 import gc
 import os
@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from common.inference.backend import Logits, Position
-from common.inference.cpu import backend as compiled
-from common.inference.cpu import gemm as products
-from common.inference.cpu.backend import CpuBackend
+from common.inference.cpu.backend import MAX_TOKENS, CpuBackend
+from common.inference.cpu.gemm import exp
+from common.inference.cpu.threads import ONE_THREAD_WEIGHTS
 from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
 from tests.common.inference.passes import counted
 from tests.tiny import random_model
 
@@ -37,7 +38,7 @@ def ids_of(config: ModelConfig, n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, config.vocab_size, n).tolist()  # type: ignore[no-any-return]
 
 
-def places(ids: list[int], first: int, last: int, n_recent: int, row: int) -> list[Position]:
+def positions(ids: list[int], first: int, last: int, n_recent: int, row: int) -> list[Position]:
     recent = [ids[: at + 1][: -n_recent - 1 : -1] for at in range(first, last)]
     return [
         Position(row, at, own + [0] * (n_recent - len(own)))
@@ -52,38 +53,35 @@ def assert_same(found: Logits, expected: Logits, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("changed", SHAPES, ids=str)
-def test_a_text_has_the_same_scores_to_the_last_bit_however_it_is_read(
+def test_a_text_has_the_same_logits_to_the_last_bit_however_it_is_computed(
     changed: dict[str, Any], n_threads: int
 ) -> None:
     sizes: dict[str, Any] = {"vocab_size": 100, "block_size": N, "n_layer": 2, "n_embd": 32}
     config = ModelConfig(**sizes | {"n_head": 4} | changed)
     model = random_model(config)
-    network, ids, other = CpuBackend(model), ids_of(config, N), ids_of(config, N, seed=1)
-    torch.set_num_threads(n_threads)
-    try:
-        (expected,) = network.make_cache(1).prefill(0, ids, N)
-        cache = network.make_cache(3)
-        (beside,) = cache.prefill(2, other, N)
-        for first in (1, 2, 17, N - 1):
-            cache.cached_ids[1] = []  # nothing is to be known of it already
-            *_, found = cache.prefill(1, ids[:first])
-            assert_same(found, expected, first - 1, first)
-            for at in range(first, N, 3):
-                last = min(at + 3, N)
-                mine = places(ids, at, last, config.n_recent, row=1)
-                theirs = places(other, at, at + 1, config.n_recent, row=2)
-                del cache.cached_ids[2][at:]
-                found = cache.decode([*theirs, *mine])
-                assert_same(Logits(*(x[1:] for x in found)), expected, at, last)
-                assert_same(Logits(*(x[:1] for x in found)), beside, at, at + 1)
-    finally:
-        torch.set_num_threads(1)
+    backend = CpuBackend(model, n_threads=n_threads)
+    ids, other = ids_of(config, N), ids_of(config, N, seed=1)
+    (expected,) = backend.make_cache(1).prefill(0, ids, N)
+    cache = backend.make_cache(3)
+    (beside,) = cache.prefill(2, other, N)
+    for first in (1, 2, 17, N - 1):
+        cache.cached_ids[1] = []  # nothing is to be known of it already
+        *_, found = cache.prefill(1, ids[:first])
+        assert_same(found, expected, first - 1, first)
+        for at in range(first, N, 3):
+            last = min(at + 3, N)
+            mine = positions(ids, at, last, config.n_recent, row=1)
+            theirs = positions(other, at, at + 1, config.n_recent, row=2)
+            del cache.cached_ids[2][at:]
+            found = cache.decode([*theirs, *mine])
+            assert_same(Logits(*(x[1:] for x in found)), expected, at, last)
+            assert_same(Logits(*(x[:1] for x in found)), beside, at, at + 1)
     with torch.inference_mode():
         logits = model(torch.tensor([ids]))[0].numpy()
     np.testing.assert_allclose(expected.logits, logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prompt_longer_than_a_pass_is_read_in_several() -> None:
+def test_a_prompt_longer_than_a_pass_is_computed_in_several() -> None:
     config = ModelConfig(vocab_size=50, block_size=400, n_layer=2, n_head=4, n_embd=32)
     model = random_model(config)
     ids = ids_of(config, 400)
@@ -91,16 +89,16 @@ def test_a_prompt_longer_than_a_pass_is_read_in_several() -> None:
         logits = model(torch.tensor([ids]))[0].numpy()
     for n_wanted in (1, 150, 400):
         parts = list(CpuBackend(model).make_cache(1).prefill(0, ids, n_wanted))
-        scores = np.concatenate([part.logits for part in parts])
-        np.testing.assert_allclose(scores, logits[400 - n_wanted :], atol=1e-4, rtol=1e-4)
+        found = np.concatenate([part.logits for part in parts])
+        np.testing.assert_allclose(found, logits[400 - n_wanted :], atol=1e-4, rtol=1e-4)
 
 
-def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
+def test_what_a_text_begins_with_is_not_computed_again_where_a_row_holds_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
-    network = CpuBackend(random_model(config))
-    cache, ids = network.make_cache(3), ids_of(config, 60)
+    backend = CpuBackend(random_model(config))
+    cache, ids = backend.make_cache(3), ids_of(config, 60)
     texts = [
         (0, ids[:30], 30),
         (0, ids[:40], 10),  # as the next turn of a chat
@@ -110,67 +108,66 @@ def test_what_a_text_begins_with_is_not_read_again_where_a_row_holds_it(
         (2, ids[:60], 10),
         (1, ids[5:10], 5),
     ]
-    expected = [next(network.make_cache(1).prefill(0, text)) for _, text, _ in texts]
-    n_read = counted(network, monkeypatch)
+    expected = [next(backend.make_cache(1).prefill(0, text)) for _, text, _ in texts]
+    n_computed = counted(backend, monkeypatch)
     for (row, text, n_new), anew in zip(texts, expected, strict=True):
-        del n_read[:]
+        del n_computed[:]
         (found,) = cache.prefill(row, text)
-        assert sum(n_read) == n_new
+        assert sum(n_computed) == n_new
         assert_same(found, anew, 0, 1)
 
 
-def test_texts_read_together_have_the_scores_of_each_alone_and_share_what_they_begin_with(
+def test_prompts_prefilled_together_have_the_logits_of_each_alone_and_share_their_beginnings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ModelConfig(vocab_size=50, block_size=200, n_layer=2, n_head=4, n_embd=32, ngrams=2)
-    network = CpuBackend(random_model(config))
+    backend = CpuBackend(random_model(config))
     ids, other = ids_of(config, 200), ids_of(config, 200, seed=1)
     texts = [(3, ids[:90]), (0, ids[:100]), (5, other), (1, ids[:90]), (4, [7]), (2, ids[3:8])]
-    expected = [next(network.make_cache(1).prefill(0, text)) for _, text in texts]
-    n_read = counted(network, monkeypatch)
-    cache = network.make_cache(6)
+    expected = [next(backend.make_cache(1).prefill(0, text)) for _, text in texts]
+    n_computed = counted(backend, monkeypatch)
+    cache = backend.make_cache(6)
     for found, alone in zip(cache.prefill_batch(texts), expected, strict=True):
         assert_same(found, alone, 0, 1)
-    # those that begin alike wait, and then read the 10 and the 1 that are left
+    # those that begin alike wait, and then compute the 10 and the 1 that are left
     first = 90 + 200 + 1 + 5
-    assert n_read == [128, 128, first - 256, 10, 1]
+    assert n_computed == [128, 128, first - 256, 10, 1]
     assert cache.cached_ids == [ids[:100], ids[:90], ids[3:8], ids[:90], [7], other]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_leaves_no_total(bad: float) -> None:
+def test_logits_that_are_not_finite_have_no_logsumexp(bad: float) -> None:
     config = ModelConfig(vocab_size=70, block_size=8, n_layer=1, n_head=2, n_embd=8)
     model = random_model(config)
-    network = CpuBackend(model)
+    backend = CpuBackend(model)
     with torch.no_grad():
-        network.wte[3] = bad
-        (found,) = network.make_cache(1).prefill(0, [1, 2, 3])
+        backend.wte[3] = bad
+        (found,) = backend.make_cache(1).prefill(0, [1, 2, 3])
     assert not np.isfinite(found.logsumexp[0])
 
 
 def test_exp_is_that_of_double_precision_within_two_units_of_the_last_place() -> None:
     x = np.linspace(-87, 88, 1_000_001).astype(np.float32)
-    found = np.array([products.exp(value) for value in x[::50]])
+    found = np.array([exp(value) for value in x[::50]])
     expected = np.exp(x[::50].astype(np.float64))
     assert np.abs(found / expected - 1).max() < 2 * np.finfo(np.float32).eps
-    assert products.exp(np.float32(-1000)) == products.exp(np.float32(-87))
-    assert np.isfinite(products.exp(np.float32(1000)))
+    assert exp(np.float32(-1000)) == exp(np.float32(-87))
+    assert np.isfinite(exp(np.float32(1000)))
 
 
 def kernel_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("kernels-")]
 
 
-def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None:
+def test_the_threads_end_with_the_cache_and_signals_do_not_end_them() -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
-    network, ids = CpuBackend(random_model(config)), ids_of(config, 60)
-    (expected,) = network.make_cache(1).prefill(0, ids)
+    backend, ids = CpuBackend(random_model(config), n_threads=3), ids_of(config, 60)
     n_before = len(kernel_threads())
-    torch.set_num_threads(3)
+    (expected,) = backend.make_cache(1).prefill(0, ids)
     came: list[int] = []
     former = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
     try:
-        cache = network.make_cache(1)
+        cache = backend.make_cache(1)
         assert len(kernel_threads()) == n_before + 2
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -179,7 +176,6 @@ def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None
             assert_same(found, expected, 0, 1)
     finally:
         signal.signal(signal.SIGUSR1, former)
-        torch.set_num_threads(1)
     assert came
     del cache
     gc.collect()
@@ -188,33 +184,32 @@ def test_the_threads_end_with_the_contexts_and_signals_do_not_end_them() -> None
 
 def test_more_rows_than_tokens_in_a_pass_go_on_together() -> None:
     config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8)
-    network, n_rows = CpuBackend(random_model(config)), compiled.MOST_TOKENS + 9
-    together, alone = network.make_cache(n_rows), network.make_cache(1)
+    backend, n_rows = CpuBackend(random_model(config)), MAX_TOKENS + 9
+    together, alone = backend.make_cache(n_rows), backend.make_cache(1)
     found = together.decode([Position(row, 0, [row % 50]) for row in range(n_rows)])
     for row in (0, 49, n_rows - 1):
         alone.cached_ids[0] = []
         assert_same(alone.decode([Position(0, 0, [row % 50])]), found, row, row + 1)
 
 
-SCORE_ONE = """
+DECODE_ONE = """
 import logging, sys, torch
 from common.inference.cpu.backend import CpuBackend
 from common.models.config import ModelConfig
 from common.inference.backend import Position
 from common.models.gpt import GPT
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-torch.set_num_threads(3)
 torch.manual_seed(0)
 model = GPT(ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8))
-cache = CpuBackend(model).make_cache(1)
+cache = CpuBackend(model, n_threads=3).make_cache(1)
 print(float(cache.decode([Position(0, 0, [7])]).logsumexp[0]))
 """
 
 
 @pytest.mark.parametrize("last", ["", "del cache", "cache.me = cache"])
-def test_a_process_ends_well_whether_its_contexts_are_there_or_have_just_gone(last: str) -> None:
+def test_a_process_ends_well_whether_its_cache_is_there_or_has_just_gone(last: str) -> None:
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", SCORE_ONE + last], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", DECODE_ONE + last], check=True, capture_output=True)
 
 
 @pytest.mark.slow
@@ -222,14 +217,31 @@ def test_what_is_compiled_is_kept_and_where_it_cannot_be_it_is_used_all_the_same
     tmp_path: Path,
 ) -> None:
     def said(limit: str) -> list[str]:
-        command = ["bash", "-c", f"ulimit -f {limit} && exec {sys.executable} -c '{SCORE_ONE}'"]
+        command = ["bash", "-c", f"ulimit -f {limit} && exec {sys.executable} -c '{DECODE_ONE}'"]
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
         made = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         return made.stdout.splitlines()
 
     compiles = "Compiling for this processor, this once ..."
-    *first, scored = said("16")  # KB a file: as on a disk that is full
+    *first, decoded = said("16")  # KB a file: as on a disk that is full
     assert first[0] == compiles
     assert first[1].startswith("Compiled, but it could not be kept for the next time: ")
-    assert said("unlimited") == [compiles, scored]
-    assert said("unlimited") == [scored]
+    assert said("unlimited") == [compiles, decoded]
+    assert said("unlimited") == [decoded]
+
+
+def test_a_small_network_takes_one_thread_however_large_its_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    small: dict[str, Any] = {
+        "vocab_size": 50,
+        "block_size": 8,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 32,
+    }
+    tables = ModelConfig(**small | {"ngrams": 2, "ngram_rows": ONE_THREAD_WEIGHTS // 32})
+    assert CpuBackend(GPT(tables)).n_threads == 1
+    large = ModelConfig(**small | {"n_inner": ONE_THREAD_WEIGHTS // 64})
+    assert CpuBackend(GPT(large)).n_threads == 4

@@ -45,17 +45,17 @@ def test_a_matrix_of_zeros_stays_zeros() -> None:
     ],
     ids=str,
 )
-def test_scores_are_those_of_a_model_with_the_rounded_weights(changed: dict[str, Any]) -> None:
+def test_logits_are_those_of_a_model_with_the_rounded_weights(changed: dict[str, Any]) -> None:
     sizes: dict[str, Any] = {"vocab_size": 100}
     model = random_model(ModelConfig(**sizes | SHAPE | changed | {"tied_head": False}))
-    network = CpuBackend(model, quantize_int8)
+    backend = CpuBackend(model, int8=True)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 rounded, scales = quantize_int8(module.weight)
                 module.weight.copy_(rounded.float() * scales[:, None])
     ids = torch.randint(0, model.config.vocab_size, (32,)).tolist()
-    (found,) = network.make_cache(1).prefill(0, ids, 32)
+    (found,) = backend.make_cache(1).prefill(0, ids, 32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]
     torch.testing.assert_close(torch.from_numpy(found.logits), expected, atol=1e-4, rtol=1e-4)
@@ -68,11 +68,11 @@ def test_the_loss_is_close_to_that_in_float(architecture: str) -> None:
     made = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (400,), generator=made).tolist()
 
-    def logprobs(network: Backend) -> torch.Tensor:
-        scored = score_ids(network, [ids], before=BYTES.eot_id, stride=16)
+    def logprobs(backend: Backend) -> torch.Tensor:
+        scored = score_ids(backend, [ids], before=BYTES.eot_id, stride=16)
         return torch.tensor([token.logprob for tokens in scored for token in tokens])
 
-    exact, rounded = (logprobs(CpuBackend(model, rounding)) for rounding in (None, quantize_int8))
+    exact, rounded = (logprobs(CpuBackend(model, int8=int8)) for int8 in (False, True))
     # rounding to 1/254 of the largest: each logprob moves by some hundredths of their spread
     assert 0 < (exact - rounded).square().mean().sqrt() / exact.std() < 0.08
     assert abs(float(exact.mean() - rounded.mean())) < 0.02
@@ -80,9 +80,9 @@ def test_the_loss_is_close_to_that_in_float(architecture: str) -> None:
 
 def test_a_text_is_the_same_alone_and_among_others() -> None:
     model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **SHAPE))
-    network = CpuBackend(model, quantize_int8)
+    backend = CpuBackend(model, int8=True)
     config = GenerateConfig(temperature=1.0)
-    alone, together = (Decoder(network, BYTES, n_rows) for n_rows in (1, 5))
+    alone, together = (Decoder(backend, BYTES, n_rows) for n_rows in (1, 5))
     alone.admit(0, [1, 2, 3], config)
     for row in range(5):
         together.admit(row, [1, 2, 3] if row == 2 else [row] * (row + 1), config)

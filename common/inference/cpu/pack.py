@@ -1,0 +1,111 @@
+"""A model's weights -> one array of vectors and one of matrices in panels (layout.py)."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.inference.cpu import layout
+from common.inference.cpu.layout import PANEL, Dims, PackedWeights, padded
+from common.inference.cpu.quantize import quantize_int8
+from common.models.gpt import GPT, Block
+
+ACTIVATIONS = {
+    "gelu": layout.GELU,
+    "relu": layout.RELU,
+    "relu2": layout.RELU2,
+    "swiglu": layout.SWIGLU,
+}
+
+
+class _Packer:
+    """Places vectors one behind the other in one array, matrices in another."""
+
+    def __init__(self, *, int8: bool) -> None:
+        self.int8 = int8
+        self.vectors: list[Tensor] = []
+        self.matrices: list[Tensor] = []
+        self.n_numbers = self.n_rows = 0
+
+    def vector(self, weight: Tensor | None) -> int:
+        """Return where a vector (n,) will begin; -1 for none."""
+        if weight is None:
+            return -1
+        at = self.n_numbers
+        self.vectors.append(F.pad(weight.detach(), (0, -len(weight) % PANEL)))
+        self.n_numbers += padded(len(weight))
+        return at
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
+        """Return where a matrix (out, in) will begin, its bias and its scales."""
+        at, weight, scales = self.n_rows, weight.detach(), None
+        if self.int8:
+            weight, scales = quantize_int8(weight)
+        self.matrices.append(weight)
+        self.n_rows += padded(len(weight)) // PANEL * weight.shape[1]
+        return at, self.vector(bias), self.vector(scales)
+
+    def linear(self, linear: nn.Module) -> tuple[int, int, int]:
+        """Return the same of a Linear."""
+        return self.matrix(linear.weight, linear.bias)  # type: ignore[arg-type]
+
+    def norm(self, norm: nn.Module) -> tuple[int, int]:
+        """Return where a norm's weight and bias will begin, as far as it has them."""
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        return self.vector(weight), self.vector(bias)
+
+    def layer(self, block: Block) -> list[int]:
+        """Return where a block's weights will begin: layout.LN_1 ... MLP_PROJ, in this order."""
+        attn, mlp = block.attn, block.mlp
+        return [
+            *self.norm(block.ln_1),
+            *self.norm(block.ln_2),
+            self.norm(attn.q_norm)[0],
+            self.norm(attn.k_norm)[0],
+            *self.linear(attn.c_attn),
+            *self.linear(attn.c_proj),
+            *self.linear(mlp.c_fc),
+            *(self.linear(mlp.c_gate) if mlp.kind == "swiglu" else (-1, -1, -1)),
+            *self.linear(mlp.c_proj),
+        ]
+
+    def panels(self) -> npt.NDArray[np.float32] | npt.NDArray[np.int8]:
+        """Return all matrices, PANEL outputs together: (panels, in, PANEL) of each."""
+        dtype = torch.int8 if self.int8 else torch.float32
+        block, at = torch.empty((self.n_rows, PANEL), dtype=dtype), 0
+        for weight in self.matrices:
+            n_out, n_in = weight.shape
+            n_rows = padded(n_out) // PANEL * n_in
+            panels = block[at : at + n_rows].view(-1, n_in, PANEL)
+            n_whole = n_out // PANEL
+            whole = weight[: n_whole * PANEL].reshape(n_whole, PANEL, n_in)
+            panels[:n_whole].copy_(whole.transpose(1, 2))
+            if n_whole < len(panels):
+                panels[-1] = 0
+                panels[-1][:, : n_out % PANEL] = weight[n_whole * PANEL :].t()
+            at += n_rows
+        return block.numpy()
+
+
+def pack(model: GPT, *, int8: bool) -> PackedWeights:
+    """Copy a model's float32 weights, but the embedding's; the matrices as ``int8`` if asked."""
+    config, packer, bias = model.config, _Packer(int8=int8), model.head_bias
+    V, has_rope = config.vocab_size, config.positions == "rope"  # noqa: N806
+    layers = [packer.layer(block) for block in model.h]  # type: ignore[arg-type]
+    head = packer.matrix(model.head_weight[:V], None if bias is None else bias[:V])
+    ends = [*packer.norm(model.ln_f), *head]
+    none = np.empty((0, 0), np.float32)
+    return PackedWeights(
+        vectors=torch.cat([*packer.vectors, torch.zeros(1)]).numpy(),
+        panels=packer.panels(),
+        layers=np.array(layers, np.int64),
+        ends=np.array(ends, np.int64),
+        cos=model.cos.numpy() if has_rope else none,
+        sin=model.sin.numpy() if has_rope else none,
+        dims=Dims(
+            C=config.n_embd, nh=config.n_head, n_kv=config.kv_heads, hs=config.head_size,
+            inner=config.inner_size, V=V, norm_first=int(config.norm_first),
+            layernorm=int(config.norm == "layernorm"), activation=ACTIVATIONS[config.mlp],
+        ),
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""The threads that go through a pass together: their barrier, how they wait, begin and end."""
+
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numba import njit, types
+
+from common.inference.cpu.intrinsics import atomic_add, atomic_load
+
+# A thread that has waited some tenths of a millisecond sleeps: other processes want the processors.
+SPINS, SLEEP_US = 200_000, 20
+# Up to here one thread is as quick as several, which wait for each other more than they compute;
+# and it is not slowed down by whatever else the machine does (tests/bench/GENERATION.md).
+ONE_THREAD_WEIGHTS = 8_000_000
+
+_usleep = types.ExternalFunction("usleep", types.intc(types.uintc))
+read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
+write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
+
+
+@njit
+def barrier(group):
+    """Wait until all threads are here."""
+    if group.n_threads == 1:
+        return
+    n = atomic_add(group.n_arrived)
+    all_here = -(-n // group.n_threads) * group.n_threads
+    n_spins = 0
+    while atomic_load(group.n_arrived) < all_here:
+        n_spins += 1
+        if n_spins > SPINS:
+            _usleep(SLEEP_US)
+
+
+def n_threads_for(n_weights: int) -> int:
+    """Return how many threads suit a network that multiplies so many weights for a token."""
+    return 1 if n_weights < ONE_THREAD_WEIGHTS else torch.get_num_threads()
+
+
+def start_thread(number: int, work: Callable[[int, int], None], owner: object) -> int:
+    """Start ``work(number, read_end)`` of a pipe in a thread; return the pipe's other end.
+
+    The thread ends, as that end is closed, with its ``owner``.
+    """
+    read_end, write_end = os.pipe()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # for the main thread
+        work(number, read_end)
+        os.close(read_end)
+
+    thread = threading.Thread(target=run, name=f"kernels-{number}", daemon=True)
+    thread.start()
+    # not as the interpreter ends: a thread that wakes up then is ended by force, which compiled
+    # code does not survive; asleep it ends with the process
+    weakref.finalize(owner, _end_thread, write_end, thread).atexit = False
+    return write_end
+
+
+def _end_thread(write_end: int, thread: threading.Thread) -> None:
+    os.close(write_end)
+    thread.join()
+
+
+def one_byte() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    """Return what passes through the pipes."""
+    return np.zeros(1, np.uint8)
