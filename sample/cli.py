@@ -23,7 +23,7 @@ from common.errors import ConfigError
 from common.inference.config import GenerateConfig
 from common.settings import given, options_for
 from sample.server.config import ServeConfig
-from sample.text.terminal_text import write_stdout
+from sample.text.terminal_text import say, write_stdout
 
 if TYPE_CHECKING:
     from sample.loaded_model import LoadedModel
@@ -103,7 +103,7 @@ def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> 
     input is a prompt. Text goes to stdout, notices to stderr.
     """
     from sample.chat.session import Chat
-    from sample.chat.terminal import say, talk
+    from sample.chat.terminal import talk
     from sample.chat.transcript import Transcript
     from sample.model_info import banner
     from sample.text.template import find_template
@@ -161,9 +161,8 @@ def generate(
 
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load()
-    click.echo(f"{model.info.folder}: {model.info.loss_words}", err=True)
-    for notice in prompt_notices(model.tokenizer, prompt, model.block_size):
-        click.echo(notice, err=True)
+    for notice in [model.info.summary, *prompt_notices(model.tokenizer, prompt, model.block_size)]:
+        say(notice)
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
         write_stdout(text)
@@ -190,17 +189,11 @@ def score(
     Each file is scored as one document. With --per-token, in a terminal the text is coloured;
     elsewhere each token gets a line: bits, logprob, id, text.
     """
-    from sample.score.report import Style, score_files
+    from sample.score.report import write_scores
 
     model = load()
-    click.echo(f"{model.info.folder}: {model.info.loss_words}", err=True)
-    in_colour = per_token and not as_json and sys.stdout.isatty()
-    style = Style(per_token=per_token, as_json=as_json, in_colour=in_colour)
-    for text, is_result in score_files(model, files, stride, style):
-        if is_result and not in_colour:
-            write_stdout(text)
-        else:
-            click.echo(text, nl=False, err=not is_result)
+    say(model.info.summary)
+    write_scores(model, files, stride, per_token=per_token, as_json=as_json)
 
 
 @main.command()

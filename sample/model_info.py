@@ -37,6 +37,11 @@ class RunInfo:
     val_bpb: float | None = None
 
     @property
+    def summary(self) -> str:
+        """Which checkpoint it is, and what training measured for it, in a line."""
+        return f"{self.folder}: {self.loss_words}"
+
+    @property
     def loss_words(self) -> str:
         """The validation loss in words."""
         return "val loss not measured" if self.val_loss is None else f"val loss {self.val_loss:.4f}"

@@ -1,7 +1,7 @@
 """What begins with / in a chat: commands, and what Tab makes of a part of one.
 
 A command does its work on a Repl and speaks through the chat's ``say``; /retry also returns an
-answer to show, and /quit ends the input, as Ctrl-D does.
+answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its line of /help.
 """
 
 import os
@@ -60,25 +60,28 @@ def run_command(repl: Repl, line: str) -> Generator[str] | None:
         repl.chat.say(f"/{name}: no such command; {meant}. To send it as a text, begin with //.")
         return None
     try:
-        return command.run(repl, argument.strip())
+        return command(repl, argument.strip())
     except UserError as error:
         repl.chat.say(error.message)
         return None
 
 
 def _help(repl: Repl, argument: str) -> None:
-    width = max(len(command.usage) for command in COMMANDS.values())
-    for command in COMMANDS.values():
-        repl.chat.say(f"{command.usage:{width}}  {command.meaning}")
+    """/help: This list."""
+    for run in COMMANDS.values():
+        usage, _, meaning = str(run.__doc__).partition(": ")
+        repl.chat.say(f"{usage:17}  {meaning}")
     repl.chat.say(KEYS)
 
 
 def _reset(repl: Repl, argument: str) -> None:
+    """/reset: Begin a new conversation."""
     repl.restart(repl.system, None)  # no file: /save must not replace that of the one before
     repl.chat.say("A new conversation; the system text and the settings stay.")
 
 
 def _retry(repl: Repl, argument: str) -> Generator[str]:
+    """/retry: Answer the last prompt again."""
     chat = repl.chat
     prompt = _last_prompt(chat, "There is nothing to answer again yet.")
     if chat.config.temperature == 0:
@@ -97,6 +100,7 @@ def _retry(repl: Repl, argument: str) -> Generator[str]:
 
 
 def _undo(repl: Repl, argument: str) -> None:
+    """/undo: Take back the last turn."""
     prompt = _last_prompt(repl.chat, "There is no turn to take back.")
     repl.chat.messages = repl.chat.messages[:-2]
     shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
@@ -110,6 +114,7 @@ def _last_prompt(chat: Chat, missing: str) -> str:
 
 
 def _set(repl: Repl, argument: str) -> None:
+    """/set [NAME VALUE]: Change a setting; alone: list them."""
     chat = repl.chat
     if not argument:
         for option, item in SETTINGS.items():
@@ -131,6 +136,7 @@ def _set(repl: Repl, argument: str) -> None:
 
 
 def _system(repl: Repl, argument: str) -> None:
+    """/system [TEXT]: What the conversation begins with."""
     chat = repl.chat
     if argument:
         text = replace_surrogates("" if argument == '""' else argument)
@@ -143,6 +149,7 @@ def _system(repl: Repl, argument: str) -> None:
 
 
 def _save(repl: Repl, argument: str) -> None:
+    """/save [FILE]: Save the conversation."""
     path = _file(repl, argument, "save")
     if path != repl.file and os.path.lexists(path):
         raise ConfigError(f"{path} exists and is not this conversation's: name another file.")
@@ -152,6 +159,7 @@ def _save(repl: Repl, argument: str) -> None:
 
 
 def _load(repl: Repl, argument: str) -> None:
+    """/load FILE: Go on with a saved one."""
     path = _file(repl, argument, "load")
     repl.restart(load_conversation(path), path)
     n_messages = len(repl.chat.messages)
@@ -167,6 +175,7 @@ def _file(repl: Repl, argument: str, command: str) -> Path:
 
 
 def _stats(repl: Repl, argument: str) -> None:
+    """/stats [on|off]: Speed and context, after each answer."""
     if argument not in ("", "on", "off"):
         raise ConfigError(
             f"/stats {argument}: on or off is wanted, or nothing for the last answer."
@@ -192,29 +201,13 @@ def stats_line(chat: Chat) -> str:
 
 
 def _quit(repl: Repl, argument: str) -> None:
+    """/quit: Leave, as Ctrl-D does."""
     raise EOFError
 
 
-@dataclass(frozen=True)
-class Command:
-    """One line of /help, and what it does."""
-
-    usage: str
-    meaning: str
-    run: Callable[[Repl, str], Generator[str] | None]
-
-
-COMMANDS = {
-    "help": Command("/help", "This list.", _help),
-    "reset": Command("/reset", "Begin a new conversation.", _reset),
-    "retry": Command("/retry", "Answer the last prompt again.", _retry),
-    "undo": Command("/undo", "Take back the last turn.", _undo),
-    "set": Command("/set [NAME VALUE]", "Change a setting; alone: list them.", _set),
-    "system": Command("/system [TEXT]", "What the conversation begins with.", _system),
-    "save": Command("/save [FILE]", "Save the conversation.", _save),
-    "load": Command("/load FILE", "Go on with a saved one.", _load),
-    "stats": Command("/stats [on|off]", "Speed and context, after each answer.", _stats),
-    "quit": Command("/quit", "Leave, as Ctrl-D does.", _quit),
+COMMANDS: dict[str, Callable[[Repl, str], Generator[str] | None]] = {
+    run.__name__.removeprefix("_"): run
+    for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _quit)
 }
 
 

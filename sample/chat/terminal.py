@@ -4,10 +4,8 @@ Text goes to stdout, all else to stderr. In a terminal Ctrl-C ends an answer, ne
 pipe each line is a prompt, whatever it begins with.
 """
 
-import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -16,20 +14,7 @@ from common.errors import UserError
 from sample.chat.commands import Repl, completions, is_command, run_command, stats_line
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript
-from sample.text.terminal_text import escape_controls, write_stdout
-
-
-def say(notice: str) -> None:
-    """Write a notice to stderr, after all text so far."""
-    sys.stdout.flush()
-    notice = escape_controls(notice)
-    if sys.stderr.isatty():
-        columns = shutil.get_terminal_size().columns
-        notice = "\n".join(
-            textwrap.fill(line, columns, break_on_hyphens=False) for line in notice.split("\n")
-        )
-    sys.stderr.write(notice + "\n")
-    sys.stderr.flush()
+from sample.text.terminal_text import write_stdout
 
 
 def talk(chat: Chat, history: Path, transcript: Transcript | None) -> None:

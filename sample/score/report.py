@@ -1,6 +1,7 @@
 """What `sample score` writes: a table, JSON lines, or the text with each token's surprisal.
 
-Surprisal is counted in bits: 1 bit is a coin tossed, 10 bits one guess among a thousand.
+Surprisal is counted in bits: 1 bit is a coin tossed, 10 bits one guess among a thousand. Results go
+to stdout, what explains them to stderr.
 """
 
 import codecs
@@ -8,7 +9,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.inference.decoder import Token
@@ -16,56 +16,18 @@ from common.tokenizer import Tokenizer
 from sample.loaded_model import LoadedModel
 from sample.score.score import Score, encode_chunks, read_text, score_ids
 from sample.text.detokenizer import token_json
-from sample.text.terminal_text import escape_controls
+from sample.text.terminal_text import escape_controls, write_stdout
 
-Line = tuple[str, bool]  # a text, and whether it is a result: stdout, else stderr
 HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
 COLUMNS = "bits\tlogprob\tid\ttext\n"
 # below how many bits -> which of the terminal's 256 colours behind the text: none, yellow ... red
-COLOURS = ((2.0, None), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208))
-BEYOND = 196
+COLOURS = ((2.0, 0), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208), (math.inf, 196))
 
 
-@dataclass(frozen=True)
-class Style:
-    """How scores are written."""
-
-    per_token: bool = False
-    as_json: bool = False
-    in_colour: bool = False  # each token, instead of columns
-
-    @property
-    def heading(self) -> Line:
-        """What comes first."""
-        if self.as_json:
-            return "", True
-        if not self.per_token:
-            return HEADINGS, True
-        return (legend(), False) if self.in_colour else (COLUMNS, True)
-
-    def result(self, name: str, score: Score) -> Line:
-        """Return what is written of a file."""
-        figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
-        if self.as_json:
-            found = figures if score.n_tokens else dict.fromkeys(figures)
-            counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
-            return json.dumps(counts | found, ensure_ascii=False) + "\n", True
-        large = score.perplexity >= 1e9
-        perplexity = f"{score.perplexity:.3e}" if large else f"{score.perplexity:,.2f}"
-        loss, bpb = f"{score.loss:.4f}", f"{score.bpb:.4f}"
-        if not score.n_tokens:
-            loss = perplexity = bpb = "-"
-        name = escape_controls(name).replace("\n", "\\n")
-        counts_text = f"{name:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
-        line = f"{counts_text}{loss:>9}{perplexity:>14}{bpb:>11}\n"
-        # behind tokens it is not one of them
-        return (HEADINGS + line, False) if self.per_token else (line, True)
-
-
-def score_files(
-    model: LoadedModel, names: Sequence[str], stride: int | None, style: Style
-) -> Iterator[Line]:
-    """Yield what is to be written for the files, each one document; "-" is standard input.
+def write_scores(
+    model: LoadedModel, names: Sequence[str], stride: int | None, *, per_token: bool, as_json: bool
+) -> None:
+    """Write the scores of files, each one document; "-" is standard input.
 
     Raises: ConfigError where the stride is longer than the context, DataError where a file is not
     UTF-8.
@@ -74,28 +36,21 @@ def score_files(
     stride = stride or max(1, block_size // 2)
     if stride > block_size:
         raise ConfigError(f"--stride is {stride:,}, but the context holds {block_size:,} tokens.")
-    yield (
+    sys.stderr.write(
         f"stride {stride:,}: behind the first {block_size:,} tokens each is predicted from "
-        f"{block_size - stride:,} or more before it\n",
-        False,
+        f"{block_size - stride:,} or more before it\n"
     )
-    whole = Score()
-    heading = [style.heading]  # written when there is something below it
+    report = Report(tokenizer, per_token=per_token, as_json=as_json)
+    total = Score()
     for name in names:
-        score, writer = Score(), TokenWriter(tokenizer, name, style)
+        score = Score()
         for tokens in _score_file(model, name, stride):
             score.add(tokens, tokenizer)
-            whole.add(tokens, tokenizer)
-            yield from heading
-            heading.clear()
-            if style.per_token:
-                yield "".join(map(writer.write, tokens)), True
-        yield writer.end() if style.in_colour else "", True
-        yield from heading  # above an empty file too
-        heading.clear()
-        yield style.result(name, score)
+            total.add(tokens, tokenizer)
+            report.add_tokens(name, tokens)
+        report.add_score(name, score)
     if len(names) > 1:
-        yield style.result("all", whole)
+        report.add_score("all", total)
 
 
 def _score_file(model: LoadedModel, name: str, stride: int) -> Iterator[list[Token]]:
@@ -113,53 +68,95 @@ def surprisal(token: Token) -> float:
     return abs(token.logprob) / math.log(2)  # not -0.0 for what was certain
 
 
-class TokenWriter:
-    """Writes a file's tokens one after the other: a colour in the terminal, columns in a pipe.
+class Report:
+    """Scores as they come; with ``per_token``, colours in a terminal and columns in a pipe."""
 
-    A coloured token that holds part of a character gets no text: the whole character comes with the
-    token that completes it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, name: str, style: Style) -> None:
-        self._tokenizer, self._name, self._style = tokenizer, name, style
+    def __init__(self, tokenizer: Tokenizer, *, per_token: bool, as_json: bool) -> None:
+        self._tokenizer, self._per_token, self._as_json = tokenizer, per_token, as_json
+        self._in_colour = per_token and not as_json and sys.stdout.isatty()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._heading = "" if as_json else COLUMNS if per_token else HEADINGS
 
-    def write(self, token: Token) -> str:
-        """Return what is written of a token."""
-        bits = surprisal(token)
-        if self._style.as_json:
-            described = {"file": self._name, "bits": round(bits, 4)}
-            described |= token_json(token, self._tokenizer)
-            return json.dumps(described, ensure_ascii=False) + "\n"
-        if not self._style.in_colour:
-            text = self._tokenizer.decode_bytes([token.idx]).decode("utf-8", "surrogateescape")
-            text = "".join(map(_spelled_out, text))
-            return f"{bits:.3f}\t{token.logprob:.5f}\t{token.idx}\t{text}\n"
+    def _write_heading(self) -> None:
+        """Write what comes first, once there is something below it."""
+        if self._heading and self._in_colour:
+            sys.stderr.write(legend())
+        else:
+            write_stdout(self._heading)
+        self._heading = ""
+
+    def add_tokens(self, name: str, tokens: Sequence[Token]) -> None:
+        """Write more tokens of a file."""
+        self._write_heading()
+        if self._as_json and self._per_token:
+            described = [
+                {"file": name, "bits": round(surprisal(token), 4)}
+                | token_json(token, self._tokenizer)
+                for token in tokens
+            ]
+            write_stdout("".join(map(_json_line, described)))
+        elif self._in_colour:
+            sys.stdout.write("".join(map(self.coloured, tokens)))
+        elif self._per_token:
+            write_stdout("".join(map(self.columns, tokens)))
+
+    def columns(self, token: Token) -> str:
+        r"""Return tab-separated columns; \n, \t and bytes beyond text are spelled out."""
+        text = self._tokenizer.decode_bytes([token.idx]).decode("utf-8", "surrogateescape")
+        # a surrogate stands for a byte beyond text
+        spelled = [
+            f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else repr(c)[1:-1]
+            for c in text
+        ]
+        return f"{surprisal(token):.3f}\t{token.logprob:.5f}\t{token.idx}\t{''.join(spelled)}\n"
+
+    def coloured(self, token: Token) -> str:
+        """Return a token in its colour; a character of several comes with the last of them."""
         text = escape_controls(self._decoder.decode(self._tokenizer.token_bytes[token.idx]))
-        colour = next((colour for most, colour in COLOURS if bits < most), BEYOND)
+        colour = next(colour for limit, colour in COLOURS if surprisal(token) < limit)
         # line ends stay outside: a colour behind one fills the rest of the line
         return "\n".join(_paint(line, colour) for line in text.split("\n"))
 
-    def end(self) -> str:
-        """Return what ends a coloured text."""
-        return self._decoder.decode(b"", final=True) + "\n"
+    def add_score(self, name: str, score: Score) -> None:
+        """Write the score of a file."""
+        self._write_heading()
+        figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
+        if self._as_json:
+            counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
+            write_stdout(
+                _json_line(counts | (figures if score.n_tokens else dict.fromkeys(figures)))
+            )
+            return
+        perplexity = f"{score.perplexity:{'.3e' if score.perplexity >= 1e9 else ',.2f'}}"
+        loss, bpb = f"{score.loss:.4f}", f"{score.bpb:.4f}"
+        if not score.n_tokens:
+            loss = perplexity = bpb = "-"
+        shown = escape_controls(name).replace("\n", "\\n")
+        line = f"{shown:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
+        line += f"{loss:>9}{perplexity:>14}{bpb:>11}\n"
+        if self._in_colour:
+            sys.stdout.write(self._decoder.decode(b"", final=True) + "\n")
+            sys.stdout.flush()
+        if self._per_token:  # behind tokens it is not one of them
+            sys.stderr.write(HEADINGS + line)
+        else:
+            write_stdout(line)
 
 
-def _spelled_out(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # stands for a byte beyond text
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return repr(character)[1:-1]
+def _json_line(value: dict[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _paint(text: str, colour: int | None) -> str:
+def _paint(text: str, colour: int) -> str:
     # black on the colour, whatever the theme
     return f"\x1b[38;5;16;48;5;{colour}m{text}\x1b[0m" if text and colour else text
 
 
 def legend() -> str:
     """Return what the colours mean, in a line."""
-    parts, least = [], 0.0
-    for most, colour in COLOURS:
-        parts.append(_paint(f" {least:g} to {most:g} ", colour))
-        least = most
-    return "bits of surprise:" + "".join(parts) + _paint(f" {least:g} and more ", BEYOND) + "\n"
+    lower = [0.0, *(limit for limit, _ in COLOURS)]
+    parts = [
+        _paint(f" {least:g} " + (f"to {limit:g} " if limit < math.inf else "and more "), colour)
+        for least, (limit, colour) in zip(lower, COLOURS, strict=False)
+    ]
+    return "bits of surprise:" + "".join(parts) + "\n"

@@ -48,7 +48,7 @@ class StopFilter:
         self._stops = tuple(stops)
         self._held = ""
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, *, is_last: bool = False) -> str:
         """Add the next part of the text; return what may be shown now."""
         text = self._held + text
         found = [(text.find(stop) + len(stop), stop) for stop in self._stops if stop in text]
@@ -57,14 +57,9 @@ class StopFilter:
             # the first that is complete, however the text is cut; of several the longest
             end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
             return text[: end - len(stop)]
-        n_shown = len(text) - self._n_held(text)
+        n_shown = len(text) - (0 if is_last else self._n_held(text))
         self._held = text[n_shown:]
         return text[:n_shown]
-
-    def flush(self) -> str:
-        """Return what was held back: nothing comes after it."""
-        rest, self._held = self._held, ""
-        return rest
 
     def _n_held(self, text: str) -> int:
         """Return how many of the last characters may be the beginning of a stop text."""
@@ -117,16 +112,12 @@ class Detokenizer:
 
     def _filter(self, text: str, *, is_last: bool) -> str:
         of_template, of_client = self._filters
-        text = of_template.push(text)
-        if is_last and not of_template.stopped:
-            text += of_template.flush()
+        text = of_template.push(text, is_last=is_last)
         if self._strip_start:
             stripped = text.lstrip()
             self._n_stripped += len(text) - len(stripped)
             self._strip_start, text = not stripped, stripped
-        text = of_client.push(text)
-        if (is_last or of_template.stopped) and not of_client.stopped:
-            text += of_client.flush()
+        text = of_client.push(text, is_last=is_last or of_template.stopped)
         if self._strip_end:
             text = self._blanks + text
             shown = text.rstrip()

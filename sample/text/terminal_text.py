@@ -1,7 +1,9 @@
-"""Text for a terminal, which obeys control characters: a network that read such may write them."""
+"""Text out: to stdout the network's, to stderr notices; a terminal obeys neither."""
 
 import re
+import shutil
 import sys
+import textwrap
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -15,3 +17,16 @@ def write_stdout(text: str) -> None:
     """Write to stdout at once; control characters are escaped where that is a terminal."""
     sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def say(notice: str) -> None:
+    """Write a notice to stderr, after all text so far."""
+    sys.stdout.flush()
+    notice = escape_controls(notice)
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns
+        notice = "\n".join(
+            textwrap.fill(line, columns, break_on_hyphens=False) for line in notice.split("\n")
+        )
+    sys.stderr.write(notice + "\n")
+    sys.stderr.flush()

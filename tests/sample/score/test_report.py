@@ -6,7 +6,7 @@ import pytest
 
 from common.inference.decoder import Token
 from common.tokenizer import CharTokenizer, Tokenizer
-from sample.score.report import Style, TokenWriter, surprisal
+from sample.score.report import Report, surprisal
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()
@@ -17,12 +17,12 @@ def surprising(text: bytes, n_bits: float) -> list[Token]:
 
 
 def coloured(text: bytes, n_bits: float) -> str:
-    writer = TokenWriter(BYTES, "", Style(per_token=True, in_colour=True))
-    return "".join(map(writer.write, surprising(text, n_bits))) + writer.end()
+    report = Report(BYTES, per_token=True, as_json=False)
+    return "".join(map(report.coloured, surprising(text, n_bits)))
 
 
 def as_columns(token: Token, tokenizer: Tokenizer) -> str:
-    return TokenWriter(tokenizer, "", Style(per_token=True)).write(token)
+    return Report(tokenizer, per_token=True, as_json=False).columns(token)
 
 
 def test_bits_are_halvings() -> None:
@@ -32,11 +32,11 @@ def test_bits_are_halvings() -> None:
 @pytest.mark.parametrize(
     ("n_bits", "expected"),
     [
-        (0.0, "a\n"),
-        (1.9, "a\n"),
-        (2.1, "\x1b[38;5;16;48;5;229ma\x1b[0m\n"),
-        (14.9, "\x1b[38;5;16;48;5;208ma\x1b[0m\n"),
-        (99.0, "\x1b[38;5;16;48;5;196ma\x1b[0m\n"),
+        (0.0, "a"),
+        (1.9, "a"),
+        (2.1, "\x1b[38;5;16;48;5;229ma\x1b[0m"),
+        (14.9, "\x1b[38;5;16;48;5;208ma\x1b[0m"),
+        (99.0, "\x1b[38;5;16;48;5;196ma\x1b[0m"),
     ],
 )
 def test_what_surprises_is_coloured(n_bits: float, expected: str) -> None:
@@ -46,11 +46,11 @@ def test_what_surprises_is_coloured(n_bits: float, expected: str) -> None:
 def test_a_character_of_several_tokens_comes_whole_and_line_ends_are_not_coloured() -> None:
     painted = coloured("\u4e16\n\U0001f600".encode(), 20)
     paint = "\x1b[38;5;16;48;5;196m{}\x1b[0m"
-    assert painted == paint.format("\u4e16") + "\n" + paint.format("\U0001f600") + "\n"
+    assert painted == paint.format("\u4e16") + "\n" + paint.format("\U0001f600")
 
 
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:
-    assert coloured(b"\x1b[2J", 0.0) == "\\x1b[2J\n"
+    assert coloured(b"\x1b[2J", 0.0) == "\\x1b[2J"
 
 
 def test_columns_hold_any_token_in_a_line() -> None:

@@ -17,7 +17,7 @@ def shown_of(pieces: list[str], stops: list[str]) -> str:
         shown += seen.push(piece)
         if seen.stopped:
             return shown
-    return shown + seen.flush()
+    return shown + seen.push("", is_last=True)
 
 
 @given(pieces=st.lists(TEXT, max_size=8), stops=STOPS)
