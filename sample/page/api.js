@@ -10,26 +10,21 @@ export class ServerError extends Error {
   }
 }
 
-let memoryKey = ""; // where the browser keeps nothing
+let apiKey = "";
+try {
+  apiKey = sessionStorage.getItem(KEY) ?? "";
+} catch {
+  // a browser that keeps nothing: asked for again
+}
 
 /** Remember the API key for as long as the tab is open. */
 export function keepKey(key) {
-  memoryKey = key;
+  apiKey = key;
   try {
     sessionStorage.setItem(KEY, key);
   } catch {
-    // memoryKey has it
+    // apiKey has it until the page is loaded again
   }
-}
-
-function authorization() {
-  let key = memoryKey;
-  try {
-    key = sessionStorage.getItem(KEY) ?? key;
-  } catch {
-    // memoryKey has it
-  }
-  return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 /** Return what the server says of its model. */
@@ -52,7 +47,7 @@ export async function* answer(request, signal) {
   const response = await ask("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...request, stream: true, logprobs: true, top_logprobs: 5 }),
+    body: JSON.stringify({ ...request, stream: true }),
     signal,
   });
   for await (const data of eventsOf(response.body)) {
@@ -82,7 +77,8 @@ function pieceOf(data) {
 async function ask(path, options) {
   let response;
   try {
-    const headers = { ...options.headers, ...authorization() };
+    const authorization = apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
+    const headers = { ...options.headers, ...authorization };
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;

@@ -11,7 +11,8 @@ import { byId, make, say } from "./dom.js";
 import { askForKey } from "./key.js";
 import { Settings } from "./settings.js";
 import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
-import { forgetChat, keepChat, keepsNothing, newChat, read, readChats, write } from "./store.js";
+import { forgetChat, isOf, keepChat, keepsNothing, newChat } from "./store.js";
+import { read, readChats, write } from "./store.js";
 import { Transcript, isSendKey } from "./transcript.js";
 
 const TITLE_LENGTH = 60; // characters
@@ -68,7 +69,9 @@ function answerIn(chat) {
     if (error?.needsKey) askForKey(() => chat === current && retry());
   };
   const grown = (message) => transcript.update(message);
-  const request = { model: card?.name, ...settings.request() };
+  // they take the server time, and the browser room
+  const logprobs = transcript.withTokens ? { logprobs: true, top_logprobs: 5 } : {};
+  const request = { model: card?.name, ...settings.request(), ...logprobs };
   ask(chat, request, settings.system, { begun, grown, kept: () => keep(chat), ended });
 }
 
@@ -152,13 +155,15 @@ function listChats() {
   showChats(chats, current, { choose, rename, remove });
 }
 
-// What another tab of this page kept is shown here too; what runs here goes on.
-function readAgain() {
-  chats = readChats().chats.map(liveOf);
-  const wasKept = current.messages.length > 0;
-  const same = chats.find((chat) => chat.id === current.id);
-  if (same !== current && (same || wasKept)) {
-    current = same ?? newChat();
+// What another tab of this page kept is shown here too; what runs or is edited here goes on.
+function readAgain(event) {
+  const isBusy = runningIn(current) || transcript.isEditing;
+  const stays = isBusy || !isOf(current, event);
+  chats = readChats().chats.map(liveOf).map((chat) => {
+    return stays && chat.id === current.id ? current : chat;
+  });
+  if (!stays && current.messages.length > 0) {
+    current = chats.find((chat) => chat.id === current.id) ?? newChat();
     showCurrent();
   }
   listChats();

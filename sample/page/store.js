@@ -9,32 +9,18 @@
 const CHAT = "quern.chat.";
 const ENDS = ["stop", "length", "stopped", "error", "running"];
 
-const memory = new Map(); // instead, where the browser keeps nothing
-const inMemory = {
-  keys: () => [...memory.keys()],
-  getItem: (key) => memory.get(key) ?? null,
-  setItem: (key, value) => memory.set(key, value),
-  removeItem: (key) => memory.delete(key),
-};
-
 function open() {
   try {
-    const { localStorage } = window;
-    return {
-      keys: () => Object.keys(localStorage),
-      getItem: (key) => localStorage.getItem(key),
-      setItem: (key, value) => localStorage.setItem(key, value),
-      removeItem: (key) => localStorage.removeItem(key),
-    };
+    return window.localStorage;
   } catch {
-    return inMemory;
+    return null;
   }
 }
 
 const storage = open();
 
-/** Whether what is kept outlives the page. */
-export const keepsNothing = storage === inMemory;
+/** Whether what is kept is gone with the page. */
+export const keepsNothing = storage === null;
 
 /** Return an entry's value, or null where there is none or it is damaged. */
 export function read(name) {
@@ -52,7 +38,7 @@ export function write(name, value) {
 
 function put(key, text) {
   try {
-    storage.setItem(key, text);
+    storage?.setItem(key, text);
     return true;
   } catch {
     return false; // the browser's quota
@@ -61,7 +47,7 @@ function put(key, text) {
 
 /** Return {chats, nDamaged}: every chat that can be read, the last changed first. */
 export function readChats() {
-  const keys = storage.keys().filter((key) => key.startsWith(CHAT));
+  const keys = Object.keys(storage ?? {}).filter((key) => key.startsWith(CHAT));
   const chats = keys.map((key) => chatOf(key, storage.getItem(key))).filter(Boolean);
   chats.sort((a, b) => b.changed - a.changed);
   return { chats, nDamaged: keys.length - chats.length };
@@ -88,9 +74,12 @@ export function keepChat(chat) {
   return put(key, JSON.stringify(chat)) || put(key, JSON.stringify(withoutTokens(chat)));
 }
 
+/** Return whether a storage event may have changed a chat; one without a key changed all. */
+export const isOf = (chat, { key }) => key === null || key === CHAT + chat.id;
+
 /** Forget a chat. */
 export function forgetChat(chat) {
-  storage.removeItem(CHAT + chat.id);
+  storage?.removeItem(CHAT + chat.id);
 }
 
 function withoutTokens(chat) {

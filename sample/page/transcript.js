@@ -26,6 +26,11 @@ export class Transcript {
     new ResizeObserver(() => this.noteEnd()).observe(this.scroller);
   }
 
+  /** Whether a text is being edited. */
+  get isEditing() {
+    return this.list.querySelector(".editor") !== null;
+  }
+
   /** Show a chat's messages; running is the one that is still being written, if any. */
   show(messages, running) {
     hideTip();

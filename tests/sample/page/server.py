@@ -29,10 +29,6 @@ CARD: dict[str, Any] = {
     "block_size": 128, "vocab_size": 2053, "tokens_read": 3893248, "val_loss": 3.1904,
     "val_bpb": 1.671,
     "warning": "It read 3.5 tokens for each of its parameters, and 20 are usual: undertrained.",
-    "curve": {
-        "train": [[step, 2.9 + 4.7 * 0.75 ** (step / 200)] for step in range(0, 3801, 50)],
-        "val": [[951, 3.61], [1902, 3.36], [2853, 3.23], [3802, 3.1904]],
-    },
     "defaults": {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "max_tokens": 200},
     "template": "raw",
 }  # fmt: skip
@@ -120,14 +116,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        self._stream(script)
+        self._stream(script, with_logprobs=body.get("logprobs", False))
 
-    def _stream(self, script: Script) -> None:
+    def _stream(self, script: Script, *, with_logprobs: bool) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         if script.notices:
             self._event(chunk("", []) | {"notices": list(script.notices)})
         for token in script.tokens:
-            self._event(chunk(decoder.decode(token), [logprobs_of(token, script.logprob)]))
+            logprobs = [logprobs_of(token, script.logprob)] if with_logprobs else []
+            self._event(chunk(decoder.decode(token), logprobs))
         if rest := decoder.decode(b"", final=True):
             self._event(chunk(rest, []))
         if script.ending == "wait":

@@ -120,13 +120,13 @@ def test_copy_works_where_the_browser_gives_no_clipboard(visit: Visit, server: F
 def test_markup_of_anybody_is_text(visit: Visit, server: FakeServer) -> None:
     server.card["name"] = server.card["warning"] = MARKUP
     visit.reload()
+    visit.button("Tokens").click()
     server.scripts.append(Script(tokens=(MARKUP[:9].encode(), MARKUP[9:].encode())))
     visit.say(MARKUP)
     visit.hear(MARKUP)
     visit.button("Model").click()
     expect(visit.page.get_by_role("dialog").get_by_role("heading").first).to_have_text(MARKUP)
     visit.page.keyboard.press("Escape")
-    visit.button("Tokens").click()
     visit.page.locator(".token", has_text="img").hover()
     expect(visit.page.get_by_role("tooltip")).to_contain_text("<img")
     visit.button(f"Rename {MARKUP[:60]}...").click()
@@ -245,6 +245,30 @@ def test_another_tab_shows_what_this_one_keeps(visit: Visit, server: FakeServer)
     expect(other.locator("#transcript .body")).to_have_text(["Hello", "once upon a time"])
 
 
+def test_a_text_that_is_edited_stays_while_another_tab_is_answered(
+    visit: Visit, server: FakeServer
+) -> None:
+    visit.say("Mine")
+    visit.hear("once upon a time")
+    other = visit.open()
+    visit.button("Edit").click()
+    field = visit.page.get_by_role("textbox", name="Edit your text")
+    field.fill("Half of an edit")
+    chats = visit.page.get_by_role("navigation").get_by_role("listitem")
+    for text, button in (("Theirs", None), ("On", "Mine")):  # in another chat, then in the same
+        if button:
+            other.get_by_role("button", name=button, exact=True).click()
+        other.get_by_role("textbox", name="Your text").fill(text)
+        other.keyboard.press("Enter")
+        expect(other.get_by_role("button", name="Retry")).to_be_visible()
+        expect(chats).to_have_count(2)
+        expect(field).to_have_value("Half of an edit")
+    expect(chats).to_have_text(["Mine", "Theirs"])
+    field.press("Enter")
+    visit.hear("once upon a time")
+    assert roles_and_texts(server.received[-1]) == [("user", "Half of an edit")]
+
+
 def test_settings_reach_the_request_and_are_kept(visit: Visit, server: FakeServer) -> None:
     visit.say("Defaults")
     visit.hear("once upon a time")
@@ -351,6 +375,7 @@ def test_a_full_browser_is_said_and_the_chat_goes_on(visit: Visit, server: FakeS
 def test_probabilities_are_given_up_before_the_text_is(
     visit: Visit, server: FakeServer, others: list[str]
 ) -> None:
+    visit.button("Tokens").click()
     for text in [*others, "Long"]:
         visit.button("New chat").click()
         visit.say(text)
@@ -358,7 +383,6 @@ def test_probabilities_are_given_up_before_the_text_is(
     leave_room_for_half_a_chat(visit)
     visit.say("More")
     visit.hear("once upon a time")
-    visit.button("Tokens").click()
     visit.reload()
     tokens = visit.page.locator("#transcript .token")
     for text in others:

@@ -79,18 +79,18 @@ def panels(visit: Visit, server: FakeServer) -> Iterator[str]:
     server.scripts.extend(
         [Script(tokens=LONG, logprob=-9.0, notices=("A notice.",)), Script(status=429)]
     )
+    visit.button("Tokens").click()
     for text in ("First " + "long " * 30 + "y" * 200, "Second"):
         visit.say(text)
         expect(visit.button("Send")).to_be_visible()
         expect(visit.messages.last.locator(".note").last).to_have_count(1)
     expect(visit.page.get_by_role("alert")).to_be_visible()
-    yield "chat"
-    visit.button("Tokens").click()
     visit.page.locator("#transcript .token").first.focus()
     expect(visit.page.get_by_role("tooltip")).to_be_visible()
     yield "tokens"
     visit.page.keyboard.press("Escape")
     visit.button("Tokens").click()
+    yield "chat"
     visit.button("Edit").first.click()
     yield "edit"
     visit.page.keyboard.press("Escape")

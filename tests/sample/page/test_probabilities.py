@@ -78,45 +78,14 @@ def test_probabilities_are_said_in_percent(visit: Visit, probability: float, wor
     assert visit.page.evaluate(percent, math.log(probability)) == words
 
 
-@pytest.mark.parametrize(
-    ("values", "ticks"),
-    [
-        ([0, 3800], ["0", "1000", "2000", "3000", "4000"]),
-        ([2.9, 7.6], ["2", "3", "4", "5", "6", "7", "8"]),
-        ([1.61, 1.69], ["1.60", "1.62", "1.64", "1.66", "1.68", "1.70"]),
-        ([100, 1_000_000], ["0", "200K", "400K", "600K", "800K", "1M"]),
-        ([3, 3], ["3", "4"]),
-        ([0, 0], ["0.0", "0.2"]),
-    ],
-)  # fmt: skip
-def test_an_axis_has_round_numbers_around_its_values(
-    visit: Visit, values: list[float], ticks: list[str]
-) -> None:
-    found = visit.page.evaluate(
-        """async (values) => {
-          const place = (await import("/card.js")).scale(values, 0, 100);
-          return [place.ticks.map(({ word }) => word), values.map(place)];
-        }""",
-        values,
-    )
-    assert found[0] == ticks
-    assert all(0 <= place <= 100 for place in found[1])
-
-
-def test_the_axis_of_steps_has_whole_numbers(visit: Visit) -> None:
-    ticks = """async () => (await import("/card.js")).scale([1, 1], 0, 100, { leastStep: 1 })
-      .ticks.map(({ word }) => word)"""
-    assert visit.page.evaluate(ticks) == ["1", "2"]
-
-
 def test_each_token_shows_its_probability_and_the_alternatives(
     visit: Visit, server: FakeServer
 ) -> None:
     server.scripts.append(Script(tokens=(b"grain", b" \xe6", b"\xbc\xa2", b"\n"), logprob=-0.5))
-    visit.say("Mill")
-    expect(visit.button("Send")).to_be_visible()
     visit.button("Tokens").click()
     expect(visit.button("Tokens")).to_have_attribute("aria-pressed", "true")
+    visit.say("Mill")
+    expect(visit.button("Send")).to_be_visible()
     tokens = visit.page.locator("#transcript .token")
     assert tokens.all_text_contents() == ["grain", " \u6f22", "\n"]
     tip = visit.page.get_by_role("tooltip")
@@ -153,9 +122,7 @@ def test_tokens_are_tinted_while_they_come_and_the_view_is_kept(
     expect(visit.page.locator("#transcript .token")).to_have_count(2)
 
 
-def test_the_card_says_what_the_model_is_and_how_it_learned(
-    visit: Visit, server: FakeServer
-) -> None:
+def test_the_card_says_what_the_model_is(visit: Visit, server: FakeServer) -> None:
     visit.button("Model").click()
     card = visit.page.get_by_role("dialog")
     for words in (
@@ -163,38 +130,38 @@ def test_the_card_says_what_the_model_is_and_how_it_learned(
         "Tokens read3,893,248", "Val loss3.190", "Bits per byte1.671", "Context128 tokens",
     ):  # fmt: skip
         expect(card).to_contain_text(words)
-    curve = card.get_by_role("img", name="Train loss from 7.60 to 2.92. Val loss from 3.61 to 3.19")
-    expect(curve).to_be_visible()
-    points = curve.locator("polyline.train").get_attribute("points") or ""
-    places = [tuple(map(float, point.split(","))) for point in points.split()]
-    assert len(places) == len(server.card["curve"]["train"])
-    assert places == sorted(places)  # to the right and, the loss falling, down
 
 
-@pytest.mark.parametrize("missing", ["val_loss", "curve", "defaults", "warning", "n_layer"])
+@pytest.mark.parametrize("missing", ["val_loss", "defaults", "warning", "n_layer"])
 def test_a_card_without_a_figure_is_shown_without_it(
     visit: Visit, server: FakeServer, missing: str
 ) -> None:
     server.card[missing] = None
-    server.card["curve"] = server.card["curve"] and {"train": [], "val": [[1, None]]}
     visit.reload()
     visit.button("Model").click()
     expect(visit.page.get_by_role("dialog")).to_contain_text("Tokens read3,893,248")
-    expect(visit.page.get_by_role("dialog")).to_contain_text("This run logged no losses.")
     visit.page.keyboard.press("Escape")
     visit.say("Go")
     visit.hear("once upon a time")
 
 
-def test_what_is_kept_of_a_chat_is_what_was_said(visit: Visit, server: FakeServer) -> None:
+def test_probabilities_are_asked_for_and_kept_only_where_they_are_to_be_seen(
+    visit: Visit, server: FakeServer
+) -> None:
     visit.say("Kept")
     visit.hear("once upon a time")
+    assert not {"logprobs", "top_logprobs"} & set(server.received[-1])
+    visit.button("Tokens").click()
+    expect(visit.last).to_have_text("once upon a time")  # without a tint
+    visit.say("Seen")
+    visit.hear("once upon a time")
+    assert (server.received[-1]["logprobs"], server.received[-1]["top_logprobs"]) == (True, 5)
     entry = "Object.entries(localStorage).find(([key]) => key.startsWith('quern.chat.'))[1]"
     chat: dict[str, Any] = json.loads(visit.page.evaluate(entry))
     assert chat["title"] == "Kept"
     assert chat["messages"][0] == {"role": "user", "text": "Kept"}
-    answer = chat["messages"][1]
-    assert (answer["text"], answer["end"]) == ("once upon a time", "stop")
-    assert answer["tokens"][1] == [
+    first, second = chat["messages"][1], chat["messages"][3]
+    assert (first["text"], first["end"], first["tokens"]) == ("once upon a time", "stop", [])
+    assert second["tokens"][1] == [
         list(b" upon"), -0.5, [[list(b" upon"), -0.5], [list(b" never"), -1.5], [[10], -3.0]]
     ]  # fmt: skip
