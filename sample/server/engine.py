@@ -1,6 +1,6 @@
 """One thread decodes for all: requests wait their turn, get a row, and hear what it says.
 
-    submit -> waiting (bounded) -> a row of the Decoder -> deltas, posted once a step
+    submit -> waiting (bounded) -> a row of the Decoder -> deltas, delivered once a step
 
 Continuous batching: between two steps rows that ended are freed and those who wait get them, so
 nobody waits for the longest answer of a batch. What a row says depends on its own request alone;
@@ -14,13 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from common.errors import UserError
 from common.inference.config import GenerateConfig
-from common.inference.decoder import Token
-from common.tokenizer import Tokenizer
-from sample.server.errors import BusyError, unavailable
+from common.inference.decoder import Decoder
+from sample.server.errors import busy, unavailable
 from sample.server.metrics import Metrics
 from sample.text.detokenizer import Detokenizer, TextDelta
 
@@ -31,36 +29,18 @@ log = logging.getLogger(__name__)
 PREFILL_TOKENS = 512
 FAULT = "The server failed while it was generating; its log says why. It has to be started again."
 
-
-class RowDecoder(Protocol):
-    """What the engine needs of common.inference.decoder.Decoder."""
-
-    def admit(
-        self, row: int, prompt: Sequence[int], config: GenerateConfig, top_logprobs: int = 0
-    ) -> None:
-        """Read a prompt into a free row."""
-
-    def step(self) -> dict[int, Token]:
-        """Return the next token of every busy row."""
-
-    def release(self, row: int) -> None:
-        """Make a row free."""
+Receive = Callable[[int, TextDelta], None]  # of one among the requests that were submitted together
+CallInLoop = Callable[[Callable[[], None]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one row is to generate: a prompt in ids, how, until which texts."""
+    """What one row is to generate: a prompt in ids, how, and what makes a text of its tokens."""
 
     prompt: Sequence[int]
     config: GenerateConfig
-    stops: tuple[str, ...] = ()
-    template_stops: tuple[str, ...] = ()
-    strip_start: bool = False  # take blanks off the beginning, off the end: text/detokenizer.py
-    strip_end: bool = False
+    detokenizer: Detokenizer  # of this row alone
     top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
-
-
-Receive = Callable[[int, TextDelta], None]
 
 
 @dataclass(eq=False)
@@ -68,9 +48,7 @@ class Job:
     """A request that was taken: ``receive`` gets its deltas, the last of which says so."""
 
     request: Request
-    index: int  # among the requests that were submitted together
-    receive: Receive
-    detokenizer: Detokenizer
+    receive: Callable[[TextDelta], None]
     cancelled: bool = False
 
 
@@ -78,34 +56,28 @@ class Engine:
     """A Decoder, the thread that owns it, and the requests that wait for a row."""
 
     def __init__(
-        self,
-        decoder: RowDecoder,
-        tokenizer: Tokenizer,
-        *,
-        n_rows: int,
-        max_waiting: int,
-        metrics: Metrics,
-        call_in_loop: Callable[[Callable[[], None]], object] = lambda call: call(),
+        self, decoder: Decoder, *, n_rows: int, max_waiting: int, metrics: Metrics
     ) -> None:
-        """Deltas are received inside ``call_in_loop``, once a step: call_soon_threadsafe."""
-        self._decoder, self._tokenizer, self._call_in_loop = decoder, tokenizer, call_in_loop
+        self._decoder, self._metrics = decoder, metrics
         self._capacity = n_rows + max_waiting
-        self._metrics = metrics
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[Job] = deque()
         self._rows: dict[int, Job] = {}
         self._free = list(range(n_rows - 1, -1, -1))  # the lowest row last: taken first
         self._ended = False
+        self._thread: threading.Thread | None = None
         self.closed: str | None = None  # why no requests are taken, as a sentence
         self.fault: str | None = None  # why the engine failed
         metrics.rows.set(n_rows)
         metrics.up.set_function(lambda: self.closed is None)
         metrics.queue_length.set_function(lambda: self.n_waiting)
         metrics.rows_busy.set_function(lambda: self.n_busy)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> None:
-        """Begin to decode."""
+    def start(self, call_in_loop: CallInLoop) -> None:
+        """Begin to decode; deltas are received inside ``call_in_loop``, once a step."""
+        self._thread = threading.Thread(
+            target=self._run, args=(call_in_loop,), name="engine", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -121,30 +93,17 @@ class Engine:
     def submit(self, requests: Sequence[Request], receive: Receive) -> list[Job]:
         """Take all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
 
-        Raises: BusyError when the queue has no room for them, APIError, 503, after ``refuse``.
+        Raises: APIError, 429 when the queue has no room for them, 503 after ``refuse``.
         """
-        jobs = [
-            Job(request, index, receive, self._detokenizer(request))
-            for index, request in enumerate(requests)
-        ]
+        jobs = [Job(request, partial(receive, i)) for i, request in enumerate(requests)]
         with self._changed:
             if self.closed is not None:
                 raise unavailable(self.closed)
-            if len(self._waiting) + len(self._rows) + len(jobs) > self._capacity:
-                raise BusyError
+            if self.n_waiting + self.n_busy + len(jobs) > self._capacity:
+                raise busy()
             self._waiting.extend(jobs)
             self._changed.notify()
         return jobs
-
-    def _detokenizer(self, request: Request) -> Detokenizer:
-        return Detokenizer(
-            self._tokenizer,
-            request.config.max_new_tokens,
-            request.stops,
-            template_stops=request.template_stops,
-            strip_start=request.strip_start,
-            strip_end=request.strip_end,
-        )
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Free the places of ``jobs``; those that ended are left alone."""
@@ -165,22 +124,27 @@ class Engine:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def _run(self) -> None:
+    def _run(self, call_in_loop: CallInLoop) -> None:
         try:
             while self._await_work():
                 self._free_cancelled()
                 self._admit_waiting()
-                self._step()
-        except UserError as error:  # such as scores that are no numbers: a sentence already
+                if deltas := self._step():
+                    call_in_loop(partial(_deliver, deltas))
+        except Exception as error:  # whatever it was, those who wait must hear of it
             log.exception("The engine stopped.")
-            self.fault = error.message
-        except Exception:  # whatever it was, those who wait must hear of it
-            log.exception("The engine stopped.")
-            self.fault = FAULT
-        self._end_all()
+            # such as scores that are no numbers: a sentence already
+            self.fault = error.message if isinstance(error, UserError) else FAULT
+        with self._changed:
+            self.closed = self.fault or self.closed
+            jobs = [*self._rows.values(), *self._waiting]
+            self._rows.clear()
+            self._waiting.clear()
+        if jobs:
+            call_in_loop(partial(_deliver, [(job, TextDelta(error=self.closed)) for job in jobs]))
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -211,33 +175,21 @@ class Engine:
             n_read += max(1, len(request.prompt))
             self._metrics.prompt_tokens.inc(len(request.prompt))
 
-    def _step(self) -> None:
-        if not self._rows:
-            return
+    def _step(self) -> list[tuple[Job, TextDelta]]:
+        tokens = self._decoder.step() if self._rows else {}
         deltas = []
-        tokens = self._decoder.step()
         for row, token in tokens.items():
             job = self._rows[row]
-            delta = job.detokenizer.push(token)
+            delta = job.request.detokenizer.push(token)
             if delta.is_last:
                 self._free_row(row)
-            if (delta.text or delta.tokens or delta.is_last) and not job.cancelled:
+            if delta.text or delta.tokens or delta.is_last:
                 deltas.append((job, delta))
         self._metrics.generated_tokens.inc(len(tokens))
-        if deltas:
-            self._call_in_loop(partial(_deliver, deltas))
-
-    def _end_all(self) -> None:
-        with self._changed:
-            self.closed = self.fault or self.closed
-            jobs = [*self._rows.values(), *self._waiting]
-            self._rows.clear()
-            self._waiting.clear()
-        error = TextDelta(error=self.closed)
-        self._call_in_loop(partial(_deliver, [(job, error) for job in jobs]))
+        return deltas
 
 
 def _deliver(deltas: Sequence[tuple[Job, TextDelta]]) -> None:
     for job, delta in deltas:
         if not job.cancelled:
-            job.receive(job.index, delta)
+            job.receive(delta)

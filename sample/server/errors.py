@@ -14,18 +14,17 @@ from starlette.responses import Response
 from common.errors import UserError
 
 SHOWN_VALUE_CHARS = 40
-INVALID, SERVER = "invalid_request_error", "server_error"  # OpenAI's types of errors
 
 
 class APIError(HTTPException):
-    """A request that cannot be answered as it is."""
+    """A request that cannot be answered as it is; ``kind`` is OpenAI's type of error."""
 
     def __init__(
         self,
         message: str,
         *,
         status: int = 400,
-        kind: str = INVALID,
+        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -39,22 +38,20 @@ class APIError(HTTPException):
         return Response(content, self.status_code, self.headers, media_type="application/json")
 
 
-class BusyError(APIError):
-    """All rows are busy, and the queue is full."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "All rows are busy and the queue is full: try again in a moment.",
-            status=429,
-            kind="rate_limit_error",
-            code="rate_limit_exceeded",
-            headers={"Retry-After": "1"},  # rows get free often, and asking costs little
-        )
+def busy() -> APIError:
+    """Return the error of a queue that is full."""
+    return APIError(
+        "All rows are busy and the queue is full: try again in a moment.",
+        status=429,
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": "1"},  # rows get free often, and asking costs little
+    )
 
 
 def unavailable(message: str) -> APIError:
     """Return the error of a server that takes no requests."""
-    return APIError(message, status=503, kind=SERVER, code="unavailable")
+    return APIError(message, status=503, kind="server_error", code="unavailable")
 
 
 def shown(value: Any) -> str:
@@ -67,7 +64,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "..."
 
 
-def first_invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
+def invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
     """Return the error that names one parameter: what was found, and what pydantic expected."""
     named = [(*_locate(error["loc"], body), error) for error in errors]
     n_errors = Counter(name for name, _, _ in named)
@@ -101,50 +98,36 @@ def _expected(error: Mapping[str, Any]) -> str:
     return re.sub(r"^\w+ should ", "", words)
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    body, first = error.body, error.errors()[0]
+def _invalid_body(error: RequestValidationError) -> APIError:
+    body, errors = error.body, error.errors()
     if isinstance(body, bytes):
-        return APIError(
-            "The body must be JSON, and be announced as such: Content-Type: application/json",
-            status=415,
-        ).response()
-    if first["type"] == "json_invalid":
-        reason = f"{first['ctx']['error']} at character {first['loc'][1]}"
-        return APIError(f"The body is not JSON in UTF-8: {reason}.").response()
+        wanted = "be announced as such: Content-Type: application/json"
+        return APIError(f"The body must be JSON, and {wanted}", status=415)
+    if errors[0]["type"] == "json_invalid":
+        reason = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][1]}"
+        return APIError(f"The body is not JSON in UTF-8: {reason}.")
     if not isinstance(body, dict):
         found = "empty" if body is None else shown(body)
-        return APIError(f"The body is {found}: it must be a JSON object.").response()
-    errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "body"
-    return first_invalid(errors, body).response()
+        return APIError(f"The body is {found}: it must be a JSON object.")
+    return invalid([each | {"loc": each["loc"][1:]} for each in errors], body)  # without "body"
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if isinstance(error, APIError):
-        return error.response()
-    sentence = {
-        400: f"The body is not JSON in UTF-8: {error.__cause__}.",
-        404: f"There is no {request.url.path[:100]} here: /openapi.json lists what there is.",
-        405: f"{request.method[:20]} is not done here.",
-    }.get(error.status_code, str(error.detail))
-    return APIError(sentence, status=error.status_code, headers=error.headers).response()
-
-
-async def _user_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, UserError)  # such as settings that do not go together
-    return APIError(error.message).response()
-
-
-async def _fault(_: Request, error: Exception) -> Response:
-    # Starlette raises it again after this, and the server logs it
-    message = "The server failed; its log says why."
-    return APIError(message, status=500, kind=SERVER).response()
-
-
-HANDLERS: dict[int | type[Exception], Any] = {
-    RequestValidationError: _validation_error,
-    HTTPException: _http_error,
-    UserError: _user_error,
-    Exception: _fault,
-}
+async def respond(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that ended in ``error``."""
+    match error:
+        case APIError():
+            return error.response()
+        case RequestValidationError():
+            return _invalid_body(error).response()
+        case UserError():
+            return APIError(error.message).response()
+        case HTTPException(status_code=status):
+            sentence = {
+                400: f"The body is not JSON in UTF-8: {error.__cause__}.",
+                404: f"There is no {request.url.path[:100]} here: see /openapi.json.",
+                405: f"{request.method[:20]} is not done here.",
+            }.get(status, str(error.detail))
+            return APIError(sentence, status=status, headers=error.headers).response()
+        case _:  # Starlette raises it again after this, and the server logs it
+            sentence = "The server failed; its log says why."
+            return APIError(sentence, status=500, kind="server_error").response()

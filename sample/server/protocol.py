@@ -15,34 +15,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.inference.config import GenerateConfig
 
-MAX_TOP_LOGPROBS = 20  # OpenAI's
-
 # min_length: pydantic refuses halves of characters (lone surrogates) only where it has to count
 Text = Annotated[str, Field(min_length=0)]
-TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # OpenAI's bound
 MaxTokens = Literal[-1] | Annotated[int, Field(ge=1)]
+Zero = Annotated[float, Field(ge=0, le=0)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
 EmptyDict = Annotated[dict[str, Any], Field(max_length=0)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class Shape(BaseModel):
+    """No string or bool is taken for a number; the texts below fields describe them."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _of_config(name: str, most: float | None = None) -> Any:
     """Return the field that takes a setting of GenerateConfig; ``most`` is the API's own bound."""
     item = next(item for item in fields(GenerateConfig) if item.name == name)
-    meaning, at_least, below = (item.metadata[key] for key in ("help", "at_least", "below"))
-    bound = {"lt": below} if most is None else {"le": most}
-    return Field(default=None, description=meaning, ge=at_least, **bound)
+    bound = {"lt": item.metadata["below"]} if most is None else {"le": most}
+    return Field(None, description=item.metadata["help"], ge=item.metadata["at_least"], **bound)
 
 
-class Parameters(BaseModel):
-    """Of numbers no string and no bool is taken for one."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class SamplingParameters(Parameters):
+class SamplingParameters(Shape):
     """How ids are chosen; the upper bounds are OpenAI's where it has the parameter."""
 
     temperature: float | None = _of_config("temperature", 2)
@@ -53,13 +49,13 @@ class SamplingParameters(Parameters):
     seed: int | None = _of_config("seed")
 
 
-class TextFormat(Parameters):
+class TextFormat(Shape):
     """The one format of answers there is."""
 
     type: Literal["text"]
 
 
-class Unsupported(Parameters):
+class Unsupported(Shape):
     """Known to clients and not done here: only values that ask for nothing are taken."""
 
     frequency_penalty: Zero | None = None
@@ -75,51 +71,48 @@ class Unsupported(Parameters):
     function_call: Literal["none", "auto"] | None = None
 
 
-class StreamOptions(Parameters):
+class StreamOptions(Shape):
     """What a stream holds beside the text."""
 
-    include_usage: bool | None = Field(None, description="A last event counts the tokens.")
+    include_usage: bool | None = None
+    """A last event counts the tokens."""
 
 
 class GenerationParameters(SamplingParameters, Unsupported):
     """What both kinds of completion take."""
 
-    model: Text | None = Field(None, description="The model's name, as /v1/models says it.")
-    max_tokens: MaxTokens | None = Field(
-        None, description="The answer's tokens, at most; -1: as many as the server allows."
-    )
-    n: int | None = Field(
-        None, ge=1, description="Answers to the same prompt, each with a seed of its own."
-    )
-    stop: Text | list[Text] | None = Field(
-        None, description="The answer ends before these texts; an empty one is ignored."
-    )
-    stream: bool | None = Field(None, description="Answer piece by piece, as server-sent events.")
+    model: Text | None = None
+    """The model's name, as /v1/models says it."""
+    max_tokens: MaxTokens | None = None
+    """The answer's tokens, at most; -1: as many as the server allows."""
+    n: Annotated[int, Field(ge=1)] | None = None
+    """Answers to the same prompt, each with a seed of its own."""
+    stop: Text | list[Text] | None = None
+    """The answer ends before these texts; an empty one is ignored."""
+    stream: bool | None = None
+    """Answer piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
 
 
 class CompletionRequest(GenerationParameters):
     """What /v1/completions takes."""
 
-    prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Field(min_length=1)] = Field(
-        description="The beginning of the text, or several; empty: of a new document."
-    )
-    echo: bool | None = Field(
-        None, description="Begin the answer with the prompt; not together with logprobs."
-    )
-    logprobs: TopLogprobs | None = Field(
-        None, description="Name this many likeliest tokens beside each."
-    )
+    prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Field(min_length=1)]
+    """The beginning of the text, or several; empty: of a new document."""
+    echo: bool | None = None
+    """Begin the answer with the prompt; not together with logprobs."""
+    logprobs: TopLogprobs | None = None
+    """Name this many likeliest tokens beside each."""
 
 
-class TextPart(Parameters):
+class TextPart(Shape):
     """A part of a message's content."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(Parameters):
+class ChatMessage(Shape):
     """What one speaker said."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -132,18 +125,17 @@ class ChatMessage(Parameters):
 class ChatRequest(GenerationParameters):
     """What /v1/chat/completions takes."""
 
-    messages: list[ChatMessage] = Field(
-        min_length=1,
-        description="The conversation so far; of a long one the oldest turns are left out.",
-    )
-    max_completion_tokens: MaxTokens | None = Field(None, description="Newer name of max_tokens.")
-    logprobs: bool | None = Field(None, description="Say how likely each token was.")
-    top_logprobs: TopLogprobs | None = Field(
-        None, description="Name this many likeliest tokens beside each."
-    )
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    """The conversation so far; of a long one the oldest turns are left out."""
+    max_completion_tokens: MaxTokens | None = None
+    """Newer name of max_tokens."""
+    logprobs: bool | None = None
+    """Say how likely each token was."""
+    top_logprobs: TopLogprobs | None = None
+    """Name this many likeliest tokens beside each."""
 
 
-class Usage(BaseModel):
+class Usage(Shape):
     """Tokens in and out; end-of-text is not counted."""
 
     prompt_tokens: int
@@ -151,52 +143,23 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class TextLogprobs(BaseModel):
-    """Tokens and their natural logarithms of probability, as plain completions have them."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int]
-
-
-class TopLogprob(BaseModel):
-    """An id that was likely."""
-
-    token: str
-    bytes: list[int]
-    logprob: float
-
-
-class TokenLogprob(TopLogprob):
-    """The id that was chosen."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Tokens and their natural logarithms of probability, as chats have them."""
-
-    content: list[TokenLogprob]
-    refusal: None
-
-
-class Choice(BaseModel):
+class Choice(Shape):
     """One of the answers to a request."""
 
     index: int
     finish_reason: Literal["stop", "length"]
+    logprobs: dict[str, Any] | None
+    """Tokens and their natural logarithms of probability, as OpenAI writes them."""
 
 
 class CompletionChoice(Choice):
     """A continuation of the prompt."""
 
     text: str
-    logprobs: TextLogprobs | None
 
 
-class AssistantMessage(BaseModel):
-    """What the model said."""
+class AssistantMessage(Shape):
+    """A continuation of the conversation."""
 
     role: Literal["assistant"]
     content: str
@@ -204,61 +167,56 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(Choice):
-    """A continuation of the conversation."""
+    """One of the answers to a conversation."""
 
     message: AssistantMessage
-    logprobs: ChatLogprobs | None
 
 
-class Answer(BaseModel):
-    """What both kinds of answers hold."""
+class Completion(Shape):
+    """What /v1/completions answers."""
 
     id: str
-    created: int = Field(description="Seconds since 1970.")
-    model: str
-    system_fingerprint: str = Field(description="Of the weights.")
-    usage: Usage
-    notices: list[str] = Field([], description="What had no room in the context.")
-
-
-class Completion(Answer):
-    """The answer of /v1/completions."""
-
     object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
+    usage: Usage
+    notices: list[str] = []
+    """What had no room in the context."""
 
 
-class ChatCompletion(Answer):
-    """The answer of /v1/chat/completions."""
+class ChatCompletion(Completion):
+    """What /v1/chat/completions answers."""
 
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
+    object: Literal["chat.completion"]  # type: ignore[assignment]
+    choices: list[ChatChoice]  # type: ignore[assignment]
 
 
-class ModelDescription(BaseModel):
+class ModelDescription(Shape):
     """The model that is served."""
 
     id: str
-    object: Literal["model"]
+    object: Literal["model"] = "model"
     created: int
-    owned_by: str
+    owned_by: Literal["quern"] = "quern"
 
 
-class ModelList(BaseModel):
+class ModelList(Shape):
     """The one model there is."""
 
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[ModelDescription]
 
 
-class Health(BaseModel):
+class Health(Shape):
     """Whether requests are taken."""
 
     status: Literal["ok", "unavailable"]
     reason: str | None = None
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(Shape):
     """A sentence, and what it is about."""
 
     message: str
@@ -267,7 +225,7 @@ class ErrorDetail(BaseModel):
     code: str | None
 
 
-class ErrorResponse(BaseModel):
-    """Every answer whose status is not 200."""
+class ErrorResponse(Shape):
+    """What is answered where the status is not 200."""
 
     error: ErrorDetail

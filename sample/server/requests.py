@@ -18,6 +18,7 @@ from sample.server.protocol import (
     SamplingParameters,
 )
 from sample.server.responses import ResponseBuilder
+from sample.text.detokenizer import Detokenizer
 from sample.text.template import RAW, Message, Role, Template
 from sample.text.truncate import build_prompt, missing_notice
 
@@ -172,15 +173,20 @@ def _generation(
             f"at most {limit} at once.",
             param="n" if n > 1 else "prompt", code="invalid_value",
         )  # fmt: skip
-    own_stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    given = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    stops = [stop for stop in given if stop]
     samples = [
         Request(
             prompt=prompt,
             config=replace(config, seed=(config.seed + i) % SEEDS_END),
-            stops=tuple(filter(None, own_stops)),
-            template_stops=template.stops,
-            strip_start=template.strips_answers and not continues,
-            strip_end=template.strips_answers,
+            detokenizer=Detokenizer(
+                model.tokenizer,
+                config.max_new_tokens,
+                stops,
+                template_stops=template.stops,
+                strip_start=template.strips_answers and not continues,
+                strip_end=template.strips_answers,
+            ),
             top_logprobs=top_logprobs or 0,
         )
         for prompt in prompts

@@ -48,12 +48,12 @@ class ResponseBuilder:
     prefixes: Sequence[str]  # of each answer: the prompt, if it is to be echoed
     top_logprobs: int | None  # likeliest tokens to name beside each; None: no logprobs at all
     include_usage: bool  # in a stream
-    notices: Sequence[str] = ()  # what had no room in the context
+    notices: Sequence[str]  # what had no room in the context
     created: int = field(default_factory=lambda: int(time.time()))
     code: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def envelope(self, choices: list[Json], *, chunk: bool) -> Json:
-        """Return what goes around ``choices``."""
+        """Return what goes around whole ``choices``, or around those of a ``chunk``."""
         kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
         return {
             "id": ("chatcmpl-" if self.chat else "cmpl-") + self.code,
@@ -64,28 +64,73 @@ class ResponseBuilder:
             "choices": choices,
         }
 
-    def choice(self, index: int, delta: TextDelta) -> Json:
-        """Return a whole answer."""
-        if not self.chat:
-            return self._choice(index, {"text": delta.text}, delta)
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return self._choice(index, {"message": message}, delta)
-
-    def chunk(self, index: int, delta: TextDelta, *, first: bool) -> Json:
-        """Return a part of an answer, ``first`` or not, as a stream has it."""
-        if not self.chat:
-            return self._choice(index, {"text": delta.text}, delta)
-        part = {"role": "assistant"} if first else {}
-        if delta.text or first:
-            part["content"] = delta.text
-        return self._choice(index, {"delta": part}, delta)
-
-    def _choice(self, index: int, text: Json, delta: TextDelta) -> Json:
+    def choice(self, index: int, delta: TextDelta, *, chunk: bool, first: bool = True) -> Json:
+        """Return an answer, or a ``chunk`` of it, which may be the ``first``."""
+        content: Json = {"text": delta.text}
+        if self.chat and chunk:
+            content = {"role": "assistant"} if first else {}
+            if delta.text or first:
+                content["content"] = delta.text
+            content = {"delta": content}
+        elif self.chat:
+            message = {"role": "assistant", "content": delta.text, "refusal": None}
+            content = {"message": message}
         logprobs = None
         if self.top_logprobs is not None and (delta.tokens or delta.finish_reason):
-            write = chat_logprobs if self.chat else text_logprobs
-            logprobs = write(delta, self.top_logprobs, self.tokenizer)
-        return {"index": index, **text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+            logprobs = self._chat_logprobs(delta) if self.chat else self._text_logprobs(delta)
+        return {
+            "index": index,
+            **content,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+        }
+
+    def _chat_logprobs(self, delta: TextDelta) -> Json:
+        def entry(idx: int, logprob: float) -> Json:
+            token_bytes = self.tokenizer.token_bytes[idx]
+            text = token_bytes.decode("utf-8", "replace") or self._special(idx)
+            bounded = max(logprob, LEAST_LOGPROB)
+            return {"token": text, "bytes": list(token_bytes), "logprob": bounded}
+
+        content = [
+            entry(token.idx, token.logprob)
+            | {"top_logprobs": [entry(*top) for top in self._likeliest(token)]}
+            for token in delta.tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _text_logprobs(self, delta: TextDelta) -> Json:
+        entries = [
+            [
+                (self._token_text(idx), max(logprob, LEAST_LOGPROB))
+                # the one that was chosen is always there: these may be one more than asked for
+                for idx, logprob in [*self._likeliest(token), (token.idx, token.logprob)]
+            ]
+            for token in delta.tokens
+        ]
+        return {
+            "tokens": [each[-1][0] for each in entries],
+            "token_logprobs": [each[-1][1] for each in entries],
+            "top_logprobs": [dict(each) for each in entries] if self.top_logprobs else None,
+            "text_offset": list(delta.text_offsets),
+        }
+
+    def _likeliest(self, token: Token) -> list[tuple[int, float]]:
+        """Return the likeliest ids, without those that only pad the network's vocabulary."""
+        top = token.top_logprobs[: self.top_logprobs]
+        return [(idx, logprob) for idx, logprob in top if idx < self.tokenizer.vocab_size]
+
+    def _token_text(self, idx: int) -> str:
+        """Return a token's text; of a part of a character the bytes, as OpenAI has them."""
+        token_bytes = self.tokenizer.token_bytes[idx]
+        try:
+            return token_bytes.decode("utf-8") or self._special(idx)
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
+
+    def _special(self, idx: int) -> str:
+        names = self.tokenizer.special_tokens.items()
+        return next((name for name, own in names if own == idx), "")
 
     def usage(self, n_generated: int) -> Json:
         """Return how many tokens there were."""
@@ -94,62 +139,6 @@ class ResponseBuilder:
             "completion_tokens": n_generated,
             "total_tokens": self.n_prompt_tokens + n_generated,
         }
-
-
-def chat_logprobs(delta: TextDelta, top_logprobs: int, tokenizer: Tokenizer) -> Json:
-    """Return tokens and their natural logarithms of probability as chat answers have them."""
-
-    def entry(idx: int, logprob: float) -> Json:
-        token_bytes = tokenizer.token_bytes[idx]
-        text = token_bytes.decode("utf-8", "replace") or _special(idx, tokenizer)
-        return {"token": text, "bytes": list(token_bytes), "logprob": max(logprob, LEAST_LOGPROB)}
-
-    content = [
-        entry(token.idx, token.logprob)
-        | {"top_logprobs": [entry(*top) for top in likeliest(token, top_logprobs, tokenizer)]}
-        for token in delta.tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def text_logprobs(delta: TextDelta, top_logprobs: int, tokenizer: Tokenizer) -> Json:
-    """Return the same as plain completions have them.
-
-    The token that was chosen is always among the likeliest, so that these may be one more.
-    """
-    tops = [
-        {
-            token_text(idx, tokenizer): max(logprob, LEAST_LOGPROB)
-            for idx, logprob in [
-                *likeliest(token, top_logprobs, tokenizer), (token.idx, token.logprob),
-            ]
-        }
-        for token in delta.tokens
-    ]  # fmt: skip
-    return {
-        "tokens": [token_text(token.idx, tokenizer) for token in delta.tokens],
-        "token_logprobs": [max(token.logprob, LEAST_LOGPROB) for token in delta.tokens],
-        "top_logprobs": tops if top_logprobs else None,
-        "text_offset": list(delta.text_offsets),
-    }
-
-
-def likeliest(token: Token, n: int, tokenizer: Tokenizer) -> list[tuple[int, float]]:
-    """Return the ``n`` likeliest ids, without those that only pad the network's vocabulary."""
-    return [top for top in token.top_logprobs[:n] if top[0] < tokenizer.vocab_size]
-
-
-def token_text(idx: int, tokenizer: Tokenizer) -> str:
-    """Return a token's text or, where it is a part of a character, its bytes as OpenAI has them."""
-    token_bytes = tokenizer.token_bytes[idx]
-    try:
-        return token_bytes.decode("utf-8") or _special(idx, tokenizer)
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
-
-
-def _special(idx: int, tokenizer: Tokenizer) -> str:
-    return next((name for name, own in tokenizer.special_tokens.items() if own == idx), "")
 
 
 class ResponseStream:
@@ -181,32 +170,32 @@ class ResponseStream:
             self._n_generated[index] = delta.n_tokens
             n_open -= delta.is_last
             first = index not in begun
-            begun.add(index)
-            prefix = self._builder.prefixes[index] if first else ""
-            yield index, replace(delta, text=prefix + delta.text), first
+            if first:
+                begun.add(index)
+                delta = replace(delta, text=self._builder.prefixes[index] + delta.text)
+            yield index, delta, first
 
-    async def whole(self) -> bytes:
+    async def whole(self) -> Json:
         """Return all answers as one JSON object."""
         builder = self._builder
         parts: list[list[TextDelta]] = [[] for _ in builder.prefixes]
         async for index, delta, _ in self.deltas():
             parts[index].append(delta)
-        choices = [builder.choice(index, _joined(each)) for index, each in enumerate(parts)]
+        whole = (_joined(each) for each in parts)
+        choices = [builder.choice(i, each, chunk=False) for i, each in enumerate(whole)]
         body = builder.envelope(choices, chunk=False)
         body["usage"] = builder.usage(sum(self._n_generated))
-        if builder.notices:
-            body["notices"] = list(builder.notices)
-        return json_bytes(body)
+        return body | ({"notices": builder.notices} if builder.notices else {})
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the answers as server-sent events; where the engine ends before, an error."""
         builder = self._builder
         rest: Json = {"usage": None} if builder.include_usage else {}
-        notices = {"notices": list(builder.notices)} if builder.notices else {}
+        notices: Json = {"notices": builder.notices} if builder.notices else {}
         try:
             async for index, delta, first in self.deltas():
-                chunk = builder.envelope([builder.chunk(index, delta, first=first)], chunk=True)
-                yield _event(chunk | rest | notices)
+                choice = builder.choice(index, delta, chunk=True, first=first)
+                yield _event(builder.envelope([choice], chunk=True) | rest | notices)
                 notices = {}  # with the first event only
             if builder.include_usage:
                 usage = {"usage": builder.usage(sum(self._n_generated))}

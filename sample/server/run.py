@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -27,7 +28,7 @@ from sample.model_info import model_card
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.errors import first_invalid
+from sample.server.errors import invalid
 from sample.server.metrics import Metrics
 from sample.server.protocol import SamplingParameters
 from sample.server.requests import ServedModel
@@ -83,8 +84,8 @@ def describe_model(
     try:
         SamplingParameters.model_validate(asdict(defaults))
     except ValidationError as error:
-        invalid = first_invalid(error.errors(), asdict(defaults))
-        raise ConfigError(f"--{str(invalid.detail).replace('_', '-')}") from error
+        sentence = invalid(error.errors(), asdict(defaults)).detail
+        raise ConfigError(f"--{sentence.replace('_', '-')}") from error
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(
@@ -104,82 +105,57 @@ def serve(loaded: LoadedModel, model: ServedModel, bound: socket.socket, access:
 
     Raises: CheckpointError where the engine failed.
     """
-    config, metrics = model.limits, Metrics()
-    server: Server
+    limits, metrics = model.limits, Metrics()
     engine = Engine(
-        loaded.decoder(config.rows),
-        model.tokenizer,
-        n_rows=config.rows,
-        max_waiting=config.queue,
+        loaded.decoder(limits.rows),
+        n_rows=limits.rows,
+        max_waiting=limits.queue,
         metrics=metrics,
-        call_in_loop=lambda call: server.call_in_loop(call),
     )
     info = model_card(loaded.info, model.defaults, model.template.name)
     service = Service(engine=engine, model=model, metrics=metrics, model_info=info)
-    server = Server(
-        uvicorn.Config(
-            make_app(service, access),
-            http=TimeoutProtocol,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(config.drain_seconds) + AFTER_DRAIN_S,
-        ),
-        engine,
-        config.drain_seconds,
-        announce=lambda: log.info("%s", announcement(model, bound, access)),
+    config = uvicorn.Config(
+        make_app(service, access),
+        http=TimeoutProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(limits.drain_seconds) + AFTER_DRAIN_S,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    host = f"[{limits.host}]" if ":" in limits.host else limits.host
+    announcement = (
+        f"Serving {model.name} at http://{host}:{bound.getsockname()[1]}/ (OpenAI's API below "
+        f"/v1).{' It wants its API key.' if access.key else ''} Ctrl-C ends it."
+    )
     try:
-        server.run(sockets=[bound])
+        Server(config, engine, limits.drain_seconds, announcement).run(sockets=[bound])
     finally:
         engine.close(GOING_DOWN)
     if engine.fault is not None:
         raise CheckpointError(engine.fault)
 
 
-def announcement(model: ServedModel, bound: socket.socket, access: Access) -> str:
-    """Return what is said once the server listens."""
-    host = model.limits.host
-    host = f"[{host}]" if ":" in host else host
-    key = " It wants its API key." if access.key is not None else ""
-    return (
-        f"Serving {model.name} at http://{host}:{bound.getsockname()[1]}/ (OpenAI's API below "
-        f"/v1).{key} Ctrl-C ends it."
-    )
-
-
 class Server(uvicorn.Server):
     """uvicorn's server, which drains the engine before it ends, and ends where the engine fails."""
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        engine: Engine,
-        drain_s: float,
-        announce: Callable[[], None],
+        self, config: uvicorn.Config, engine: Engine, drain_s: float, announcement: str
     ) -> None:
         super().__init__(config)
-        self._engine, self._drain_s, self._announce = engine, drain_s, announce
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def call_in_loop(self, call: Callable[[], None]) -> None:
-        """Have the event loop make a call; from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
+        self._engine, self._drain_s, self._announcement = engine, drain_s, announcement
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and let the engine begin."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._engine.start()
-        self._announce()
+        self._engine.start(partial(_call_in_loop, asyncio.get_running_loop()))
+        log.info("%s", self._announcement)
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to end; asked ten times a second."""
@@ -190,9 +166,8 @@ class Server(uvicorn.Server):
         self._engine.refuse(GOING_DOWN)
         if self._engine.n_busy or self._engine.n_waiting:
             log.info("Running answers have %.0f s to end; again to leave at once.", self._drain_s)
-        end = asyncio.get_running_loop().call_later(
-            self._drain_s, self._engine.close, GOING_DOWN, 0.0
-        )
+        loop = asyncio.get_running_loop()
+        end = loop.call_later(self._drain_s, self._engine.close, GOING_DOWN, 0.0)
         try:
             await super().shutdown(sockets)
         finally:
@@ -204,6 +179,11 @@ class Server(uvicorn.Server):
             sys.stderr.flush()
             os._exit(128 + sig)  # nothing is written that could be lost
         super().handle_exit(sig, frame)
+
+
+def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
 
 
 class TimeoutProtocol(H11Protocol):
@@ -218,23 +198,20 @@ class TimeoutProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
-        self._watch()
+        self._timer = self.loop.call_later(HEAD_WITHIN_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
         """Wait on where a request is not whole yet."""
         super().data_received(data)
-        self._watch()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         super().connection_lost(exc)
         self._stop()
-
-    def _watch(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
 
     def _stop(self) -> None:
         if self._timer is not None:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import ConfigError
@@ -61,12 +60,11 @@ class Access:
 def make_access(
     bound: socket.socket,
     host: str,
-    *,
     allow_hosts: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     key_file: Path | None = None,
 ) -> Access:
-    """Return who may ask a server that listens at ``bound``, as ``host`` says.
+    """Return who may ask a server that listens at ``bound``, which ``host`` named.
 
     Raises: ConfigError where others than this machine could, and there is no key.
     """
@@ -92,41 +90,16 @@ def read_key(path: Path) -> bytes:
     Raises: ConfigError where there is none, or one that no header can carry.
     """
     try:
-        text = path.read_text(encoding="ascii").strip()
+        key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"--api-key-file {path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--api-key-file {path}: a key is in ASCII, this is not.") from error
-    if not text.isprintable() or len(text.split()) != 1:
-        raise ConfigError(f"--api-key-file {path}: it must hold one word, the key.")
-    if len(text) < SHORT_KEY_CHARS:
-        log.warning("%s: a key of %d characters is soon guessed.", path, len(text))
+    if not re.fullmatch(rb"[!-~]+", key):
+        raise ConfigError(f"--api-key-file {path}: it must hold one word in ASCII, the key.")
+    if len(key) < SHORT_KEY_CHARS:
+        log.warning("%s: a key of %d characters is soon guessed.", path, len(key))
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         log.warning("%s: others on this machine can read the key: chmod 600 %s", path, path)
-    return text.encode("ascii")
-
-
-def secured(
-    app: ASGIApp,
-    access: Access,
-    metrics: Metrics,
-    *,
-    open_paths: Collection[str],
-    known_paths: Collection[str],
-) -> ASGIApp:
-    """Return ``app`` behind SecurityMiddleware; pages of allowed origins may read its answers."""
-    guarded = SecurityMiddleware(
-        app, access, metrics, frozenset(open_paths), frozenset(known_paths)
-    )
-    if not access.origins:
-        return guarded
-    return CORSMiddleware(
-        guarded,
-        allow_origins=sorted(access.origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["Retry-After"],
-    )
+    return key
 
 
 class SecurityMiddleware:
@@ -137,8 +110,8 @@ class SecurityMiddleware:
         app: ASGIApp,
         access: Access,
         metrics: Metrics,
-        open_paths: frozenset[str],
-        known_paths: frozenset[str],
+        open_paths: Collection[str],
+        known_paths: Collection[str],
     ) -> None:
         """``open_paths`` need no key; ``known_paths`` are counted by name, the rest together."""
         self._app, self._access, self._metrics = app, access, metrics
@@ -147,8 +120,7 @@ class SecurityMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":  # the server's own start and end
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
         path = scope["path"] if scope["path"] in self._known_paths else "other"
 
         async def send_secured(message: Message) -> None:
@@ -162,43 +134,29 @@ class SecurityMiddleware:
         try:
             self._check(scope["method"], scope["path"], Headers(scope=scope))
         except APIError as error:
-            await error.response()(scope, receive, send_secured)
-        else:
-            await self._app(scope, limited(receive), send_secured)
+            return await error.response()(scope, receive, send_secured)
+        await self._app(scope, limited(receive), send_secured)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
-        host = headers.get("host", "")
-        if not self._is_ours(host_name(host)):
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_own(host_name(host)):
             raise APIError(
                 f"The Host header is {shown(host)}, which is not this server's. Ask for it by the "
                 "address that it printed when it started, or start it with --allow-host.",
                 status=403, code="host_not_allowed",
             )  # fmt: skip
-        origin = headers.get("origin")
         # of origin the part after http:// must be the very host that was asked for
-        own = origin is None or origin.partition("://")[2] == host or origin in self._access.origins
-        if method not in ("GET", "HEAD") and not own:
+        foreign = origin and origin.partition("://")[2] != host
+        if foreign and method not in ("GET", "HEAD") and origin not in self._access.origins:
             raise APIError(
-                f"The request comes from another site's page ({shown(origin)}): start the server "
-                "with --allow-origin and this name if it may ask.",
+                f"The request comes from another site's page, {shown(origin)}: if it may ask, "
+                "start the server with it as --allow-origin.",
                 status=403, code="origin_not_allowed",
             )  # fmt: skip
-        if self._access.key is not None and path not in self._open_paths:
-            self._check_key(headers.get("authorization", ""), self._access.key)
-
-    def _is_ours(self, name: str) -> bool:
-        if name in self._access.names:
-            return True
-        if not self._access.is_wildcard:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-    def _check_key(self, authorization: str, key: bytes) -> None:
-        scheme, _, given = authorization.partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = self._access.key
+        if key is None or path in self._open_paths:
+            return
         right = hmac.compare_digest(given.strip().encode("latin-1"), key)  # in constant time
         if scheme.lower() != "bearer" or not right:
             found = "Another API key was sent" if given else "No API key was sent"
@@ -208,6 +166,14 @@ class SecurityMiddleware:
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
+    def _is_own(self, name: str) -> bool:
+        if name in self._access.names or not self._access.is_wildcard:
+            return name in self._access.names
+        try:
+            return bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
 
 def limited(receive: Receive) -> Receive:
     """Return ``receive``, which raises APIError where a body is too large or comes too slowly."""
@@ -216,26 +182,24 @@ def limited(receive: Receive) -> Receive:
 
     async def receive_limited() -> Message:
         nonlocal n_bytes, is_whole
-        if is_whole:  # what comes now says that the client is gone
-            return await receive()
-        try:
-            async with asyncio.timeout_at(deadline_s):
+        try:  # once it is whole, what comes says that the client is gone
+            async with asyncio.timeout_at(None if is_whole else deadline_s):
                 message = await receive()
         except TimeoutError as error:
-            raise APIError(
-                f"The body did not come within {BODY_WITHIN_S:.0f} seconds.",
-                status=408, headers={"Connection": "close"},
-            ) from error  # fmt: skip
+            raise _closing(
+                f"The body did not come within {BODY_WITHIN_S:.0f} seconds.", 408
+            ) from error
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY_BYTES:
-            raise APIError(
-                f"The body has more than {MAX_BODY_BYTES:,} bytes.",
-                status=413, headers={"Connection": "close"},
-            )  # fmt: skip
-        is_whole = not message.get("more_body", False)
+            raise _closing(f"The body has more than {MAX_BODY_BYTES:,} bytes.", 413)
+        is_whole = is_whole or not message.get("more_body", False)
         return message
 
     return receive_limited
+
+
+def _closing(sentence: str, status: int) -> APIError:
+    return APIError(sentence, status=status, headers={"Connection": "close"})
 
 
 def host_name(host: str) -> str:

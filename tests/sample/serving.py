@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from starlette.testclient import TestClient
@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from common.checkpoint import save_checkpoint
 from common.files import write_json
 from common.inference.config import GenerateConfig
+from common.inference.decoder import Decoder
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
@@ -84,17 +85,15 @@ def in_process(
         defaults=GenerateConfig(max_new_tokens=8),
         limits=limits,
     )
-    loops: list[asyncio.AbstractEventLoop] = []
     engine = Engine(
-        decoder, ALPHABET, n_rows=limits.rows, max_waiting=limits.queue, metrics=metrics,
-        call_in_loop=lambda call: loops[0].call_soon_threadsafe(call),
+        cast(Decoder, decoder), n_rows=limits.rows, max_waiting=limits.queue,
+        metrics=metrics,
     )  # fmt: skip
     service = Service(engine=engine, model=model, metrics=metrics, model_info={"name": "fake"})
     app = make_app(service, access or Access())
     with TestClient(app, base_url="http://localhost") as client:
         assert client.portal is not None
-        loops.append(client.portal.call(_running_loop))
-        engine.start()
+        engine.start(client.portal.call(_running_loop).call_soon_threadsafe)
         try:
             yield InProcess(client, decoder, engine, metrics, model)
         finally:

@@ -5,17 +5,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import pytest
 
 from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
-from common.inference.decoder import Token
+from common.inference.decoder import Decoder, Token
 from sample.server.engine import FAULT, Engine, Request
-from sample.server.errors import APIError, BusyError
+from sample.server.errors import APIError
 from sample.server.metrics import Metrics
-from sample.text.detokenizer import TextDelta
+from sample.text.detokenizer import Detokenizer, TextDelta
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder
 
@@ -41,8 +41,9 @@ class Listener:
         return "".join(delta.text for delta in self.all())
 
 
-def request(prompt: list[int], n_new: int = 5, seed: int = 0, **rest: Any) -> Request:
-    return Request(prompt=prompt, config=GenerateConfig(max_new_tokens=n_new, seed=seed), **rest)
+def request(prompt: list[int], n_new: int = 5, seed: int = 0) -> Request:
+    config = GenerateConfig(max_new_tokens=n_new, seed=seed)
+    return Request(prompt=prompt, config=config, detokenizer=Detokenizer(ALPHABET, n_new))
 
 
 def text_of(ids: list[int]) -> str:
@@ -67,8 +68,8 @@ def decoder() -> FakeDecoder:
 
 @pytest.fixture
 def engine(decoder: FakeDecoder) -> Iterator[Engine]:
-    engine = Engine(decoder, ALPHABET, n_rows=3, max_waiting=4, metrics=Metrics())
-    engine.start()
+    engine = Engine(cast(Decoder, decoder), n_rows=3, max_waiting=4, metrics=Metrics())
+    engine.start(lambda call: call())
     yield engine
     decoder.go.set()
     engine.close("over")
@@ -98,7 +99,7 @@ def test_beyond_rows_and_queue_a_request_is_refused_and_a_place_that_frees_is_ta
 ) -> None:
     decoder.go.clear()
     heard = [ask(engine, request([i])) for i in range(7)]
-    with pytest.raises(BusyError):
+    with pytest.raises(APIError, match="queue is full"):
         ask(engine, request([8]))
     decoder.go.set()
     assert all(listener.text() for listener in heard)
@@ -110,7 +111,7 @@ def test_of_several_choices_all_are_taken_or_none(decoder: FakeDecoder, engine: 
     decoder.go.clear()
     for i in range(6):
         ask(engine, request([i]))
-    with pytest.raises(BusyError):
+    with pytest.raises(APIError, match="queue is full"):
         engine.submit([request([7]), request([8])], Listener())
     assert engine.n_waiting + engine.n_busy == 6
 
@@ -186,8 +187,8 @@ def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
 
 def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
     decoder = FakeDecoder(n_rows=4)
-    engine = Engine(decoder, ALPHABET, n_rows=4, max_waiting=32, metrics=Metrics())
-    engine.start()
+    engine = Engine(cast(Decoder, decoder), n_rows=4, max_waiting=32, metrics=Metrics())
+    engine.start(lambda call: call())
     n_right, n_busy, n_gone, wrong = [0], [0], [0], list[str]()
 
     def client(number: int) -> None:
@@ -197,7 +198,7 @@ def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
             listener = Listener()
             try:
                 jobs = engine.submit([asked], listener)
-            except BusyError:
+            except APIError:
                 n_busy[0] += 1
                 time.sleep(0.005 * drawn.random())
                 continue
