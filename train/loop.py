@@ -29,11 +29,12 @@ from train.monitoring.metrics import (
     times_left,
 )
 from train.monitoring.mfu import mfu
+from train.monitoring.progress import Progress
 from train.optim.clip_grad import clip_grad_norm_
 from train.optim.lr_schedule import learning_rate_at
-from train.setup.retry import explain_out_of_memory, retry, warmup
+from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
-from train.trainer import DivergedError, Progress, Run, Trainer
+from train.trainer import DivergedError, Run, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         )
     ]
     timer, mark = StepTimer(), replace(progress)  # the mark: where the speed is measured from
-    warmup(trainer, trainer.windows.get(first_step), backward)
+    trainer.warmup(first_step, backward)
     while True:
         step = progress.step
         # with no step made there is nothing to save: the first one is made yet
@@ -119,7 +120,7 @@ def update(trainer: Trainer, step: int, lr: float) -> Update:
     windows = trainer.windows.get(step).to(trainer.device.torch_device, non_blocking=True)
     start = time.perf_counter()
     seed = dropout_seed(trainer.config.seed, step, trainer.group.rank)
-    result = Update(*retry(trainer, lambda: forward_backward(trainer, windows, seed)))
+    result = Update(*trainer.retry(lambda: forward_backward(trainer, windows, seed)))
     if result.finite:
         with explain_out_of_memory("the optimizer"):  # some weights may have changed: no retry
             trainer.optimizer.step()

@@ -4,37 +4,32 @@ import logging
 import platform
 import secrets
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from common import run_dir
 from common.checkpoint import STATE_NAME, newest_valid
-from common.dataset import open_data
+from common.dataset import DataFolder, open_data
 from common.device import choose_device
 from common.errors import ConfigError
 from common.files import write_json
 from common.models.config import ModelConfig
 from common.settings import from_dict
+from common.tokenizer import Tokenizer
 from train.config import LENGTHS, TrainConfig, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
+from train.monitoring.progress import Progress
 from train.optim.group import make_optimizer
 from train.presets import PRESETS, preset_for
 from train.recovery import run_lock, train_with_rollback
-from train.setup.autotune import (
-    choose_batch_size,
-    known_max_steps,
-    make_plan,
-    measure_speed,
-    ngram_dropout,
-    summary_lines,
-)
-from train.setup.retry import explain_out_of_memory
+from train.setup.autotune import autotune, ngram_dropout, summary_lines
+from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
-from train.trainer import Progress, Run, Trainer, initial_model, shard_if_asked
+from train.trainer import Run, Trainer, initial_model, shard_if_asked
 from train.validation import check_shape, check_sizes, check_vocabulary
 
 log = logging.getLogger(__name__)
@@ -62,30 +57,17 @@ def new_run(
     if preset == "auto":
         preset = preset_for(device.torch_device.type)
     config = train_config(preset, train_options)
-    if init_from is None:
-        chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options
-        shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
-    else:
-        state = run_dir.read_json(init_from / STATE_NAME)
-        check_vocabulary(data, init_from, state)
-        shape = from_dict(ModelConfig, state["model"], str(init_from / STATE_NAME))
-        check_shape(init_from, shape, model_options)
-        shape = replace(shape, **model_options)
+    shape = model_config(preset, model_options, data, tokenizer, init_from)
     check_sizes(data, shape.block_size)
     import_package(config.tracker)  # missing, it is to be said before a run is made
 
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
         model = shard_if_asked(model, config, device, group)
-        batch_size = choose_batch_size(config, model, device, group)
-        max_steps = known_max_steps(config, shape.block_size, data)
-        speed = measure_speed(
-            config, model, data, device, group, batch_size=batch_size, max_steps=max_steps
-        )
-    plan = make_plan(config, max_steps, speed)
+        plan, speed = autotune(config, model, data, device, group)
     if init_from is None and "ngram_dropout" not in model_options:
-        n_rows = plan.max_steps * config.rows_per_step(shape.block_size)
-        shape = replace(shape, ngram_dropout=ngram_dropout(n_rows * shape.block_size, shape, data))
+        n_tokens = plan.max_steps * config.rows_per_step(shape.block_size) * shape.block_size
+        shape = replace(shape, ngram_dropout=ngram_dropout(n_tokens, shape, data))
         model.config = shape
     stop.wait_for_steps()
     settings = {
@@ -100,16 +82,10 @@ def new_run(
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "numpy": version("numpy"),
+            "numpy": numpy.__version__,
         },
     }
-
-    def make_folder() -> str:
-        folder = run_dir.new_run(runs_dir, name)
-        write_json(folder / run_dir.CONFIG_NAME, settings)
-        return str(folder)
-
-    folder = Path(group.broadcast_from_rank0(make_folder))
+    folder = Path(group.broadcast_from_rank0(lambda: make_folder(runs_dir, name, settings)))
     log.info("run         %s, preset %s", folder, preset)
     if init_from is not None:
         log.info("weights     of %s", init_from)
@@ -125,6 +101,27 @@ def new_run(
         return train_with_rollback(run, Progress(eval_s=speed.eval_s), stop)
 
 
+def model_config(
+    preset: str,
+    options: dict[str, Any],
+    data: DataFolder,
+    tokenizer: Tokenizer,
+    init_from: Path | None,
+) -> ModelConfig:
+    """Return the network's settings: the preset's, or those of other weights, with ``options``.
+
+    Raises: ConfigError, DataError when the weights do not fit the options or the data.
+    """
+    if init_from is None:
+        chosen = PRESETS[preset].model_for(tokenizer.kind) | options
+        return ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
+    state = run_dir.read_json(init_from / STATE_NAME)
+    check_vocabulary(data, init_from, state)
+    shape = from_dict(ModelConfig, state["model"], str(init_from / STATE_NAME))
+    check_shape(init_from, shape, options)
+    return replace(shape, **options)
+
+
 def train_config(preset: str, options: dict[str, Any]) -> TrainConfig:
     """Return a preset's settings with those of ``options`` in their place.
 
@@ -137,6 +134,13 @@ def train_config(preset: str, options: dict[str, Any]) -> TrainConfig:
     if all(settings.get(name) is None for name in LENGTHS):
         raise ConfigError("Say how long to train: --minutes, --max-steps, --tokens or --epochs.")
     return TrainConfig(**settings)
+
+
+def make_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
+    """Make a run's folder, of another name where NAME is taken, with its config.json."""
+    folder = run_dir.new_run(runs_dir, name)
+    write_json(folder / run_dir.CONFIG_NAME, settings)
+    return str(folder)
 
 
 def weights_of(runs_dir: Path, named: str) -> Path:

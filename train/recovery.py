@@ -21,9 +21,10 @@ from train.distributed.comm import ProcessGroup
 from train.distributed.fsdp import load_sharded, shard_like, to_local
 from train.loop import train
 from train.monitoring.metrics import cut_metrics
-from train.setup.retry import explain_out_of_memory
+from train.monitoring.progress import Progress
+from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
-from train.trainer import DivergedError, Progress, Run, initial_model
+from train.trainer import DivergedError, Run, initial_model
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,12 @@
 """A run in memory: the network, what updates it, how far it is, and its folder on disk."""
 
 import logging
-import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.checkpoint import MODEL_NAME, save_checkpoint
 from common.dataset import DataFolder
-from common.device import Device, set_matmul_precision
+from common.device import Device, is_out_of_memory, set_matmul_precision
 from common.errors import ConfigError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
@@ -22,23 +22,38 @@ from common.run_dir import shards_dir
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig, TrainPlan
 from train.data import Prefetcher, cut_windows, window_starts
-from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.distributed.fsdp import (
-    apply_fsdp,
-    full_state_dict,
-    is_sharded,
-    save_sharded,
-    to_local,
-)
+from train.distributed import fsdp
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import append_metrics
+from train.monitoring.progress import Progress
 from train.optim.grad_scaler import GradScaler
 from train.setup.compiler import CompiledForward
-
-if TYPE_CHECKING:
-    from train.optim.group import OptimizerGroup
+from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
+
+# Passes that several processes warm up with: the second one finds memory as the first left it.
+N_WARMUP = 2
+
+
+class Optimizer(Protocol):
+    """What updates the parameters: OptimizerGroup, of optim/group.py."""
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next steps."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+
+    def state_dict(self, model: GPT) -> dict[str, Tensor]:
+        """Return the state by name."""
+
+    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None:
+        """Put back what state_dict() returned."""
 
 
 class DivergedError(Exception):
@@ -58,8 +73,8 @@ def shard_if_asked(model: GPT, config: TrainConfig, device: Device, group: Proce
     """Return ``model`` in training mode, of which each rank keeps a shard if --shard says so."""
     if config.shard and not group.is_distributed:
         log.warning("--shard is for several processes: torchrun starts them. This one keeps all.")
-    is_sharded = config.shard and group.is_distributed
-    return apply_fsdp(model.train(), device) if is_sharded else model.train()
+    model.train()
+    return fsdp.apply_fsdp(model, device) if config.shard and group.is_distributed else model
 
 
 def micro_batch_rows(n_rows: int, most: int) -> int:
@@ -73,7 +88,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        optimizer: "OptimizerGroup",
+        optimizer: Optimizer,
         data: DataFolder,
         config: TrainConfig,
         device: Device,
@@ -84,7 +99,7 @@ class Trainer:
     ) -> None:
         """Raise ConfigError when the processes cannot share the rows of an update evenly."""
         self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
-        self.group, self.is_sharded = group, is_sharded(model)
+        self.group, self.is_sharded = group, fsdp.is_sharded(model)
         model.activation_checkpointing = config.activation_checkpointing
         for table in model.wge:
             assert isinstance(table, torch.nn.Embedding)
@@ -113,6 +128,46 @@ class Trainer:
         windows = cut_windows(self._ids, own, self.block_size)
         return windows.pin_memory() if self.device.torch_device.type == "cuda" else windows
 
+    def retry(self, attempt: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        """Return the loss and the norm of the gradient that ``attempt`` returns, at last.
+
+        Until then weights are as they were: it is made anew with half the rows at a time where
+        memory ran out, uncompiled where compiled code failed, at half the loss scale where float16
+        overflowed.
+        """
+        while True:
+            try:
+                loss, grad_norm = attempt()
+            except Exception as error:
+                self.recover(error)
+            else:
+                if not self.grad_scaler.overflowed(loss, grad_norm):
+                    return loss, grad_norm
+                continue
+            # only here, outside of except, has the traceback let go of the activations
+            free_memory(self.device)
+
+    def recover(self, error: Exception) -> None:
+        """Change what makes another attempt worth while, or raise the error again.
+
+        Raises: ConfigError when memory cannot suffice.
+        """
+        if is_peer_failure(error):
+            raise error
+        if is_out_of_memory(error):
+            if self.group.world_size > 1:
+                raise ConfigError(
+                    f"out of memory with {self.batch_size} rows at a time, while others wait for "
+                    "its gradients. Free memory that others hold and go on: train resume. Or train "
+                    f"a new run with --batch-size {max(1, self.batch_size // 2)}: it changes no "
+                    "result."
+                ) from error
+            self.halve_batch_size(error)
+        elif self.forward.compiled:
+            self.forward.fall_back(error)
+        else:
+            raise error
+
     def halve_batch_size(self, error: BaseException) -> None:
         """Go on with half the rows at a time, and say so.
 
@@ -134,62 +189,46 @@ class Trainer:
             f" in each of {n} processes" if n > 1 else "",
         )
 
+    def warmup(self, step: int, backward: "Callable[[Trainer, Tensor], Tensor]") -> None:
+        """Have what may fail in several processes fail before any of them waits for another.
+
+        None may leave a backward pass in which others wait for its gradients. So each first makes
+        two passes by itself, and all recover together.
+        """
+        n_passed = 0
+        # sharded, not even a forward pass is without collectives
+        while self.group.world_size > 1 and not self.is_sharded and n_passed < N_WARMUP:
+            failure: Exception | None = None  # of this process
+            try:
+                windows = self.windows.get(step).to(self.device.torch_device)
+                for rows in torch.split(windows, self.batch_size)[:2]:  # the second adds to grad
+                    with self.group.gradient_sync(self.model, enabled=False):
+                        backward(self, rows)
+            except Exception as error:
+                if not (is_out_of_memory(error) or self.forward.compiled):
+                    raise
+                failure = error.with_traceback(None)  # it would hold the activations
+            self.optimizer.zero_grad()
+            free_memory(self.device)
+            self.group.barrier()  # compiling takes one longer than another
+            # all do what the worst failure of any asks for
+            own = 0 if failure is None else 1 + is_out_of_memory(failure)
+            worst = self.group.all_reduce_max(own)
+            cause = failure or RuntimeError("in another process")
+            if worst == 2:
+                self.halve_batch_size(cause)
+            elif worst == 1:
+                self.forward.fall_back(cause)
+            n_passed = 0 if worst else n_passed + 1
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it beside weights and optimizer, for JSON."""
-        scaler = self.grad_scaler
-        return {
-            "batch_size": self.batch_size,
-            "loss_scale": scaler.scale,
-            "n_unscaled": scaler.growth_tracker,
-        }
+        return {"batch_size": self.batch_size, **self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what state_dict() returned, also of another number of processes."""
         self.batch_size = micro_batch_rows(self.n_rows, state["batch_size"])
-        self.grad_scaler.load(state["loss_scale"], state["n_unscaled"])
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved in every checkpoint's state.json."""
-
-    step: int = 0
-    n_tokens: int = 0
-    seconds: float = 0.0  # since the run began, evaluations and saves included, stops not
-    update_s: float = 0.0  # of them spent in updates
-    eval_s: float = 0.0  # the last evaluation took this long, and the last save
-    save_s: float = 0.0
-    best_val_loss: float | None = None
-    record: dict[str, Any] = field(default_factory=dict)  # the last update, as it is logged
-    n_skipped: int = 0  # updates whose loss or gradient was not finite
-    n_bad: int = 0  # of them in a row, until now
-    good_step: int = 0  # the last step whose weights gave a finite loss and gradient
-    lr_scale: float = 1.0  # halved at each return to an earlier checkpoint
-    n_returns: int = 0
-
-    def add_update(
-        self, loss: float, grad_norm: float, lr: float, n_tokens: int, dt_s: float
-    ) -> None:
-        """Count an update of ``n_tokens`` that took ``dt_s``, and make its record."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.good_step, self.n_bad = self.step, 0
-        else:
-            self.n_skipped += 1
-            self.n_bad += 1
-        self.step += 1
-        self.n_tokens += n_tokens
-        self.seconds += dt_s
-        self.update_s += dt_s
-        self.record = {
-            "step": self.step,
-            "tokens": self.n_tokens,
-            "seconds": round(self.seconds, 3),
-            "loss": loss if math.isfinite(loss) else None,  # JSON knows no nan
-            "lr": lr,
-            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "tokens_per_second": round(n_tokens / dt_s, 1),
-            "skipped_steps": self.n_skipped,
-        }
+        self.grad_scaler.load_state_dict(state)
 
 
 @dataclass(frozen=True)
@@ -216,7 +255,7 @@ class Run:
         """
         start = time.perf_counter()
         trainer, model, group = self.trainer, self.trainer.model, self.trainer.group
-        finite = [to_local(weights).isfinite().all() for weights in model.parameters()]
+        finite = [fsdp.to_local(weights).isfinite().all() for weights in model.parameters()]
         if group.all_reduce_max(not torch.stack(finite).all()):
             raise DivergedError("weights are no longer finite")
         state = {
@@ -224,27 +263,18 @@ class Run:
             "stepper": trainer.state_dict(),
             "data_sha256": self.data.sha256,
         }
-        weights, optimizer = None, trainer.optimizer.state_dict(model)
-        shards = None
+        optimizer, weights, shards = trainer.optimizer.state_dict(model), None, None
         if trainer.is_sharded:
             shards = shards_dir(self.folder, progress.step)
             group.broadcast_from_rank0(lambda: shutil.rmtree(shards, ignore_errors=True))
-            save_sharded(optimizer, shards)
-            weights = full_state_dict(model, keep=group.is_rank0)
+            fsdp.save_sharded(optimizer, shards)
+            weights = fsdp.full_state_dict(model, keep=group.is_rank0)
 
-        def write() -> None:
-            save_checkpoint(
-                self.folder,
-                progress.step,
-                model,
-                shards or optimizer,
-                state,
-                self.tokenizer,
-                weights=weights,
-                keep=trainer.config.keep,
-                good_step=progress.good_step,
+        group.broadcast_from_rank0(
+            lambda: save_checkpoint(
+                self.folder, progress.step, model, shards or optimizer, state, self.tokenizer,
+                weights=weights, keep=trainer.config.keep, good_step=progress.good_step,
             )
-
-        group.broadcast_from_rank0(write)
+        )  # fmt: skip
         progress.save_s = time.perf_counter() - start
         progress.seconds += progress.save_s

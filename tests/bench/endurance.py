@@ -19,11 +19,12 @@ from tests.bench.learning import SHARED
 from train.config import TrainConfig, TrainPlan
 from train.loop import train
 from train.monitoring.loggers import make_logger
+from train.monitoring.progress import Progress
 from train.optim.group import make_optimizer
 from train.presets import PRESETS
 from train.setup.autotune import choose_batch_size
 from train.signals import StopRequest
-from train.trainer import Progress, Run, Trainer, initial_model
+from train.trainer import Run, Trainer, initial_model
 
 N_STEPS = 20_000
 SETTLED = 1_000  # steps after which memory is expected to have all it needs

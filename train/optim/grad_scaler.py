@@ -6,6 +6,7 @@ Source: Micikevicius et al. 2018, section 3.2 (arXiv:1710.03740); the values are
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -21,10 +22,14 @@ class GradScaler:
         self.scale = INITIAL_SCALE if self._is_enabled else 1.0
         self.growth_tracker = 0  # updates since the scale last changed
 
-    def load(self, scale: float, growth_tracker: int) -> None:
-        """Take over a checkpoint's scale, where this dtype needs one and that one did."""
-        if self._is_enabled and scale > 0:
-            self.scale, self.growth_tracker = scale, growth_tracker
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it."""
+        return {"loss_scale": self.scale, "n_unscaled": self.growth_tracker}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what state_dict() returned, where this dtype needs a scale."""
+        if self._is_enabled and state["loss_scale"] > 0:
+            self.scale, self.growth_tracker = state["loss_scale"], state["n_unscaled"]
 
     def overflowed(self, loss: float, grad_norm: float) -> bool:
         """Adapt the scale to an update's result; tell whether it was too large for the gradient."""

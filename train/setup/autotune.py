@@ -21,7 +21,6 @@ from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.group import make_optimizer
 from train.setup.memory import max_batch_size
-from train.setup.retry import warmup
 from train.trainer import Trainer, micro_batch_rows
 
 # Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
@@ -52,6 +51,22 @@ class MeasuredSpeed:
     memory_bytes: int
     batch_size: int  # what memory allowed
     compiled: bool
+
+
+def autotune(
+    config: TrainConfig,
+    model: GPT,
+    data: DataFolder,
+    device: Device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> tuple[TrainPlan, MeasuredSpeed]:
+    """Return what ``config`` leaves open, decided by memory and speed on this machine."""
+    batch_size = choose_batch_size(config, model, device, group)
+    max_steps = known_max_steps(config, model.config.block_size, data)
+    speed = measure_speed(
+        config, model, data, device, group, batch_size=batch_size, max_steps=max_steps
+    )
+    return make_plan(config, max_steps, speed), speed
 
 
 def choose_batch_size(
@@ -99,7 +114,7 @@ def measure_speed(
     trainer = Trainer(
         model, optimizer, data, config, device, group, batch_size=batch_size, compiled=compiled
     )
-    warmup(trainer, trainer.windows.get(0), backward)
+    trainer.warmup(0, backward)
     if group.world_size > 1:
         _timed(trainer)  # before those that are timed, the first that communicates
     step_s, forward = step_time(trainer, config, max_steps), trainer.forward

@@ -1,10 +1,17 @@
-"""How much memory training takes: one rough estimate, for --batch-size auto and for the presets."""
+"""How much memory training takes: one rough estimate, for --batch-size auto and for the presets.
 
+And what to do where it runs out.
+"""
+
+import gc
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from common.device import Device
+from common.device import Device, is_out_of_memory
+from common.errors import ConfigError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import chunk_rows
@@ -49,3 +56,24 @@ def max_batch_size(config: ModelConfig, device: Device) -> int:
     return max(
         1, bisect_right(rows, MEMORY_SHARE * free, key=lambda n: activation_bytes(config, n, kind))
     )
+
+
+def free_memory(device: Device) -> None:
+    """Give back what no tensor needs any more."""
+    gc.collect()
+    if device.torch_device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def explain_out_of_memory(where: str, remedy: str = "") -> Iterator[None]:
+    """Say what to do where memory ran out in what cannot be retried."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"out of memory in {where}. Free memory that others hold{remedy}. Or train a new run "
+            "with a shorter --block-size, fewer --n-layer or --n-embd, or a smaller --preset."
+        ) from error
