@@ -13,12 +13,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from common.errors import CheckpointError
-from common.inference.backend import Backend, Position
+from common.inference.backend import Backend
 from common.inference.config import GenerateConfig
-from common.inference.row import Row, window_start
+from common.inference.row import Row, top_logprobs
 from common.inference.sampling import filter_logits, sample
 from common.tokenizer import Tokenizer
 
@@ -41,16 +40,13 @@ class Decoder:
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, n_rows: int = 1) -> None:
         """Allocate the cache of ``n_rows`` texts."""
+        self.model, self.tokenizer = backend.config, tokenizer
+        self.block_size, vocab_size = self.model.block_size, self.model.vocab_size
         self.cache = backend.make_cache(n_rows)
-        self.tokenizer = tokenizer
-        self.block_size, self.n_recent = backend.config.block_size, backend.config.n_recent
         self.rows: list[Row | None] = [None] * n_rows
         # only ids that stand for text, and end-of-text, are ever sampled
-        vocab_size = backend.config.vocab_size
-        is_text = [bool(token) for token in tokenizer.token_bytes[:vocab_size]]
-        is_text += [False] * (vocab_size - len(is_text))
-        is_text[tokenizer.eot_id] = True
-        self.banned = np.flatnonzero(~np.array(is_text))
+        texts = dict(enumerate(tokenizer.token_bytes)) | {tokenizer.eot_id: b"end"}
+        self.banned = np.array([idx for idx in range(vocab_size) if not texts.get(idx)], np.int64)
         self._filtered = np.empty(vocab_size, np.float32)
 
     def admit(
@@ -64,7 +60,7 @@ class Decoder:
         if self.rows[row] is not None:
             raise ValueError(f"row {row} is busy")
         ids = list(prompt) or [self.tokenizer.eot_id]
-        self.rows[row] = Row(ids, config, top_logprobs, len(self._filtered))
+        self.rows[row] = Row(ids, config, top_logprobs, self.model)
 
     def step(self) -> dict[int, Token]:
         """Return one more token for every busy row.
@@ -87,39 +83,26 @@ class Decoder:
 
     def _forward(self, rows: Sequence[tuple[int, Row]]) -> None:
         """Compute the logits of rows: prefill the new and the re-based, decode the others."""
-        prefill, decode = [], []
+        new: list[tuple[Row, tuple[int, list[int]]]] = []
+        others: list[tuple[int, Row]] = []
         for number, row in rows:
-            start = window_start(len(row.ids), self.block_size)
-            if row.n_cached and start == row.start:
-                decode.append((number, row))
+            if prompt := row.prompt():
+                new.append((row, (number, prompt)))
             else:
-                prefill.append((number, row))
-                row.start, row.n_cached = start, 0
-        if prefill:
-            prompts = [(number, row.ids[row.start :]) for number, row in prefill]
-            found = self.cache.prefill_batch(prompts)
-            for (_, row), logits in zip(prefill, found, strict=True):
-                row.logits, row.n_cached = next(logits.each()), len(row.ids) - row.start
-                row.lookup.index(row.ids, row.start)
-        if decode:
-            self._decode(decode)
-
-    def _decode(self, rows: Sequence[tuple[int, Row]]) -> None:
-        """Compute the logits after each row's newest id, and after those of its draft."""
-        limit = self.cache.max_batch_tokens // len(rows) - 1
-        drafts: list[list[int]] = []
-        positions: list[Position] = []
-        for number, row in rows:
-            n_free = row.start + self.block_size - len(row.ids)
-            drafts.append(row.lookup.draft(row.ids, min(limit, n_free)))
-            positions += row.positions(number, drafts[-1], self.n_recent)
-        logits = self.cache.decode(positions).each()
-        for (_, row), draft in zip(rows, drafts, strict=True):
-            row.logits = next(logits)
-            row.n_cached += 1
-            row.lookup.decoded(draft, [next(logits) for _ in draft])
+                others.append((number, row))
+        if new:
+            found = self.cache.prefill_batch([prompt for _, prompt in new])
+            for (row, _), logits in zip(new, found, strict=True):
+                row.prefilled(next(logits.each()))
+        if others:
+            limit = self.cache.max_batch_tokens // len(others) - 1
+            positions = [row.positions(number, limit) for number, row in others]
+            each = self.cache.decode([at for own in positions for at in own]).each()
+            for (_, row), own in zip(others, positions, strict=True):
+                row.decoded(own, [next(each) for _ in own])
 
     def _sample(self, row: Row) -> Token:
+        """Sample one id of those that stand for text."""
         assert row.logits is not None
         logits, logsumexp = row.logits
         if not math.isfinite(logsumexp):
@@ -130,11 +113,7 @@ class Decoder:
         np.copyto(self._filtered, logits)
         self._filtered[self.banned] = -np.inf
         idx = sample(*filter_logits(self._filtered, row.config, row.seen), row.rng.random())
-        top: tuple[tuple[int, float], ...] = ()
-        if row.top_logprobs:
-            n = min(row.top_logprobs, len(logits))
-            likeliest = torch.from_numpy(logits).topk(n).indices.tolist()
-            top = tuple((i, float(logits[i]) - logsumexp) for i in likeliest)
+        top = top_logprobs(logits, logsumexp, row.top_logprobs)
         return Token(idx, float(logits[idx]) - logsumexp, top)
 
 

@@ -7,7 +7,7 @@ Saxena 2023 (github.com/apoorvumang), a case of speculative decoding, Leviathan 
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from common.inference.backend import NextLogits
 
@@ -36,10 +36,6 @@ class PromptLookup:
             return []
         period = len(ids) - at  # behind the text's end it is drafted to begin again
         return [ids[at + i % period] for i in range(min(self.n_draft, limit))]
-
-    def decoded(self, draft: Iterable[int], logits: Iterable[NextLogits]) -> None:
-        """Keep the logits after each id of a draft."""
-        self.pending.extend(zip(draft, logits, strict=True))
 
     def verify(self, ids: Sequence[int], idx: int) -> NextLogits | None:
         """Note that ``idx`` follows ``ids``; return the logits after it if it was drafted."""

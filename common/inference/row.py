@@ -1,14 +1,16 @@
 """One text of a Decoder: its ids, which of them the next prediction sees, which the cache holds."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from common.inference.backend import NextLogits, Position
+from common.inference.backend import Floats, NextLogits, Position
 from common.inference.config import GenerateConfig
 from common.inference.prompt_lookup import PromptLookup
+from common.models.config import ModelConfig
 
 
 def window_start(n_tokens: int, block_size: int) -> int:
@@ -27,30 +29,62 @@ class Row:
     """A text that grows: its ids, how they are sampled, and how many of them the cache holds."""
 
     def __init__(
-        self, ids: list[int], config: GenerateConfig, top_logprobs: int, vocab_size: int
+        self, ids: list[int], config: GenerateConfig, top_logprobs: int, model: ModelConfig
     ) -> None:
         self.ids, self.config, self.top_logprobs = ids, config, top_logprobs
-        # Python's own: the same numbers on every machine
-        self.rng = random.Random(config.seed)
+        self.block_size, self.n_recent = model.block_size, model.n_recent
+        self.rng = random.Random(config.seed)  # Python's own: the same numbers on every machine
         self.start = self.n_cached = 0  # the first id that is seen; how many the cache holds
         self.logits: NextLogits | None = None  # for the next token, where they are known already
         self.lookup = PromptLookup()
         self.seen: npt.NDArray[np.bool_] | None = None
         if config.repetition_penalty != 1:
-            self.seen = np.zeros(vocab_size, np.bool_)
+            self.seen = np.zeros(model.vocab_size, np.bool_)
             self.seen[ids] = True
 
     def append(self, idx: int) -> None:
-        """Add one id to the text."""
+        """Add one id to the text; the logits after it are known where it was drafted."""
         self.logits = self.lookup.verify(self.ids, idx)
         self.n_cached += self.logits is not None
         self.ids.append(idx)
         if self.seen is not None:
             self.seen[idx] = True
 
-    def positions(self, number: int, draft: list[int], n_recent: int) -> Iterator[Position]:
-        """Yield where the newest id and those of the draft behind it go in the cache."""
-        ids = [0] * n_recent + self.ids[max(self.start, len(self.ids) - n_recent) :] + draft
-        for i in range(len(draft) + 1):
-            end = len(ids) - len(draft) + i
-            yield Position(number, self.n_cached + i, ids[end - n_recent : end][::-1])
+    def prompt(self) -> list[int]:
+        """Return the ids to prefill, of a new text or of one that is re-based; of others none."""
+        start = window_start(len(self.ids), self.block_size)
+        if self.n_cached and start == self.start:
+            return []
+        self.start, self.n_cached = start, 0
+        return self.ids[start:]
+
+    def prefilled(self, logits: NextLogits) -> None:
+        """Note that the cache holds all ids that are seen, and the logits after them."""
+        self.logits, self.n_cached = logits, len(self.ids) - self.start
+        self.lookup.index(self.ids, self.start)
+
+    def positions(self, number: int, limit: int) -> list[Position]:
+        """Return where the newest id goes in the cache, and those of a draft, ``limit`` at most."""
+        n_free = self.start + self.block_size - len(self.ids)
+        draft, n = self.lookup.draft(self.ids, min(limit, n_free)), self.n_recent
+        ids = [0] * n + self.ids[max(self.start, len(self.ids) - n) :] + draft
+        ends = range(len(ids) - len(draft), len(ids) + 1)
+        return [
+            Position(number, self.n_cached + i, ids[end - n : end][::-1])
+            for i, end in enumerate(ends)
+        ]
+
+    def decoded(self, positions: Sequence[Position], logits: Sequence[NextLogits]) -> None:
+        """Note the logits after the newest id and after those of its draft."""
+        self.logits = logits[0]
+        self.n_cached += 1
+        draft = [at.recent[0] for at in positions[1:]]
+        self.lookup.pending.extend(zip(draft, logits[1:], strict=True))
+
+
+def top_logprobs(logits: Floats, logsumexp: float, n: int) -> tuple[tuple[int, float], ...]:
+    """Return the ``n`` likeliest ids, each with its logprob."""
+    if not n:
+        return ()
+    likeliest = torch.from_numpy(logits).topk(min(n, len(logits))).indices.tolist()
+    return tuple((idx, float(logits[idx]) - logsumexp) for idx in likeliest)

@@ -1,4 +1,4 @@
-"""Scores -> the ids to choose among and their weights, then one drawn from them.
+"""Logits -> the ids to sample from and their weights, then one sampled id.
 
 The filters work in this order, each on what the one before it left:
 
@@ -20,41 +20,35 @@ from common.inference.config import GenerateConfig
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
-LEAST_TEMPERATURE = 1e-30  # below it 0 / temperature is no number in float32
-DRAW_BLOCK = 512
-BITS_IN_A_BIN = 18  # of a float32's 32: a bin is 3% wide, and 4,065 hold all up to 1
-
-
-def apply_repetition_penalty(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
-    """Return scores (V,) with those of ``seen`` (V,) ids made less likely, where penalty > 1."""
-    made_less = np.where(scores > 0, scores / penalty, scores * penalty)
-    return np.where(seen, made_less, scores)
+MIN_TEMPERATURE = 1e-30  # below it 0 / temperature is no number in float32
+CUMSUM_BLOCK = 512
+BIN_SHIFT = 18  # of a float32's 32 bits: a bin is 3% wide, and 4,065 hold all up to 1
 
 
 def filter_logits(
-    scores: Floats, config: GenerateConfig, seen: npt.NDArray[np.bool_] | None = None
+    logits: Floats, config: GenerateConfig, seen: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Return the ids (n,) to choose among and weights (n,) that are as their probabilities.
+    """Return the ids (n,) to sample from and weights (n,) that are as their probabilities.
 
-    From scores (V,); a score of -inf is never chosen. They come in no order that means anything,
-    but always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
+    From logits (V,); one of -inf is never sampled. They come in no order that means anything, but
+    always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
     """
-    if seen is not None and config.repetition_penalty != 1:
-        scores = apply_repetition_penalty(scores, seen, config.repetition_penalty)
+    if seen is not None and (penalty := config.repetition_penalty) != 1:
+        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
     if config.temperature == 0:
-        return np.array([scores.argmax()]), np.ones(1)
+        return np.array([logits.argmax()]), np.ones(1)
     # from the largest down: a temperature near 0 must not make infinities to subtract
-    weights = scores - scores.max()
+    weights = logits - logits.max()
     with np.errstate(over="ignore"):  # to -inf, whose weight is 0 as it should be
-        weights /= max(config.temperature, LEAST_TEMPERATURE)
+        weights /= max(config.temperature, MIN_TEMPERATURE)
     np.exp(weights, out=weights)  # the likeliest has 1
     ids: Ids | None = None  # all
     if 0 < config.top_k < len(weights):
-        ids = shortest(weights, None, config.top_k)
+        ids = top_ids(weights, None, config.top_k)
         weights = weights[ids]
     if config.top_p < 1:
-        counted = weights.astype(np.float64)
-        first = shortest(weights, counted, config.top_p * float(counted.sum()))
+        p = weights.astype(np.float64)
+        first = top_ids(weights, p, config.top_p * float(p.sum()))
         ids, weights = (first if ids is None else ids[first]), weights[first]
     if config.min_p:
         likely = np.flatnonzero(weights >= config.min_p)  # the likeliest has 1
@@ -64,53 +58,52 @@ def filter_logits(
     return ids, weights.astype(np.float64)
 
 
-def shortest(
-    weights: npt.NDArray[np.float32], counted: npt.NDArray[np.float64] | None, enough: float
+def top_ids(
+    weights: npt.NDArray[np.float32], amounts: npt.NDArray[np.float64] | None, total: float
 ) -> Ids:
-    """Return where the largest ``weights`` (n,) are, so many that ``counted`` adds up to enough.
+    """Return where the largest ``weights`` (n,) are, as many as add up to ``total`` of ``amounts``.
 
-    Without ``counted`` each counts 1. At least one is kept; all where they never add up to it. Of
-    equal weights those at smaller places come first.
+    Without ``amounts`` each counts 1. At least one is kept; all where they never add up to it. Of
+    equal weights those with smaller ids come first.
     """
     # floats from 0 on are ordered as their bits: what is left of these is the number of a bin
-    bins = weights.view(np.int32) >> BITS_IN_A_BIN
-    reached = np.cumsum(np.bincount(bins, counted)[::-1])  # from the largest down
-    n_bins = int(np.searchsorted(reached, enough))
-    if n_bins == len(reached):
+    bins = weights.view(np.int32) >> BIN_SHIFT
+    cumsum = np.cumsum(np.bincount(bins, amounts)[::-1])  # from the largest down
+    n_bins = int(np.searchsorted(cumsum, total))
+    if n_bins == len(cumsum):
         return np.arange(len(weights))
-    last = len(reached) - 1 - n_bins
-    have = reached[n_bins - 1] if n_bins else 0.0
-    group = np.flatnonzero(bins == last)
-    group = group[np.argsort(-weights[group], kind="stable")]
-    amounts = np.ones(len(group)) if counted is None else counted[group]
-    n_more = int(np.searchsorted(have + np.cumsum(amounts), enough)) + 1
-    is_first = bins > last
-    is_first[group[:n_more]] = True
-    return np.flatnonzero(is_first)
+    last_bin = len(cumsum) - 1 - n_bins
+    before = cumsum[n_bins - 1] if n_bins else 0.0
+    in_bin = np.flatnonzero(bins == last_bin)
+    in_bin = in_bin[np.argsort(-weights[in_bin], kind="stable")]
+    of_bin = np.ones(len(in_bin)) if amounts is None else amounts[in_bin]
+    n_more = int(np.searchsorted(before + np.cumsum(of_bin), total)) + 1
+    is_top = bins > last_bin
+    is_top[in_bin[:n_more]] = True
+    return np.flatnonzero(is_top)
 
 
-def sample(ids: Ids, weights: npt.NDArray[np.float64], share: float) -> int:
-    """Return the id at which the weights, added up in order, pass ``share`` of [0, 1) of all.
+def sample(ids: Ids, weights: npt.NDArray[np.float64], u: float) -> int:
+    """Return the id at which the weights' cumulative sum passes ``u``, in [0, 1), of the whole.
 
-    First blocks of them are added up, then those of one block: to add up 50,257 in order would take
-    a third of all that choosing takes.
+    First blocks of them are summed, then one block's: 50,257 in order would take a third of all.
     """
     if len(ids) == 1:
         return int(ids[0])
-    of_blocks = np.add.reduceat(weights, np.arange(0, len(ids), DRAW_BLOCK))
-    block, rest = _pass(of_blocks, share * float(of_blocks.sum()))
-    first = block * DRAW_BLOCK
-    place, _ = _pass(weights[first : first + DRAW_BLOCK], rest)
-    return int(ids[first + place])
+    of_blocks = np.add.reduceat(weights, np.arange(0, len(ids), CUMSUM_BLOCK))
+    block, rest = _invert_cdf(of_blocks, u * float(of_blocks.sum()))
+    first = block * CUMSUM_BLOCK
+    index, _ = _invert_cdf(weights[first : first + CUMSUM_BLOCK], rest)
+    return int(ids[first + index])
 
 
-def _pass(amounts: npt.NDArray[np.float64], enough: float) -> tuple[int, float]:
-    """Return where the amounts, added up in order, pass ``enough``, and what is left of it there.
+def _invert_cdf(weights: npt.NDArray[np.float64], total: float) -> tuple[int, float]:
+    """Return where the cumulative sum passes ``total``, and what of it is left there.
 
-    Where they never do, by rounding: at the last that is not 0.
+    Where it never does, by rounding: at the last weight that is not 0.
     """
-    reached = np.cumsum(amounts)
-    place = int(np.searchsorted(reached, enough, side="right"))
-    if place == len(amounts):
-        place = int(np.searchsorted(reached, reached[-1]))
-    return place, enough - (float(reached[place - 1]) if place else 0.0)
+    cumsum = np.cumsum(weights)
+    index = int(np.searchsorted(cumsum, total, side="right"))
+    if index == len(weights):
+        index = int(np.searchsorted(cumsum, cumsum[-1]))
+    return index, total - (float(cumsum[index - 1]) if index else 0.0)

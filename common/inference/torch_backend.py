@@ -1,24 +1,27 @@
-"""The network of model.py for generation by PyTorch's operators: with a cache, in few calls.
+"""The network of gpt.py for generation by PyTorch's operators: with a KV cache, in few calls.
 
-model.py says what is computed, and is what trains; this computes the same from the same weights.
-It is for GPUs, and for the few tokens that training shows; on CPUs cpu/ generates.
+gpt.py says what is computed, and is what trains; this computes the same from the same weights. It
+is for GPUs, and for the few tokens that training shows; on CPUs cpu/ generates.
 
 The tokens that are computed together, (B, T), are a prompt's, (1, T), or the newest of several
-texts, (B, 1). Only attention, which the caller gives, has to know which.
+texts, (B, 1). Only attention, which the cache gives, has to know which.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.inference.backend import Logits, Position
-from common.inference.kv_cache import Attend, KVCache
 from common.models.gpt import GPT, Block
 from common.models.ngram import ngram_rows, shifted_ids
 
-LOGITS_BYTES = 1 << 26  # scores of a text are computed in parts of this size
+# of a layer: queries, keys and values, (B, T, nh + 2 n_kv, hs) -> attention's output, (B, T, C)
+Attend = Callable[[int, Tensor], Tensor]
+
+LOGITS_BYTES = 1 << 26  # logits of a text are computed in parts of this size
 
 
 class Layer:
@@ -58,11 +61,11 @@ class TorchBackend:
             self.added, self.embed_scale = added.detach(), model.embed_scale
 
     def make_cache(self, n_rows: int) -> "TorchKVCache":
-        """Return room for ``n_rows`` texts."""
+        """Allocate a cache for ``n_rows`` texts."""
         return TorchKVCache(self, n_rows)
 
     def hidden(self, recent: Sequence[Tensor], positions: Tensor, attend: Attend) -> Tensor:
-        """Return (B, T, C) for tokens at ``positions`` (B, T) of their cache.
+        """Return the last layer's output (B, T, C) for tokens at ``positions`` (B, T).
 
         ``recent`` are their ids (B, T), those one place before them, and so on, as many as
         config.n_recent says.
@@ -79,92 +82,121 @@ class TorchBackend:
             x = x * self.embed_scale + self.added[positions]
         for number, layer in enumerate(self.layers):
             if layer.norm_first:
-                heads = self._turned(layer, layer.c_attn(layer.ln_1(x)), angles)
+                heads = self._heads(layer, layer.c_attn(layer.ln_1(x)), angles)
                 x = x + layer.c_proj(attend(number, heads))
                 x = x + layer.mlp(layer.ln_2(x))
             else:
-                heads = self._turned(layer, layer.c_attn(x), angles)
+                heads = self._heads(layer, layer.c_attn(x), angles)
                 x = layer.ln_1(x + layer.c_proj(attend(number, heads)))
                 x = layer.ln_2(x + layer.mlp(x))
         return self.ln_f(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return scores (B, T, V) in float32 for the token after each hidden state (B, T, C)."""
-        return F.linear(hidden, self.head_weight, self.head_bias).float()
+    def logits(self, hidden: Tensor, n: int) -> Logits:
+        """Return the logits (n, V), in float32, after the first ``n`` hidden states (B, C)."""
+        logits = F.linear(hidden, self.head_weight, self.head_bias)[:n].float()
+        return Logits(logits.cpu().numpy(), logits.logsumexp(dim=1).cpu().numpy())
 
-    def _turned(self, layer: Layer, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return heads (B, T, nh + 2 n_kv, hs), queries and keys normalised and turned."""
+    def _heads(self, layer: Layer, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return heads (B, T, nh + 2 n_kv, hs), queries and keys normalised and rotated."""
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
         heads = qkv.view(*qkv.shape[:2], nh + 2 * n_kv, hs)
         if layer.qk_norm is None and angles is None:
             return heads
-        place = heads[:, :, : nh + n_kv]
-        qk = place
+        qk = heads[:, :, : nh + n_kv]
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, (hs,), None, layer.eps) * layer.qk_norm
         if angles is not None:
-            # channel i and i + hs/2 are turned against each other; sin has the signs
+            # channel i and i + hs/2 are rotated against each other; sin has the signs
             cos, sin = angles
             qk = (qk * cos).add_(qk.roll(hs // 2, -1).mul_(sin))
-        place.copy_(qk)
+        heads[:, :, : nh + n_kv] = qk
         return heads
 
 
 class TorchKVCache:
-    """The texts so far of several rows, on the network's device.
+    """Keys and values of several rows, on the backend's device.
 
-    Libraries choose a way to add up by the number of rows: here it is always the same, and each row
-    attends alone, so that a text does not depend on others.
+    Libraries choose an order of sums by the number of rows: here it is always the same, and each
+    row attends alone, so that a text does not depend on others.
     """
 
     max_batch_tokens = 1
 
-    def __init__(self, network: TorchBackend, n_rows: int) -> None:
-        """Make room for ``n_rows`` texts."""
-        self.network, self.n_rows = network, n_rows
-        self.cache = KVCache(network.config, n_rows, like=network.wte)
-        self.prompts: list[tuple[list[int], Logits] | None] = [None] * n_rows  # as they were read
+    def __init__(self, backend: TorchBackend, n_rows: int) -> None:
+        """Allocate the cache of ``n_rows`` texts."""
+        self.backend, self.n_rows, config = backend, n_rows, backend.config
+        self.nh, self.n_kv = config.n_head, config.kv_heads
+        # (n_layer, n_rows, n_kv of keys and n_kv of values, block_size, hs)
+        shape = (config.n_layer, n_rows, 2 * self.n_kv, config.block_size, config.head_size)
+        self.buffer = backend.wte.new_empty(shape)
+        self.prompts: list[tuple[list[int], Logits] | None] = [None] * n_rows  # and what followed
 
     @torch.inference_mode()
     def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
-        """Put ``ids`` into a row; yield scores of what follows each of the last ``n_wanted``."""
+        """Begin a row with ``ids``; yield the logits after each of the last ``n_wanted``."""
         for other, prompt in enumerate(self.prompts):
             # as for several samples of one prompt; behind it a row may hold more
             if n_wanted == 1 and prompt is not None and prompt[0] == ids:
                 self.prompts[row] = None  # until it is sure: a Ctrl-C may come in between
-                self.cache.copy(other, row, len(ids))
+                self.buffer[:, row, :, : len(ids)] = self.buffer[:, other, :, : len(ids)]
                 self.prompts[row] = prompt
                 yield prompt[1]
                 return
         self.prompts[row] = None
-        idx = torch.tensor([ids], device=self.network.wte.device)  # (1, T)
+        config = self.backend.config
+        idx = torch.tensor([ids], device=self.buffer.device)  # (1, T)
         positions = torch.arange(len(ids), device=idx.device)[None]
-        recent = shifted_ids(idx, self.network.config.n_recent)
-        hidden = self.network.hidden(recent, positions, self.cache.reading(row))
-        n_tokens = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
+        attend = partial(self._attend_prompt, row)
+        hidden = self.backend.hidden(shifted_ids(idx, config.n_recent), positions, attend)
+        n_tokens = max(1, LOGITS_BYTES // (4 * config.vocab_size))
         for first in range(len(ids) - n_wanted, len(ids), n_tokens):
-            scored = _to_numpy(self.network.logits(hidden[0, first : first + n_tokens]))
+            logits = self.backend.logits(hidden[0, first : first + n_tokens], n_tokens)
             if n_wanted == 1:
-                self.prompts[row] = list(ids), scored
-            yield scored
+                self.prompts[row] = list(ids), logits
+            yield logits
 
-    def prefill_batch(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
-        """Put ids into several rows; return what follows each text."""
-        return [scored for row, ids in texts for scored in self.prefill(row, ids)]
+    def prefill_batch(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
+        """Begin several rows, each with its ids; return the logits after each prompt."""
+        return [logits for row, ids in prompts for logits in self.prefill(row, ids)]
 
     @torch.inference_mode()
-    def decode(self, places: Sequence[Position]) -> Logits:
-        """Put one more id into each of several places; return what follows each of them."""
-        device, n_more = self.network.wte.device, self.n_rows - len(places)
-        same = [*places] + [places[0]] * n_more
-        recent = torch.tensor([place.recent for place in same], device=device)[:, None].unbind(2)
-        positions = torch.tensor([[place.position] for place in same], device=device)
-        where = [(place.row, place.position) for place in places]
-        attend = self.cache.continuing(where, n_more)
-        hidden = self.network.hidden(recent, positions, attend)
-        return _to_numpy(self.network.logits(hidden)[: len(places), 0])
+    def decode(self, positions: Sequence[Position]) -> Logits:
+        """Put one more id at each of several positions; return the logits after each."""
+        # copies of the first, so that there are always as many
+        batch = [*positions] + [positions[0]] * (self.n_rows - len(positions))
+        device = self.buffer.device
+        recent = torch.tensor([at.recent for at in batch], device=device)[:, None].unbind(2)
+        where = torch.tensor([[at.position] for at in batch], device=device)
+        hidden = self.backend.hidden(recent, where, self._attend_newest(positions))
+        return self.backend.logits(hidden[:, 0], len(positions))
 
+    def _attend_prompt(self, row: int, layer: int, heads: Tensor) -> Tensor:
+        """Attend from the tokens (1, T) of one row, which begins at position 0."""
+        heads = heads.transpose(1, 2)  # (1, nh + 2 n_kv, T, hs)
+        self.buffer[layer, row, :, : heads.shape[2]] = heads[0, self.nh :]
+        q, k, v = torch.split(heads, [self.nh, self.n_kv, self.n_kv], dim=1)
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self.nh != self.n_kv
+        )  # (1, nh, T, hs)
+        return y.transpose(1, 2).flatten(2)
 
-def _to_numpy(logits: Tensor) -> Logits:
-    """Return scores (n, V) as numpy's arrays."""
-    return Logits(logits.cpu().numpy(), logits.logsumexp(dim=1).cpu().numpy())
+    def _attend_newest(self, positions: Sequence[Position]) -> Attend:
+        """Return how the newest tokens (B, 1) of several rows attend, each alone."""
+        # views of what each writes and reads, layer by layer: made once a step
+        views = []
+        for row, position, _ in positions:
+            own = self.buffer[:, row]
+            keys, values = torch.split(own[:, :, : position + 1], self.n_kv, dim=1)
+            views.append((own[:, :, position].unbind(), keys.unbind(), values.unbind()))
+
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            out = []
+            for own, (newest, keys, values) in zip(heads[: len(views), 0], views, strict=True):
+                newest[layer].copy_(own[self.nh :])
+                # heads that share keys take the place of successive queries: one token sees all
+                q = own[: self.nh].view(1, self.n_kv, -1, own.shape[1])
+                y = F.scaled_dot_product_attention(q, keys[layer][None], values[layer][None])
+                out.append(y.reshape(1, 1, -1))
+            return torch.cat([*out, out[0].expand(len(heads) - len(out), -1, -1)])
+
+        return attend

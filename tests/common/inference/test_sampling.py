@@ -51,12 +51,12 @@ FILTERED: list[tuple[dict[str, Any], list[float]]] = [
 
 
 def distribution(
-    scores: npt.NDArray[np.float32],
+    logits: npt.NDArray[np.float32],
     config: GenerateConfig,
     seen: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    ids, weights = filter_logits(scores, config, seen)
-    whole = np.zeros(len(scores))
+    ids, weights = filter_logits(logits, config, seen)
+    whole = np.zeros(len(logits))
     whole[ids] = weights / weights.sum()
     return whole
 
@@ -67,8 +67,8 @@ def config_of(changed: dict[str, Any]) -> GenerateConfig:
 
 @pytest.mark.parametrize(("settings", "expected"), FILTERED)
 def test_filters_worked_out_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
-    scores = np.log(np.array(P, np.float32)) + 3  # softmax does not see the 3
-    assert distribution(scores, GenerateConfig(**settings)) == pytest.approx(expected, abs=1e-6)
+    logits = np.log(np.array(P, np.float32)) + 3  # softmax does not see the 3
+    assert distribution(logits, GenerateConfig(**settings)) == pytest.approx(expected, abs=1e-6)
 
 
 # seen: a (its score 1, halved to 0.5) and b (its score -1, doubled to -2); c has 0 in any case
@@ -77,35 +77,35 @@ def test_filters_worked_out_by_hand(settings: dict[str, Any], expected: list[flo
     [([0, 0, 0], [1, -1, 0]), ([1, 0, 0], [0.5, -1, 0]), ([1, 1, 1], [0.5, -2, 0])],
 )
 def test_the_repetition_penalty_worked_out_by_hand(seen: list[int], expected: list[float]) -> None:
-    scores = np.array([1, -1, 0], np.float32)
-    found = distribution(scores, config_of({"repetition_penalty": 2.0}), np.array(seen, np.bool_))
+    logits = np.array([1, -1, 0], np.float32)
+    found = distribution(logits, config_of({"repetition_penalty": 2.0}), np.array(seen, np.bool_))
     total = sum(map(math.exp, expected))
     assert found == pytest.approx([math.exp(score) / total for score in expected], abs=1e-6)
-    assert scores.tolist() == [1, -1, 0]  # the caller's are as they were
+    assert logits.tolist() == [1, -1, 0]  # the caller's are as they were
 
 
 def test_the_penalty_comes_before_the_temperature_and_counts_where_it_is_0() -> None:
-    scores = np.array([1.0, 0.9], np.float32)
+    logits = np.array([1.0, 0.9], np.float32)
     greedy = config_of({"temperature": 0.0, "repetition_penalty": 2.0})
-    assert filter_logits(scores, greedy, np.array([True, False]))[0].tolist() == [1]
+    assert filter_logits(logits, greedy, np.array([True, False]))[0].tolist() == [1]
     warm = config_of({"temperature": 0.5, "repetition_penalty": 2.0})
     # 0.5 / 0.5 and 0.9 / 0.5
     expected = math.exp(1) / (math.exp(1) + math.exp(1.8))
-    assert distribution(scores, warm, np.array([True, False]))[0] == pytest.approx(expected)
+    assert distribution(logits, warm, np.array([True, False]))[0] == pytest.approx(expected)
 
 
 def test_what_is_banned_stays_at_zero() -> None:
-    scores = np.log(np.array([*P, 0.9], np.float32))
-    scores[4] = -np.inf
+    logits = np.log(np.array([*P, 0.9], np.float32))
+    logits[4] = -np.inf
     for changed in ({}, {"top_k": 5, "top_p": 0.999}, {"temperature": 0.0}, {"min_p": 0.01}):
-        assert distribution(scores, config_of(changed))[4] == 0
+        assert distribution(logits, config_of(changed))[4] == 0
 
 
 def test_of_equal_scores_the_smaller_id_is_kept() -> None:
-    scores = np.zeros(3000, np.float32)
-    scores[2000:] = 1.0
-    assert sorted(filter_logits(scores, config_of({"top_k": 3}))[0]) == [2000, 2001, 2002]
-    assert sorted(filter_logits(scores, config_of({"top_k": 1002}))[0]) == [
+    logits = np.zeros(3000, np.float32)
+    logits[2000:] = 1.0
+    assert sorted(filter_logits(logits, config_of({"top_k": 3}))[0]) == [2000, 2001, 2002]
+    assert sorted(filter_logits(logits, config_of({"top_k": 1002}))[0]) == [
         0,
         1,
         *range(2000, 3000),
@@ -129,7 +129,7 @@ def test_the_same_distribution_as_transformers(
     from transformers.generation import logits_process as their
 
     made = np.random.default_rng(seed)
-    scores = (made.standard_normal(1000) * spread).astype(np.float32)
+    logits = (made.standard_normal(1000) * spread).astype(np.float32)
     text = made.integers(0, 1000, 50)
     seen = np.zeros(1000, np.bool_)
     seen[text] = True
@@ -143,31 +143,31 @@ def test_the_same_distribution_as_transformers(
     steps += [their.TopKLogitsWarper(top_k)] if top_k else []
     steps += [their.TopPLogitsWarper(top_p)] if top_p < 1 else []
     steps += [their.MinPLogitsWarper(min_p)] if min_p else []
-    theirs = torch.from_numpy(scores)[None].double()  # in float32 they miss a top_p by rounding
+    theirs = torch.from_numpy(logits)[None].double()  # in float32 they miss a top_p by rounding
     for step in steps:
         theirs = step(torch.from_numpy(text)[None], theirs)
-    found = distribution(scores, config, seen)
+    found = distribution(logits, config, seen)
     expected = theirs.softmax(-1)[0].numpy()
     assert np.array_equal(found > 1e-30, expected > 1e-30)  # float32 ends there
     assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
+    ("u", "expected"),
     [(0.0, 7), (0.49, 7), (0.51, 2), (0.74, 2), (0.76, 5), (0.999, 5), (1.0, 5)],
 )
-def test_an_id_is_drawn_where_the_probabilities_pass_the_share(share: float, expected: int) -> None:
+def test_an_id_is_sampled_where_the_probabilities_pass_u(u: float, expected: int) -> None:
     ids, probabilities = np.array([7, 2, 5, 9]), np.array([0.5, 0.25, 0.25, 0.0])
-    assert sample(ids, probabilities, share) == expected
+    assert sample(ids, probabilities, u) == expected
 
 
 @settings(max_examples=200, deadline=None)
-@given(n=st.integers(2, 3000), share=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
-def test_of_many_ids_one_is_drawn_as_adding_them_up_in_order_says(
-    n: int, share: float, seed: int
+@given(n=st.integers(2, 3000), u=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
+def test_of_many_ids_one_is_sampled_as_summing_them_in_order_says(
+    n: int, u: float, seed: int
 ) -> None:
     # whole numbers, zeros among them, whose sums are exact in any order
     amounts = np.random.default_rng(seed).integers(0, 4, n).astype(np.float64)
     amounts[-1] = 1
-    expected = next(i for i in range(n) if amounts[: i + 1].sum() > share * amounts.sum())
-    assert sample(np.arange(n), amounts, share) == expected
+    expected = next(i for i in range(n) if amounts[: i + 1].sum() > u * amounts.sum())
+    assert sample(np.arange(n), amounts, u) == expected
