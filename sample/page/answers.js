@@ -40,8 +40,11 @@ export async function ask(chat, settings, system, on) {
   const keeping = setInterval(on.kept, KEEP_MS);
   let failure = null;
   try {
-    for await (const piece of answer(request, controller.signal)) {
-      take(message, piece);
+    for await (const { text, tokens, notices, reason } of answer(request, controller.signal)) {
+      message.text += text;
+      message.notices.push(...notices);
+      message.tokens.push(...tokens.map(tokenOf));
+      if (reason) message.end = reason === "length" ? "length" : "stop";
       on.grown(message);
     }
     if (message.end === "running") message.end = "stop";
@@ -60,19 +63,10 @@ function messagesOf(chat, system) {
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
-function take(message, { text, tokens, notices, reason }) {
-  message.text += text;
-  message.notices.push(...notices);
-  message.tokens.push(...tokens.map(tokenOf));
-  if (reason) message.end = reason === "length" ? "length" : "stop";
-}
-
 function fail(message, error) {
-  if (error.name === "AbortError") {
-    message.end = "stopped";
-    return;
+  if (error.name === "AbortError") message.end = "stopped";
+  else if (!isLeaving) { // or it stays "running", which says so when the chat is opened again
+    message.end = "error";
+    message.error = error instanceof ServerError ? error.message : `The page failed: ${error}`;
   }
-  if (isLeaving) return; // it stays "running", which says so when the chat is opened again
-  message.end = "error";
-  message.error = error instanceof ServerError ? error.message : `The page failed: ${error}`;
 }

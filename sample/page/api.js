@@ -50,9 +50,13 @@ export async function* answer(request, signal) {
     body: JSON.stringify({ ...request, stream: true }),
     signal,
   });
-  for await (const data of eventsOf(response.body)) {
-    if (data === "[DONE]") return;
-    yield pieceOf(data);
+  try {
+    for await (const data of eventsOf(response.body)) {
+      if (data === "[DONE]") return;
+      yield pieceOf(data);
+    }
+  } catch (error) {
+    if (error instanceof ServerError || error.name === "AbortError") throw error;
   }
   throw new ServerError("The connection was cut before the answer was whole.");
 }
@@ -116,7 +120,7 @@ export async function* eventsOf(stream) {
   let data = [];
   try {
     for (;;) {
-      const { value, done } = await readFrom(reader);
+      const { value, done } = await reader.read();
       if (done) return; // an event that no blank line ended is not whole
       const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = lines.pop();
@@ -130,14 +134,5 @@ export async function* eventsOf(stream) {
     }
   } finally {
     reader.cancel().catch(() => {}); // the connection is gone already where that fails
-  }
-}
-
-async function readFrom(reader) {
-  try {
-    return await reader.read();
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError("The connection was cut before the answer was whole.");
   }
 }

@@ -2,13 +2,12 @@
 //
 // page.js wires it up. api.js talks to the server, answers.js has the answers written, store.js
 // keeps the chats, transcript.js shows one, tokens.js its probabilities, sidebar.js lists them;
-// settings.js, card.js and key.js are dialogs.
+// settings.js and card.js are dialogs.
 
 import { ask, liveOf, runningChats, runningIn, stopIn } from "./answers.js";
-import { fetchCard } from "./api.js";
+import { fetchCard, keepKey } from "./api.js";
 import { BASE_MODEL, showCard } from "./card.js";
 import { byId, make, say } from "./dom.js";
-import { askForKey } from "./key.js";
 import { Settings } from "./settings.js";
 import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
 import { forgetChat, isOf, keepChat, keepsNothing, newChat } from "./store.js";
@@ -21,6 +20,7 @@ let card = null;
 let chats = [];
 let current = newChat();
 let hasSaidFull = false;
+const waitingForKey = []; // what to do once there is a key
 
 const prompt = byId("prompt");
 const transcript = new Transcript({ edit: editFrom, retry });
@@ -205,6 +205,19 @@ async function loadCard() {
   settings.useDefaults(card);
 }
 
+function askForKey(again) {
+  waitingForKey.push(again);
+  if (!byId("key").open) byId("key").showModal();
+}
+
+function takeKey(event) {
+  event.preventDefault();
+  keepKey(byId("key-value").value.trim());
+  byId("key-form").reset();
+  byId("key").close();
+  for (const again of waitingForKey.splice(0)) again();
+}
+
 function setTokens(isOn) {
   transcript.withTokens = isOn;
   byId("show-tokens").setAttribute("aria-pressed", String(isOn));
@@ -213,18 +226,7 @@ function setTokens(isOn) {
   byId("scroller").scrollTop = scrollTop;
 }
 
-function setTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-}
-
 // -- keys and buttons
-
-function onKey(event) {
-  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (isDrawerOpen()) setDrawer(false);
-  else stopIn(current);
-}
 
 function wire() {
   byId("prompt-form").onsubmit = (event) => {
@@ -232,13 +234,18 @@ function wire() {
     if (runningIn(current)) stopIn(current);
     else send();
   };
+  byId("key-form").onsubmit = takeKey;
   prompt.oninput = fitPrompt;
   prompt.onkeydown = (event) => {
     if (!isSendKey(event)) return;
     event.preventDefault();
     send();
   };
-  document.addEventListener("keydown", onKey);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    if (isDrawerOpen()) setDrawer(false);
+    else stopIn(current);
+  });
   byId("new-chat").onclick = () => choose(newChat());
   byId("open-sidebar").onclick = () => setDrawer(true);
   byId("close-sidebar").onclick = () => setDrawer(false);
@@ -255,7 +262,10 @@ function wire() {
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   }
-  byId("theme").onchange = ({ target }) => (setTheme(target.value), write("theme", target.value));
+  byId("theme").onchange = ({ target }) => {
+    document.documentElement.dataset.theme = target.value;
+    write("theme", target.value);
+  };
   window.addEventListener("storage", readAgain);
   window.addEventListener("pagehide", () => runningChats().forEach(keep));
 }

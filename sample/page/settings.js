@@ -13,8 +13,8 @@ export class Settings {
     this.onUnkept = onUnkept;
     this.form = byId("settings-form");
     this.form.oninput = (event) => this.take(event.target);
-    this.form.onsubmit = (event) => (event.preventDefault(), this.close());
-    byId("reset").onclick = () => this.choose({});
+    this.form.onsubmit = (event) => (event.preventDefault(), byId("settings").close());
+    byId("reset").onclick = () => (this.keep({}), this.show());
   }
 
   /** Show what is in effect; defaults are the card's. */
@@ -25,12 +25,8 @@ export class Settings {
 
   /** Return the part of a request that the settings decide. */
   request() {
-    const request = {};
-    for (const name of NUMBERS) {
-      const value = this.chosen[name] ?? this.defaults[name];
-      if (value !== undefined && value !== null) request[name] = value;
-    }
-    return request;
+    const { system, ...numbers } = this.chosen; // the system text is a message
+    return { ...this.defaults, ...numbers };
   }
 
   /** Return the text that comes before the conversation. */
@@ -39,9 +35,9 @@ export class Settings {
   }
 
   show() {
+    const inEffect = this.request();
     for (const name of NUMBERS) {
-      const value = this.chosen[name] ?? this.defaults[name] ?? "";
-      this.form.elements[name].value = value;
+      this.form.elements[name].value = inEffect[name] ?? "";
       this.explain(this.form.elements[name]);
     }
     this.form.elements.system.value = this.system;
@@ -69,18 +65,9 @@ export class Settings {
     field.setAttribute("aria-invalid", String(!field.validity.valid));
   }
 
-  choose(chosen) {
-    this.keep(chosen);
-    this.show();
-  }
-
   keep(chosen) {
     this.chosen = chosen;
     if (!write("settings", chosen)) this.onUnkept();
-  }
-
-  close() {
-    byId("settings").close();
   }
 }
 

@@ -6,7 +6,7 @@
 // sentences; end says how an answer ended: "stop", "length", "stopped" by the person, "error", or
 // "running".
 
-const CHAT = "quern.chat.";
+const CHAT = "quern.chat."; // and its id
 const ENDS = ["stop", "length", "stopped", "error", "running"];
 
 function open() {
@@ -33,12 +33,8 @@ export function read(name) {
 
 /** Keep a value; return whether there was room. */
 export function write(name, value) {
-  return put(`quern.${name}`, JSON.stringify(value));
-}
-
-function put(key, text) {
   try {
-    storage?.setItem(key, text);
+    storage?.setItem(`quern.${name}`, JSON.stringify(value));
     return true;
   } catch {
     return false; // the browser's quota
@@ -66,12 +62,11 @@ export function newChat() {
  * Probabilities take the most room, so they go first: those of the other chats, then its own.
  */
 export function keepChat(chat) {
-  const key = CHAT + chat.id;
-  if (put(key, JSON.stringify(chat))) return true;
-  for (const other of readChats().chats) {
-    if (other.id !== chat.id) put(CHAT + other.id, JSON.stringify(withoutTokens(other)));
-  }
-  return put(key, JSON.stringify(chat)) || put(key, JSON.stringify(withoutTokens(chat)));
+  const put = (each) => write(`chat.${each.id}`, each);
+  if (put(chat)) return true;
+  const others = readChats().chats.filter(({ id }) => id !== chat.id);
+  others.map(withoutTokens).forEach(put);
+  return put(chat) || put(withoutTokens(chat));
 }
 
 /** Return whether a storage event may have changed a chat; one without a key changed all. */

@@ -36,7 +36,7 @@ export class Transcript {
     hideTip();
     this.views.clear();
     this.list.replaceChildren();
-    this.list.classList.toggle("running", Boolean(running));
+    this.list.classList.remove("running");
     for (const message of messages) this.add(message, message === running);
     this.toEnd();
   }
@@ -47,29 +47,14 @@ export class Transcript {
     const body = item.querySelector(".body");
     item.classList.add(message.role);
     item.querySelector(".speaker").textContent = message.role === "user" ? "You:" : "The model:";
-    this.wire(item, message);
-    this.list.append(item);
-    this.views.set(message, { item, body, drawn: 0 });
-    if (isRunning) this.begin(message);
-    else this.draw(message, { isWhole: true });
-  }
-
-  wire(item, message) {
-    item.querySelector(".copy").onclick = () => copy(message.text);
-    const [edit, retry] = [item.querySelector(".edit"), item.querySelector(".retry")];
-    if (message.role === "user") retry.remove();
-    else edit.remove();
+    const [copying, edit, retry] = item.querySelectorAll("button");
+    copying.onclick = () => copy(message.text);
     edit.onclick = () => this.edit(message);
     retry.onclick = () => this.actions.retry();
-  }
-
-  begin(message) {
-    const { item, body } = this.views.get(message);
-    item.classList.add("running");
-    body.setAttribute("aria-live", "polite");
-    body.setAttribute("aria-busy", "true"); // read aloud when it is whole, not piece by piece
-    this.list.classList.add("running");
-    this.draw(message, { isWhole: false });
+    (message.role === "user" ? retry : edit).remove();
+    this.list.append(item);
+    this.views.set(message, { item, body, drawn: 0 });
+    this.draw(message, { isWhole: !isRunning });
   }
 
   /** Show what has been added to a running message, with the browser's next picture. */
@@ -83,20 +68,16 @@ export class Transcript {
 
   /** Show that a message has ended. */
   end(message) {
-    const view = this.views.get(message);
-    if (!view) return;
+    if (!this.views.has(message)) return;
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    this.following(() => {
-      view.item.classList.remove("running");
-      this.list.classList.remove("running");
-      this.draw(message, { isWhole: true });
-      view.body.setAttribute("aria-busy", "false");
-    });
+    this.following(() => this.draw(message, { isWhole: true }));
   }
 
   draw(message, { isWhole }) {
     const view = this.views.get(message);
+    view.body.setAttribute("aria-busy", String(!isWhole)); // read aloud when it is whole
+    for (const element of [view.item, this.list]) element.classList.toggle("running", !isWhole);
     const isTinted = this.withTokens && message.role === "assistant" && message.tokens.length > 0;
     if (isTinted) {
       if (view.drawn === 0) view.body.replaceChildren();

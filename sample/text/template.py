@@ -109,11 +109,7 @@ def make_template(
 RAW = make_template("raw", {"system": "{system}\n", "user": "{user}", "assistant": "{assistant}\n"})
 TURNS = make_template(
     "turns",
-    {
-        "system": "{system}\n\n",
-        "user": "User: {user}\n",
-        "assistant": "Assistant: {assistant}\n",
-    },
+    {"system": "{system}\n\n", "user": "User: {user}\n", "assistant": "Assistant: {assistant}\n"},
 )
 TEMPLATES = {template.name: template for template in (RAW, TURNS)}
 
