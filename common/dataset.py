@@ -12,30 +12,17 @@ Source of the .idx layout: Megatron-LM, megatron/core/datasets/indexed_dataset.p
 
 import hashlib
 import json
-import os
 import struct
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.files import fsync_folder, sha256_of, write_all, write_json
-from common.tokenizer import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    describe_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+from common.files import sha256_of
+from common.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -43,224 +30,16 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 FORMAT_VERSION = 1
 META_NAME = "meta.json"
-VOCABULARY_NAMES = (BytePairTokenizer.file_name, CharTokenizer.file_name)
 IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 # Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
 IDX_DTYPE_CODES = {"uint16": 8, "uint32": 4}
-IDX_BLOCK = 1 << 17  # documents whose entries are in memory at a time
-MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
-COPY_BYTES = 1 << 20
-COPIES_TOGETHER = 2  # files
 CHECKED_TOKENS = 1 << 20  # at a time
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":
     """Return the narrowest of uint16 and uint32, little-endian, that holds every id."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
-
-
-class TokenWriter:
-    """Writes one split as it comes, under unfinished names: ``split.bin.tmp``, ``split.idx.tmp``.
-
-    Nothing of it is kept in memory, neither ids nor lengths.
-    """
-
-    def __init__(self, folder: Path, split: Split, dtype: "np.dtype[Any]") -> None:
-        self.bin_path = folder / f"{split}.bin"
-        self.idx_path = folder / f"{split}.idx"
-        self.dtype = dtype
-        self.n_tokens = 0
-        self.n_documents = 0
-        self._digest = hashlib.sha256()
-        self._bin: BinaryIO = _unfinished(self.bin_path).open("wb")
-        self._idx = _unfinished(self.idx_path).open("w+b")
-        self._idx.write(bytes(IDX_HEADER.size))  # known at the end
-        self._copies = _Copies()
-
-    def add(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        """Append documents that lie one after another in ``ids``, end-of-text ids included.
-
-        Raises: DataError for a document that is too long for the index.
-        """
-        assert lengths.sum() == len(ids)
-        self.add_ids(ids)
-        self.add_lengths(lengths)
-
-    def add_ids(self, ids: Ids) -> None:
-        """Append ids of documents whose lengths are added apart."""
-        assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
-        raw = np.ascontiguousarray(ids, self.dtype).data
-        self._bin.write(raw)
-        self._digest.update(raw)
-        self.n_tokens += len(ids)
-
-    def add_file(self, path: Path, n_bytes: int) -> None:
-        """Append ids as the first ``n_bytes`` of a file have them.
-
-        The first such file is not copied: a second name for it is what is written on. The others
-        are by threads, which the end waits for.
-        """
-        if self.n_tokens or not self._linked(path, n_bytes):
-            start = self._bin.seek(0, os.SEEK_CUR)
-            self._copies.add(path, _unfinished(self.bin_path), start, n_bytes)
-            self._bin.seek(start + n_bytes)
-        with path.open("rb") as file:
-            for raw in _blocks(file, n_bytes):
-                self._digest.update(raw)
-        self.n_tokens += n_bytes // self.dtype.itemsize
-
-    def _linked(self, path: Path, n_bytes: int) -> bool:
-        target = _unfinished(self.bin_path)
-        self._bin.close()
-        target.unlink()
-        try:
-            os.link(path, target)
-        except OSError:  # another file system, or one that has no links
-            self._bin = target.open("wb")
-            return False
-        self._bin = target.open("r+b")
-        self._bin.truncate(n_bytes)
-        self._bin.seek(n_bytes)
-        return True
-
-    def add_lengths(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Append the lengths of documents whose ids are added apart.
-
-        Raises: DataError for a document that is too long for the index.
-        """
-        if len(lengths) and int(lengths.max()) > MAX_DOCUMENT_TOKENS:
-            raise DataError(
-                f"{self.bin_path}: a document of {int(lengths.max()):,} tokens, but the index "
-                f"holds at most {MAX_DOCUMENT_TOKENS:,} of one. Cut it: --separator."
-            )
-        self._idx.write(lengths.astype("<i4").tobytes())
-        self.n_documents += len(lengths)
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Flush both files to disk; return the size and SHA-256 of each by its final name."""
-        self._copies.finish()
-        start = 0
-        for lengths in self._lengths():
-            ends = start + np.cumsum(lengths, dtype=np.int64)
-            self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
-            start = int(ends[-1])
-        for first in range(0, self.n_documents + 1, IDX_BLOCK):
-            last = min(first + IDX_BLOCK, self.n_documents + 1)
-            self._idx.write(np.arange(first, last, dtype="<i8").tobytes())
-        code = IDX_DTYPE_CODES[self.dtype.name]
-        self._idx.seek(0)
-        self._idx.write(IDX_HEADER.pack(IDX_MAGIC, 1, code, self.n_documents, self.n_documents + 1))
-        for file in (self._bin, self._idx):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        idx_tmp = _unfinished(self.idx_path)
-        return {
-            self.bin_path.name: {
-                "size_bytes": self.n_tokens * self.dtype.itemsize,
-                "sha256": self._digest.hexdigest(),
-            },
-            self.idx_path.name: {
-                "size_bytes": idx_tmp.stat().st_size,
-                "sha256": sha256_of(idx_tmp),
-            },
-        }
-
-    def _lengths(self) -> Iterator[npt.NDArray[np.int32]]:
-        """Read back the lengths, block by block, leaving the file where it was."""
-        for first in range(0, self.n_documents, IDX_BLOCK):
-            n_read = min(IDX_BLOCK, self.n_documents - first)
-            end = self._idx.tell()
-            self._idx.seek(IDX_HEADER.size + 4 * first)
-            raw = self._idx.read(4 * n_read)
-            self._idx.seek(end)
-            yield np.frombuffer(raw, "<i4")
-
-    def discard(self) -> None:
-        """Delete what was written and not committed."""
-        self._copies.stop()
-        for file, path in ((self._bin, self.bin_path), (self._idx, self.idx_path)):
-            file.close()
-            _unfinished(path).unlink(missing_ok=True)
-
-
-def _blocks(file: BinaryIO, n_bytes: int) -> Iterator[bytes]:
-    while n_bytes:
-        yield (raw := file.read(min(COPY_BYTES, n_bytes)))
-        assert raw, f"{file.name} lacks {n_bytes} bytes"
-        n_bytes -= len(raw)
-
-
-class _Copies:
-    """Files that threads copy to their places in another: most of it is to get memory for them.
-
-    16 archives of 400 MB took 7.3 s where one thread copied and hashed, and 6.7 s like this.
-    """
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._under_way: deque[Future[None]] = deque()
-        self._stopped = False
-
-    def add(self, path: Path, target: Path, start: int, n_bytes: int) -> None:
-        """Copy the first ``n_bytes`` of a file to ``start`` in the file ``target``."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._pool = self._pool or ThreadPoolExecutor(COPIES_TOGETHER)
-        while len(self._under_way) >= COPIES_TOGETHER:
-            self._under_way.popleft().result()
-        self._under_way.append(self._pool.submit(self._copy, path, target, start, n_bytes))
-
-    def _copy(self, path: Path, target: Path, start: int, n_bytes: int) -> None:
-        with path.open("rb") as file, target.open("r+b", buffering=0) as out:
-            out.seek(start)
-            for raw in _blocks(file, n_bytes):
-                if self._stopped:
-                    return
-                write_all(out, raw)
-
-    def finish(self) -> None:
-        """Wait until all are copied."""
-        for copy in self._under_way:
-            copy.result()
-        self.stop()
-
-    def stop(self) -> None:
-        """End at once."""
-        self._stopped = True
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def commit(
-    folder: Path, files: dict[str, dict[str, Any]], tokenizer: Tokenizer, meta: dict[str, Any]
-) -> dict[str, Any]:
-    """Give finished files their names, then write meta.json: from then on it is a data set.
-
-    ``files`` is what the writers' ``finish`` returned. Returns meta.json whole.
-    """
-    (folder / META_NAME).unlink(missing_ok=True)
-    fsync_folder(folder)
-    for name in files:
-        os.replace(_unfinished(folder / name), folder / name)
-    for name in VOCABULARY_NAMES:  # one of another kind would stay from an earlier data set
-        (folder / name).unlink(missing_ok=True)
-    save_tokenizer(tokenizer, folder)
-    vocabulary = tokenizer.file_content()
-    entry = {"size_bytes": len(vocabulary), "sha256": hashlib.sha256(vocabulary).hexdigest()}
-    whole = {
-        "format": FORMAT_VERSION,
-        "tokenizer": describe_tokenizer(tokenizer),
-        "files": files | {tokenizer.file_name: entry},
-        **meta,
-    }
-    write_json(folder / META_NAME, whole)
-    return whole
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def text(
     from prepare.pipeline import prepare_corpus
     from prepare.report.progress import progress_bars, totals_table
     from prepare.sources.discover import Source, find_sources
-    from prepare.workers.executor import Engine
+    from prepare.workers.executor import Executor
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
@@ -108,9 +108,9 @@ def text(
             sources.append(
                 Source(name=dataset, path=Path(dataset), dataset=True, config=config, split=split)
             )
-        where = Engine(kind=engine, workers=workers, ray_address=ray_address)  # type: ignore[arg-type]
+        executor = Executor(kind=engine, workers=workers, ray_address=ray_address)  # type: ignore[arg-type]
         with progress_bars() as new_progress:
-            meta = prepare_corpus(sources, settings, out, new_progress, where)
+            meta = prepare_corpus(sources, settings, out, new_progress, executor)
     click.echo(totals_table(meta, out))
     if meta["reasons"]:
         sys.exit(EXIT_SKIPPED)

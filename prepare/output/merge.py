@@ -1,174 +1,171 @@
-"""Parts, in the order of their tasks -> the files of data/.
+"""Shards, in the order of their tasks -> the files of data/.
 
 Here alone is decided which of several equal documents stays: the first, in the order of sources.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.dataset import SPLITS, Split, TokenWriter, token_dtype
-from prepare.output.shard_writer import Part, ids_path, parts_of_task
+from common.dataset import SPLITS, Split, token_dtype
+from prepare.output.dataset_writer import COPY_BYTES, TokenWriter, WrittenFile
+from prepare.output.shard import Rows, Shard
+from prepare.sources.discover import Source
 from prepare.stats import Stats
-from prepare.workers.tasks import Task, sources_of
+from prepare.workers.tasks import Task
 
-BLOCK_TOKENS = 1 << 20
+BLOCK_ROWS = 1 << 17  # in memory at a time
 SORTED_ROWS = 2 << 20  # hashes sorted at a time, when equal documents are looked for
 
-Rows = npt.NDArray[Any]  # of parts.ROW
 Flags = npt.NDArray[np.bool_]
 COUNTED = ("documents", "bytes", "tokens")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Merged:
     """What the files hold."""
 
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    splits: dict[Split, dict[str, int]] = field(default_factory=dict)
-    by_source: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2, 3), np.int64))
-    n_documents: int = 0
-    n_duplicates: int = 0
-    stats: Stats = field(default_factory=Stats)
+    files: list[WrittenFile]
+    by_source: npt.NDArray[np.int64]  # (sources, SPLITS, COUNTED)
+    n_documents: int
+    n_duplicates: int | None  # None: nobody asked, and none was looked for
+    stats: Stats
+
+    def as_json(self, sources: list[Source]) -> dict[str, Any]:
+        """Return it as meta.json holds it."""
+
+        def of_source(counts: list[list[int]]) -> dict[Split, dict[str, int]]:
+            return {s: dict(zip(COUNTED, counts[i], strict=True)) for i, s in enumerate(SPLITS)}
+
+        return {
+            "splits": of_source(self.by_source.sum(axis=0).tolist()),
+            "n_documents": self.n_documents,
+            "n_duplicates": self.n_duplicates,
+            "sources": [
+                {"name": source.name, "size_bytes": None if source.dataset else source.size_bytes}
+                | of_source(counts)
+                for source, counts in zip(sources, self.by_source.tolist(), strict=True)
+            ],
+            **self.stats.as_json(),
+        }
 
 
 def merge(
-    tasks: list[Task], folder: Path, keys: Sequence[str], out: Path, vocab_size: int, *, dedup: bool
+    tasks: list[Task], shards: list[Shard], folder: Path, vocab_size: int, *, dedup: bool
 ) -> Merged:
-    """Write the unfinished .bin and .idx of both splits into ``out``; memory stays flat.
+    """Write the .bin and .idx of both splits into ``folder``; memory stays flat.
 
-    ``folder`` holds the parts, ``keys`` names those of each task. With ``dedup`` documents equal to
-    an earlier one are left out; they are counted either way.
+    With ``dedup`` documents equal to an earlier one are left out. The ids of the first shard are
+    not copied, where all are kept: those of the others are appended to them.
     """
     dtype = token_dtype(vocab_size)
-    parts = [parts_of_task(folder, key) for key in keys]
-    repeated = find_repeated([part for task_parts in parts for part in task_parts])
-    n_sources = len(sources_of(tasks))
-    merged = Merged(by_source=np.zeros((n_sources, len(SPLITS), len(COUNTED)), np.int64))
-    writers = [TokenWriter(out, split, dtype) for split in SPLITS]
-    try:
-        start = 0
-        for task, key, task_parts in zip(tasks, keys, parts, strict=True):
-            end = start + sum(map(_n_rows, task_parts))
-            keep = ~repeated[start:end] if dedup else np.ones(end - start, bool)
-            _count(merged, task, task_parts, keep, repeated[start:end])
-            for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):
-                path, size = ids_path(folder, key, split), task_parts[-1].manifest["sizes"][number]
-                if keep.all():
-                    writer.add_file(path, size)
-                for lengths, kept, first_id in _rows_of(task_parts, number, keep):
-                    if not keep.all() and size:
-                        ids = np.memmap(path, dtype, mode="r")[first_id:]
-                        _add_kept(ids, lengths, kept, writer)
-                    writer.add_lengths(lengths[kept])
-            merged.stats.add(Stats.from_json(task_parts[-1].manifest["findings"]))
-            start = end
-        for writer in writers:
-            merged.files |= writer.finish()
-    except BaseException:
-        for writer in writers:
-            writer.discard()
-        raise
-    totals = merged.by_source.sum(axis=0).tolist()
-    merged.splits = {
-        split: dict(zip(COUNTED, totals[i], strict=True)) for i, split in enumerate(SPLITS)
-    }
-    for number, writer in enumerate(writers):
-        assert [writer.n_documents, writer.n_tokens] == [totals[number][0], totals[number][2]]
-    return merged
-
-
-def _n_rows(part: Part) -> int:
-    return len(np.load(part.path.with_suffix(".npy"), mmap_mode="r"))
-
-
-def _count(merged: Merged, task: Task, parts: list[Part], keep: Flags, repeated: Flags) -> None:
-    start = 0
-    for part in parts:
-        rows = part.rows
-        kept, again = keep[start : start + len(rows)], repeated[start : start + len(rows)]
-        start += len(rows)
-        is_first = rows["first"] == 1
-        merged.n_duplicates += int((again & is_first).sum())
-        merged.n_documents += int((kept & is_first).sum())
-        places = task.first_source + rows["source"][kept], rows["split"][kept]
-        for i, column in enumerate(
-            [np.ones_like(places[0]), rows["n_bytes"][kept], rows["n_tokens"][kept]]
-        ):
-            np.add.at(merged.by_source[..., i], places, column)
-
-
-def _rows_of(
-    parts: list[Part], number: int, keep: Flags
-) -> Iterator[tuple[npt.NDArray[np.int64], Flags, int]]:
-    """Yield for each part, of its rows in one split, lengths, which are kept, and the first id."""
-    start = first_id = 0
-    for part in parts:
-        rows = part.rows
-        chosen = rows["split"] == number
-        lengths = rows["n_tokens"][chosen]
-        yield lengths, keep[start : start + len(rows)][chosen], first_id
-        start += len(rows)
-        first_id += int(lengths.sum())
-
-
-def _add_kept(
-    ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], kept: Flags, writer: TokenWriter
-) -> None:
-    """Append the ids of the rows that are kept, about BLOCK_TOKENS at a time."""
-    ends = np.cumsum(lengths)
-    first = start = 0
-    while first < len(lengths):
-        last = max(first + 1, int(np.searchsorted(ends, start + BLOCK_TOKENS)))
-        end, chosen = int(ends[last - 1]), kept[first:last]
-        if chosen.all():  # one row may be longer than a block
-            for i in range(start, end, BLOCK_TOKENS):
-                writer.add_ids(ids[i : min(end, i + BLOCK_TOKENS)])
-        elif chosen.any():
-            writer.add_ids(ids[start:end][np.repeat(chosen, lengths[first:last])])
-        first, start = last, end
-
-
-def find_repeated(parts: list[Part]) -> Flags:
-    """Say of each row whether an earlier document had the same text.
-
-    The rows are taken in shares by their hash, so that no more than about SORTED_ROWS of them are
-    in memory at once.
-    """
-    counts = [_n_rows(part) for part in parts]
-    repeated = np.zeros(sum(counts), bool)
-    n_shares = -(-len(repeated) // SORTED_ROWS)
-    for share in range(n_shares):
-        chosen = [
-            _hashes(part.rows, start, share, n_shares) for part, start in _starts(parts, counts)
+    duplicate = find_duplicates(shards) if dedup else None
+    base: Shard | None = shards[0]
+    shards[0].trim()
+    if duplicate is not None and duplicate[: len(shards[0].rows)].any():
+        base = None
+    n_sources = 1 + max(index for task in tasks for index in task.source_indexes)
+    by_source = np.zeros((n_sources, len(SPLITS), len(COUNTED)), np.int64)
+    stats, start, n_documents, n_duplicates = Stats(), 0, 0, 0
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                closing(TokenWriter(folder, split, dtype, base and base.ids_path(split)))
+            )
+            for split in SPLITS
         ]
-        places = np.concatenate([place for place, _ in chosen])
-        keys = np.concatenate([key for _, key in chosen])
+        for task, shard in zip(tasks, shards, strict=True):
+            stats.add(Stats.from_json(shard.manifest["stats"]))
+            first_ids = [0] * len(SPLITS)  # of a block of rows, among the shard's ids
+            for rows in _blocks(shard):
+                kept = np.ones(len(rows), bool)
+                if duplicate is not None:
+                    kept = ~duplicate[start : start + len(rows)]
+                start += len(rows)
+                n_documents += int((kept & (rows["first"] == 1)).sum())
+                n_duplicates += int((~kept & (rows["first"] == 1)).sum())
+                _count(by_source, task, rows[kept])
+                for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):
+                    chosen = rows["split"] == number
+                    lengths = rows["n_tokens"][chosen]
+                    if shard is not base:
+                        first_id = first_ids[number]
+                        _copy(shard.ids_path(split), first_id, lengths, kept[chosen], writer)
+                    first_ids[number] += int(lengths.sum())
+                    writer.add_lengths(lengths[kept[chosen]])
+        files = [file for writer in writers for file in writer.finish()]
+    for counts, writer in zip(by_source.sum(axis=0), writers, strict=True):
+        assert counts.tolist()[::2] == [writer.n_documents, writer.n_tokens]
+    return Merged(
+        files=files,
+        by_source=by_source,
+        n_documents=n_documents,
+        n_duplicates=n_duplicates if dedup else None,
+        stats=stats,
+    )
+
+
+def _blocks(shard: Shard) -> Iterator[Rows]:
+    rows = shard.rows
+    for start in range(0, len(rows), BLOCK_ROWS):
+        yield np.array(rows[start : start + BLOCK_ROWS])
+
+
+def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
+    places = np.array(task.source_indexes)[rows["source"]], rows["split"]
+    for i, column in enumerate([1, rows["n_bytes"], rows["n_tokens"]]):
+        np.add.at(by_source[..., i], places, column)
+
+
+def _copy(
+    path: Path, first_id: int, lengths: npt.NDArray[np.int64], kept: Flags, writer: TokenWriter
+) -> None:
+    """Append the ids of the rows that are kept, run by run of such rows."""
+    ends = first_id + np.cumsum(lengths)
+    starts = ends - lengths
+    edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    with path.open("rb") as file:
+        for first, last in edges.tolist():
+            file.seek(int(starts[first]) * writer.dtype.itemsize)
+            n_left = int(ends[last - 1] - starts[first]) * writer.dtype.itemsize
+            while n_left:
+                raw = file.read(min(n_left, COPY_BYTES))
+                assert raw, f"{path} lacks {n_left} bytes"
+                writer.add_ids(raw)
+                n_left -= len(raw)
+
+
+def find_duplicates(shards: list[Shard]) -> Flags:
+    """Say of each row of all shards whether an earlier document had the same text.
+
+    The rows are taken in buckets by their hash, so that no more than about SORTED_ROWS of them are
+    in memory at once. The second half of a document goes the way of the first.
+    """
+    starts = [0, *accumulate(len(shard.rows) for shard in shards)]
+    duplicate = np.zeros(starts[-1], bool)
+    n_buckets = -(-len(duplicate) // SORTED_ROWS)
+    for bucket in range(n_buckets):
+        chosen = [_bucket(shard.rows, bucket, n_buckets) for shard in shards]
+        places = np.concatenate([start + i for start, (i, _) in zip(starts, chosen, strict=False)])
+        keys = np.concatenate([hashes for _, hashes in chosen])
         order = np.lexsort((places, keys[:, 1], keys[:, 0]))
         same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
-        repeated[places[order[1:][same]]] = True
-    return repeated
+        duplicate[places[order[1:][same]]] = True
+    return duplicate
 
 
-def _starts(parts: list[Part], counts: list[int]) -> Iterator[tuple[Part, int]]:
-    start = 0
-    for part, count in zip(parts, counts, strict=True):
-        yield part, start
-        start += count
+def _bucket(rows: Rows, bucket: int, n_buckets: int) -> tuple[npt.NDArray[np.int64], Any]:
+    """Return the places and hashes of those rows that belong to a bucket.
 
-
-def _hashes(
-    rows: Rows, start: int, share: int, n_shares: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-    """Return the places and hashes of those rows that belong to a share.
-
-    The second halves of documents are hashed apart from the first, by their split.
+    The second halves of documents are hashed apart from the first.
     """
     keys = rows["hash"].copy()
     keys[:, 1] ^= (rows["first"] == 0).astype(np.uint64)
-    chosen = np.flatnonzero(keys[:, 0] % np.uint64(n_shares) == share)
-    return start + chosen, keys[chosen]
+    chosen = np.flatnonzero(keys[:, 0] % np.uint64(n_buckets) == bucket)
+    return chosen, keys[chosen]

@@ -13,7 +13,7 @@ from prepare.config import PrepareConfig
 MIN_DOCUMENTS = 1_000
 
 
-def fraction_of(digest: bytes, seed: int) -> float:
+def unit_hash(digest: bytes, seed: int) -> float:
     """Return a number in [0, 1) that depends on nothing but a text's XXH3 of 128 bits and the seed.
 
     Source: XXH3, github.com/Cyan4973/xxHash, whose values no later version changes.
@@ -23,7 +23,7 @@ def fraction_of(digest: bytes, seed: int) -> float:
 
 def split_of(digest: bytes, config: PrepareConfig) -> Split:
     """Return the side that a whole document of this XXH3 belongs to, where its content decides."""
-    return "val" if fraction_of(digest, config.seed) < config.val_fraction else "train"
+    return "val" if unit_hash(digest, config.seed) < config.val_fraction else "train"
 
 
 def tail_cut(n_bytes: int, val_fraction: float) -> int:
@@ -38,11 +38,6 @@ def character_at(text: bytes, cut: int) -> int:
     return cut
 
 
-def tail_start(text: bytes, val_fraction: float) -> int:
-    """Return where a document's val part begins: at its last tenth, never inside a character."""
-    return character_at(text, tail_cut(len(text), val_fraction))
-
-
 def split_document(
     text: bytes, digest: bytes, rule: str, config: PrepareConfig, *, val: bool
 ) -> list[tuple[Split, bytes]]:
@@ -54,6 +49,6 @@ def split_document(
         return [("val" if val else "train", text)]
     if rule == "hash":
         return [(split_of(digest, config), text)]
-    cut = tail_start(text, config.val_fraction)
+    cut = character_at(text, tail_cut(len(text), config.val_fraction))
     halves: list[tuple[Split, bytes]] = [("train", text[:cut]), ("val", text[cut:])]
     return [(split, part) for split, part in halves if part]

@@ -2,12 +2,12 @@
 
 A job is called with each task, in any order and any place; what it writes depends on the task
 alone, and what it returns is short: a worker killed in the middle of a long answer would leave us
-waiting for the rest. Source of the choice: processes where Python code would wait for one
-interpreter lock. What each place needs is imported only there.
+waiting for the rest. Processes, as Python code would wait for one interpreter lock. What each
+place needs is imported only there.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -21,7 +21,7 @@ MIN_BYTES_PER_WORKER = 8 << 20  # on disk: a process takes some tenths of a seco
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class Executor:
     """Where tasks run, as the person chose; it decides nothing about the bytes written."""
 
     kind: Literal["local", "ray"] = "local"
@@ -31,27 +31,29 @@ class Engine:
     def run(
         self,
         job: Job[Result],
-        tasks: Iterator[Task],
-        n_tasks: int,
-        size_bytes: int,
+        tasks: list[Task],
         progress: Progress,
+        at_its_turn: Callable[[Task], Task] = lambda task: task,
     ) -> Generator[Result, None, None]:
-        """Yield the result of each task as it comes; a task is taken only when its turn is near.
+        """Yield the result of each task as it comes.
 
-        Closed before its end, or left by an exception, it ends the workers at once.
+        A task is handed out, as ``at_its_turn`` makes it, only when a worker is soon free for it.
+        Closed before its end, or left by an exception, this ends the workers at once.
 
         Raises: what the job raises; DataError when a worker process dies.
         """
+        handed_out = map(at_its_turn, tasks)
         if self.kind == "ray":
-            from prepare.workers.ray_executor import on_ray
+            from prepare.workers.ray_executor import run_on_ray
 
-            return on_ray(job, tasks, self.ray_address, self.workers, progress)
+            return run_on_ray(job, handed_out, self.ray_address, self.workers, progress)
         # macOS does not say which cores a process may use
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        size_bytes = sum(task.size_bytes for task in tasks)
         wanted = self.workers or min(cores or 1, 1 + size_bytes // MIN_BYTES_PER_WORKER)
-        workers = min(wanted, n_tasks)
+        workers = min(wanted, len(tasks))
         if workers <= 1:
-            return (job(task, progress) for task in tasks)
-        from prepare.workers.process_executor import in_processes
+            return (job(task, progress) for task in handed_out)
+        from prepare.workers.process_executor import run_in_processes
 
-        return in_processes(job, tasks, workers, progress)
+        return run_in_processes(job, handed_out, workers, progress)

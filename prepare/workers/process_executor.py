@@ -20,11 +20,11 @@ from prepare.workers.tasks import Task
 
 Result = TypeVar("Result")
 
-AHEAD = 2  # tasks handed out for each worker: none waits for work, and few are in memory
+QUEUED_PER_WORKER = 2  # tasks: no worker waits for one, and few are in memory
 POLL_SECONDS = 0.1
 
 
-def in_processes(
+def run_in_processes(
     job: Callable[[Task, Progress], Result],
     tasks: Iterator[Task],
     workers: int,
@@ -39,26 +39,26 @@ def in_processes(
     counter = context.Value("q", 0)
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (job, counter))
-
-    def submit(task: Task) -> Future[Result]:
-        with defer_signals():  # a worker may be started here
-            return pool.submit(_work, task)
-
-    n_told = 0
+    pending: set[Future[Result]] = set()
+    n_reported = 0
     try:
-        for pending in _handed_out(submit, tasks, AHEAD * workers):
-            done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+        while True:
+            while len(pending) < QUEUED_PER_WORKER * workers and (task := next(tasks, None)):
+                with defer_signals():  # a worker may be started here
+                    pending.add(pool.submit(_work, task))
+            if not pending:
+                return
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
             n_now = counter.get_obj().value  # without the lock: a worker may have died with it
-            progress(n_now - n_told)
-            n_told = n_now
+            progress(n_now - n_reported)
+            n_reported = n_now
             for future in done:
-                pending.remove(future)
                 yield future.result()
     except BrokenProcessPool as error:
         raise DataError(
             "A worker process ended without a word: it was killed, or there was no memory left "
             "for it (--workers takes fewer). Run the same command again: it goes on from the "
-            "parts that are finished."
+            "shards that are finished."
         ) from error
     finally:
         # Not asked to end: one may be in a long call, or still at its imports though the others
@@ -69,19 +69,7 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _handed_out(
-    submit: Callable[[Task], Future[Result]], tasks: Iterator[Task], limit: int
-) -> Iterator[set[Future[Result]]]:
-    """Yield the tasks under way, again and again until none is left, never more than ``limit``."""
-    pending: set[Future[Result]] = set()
-    while True:
-        while len(pending) < limit and (task := next(tasks, None)) is not None:
-            pending.add(submit(task))
-        if not pending:
-            return
-        yield pending
-
-
+# Set once in each worker, when it begins: a pool hands its tasks nothing else.
 _job: Callable[[Task, Progress], Any]
 _progress: Progress
 

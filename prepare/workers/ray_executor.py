@@ -17,12 +17,12 @@ from prepare.workers.tasks import Task
 
 Result = TypeVar("Result")
 
-AHEAD = 2  # tasks handed out for each core of the cluster
+QUEUED_PER_CORE = 2  # tasks handed out to the cluster
 N_RETRIES = 3  # of a task whose worker died
 CONNECT_SECONDS = 5.0  # to a cluster; Ray itself would try for more than a minute
 
 
-def on_ray(
+def run_on_ray(
     job: Callable[[Task, Progress], Result],
     tasks: Iterator[Task],
     address: str | None,
@@ -42,14 +42,14 @@ def on_ray(
     thread = ThreadPoolExecutor(1)  # kept to the end: on Linux Ray's processes end with it
     try:
         _begin_ray(ray, thread, address, workers)
-        _take_sigterm_back()
-        held = ray.put(job)
+        _restore_sigterm()
+        shared_job = ray.put(job)
         work = ray.remote(max_retries=N_RETRIES, num_cpus=1)(_ray_task)
-        limit = workers or AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        limit = workers or QUEUED_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         pending: dict[Any, Task] = {}
         while True:
             while len(pending) < limit and (task := next(tasks, None)) is not None:
-                pending[work.remote(held, task, os.getcwd())] = task
+                pending[work.remote(shared_job, task, os.getcwd())] = task
             if not pending:
                 return
             done, _ = ray.wait(list(pending))
@@ -60,7 +60,7 @@ def on_ray(
     finally:
         ray.shutdown()
         thread.shutdown()
-        _take_sigterm_back()
+        _restore_sigterm()
 
 
 def _begin_ray(
@@ -91,7 +91,7 @@ def _begin_ray(
         ) from error
 
 
-def _take_sigterm_back() -> None:
+def _restore_sigterm() -> None:
     """Set Python's handler again: beginning and ending, Ray puts another one below it."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
@@ -117,5 +117,5 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         raise DataError(
             f"A Ray worker died {N_RETRIES + 1} times at the same task ({error}). Run the same "
-            "command again: it goes on from the parts that are finished."
+            "command again: it goes on from the shards that are finished."
         ) from error

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from common.dataset import SPLITS, TokenWriter, commit, token_dtype
+from common.dataset import SPLITS, Split
 from common.device import Device, choose_device, set_matmul_precision
 from common.inference.torch_backend import TorchBackend
 from common.metrics import read_metrics
@@ -32,6 +32,7 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from tests.bench.sample import any_tokenizer, generation, their_generation
 from tests.bench.table import compare
+from tests.prepare.making import write_data
 from train.monitoring.mfu import flops_per_token
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,20 +120,13 @@ def _training(folder: Path, sizes: Sizes, device: Device) -> None:
 
 def _random_data(folder: Path, sizes: Sizes) -> Path:
     """Write a data set of random ids, enough for one epoch and an evaluation."""
-    folder.mkdir()
     config, generator = sizes.config, np.random.default_rng(0)
-    dtype = token_dtype(config.vocab_size)
-    files: dict[str, Any] = {}
-    splits = {}
+    documents: dict[Split, list[Any]] = {}
     for split in SPLITS:
         n_rows = sizes.n_rows * (sizes.n_steps + 1) if split == "train" else 2
-        ids = generator.integers(config.vocab_size - 5, size=n_rows * config.block_size + 1)
-        writer = TokenWriter(folder, split, dtype)
-        writer.add(ids.astype(dtype), np.array([len(ids)]))
-        files |= writer.finish()
-        splits[split] = {"documents": 1, "bytes": 4 * len(ids), "tokens": len(ids)}
-    commit(folder, files, any_tokenizer(config.vocab_size), {"splits": splits})
-    return folder
+        shape = n_rows * config.block_size + 1
+        documents[split] = [generator.integers(config.vocab_size - 5, size=shape)]
+    return write_data(folder, documents, any_tokenizer(config.vocab_size)).path
 
 
 def _run(command: list[str]) -> None:

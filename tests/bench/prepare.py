@@ -30,7 +30,8 @@ from common.errors import UserError
 from common.tokenizer import BytePairTokenizer
 from prepare.corpus import documentation
 from prepare.tokens.encode import make_encoder
-from prepare.tokens.vocabulary import learn_bpe, published_tokenizer
+from prepare.tokens.train_bpe import train_bpe
+from prepare.tokens.vocabulary import published_tokenizer
 from tests.bench.table import compare
 
 MB = 1_000_000
@@ -113,7 +114,7 @@ def _vocabulary(folder: Path) -> BytePairTokenizer:
     try:
         tokenizer = published_tokenizer("gpt2")
     except UserError:
-        tokenizer = learn_bpe([text.encode() for text in natural_texts(20 * MB)], N_IDS)
+        tokenizer = train_bpe([text.encode() for text in natural_texts(20 * MB)], N_IDS)
     (folder / "vocab.tiktoken").write_bytes(tokenizer.file_content())
     (folder / "vocab.tiktoken.pattern").write_text(tokenizer.pattern, encoding="utf-8")
     sys.stdout.write(f"Vocabulary: {tokenizer.name}, {len(tokenizer.ranks):,} ids\n")

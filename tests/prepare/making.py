@@ -2,17 +2,20 @@
 
 import io
 import json
+import shutil
 import struct
 import tarfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.dataset import DataFolder, Split, open_data
+from common.dataset import SPLITS, DataFolder, Split, open_data, token_dtype
+from common.tokenizer import Tokenizer
 from prepare.config import PrepareConfig
+from prepare.output.dataset_writer import TokenWriter, commit
 from prepare.pipeline import prepare_corpus
 from prepare.sources.discover import find_sources
 
@@ -48,6 +51,32 @@ def prepare(
         lambda name, size: lambda n_bytes: None,
     )
     return open_data(out)
+
+
+def write_data(
+    folder: Path,
+    documents: Mapping[Split, Sequence[Any]],
+    tokenizer: Tokenizer,
+    dtype: "np.dtype[Any] | None" = None,
+    **meta: Any,
+) -> DataFolder:
+    """Write a data folder of documents of ids, each with its end-of-text id.
+
+    They are taken to have 2 bytes a token; ``meta`` goes into meta.json.
+    """
+    work = folder / ".unfinished"
+    work.mkdir(parents=True)
+    files, splits = [], {}
+    for split in SPLITS:
+        writer = TokenWriter(work, split, dtype or token_dtype(tokenizer.vocab_size))
+        for row in documents[split]:
+            writer.add(np.array(row, np.uint32), np.array([len(row)]))
+        files += writer.finish()
+        counts = {"documents": writer.n_documents, "tokens": writer.n_tokens}
+        splits[split] = counts | {"bytes": 2 * writer.n_tokens}
+    commit(folder, work, files, tokenizer, {"splits": splits} | meta)
+    shutil.rmtree(work)
+    return open_data(folder)
 
 
 def token_rows(data: DataFolder, split: Split) -> list[list[int]]:

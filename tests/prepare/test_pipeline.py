@@ -20,17 +20,18 @@ import pytest
 import tiktoken
 import zstandard
 
-from common.dataset import SPLITS, DataFolder, commit, open_data, verify_data
+from common.dataset import SPLITS, DataFolder, open_data, verify_data
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
 from prepare.config import PrepareConfig
+from prepare.output.dataset_writer import commit
 from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import APART_BYTES
 from prepare.sources import fingerprint as made_from
 from prepare.sources.discover import find_sources
 from prepare.tokens.split import MIN_DOCUMENTS
-from prepare.tokens.vocabulary import learn_bpe
+from prepare.tokens.train_bpe import train_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
 EACH_TOKENIZER = ["char", "bpe", "gpt2"]
@@ -287,7 +288,7 @@ def prepare_watched(path: Path, out: Path, watch: Callable[[str, int], Any]) -> 
     prepare_corpus(find_sources([path]), PrepareConfig(tokenizer="char"), out, new_progress)
 
 
-@pytest.mark.parametrize("when", ["before scan", "in scan", "before encode", "in encode"])
+@pytest.mark.parametrize("when", ["before sample", "in sample", "before encode", "in encode"])
 @pytest.mark.parametrize("change", ["more documents", "another character", "gone"])
 def test_a_source_that_changes_while_it_is_read_is_an_error_and_leaves_no_data(
     change: str, when: str, tmp_path: Path
@@ -407,7 +408,7 @@ def changed_recipe(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def changed_ranks(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    ranks = learn_bpe([b"quite another text"], 265)
+    ranks = train_bpe([b"quite another text"], 265)
     (folder / "ranks.tiktoken").write_bytes(ranks.file_content())
     return {}
 
@@ -445,7 +446,7 @@ def test_what_changed_is_made_again_and_the_reason_is_said(
     (tmp_path / "in").mkdir()
     for i in range(3):
         (tmp_path / "in" / f"{i}.txt").write_text(f"text {i} " * 30, encoding="utf-8")
-    learned = learn_bpe([b"text of which to learn " * 9], 265)
+    learned = train_bpe([b"text of which to learn " * 9], 265)
     (tmp_path / "ranks.tiktoken").write_bytes(learned.file_content())
     settings: dict[str, Any] = {"tokenizer": str(tmp_path / "ranks.tiktoken")}
     before = prepare([tmp_path / "in"], tmp_path / "data", **settings)
@@ -488,7 +489,7 @@ def test_a_disk_too_small_is_a_sentence_with_numbers_before_anything_is_written(
     (tmp_path / "a.txt").write_text("some text " * 10_000, encoding="utf-8")
     if tokenizer == "ranks":
         tokenizer = str(tmp_path / "ranks.tiktoken")
-        ranks = learn_bpe([b"some text"], 260)
+        ranks = train_bpe([b"some text"], 260)
         (tmp_path / "ranks.tiktoken").write_bytes(ranks.file_content())
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=20_000)
     with monkeypatch.context() as patch:
@@ -534,12 +535,12 @@ def test_enough_room_is_never_refused(
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])
-def test_equal_documents_are_counted_and_left_out_where_asked(dedup: str, tmp_path: Path) -> None:
+def test_equal_documents_are_left_out_and_counted_where_asked(dedup: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(json_lines(["one", "two", "one"]))
     (tmp_path / "b.txt").write_text("two", encoding="utf-8")
     (tmp_path / "c.txt").write_text("three", encoding="utf-8")
     data = prepare([tmp_path], tmp_path / "data", dedup=dedup, split_rule="hash", val_fraction=0)
-    assert data.meta["n_duplicates"] == 2
+    assert data.meta["n_duplicates"] == (None if dedup == "none" else 2)
     kept = [b"one", b"two", b"one", b"two", b"three"]
     assert texts_of(data, "train") == (kept if dedup == "none" else [b"one", b"two", b"three"])
     counted = [source["train"]["documents"] for source in data.meta["sources"]]
@@ -559,10 +560,12 @@ def test_of_equal_documents_in_train_and_val_files_the_first_in_order_stays(tmp_
 def test_a_million_blanks_go_through(
     with_gigatoken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "ranks.tiktoken").write_bytes(train_bpe([b"some words"], 260).file_content())
     if not with_gigatoken:
         monkeypatch.setitem(sys.modules, "gigatoken", None)
     text = b"words " * 99 + b" " * 1_200_000 + b"x"
     (tmp_path / "a.txt").write_bytes(text)
-    data = prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer="bpe", vocab_size="260")
+    vocabulary = "bpe" if with_gigatoken else str(tmp_path / "ranks.tiktoken")
+    data = prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=vocabulary)
     assert data.meta["encoder"] == ("gigatoken" if with_gigatoken else "tiktoken")
     assert joined(data) == [text]

@@ -22,20 +22,19 @@ from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_py
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
 
-# Prepare with tasks, parts and pieces so small that a short text has many of each. The workers,
+# Prepare with tasks and chunks so small that a short text has many of each. The workers,
 # spawned, read this file too.
 SMALL = """
 import os, time
 import prepare.readers.documents, prepare.output.shard_writer, prepare.readers.chunks
-import prepare.tokens.scan, prepare.workers.tasks
+import prepare.tokens.sample, prepare.workers.tasks
 
 prepare.workers.tasks.GROUP_BYTES = 2_000
-prepare.output.shard_writer.PART_BYTES = 6_000
 prepare.output.shard_writer.BATCH_BYTES = 1_000
 prepare.readers.chunks.MAX_CHUNK_BYTES = 3_000
-prepare.tokens.scan.SAMPLE_BYTES = 20_000
+prepare.tokens.sample.SAMPLE_BYTES = 20_000
 if os.environ.get("QUERN_TEST_HELPERS"):  # for each task
-    prepare.readers.documents.APART_BYTES = prepare.output.shard_writer.JUDGE_APART_BYTES = 1
+    prepare.readers.documents.APART_BYTES = 1
 write_json = prepare.output.shard_writer.write_json
 
 def write_slowly(path, value):  # so that a signal finds the run still at work
@@ -56,6 +55,7 @@ OPTIONS = {
     "gpt2": ["--tokenizer", "gpt2", "--split-rule", "hash"],  # without a first pass
 }
 UNFINISHED = Path("out", ".unfinished")
+N_TASKS = 40  # of the many sources
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (few / "c.tar.xz").write_bytes(lzma.compress(tar_of(members)))
     (few / "d.txt").write_bytes(b"")
     (few / "e.bin").write_bytes(bytes(range(256)) * 20)
-    for i in range(8):
-        texts = [words(5 + j % 60, seed=1_000 * i + j) for j in range(500)]
+    for i in range(N_TASKS):
+        texts = [words(5 + j % 60, seed=1_000 * i + j) for j in range(100)]
         (many / f"{i}.jsonl").write_bytes(json_lines(texts))
     return folder
 
@@ -246,8 +246,8 @@ def wait_until(reached: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.002)
 
 
-def n_parts(folder: Path) -> int:
-    return len(list((folder / UNFINISHED).glob("*-????.json")))
+def n_shards(folder: Path) -> int:
+    return len(list((folder / UNFINISHED).glob(f"{'?' * 24}.json")))
 
 
 def workers_of(mark: str) -> list[int]:
@@ -330,11 +330,11 @@ def test_what_was_finished_is_not_done_again(
     finished: dict[Path, tuple[int, int]] = {}
     said = []
     for name, n_opened in [
-        (r"\.scan\.tmp$", 3),
-        (r"scan\.json\.tmp$", 1),
-        (r"-\d{4}\.json\.tmp$", 20),
-        (r"-\d{4}\.json\.tmp$", 20),
-        (r"train\.bin\.tmp$", 1),
+        (r"\.sample\.tmp$", 3),
+        (r"first-pass\.json\.tmp$", 1),
+        (r"[0-9a-f]{24}\.json\.tmp$", 8),
+        (r"[0-9a-f]{24}\.json\.tmp$", 8),
+        (r"unfinished/train\.idx$", 1),
     ]:
         monkeypatch.setenv("DIES_AT", f"{name} {n_opened}")
         ended = run_python(["dies.py", *command[1:]], work)
@@ -344,10 +344,10 @@ def test_what_was_finished_is_not_done_again(
         now = {
             path: (path.stat().st_ino, path.stat().st_mtime_ns)
             for path in (work / UNFINISHED).iterdir()
-            if path.suffix == ".scan" or path.with_suffix(".json").exists()
+            if path.suffix == ".sample" or path.with_suffix(".json").exists()
         }
-        if (work / UNFINISHED / "scan.json").exists():
-            finished = {path: state for path, state in finished.items() if path.suffix != ".scan"}
+        if (work / UNFINISHED / "first-pass.json").exists():
+            finished = {path: state for path, state in finished.items() if path.suffix != ".sample"}
         assert finished.items() <= now.items()
         assert len(now) > len(finished)
         finished = now
@@ -355,7 +355,7 @@ def test_what_was_finished_is_not_done_again(
         False, False, False, True, True,
     ]  # fmt: skip
     ended = run_python(command, work)
-    assert "8 of 8 tasks were finished before." in ended.stderr
+    assert f"{N_TASKS} of {N_TASKS} tasks were finished before." in ended.stderr
     assert of_data_set(work / "out") == unstopped("bpe")
 
 
@@ -367,8 +367,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(
     for _ in range(n_times):
         shutil.rmtree(work / "out", ignore_errors=True)
         with started(text_command("char", 3), work) as process:
-            n_finished = drawn.randrange(60)
-            wait_until(lambda: n_parts(work) >= n_finished, process)  # noqa: B023
+            n_finished = drawn.randrange(30)
+            wait_until(lambda: n_shards(work) >= n_finished, process)  # noqa: B023
             wait_until(lambda: len(workers_of(mark)) == 3, process)
             os.kill(drawn.choice(workers_of(mark)), signal.SIGKILL)
             killed_at = time.monotonic()
@@ -387,7 +387,7 @@ def test_processes_end_with_the_one_that_began_them(
     monkeypatch.setenv("QUERN_TEST_HELPERS", "1")
     monkeypatch.setenv("QUERN_TEST_PACE", "0.02")
     with started(text_command("bpe", workers), work) as process:
-        wait_until(lambda: n_parts(work) > 3, process)
+        wait_until(lambda: n_shards(work) > 3, process)
         wait_until(lambda: len(processes_with(mark)) > workers, process)
         process.kill()
     assert_goes_on(work, "bpe", workers, unstopped)  # at once: what holds the lock soon ends
@@ -406,9 +406,9 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
         *[(signal.SIGINT, 130, True, 0)] * 5,  # as Ctrl-C in a terminal
         (signal.SIGTERM, 143, True, 0),
         (signal.SIGINT, 130, True, 1),
-        (signal.SIGINT, 130, False, 20),
-        (signal.SIGTERM, 143, False, 40),  # as kill
-        (signal.SIGTERM, 143, True, 60),
+        (signal.SIGINT, 130, False, 8),
+        (signal.SIGTERM, 143, False, 16),  # as kill
+        (signal.SIGTERM, 143, True, 24),
     ]:
         if n_finished <= 1:
             shutil.rmtree(work / "out", ignore_errors=True)
@@ -416,7 +416,7 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
         with started(text_command("bpe", workers), work) as process:
             wait_until(lambda: lock.exists() and lock.stat().st_mtime_ns > before, process)  # noqa: B023
             if n_finished:
-                wait_until(lambda: n_parts(work) >= n_finished, process)  # noqa: B023
+                wait_until(lambda: n_shards(work) >= n_finished, process)  # noqa: B023
             else:
                 wait_until(lambda: workers == 1 or bool(workers_of(mark)), process)
                 time.sleep(n_seconds := n_seconds + 0.04)
@@ -425,7 +425,7 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
             stdout, stderr = process.communicate(timeout=TIMEOUT_S)
         assert time.monotonic() - sent_at < 2
         assert (process.returncode, stdout) == (code, ""), stderr
-        usual = ("scan", "encode", "Going on where", *(f"{n} of 8 tasks" for n in range(8)))
+        usual = ("Going on where", *(f"{n} of {N_TASKS} tasks" for n in range(N_TASKS)))
         said = [line for line in stderr.splitlines() if line and not line.startswith(usual)]
         assert said == (["Stopped."] if code == 130 else [])
         assert_none_left(mark, 1)

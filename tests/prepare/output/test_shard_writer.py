@@ -1,4 +1,4 @@
-"""Parts, scan and merge by one law: the data hold the documents, however the work was cut up."""
+"""Shards, sample and merge by one law: the data hold the documents, however the work was cut up."""
 
 import os
 import tempfile
@@ -17,17 +17,14 @@ from hypothesis import strategies as st
 
 from common.dataset import SPLITS, Split, verify_data
 from prepare.config import PrepareConfig
-from prepare.output import merge
-from prepare.output import shard_writer as parts
-from prepare.output.merge import find_repeated
-from prepare.output.shard_writer import ROW, Part, ids_path, parts_done
-from prepare.readers import chunks as pieces
-from prepare.readers import jsonl as jsontext
-from prepare.sources import byte_ranges as spans
+from prepare.output import dataset_writer, merge, shard_writer
+from prepare.output.merge import find_duplicates
+from prepare.output.shard import ROW, Shard
+from prepare.readers import chunks, jsonl
+from prepare.sources import byte_ranges
 from prepare.tokens.encode import make_encoder
-from prepare.tokens.scan import Scan
-from prepare.tokens.split import split_of, tail_start
-from prepare.tokens.vocabulary import Sampled
+from prepare.tokens.sample import CorpusSample, SampleItem
+from prepare.tokens.split import split_document, split_of
 from prepare.workers import tasks
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of, token_rows
 
@@ -41,28 +38,27 @@ class Cut:
     """How small everything is cut, in the order of the work."""
 
     long_bytes: int
-    piece_bytes: int
-    part_bytes: int
-    part_rows: int
+    chunk_bytes: int
     batch_bytes: int
     group_bytes: int
     span_bytes: int
     sorted_rows: int
-    block_tokens: int
+    block_rows: int
+    copy_bytes: int
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jsontext, "LONG_BYTES", self.long_bytes)
-            patch.setattr(jsontext, "BLOCK_BYTES", min(self.long_bytes, 64))
-            patch.setattr(pieces, "MAX_CHUNK_BYTES", self.piece_bytes)
-            patch.setattr(parts, "PART_BYTES", self.part_bytes)
-            patch.setattr(parts, "PART_ROWS", self.part_rows)
-            patch.setattr(parts, "BATCH_BYTES", self.batch_bytes)
+            patch.setattr(jsonl, "LONG_BYTES", self.long_bytes)
+            patch.setattr(jsonl, "BLOCK_BYTES", min(self.long_bytes, 64))
+            patch.setattr(chunks, "MAX_CHUNK_BYTES", self.chunk_bytes)
+            patch.setattr(shard_writer, "BATCH_BYTES", self.batch_bytes)
             patch.setattr(tasks, "GROUP_BYTES", self.group_bytes)
-            patch.setattr(spans, "RANGE_BYTES", self.span_bytes)
+            patch.setattr(byte_ranges, "RANGE_BYTES", self.span_bytes)
             patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
-            patch.setattr(merge, "BLOCK_TOKENS", self.block_tokens)
+            patch.setattr(merge, "BLOCK_ROWS", self.block_rows)
+            patch.setattr(merge, "COPY_BYTES", self.copy_bytes)
+            patch.setattr(dataset_writer, "COPY_BYTES", self.copy_bytes)
             yield
 
 
@@ -117,14 +113,13 @@ def corpora(draw: st.DrawFn) -> Given:
     )
     cut = Cut(
         long_bytes=draw(st.sampled_from([16, 200, 1 << 24])),
-        piece_bytes=draw(st.sampled_from([64, 256, 1 << 22])),
-        part_bytes=draw(st.sampled_from([1, 200, 5_000, 1 << 26])),
-        part_rows=draw(st.sampled_from([1, 3, 500_000])),
+        chunk_bytes=draw(st.sampled_from([64, 256, 1 << 22])),
         batch_bytes=draw(st.sampled_from([1, 100, 4_000])),
         group_bytes=draw(st.sampled_from([1, 10_000])),
         span_bytes=draw(st.sampled_from([300, 2_000, 1 << 26])),
         sorted_rows=draw(st.sampled_from([1, 7, 1_000])),
-        block_tokens=draw(st.sampled_from([1, 5, 100, 10_000])),
+        block_rows=draw(st.sampled_from([1, 5, 10_000])),
+        copy_bytes=draw(st.sampled_from([4, 100, 10_000])),
     )
     return Given(files, val_files, config, cut)
 
@@ -148,10 +143,8 @@ def expected_rows(case: Given) -> tuple[dict[Split, list[bytes]], int]:
             elif case.config.split_rule == "hash":
                 rows[split_of(xxhash.xxh3_128_digest(raw), case.config)].append(raw)
             else:
-                start = tail_start(raw, case.config.val_fraction)
-                for split, half in zip(SPLITS, (raw[:start], raw[start:]), strict=True):
-                    if half:
-                        rows[split].append(half)
+                for split, half in split_document(raw, b"", "tail", case.config, val=False):
+                    rows[split].append(half)
     return rows, n_duplicates
 
 
@@ -180,9 +173,9 @@ def test_the_data_hold_exactly_the_documents_however_the_work_is_cut(case: Given
                 assert sum(counts[key] for counts in by_source) == count
         in_files = [text for file in case.files for text in file]
         n_good = sum(text is not DAMAGED and bool(text.strip()) for text in in_files)
-        n_left_out = n_duplicates if case.config.dedup == "exact" else 0
-        assert data.meta["n_documents"] == n_good - n_left_out
-        assert data.meta["n_duplicates"] == n_duplicates
+        dedup = case.config.dedup == "exact"
+        assert data.meta["n_documents"] == n_good - (n_duplicates if dedup else 0)
+        assert data.meta["n_duplicates"] == (n_duplicates if dedup else None)
         assert sum(data.meta["reasons"].values()) == in_files.count(DAMAGED)
         assert data.meta["n_forced_cuts"] == 0
         assert not (data.path / ".unfinished").exists()
@@ -206,13 +199,14 @@ def test_the_same_bytes_are_written_however_the_work_is_cut(case: Given) -> None
 
 
 SMALL = Cut(
-    long_bytes=200, piece_bytes=256, part_bytes=700, part_rows=500_000, batch_bytes=500,
-    group_bytes=5_000,
-    span_bytes=1 << 26, sorted_rows=1_000, block_tokens=100,
+    long_bytes=200, chunk_bytes=256, batch_bytes=500, group_bytes=5_000, span_bytes=1 << 26,
+    sorted_rows=1_000, block_rows=100, copy_bytes=100,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["no rows", "cut short", "a flipped bit", "no manifest"])
+@pytest.mark.parametrize(
+    "damage", ["no rows", "cut short", "a flipped bit", "no manifest", "nothing"]
+)
 @pytest.mark.parametrize("rule", ["hash", "tail"])
 def test_after_an_interrupt_only_what_is_missing_or_damaged_is_encoded_again(
     rule: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,7 +229,7 @@ def test_after_an_interrupt_only_what_is_missing_or_damaged_is_encoded_again(
     def interrupted(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "make_encoder", noted)
+    monkeypatch.setattr(shard_writer, "make_encoder", noted)
     with SMALL.applied():
         whole = prepare(files, tmp_path / "whole", split_rule=rule)
         n_encoded = len(encoded)
@@ -244,26 +238,24 @@ def test_after_an_interrupt_only_what_is_missing_or_damaged_is_encoded_again(
             with pytest.raises(KeyboardInterrupt):
                 prepare(files, tmp_path / "again", split_rule=rule)
         work = tmp_path / "again" / ".unfinished"
-        (key, *_) = sorted({path.name.split("-")[0] for path in work.glob("*-0002.json")})
-        found = parts_done(work, key)
-        assert len(found) > 4
-        path, ids = found[2].path, ids_path(work, key, "train")
-        start, end = (part.manifest["sizes"][0] for part in found[1:3])
-        assert start < end < ids.stat().st_size
+        shards = [Shard(work, path.stem) for path in sorted(work.glob(f"{'?' * 24}.json"))]
+        assert len(shards) == 3
+        shard = shards[1]
+        ids = shard.ids_path("train")
         if damage == "no manifest":
-            path.unlink()
+            shard.manifest_path.unlink()
         elif damage == "no rows":
-            path.with_suffix(".npy").unlink()
+            shard.paths[-1].unlink()
         elif damage == "cut short":
-            os.truncate(ids, end - 1)
-        else:
+            os.truncate(ids, ids.stat().st_size - 1)
+        elif damage == "a flipped bit":
             raw = bytearray(ids.read_bytes())
-            raw[start] ^= 4
+            raw[len(raw) // 2] ^= 4
             ids.write_bytes(raw)
-        assert [part.path for part in parts_done(work, key)] == [part.path for part in found[:2]]
+        assert [s.is_whole() for s in shards] == [True, damage == "nothing", True]
         encoded.clear()
         again = prepare(files, tmp_path / "again", split_rule=rule)
-    assert 0 < len(encoded) < n_encoded
+    assert (0 < len(encoded) < n_encoded) == (damage != "nothing")
     assert snapshot(again.path) == snapshot(whole.path)
 
 
@@ -276,9 +268,9 @@ def test_only_all_128_bits_make_documents_equal_and_halves_only_to_their_like(
     rows["hash"], rows["first"] = hashes, first
     found = []
     for number, start, end in [(0, 0, 3), (1, 3, 3), (2, 3, 7)]:
-        np.save(tmp_path / f"{number}.npy", rows[start:end])
-        found.append(Part(path=tmp_path / f"{number}.json"))
-    assert find_repeated(found).tolist() == [False, False, False, False, True, False, True]
+        found.append(Shard(tmp_path, str(number)))
+        found[-1].paths[-1].write_bytes(rows[start:end].tobytes())
+    assert find_duplicates(found).tolist() == [False, False, False, False, True, False, True]
 
 
 def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
@@ -288,10 +280,10 @@ def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
         for _ in range(n_bytes >> 16):
             file.write(b"a few words, " * 5041)
         file.write(b'"}\n')
-    cut = replace(SMALL, long_bytes=1 << 16, piece_bytes=1 << 16, batch_bytes=1 << 16)
+    cut = replace(SMALL, long_bytes=1 << 16, chunk_bytes=1 << 16, batch_bytes=1 << 16)
+    cut = replace(cut, copy_bytes=1 << 16)
     with cut.applied(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsontext, "BLOCK_BYTES", 1 << 16)
-        patch.setattr(merge, "BLOCK_TOKENS", 1 << 16)
+        patch.setattr(jsonl, "BLOCK_BYTES", 1 << 16)
         tracemalloc.start()
         try:
             data = prepare([tmp_path / "long.jsonl"], tmp_path / "data", split_rule="tail")
@@ -303,17 +295,17 @@ def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
     assert peak < n_bytes / 2
 
 
-def test_a_scan_that_was_saved_is_the_same(tmp_path: Path) -> None:
-    scan = Scan(number=3, n_documents=2, n_bytes=9, characters={"a", "\u6f22", "\n"})
-    scan.lengths[3, 1] = 1 << 40
-    scan.stats.skip("a", "why")
-    scan.stats.encodings["cp1252"] += 1
+def test_a_sample_that_was_saved_is_the_same(tmp_path: Path) -> None:
+    sample = CorpusSample(n_documents=2, n_bytes=9, characters={"a", "\u6f22", "\n"})
+    sample.lengths[3, 1] = 1 << 40
+    sample.stats.skip("a", "why")
+    sample.stats.encodings["cp1252"] += 1
     for i in range(9):
-        scan.sample.add(Sampled(i / 7 % 1, b"\n{}" * i, i, 99, i % 2 == 0, i % 3 == 0))
-    scan.sample.barred_from = 0.99
-    scan.save(tmp_path / "scan")
-    loaded = Scan.load(tmp_path / "scan")
-    assert loaded.sample.pieces() == scan.sample.pieces()
-    assert loaded.sample.barred_from == scan.sample.barred_from
-    assert loaded.sample.size_bytes == scan.sample.size_bytes
-    assert replace(loaded, sample=scan.sample) == scan
+        item = SampleItem(i / 7 % 1, b"\n{}" * i, i, 99, i % 2 == 0, i % 3 == 0)
+        sample.items.add(item)
+    sample.items.threshold = 0.99
+    sample.save(tmp_path / "sample")
+    loaded = CorpusSample.load(tmp_path / "sample")
+    assert loaded.items.items() == sample.items.items()
+    assert loaded.items.threshold == sample.items.threshold
+    assert replace(loaded, items=sample.items) == sample

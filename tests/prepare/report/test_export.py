@@ -6,12 +6,11 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from common.dataset import SPLITS, DataFolder, Split, TokenWriter, commit, open_data, token_dtype
+from common.dataset import SPLITS, DataFolder, Split
 from common.errors import DataError
 from common.tokenizer import (
     END_OF_TEXT,
@@ -22,6 +21,7 @@ from common.tokenizer import (
 )
 from prepare.report import export
 from prepare.report.export import export_datatrove, export_llmc, export_text
+from tests.prepare.making import write_data
 
 Exporter = Callable[[DataFolder, Path], list[Path]]
 
@@ -47,28 +47,13 @@ TOKENIZERS: dict[str, Tokenizer] = {
 }
 
 
-def write_ids(folder: Path, rows: dict[Split, list[list[int]]], tokenizer: Tokenizer) -> DataFolder:
-    """Write a data folder of documents of ids, each with its end-of-text id."""
-    folder.mkdir(exist_ok=True)
-    files: dict[str, dict[str, Any]] = {}
-    splits = {}
-    for split in SPLITS:
-        writer = TokenWriter(folder, split, token_dtype(tokenizer.vocab_size))
-        for row in rows[split]:
-            writer.add(np.array(row, np.uint32), np.array([len(row)]))
-        files |= writer.finish()
-        splits[split] = {"documents": len(rows[split]), "tokens": sum(map(len, rows[split]))}
-    commit(folder, files, tokenizer, {"splits": splits})
-    return open_data(folder)
-
-
 def write_texts(folder: Path, tokenizer: Tokenizer) -> DataFolder:
     """Write a data folder of TEXTS."""
     rows = {
         split: [[*tokenizer.encode(text), tokenizer.eot_id] for text in TEXTS[split]]
         for split in SPLITS
     }
-    return write_ids(folder, rows, tokenizer)
+    return write_data(folder, rows, tokenizer)
 
 
 @pytest.fixture(params=TOKENIZERS)
@@ -80,7 +65,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataFolder:
 def small(tmp_path: Path) -> DataFolder:
     """Return a folder whose ids fit on a line; 3 ends a document."""
     rows: dict[Split, list[list[int]]] = {"train": [[0, 1, 3], [3], [2, 2, 2, 3]], "val": [[1, 3]]}
-    return write_ids(tmp_path / "data", rows, CharTokenizer(("a", "b", "c")))
+    return write_data(tmp_path / "data", rows, CharTokenizer(("a", "b", "c")))
 
 
 def names(folder: Path) -> set[str]:
@@ -104,7 +89,7 @@ def test_the_documents_come_back_however_the_file_is_cut(
 
 
 def test_a_split_without_documents_is_an_empty_file_of_lines(tmp_path: Path) -> None:
-    data = write_ids(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
+    data = write_data(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
     export_text(data, tmp_path)
     assert (tmp_path / "train.jsonl").read_bytes() == b'{"text": "a"}\n'
     assert (tmp_path / "val.jsonl").read_bytes() == b""
@@ -113,7 +98,7 @@ def test_a_split_without_documents_is_an_empty_file_of_lines(tmp_path: Path) -> 
 def test_memory_does_not_grow_with_a_document(tmp_path: Path) -> None:
     tokenizer = TOKENIZERS["bpe"]
     row = [ord("a")] * 4_000_000 + [tokenizer.eot_id]
-    data = write_ids(tmp_path, {"train": [row], "val": []}, tokenizer)
+    data = write_data(tmp_path, {"train": [row], "val": []}, tokenizer)
     del row
     tracemalloc.start()
     try:
@@ -160,7 +145,7 @@ def test_a_shard_is_256_int32_then_the_end_of_text_id_then_the_ids(
 
 def test_a_vocabulary_beyond_uint16_takes_llama_3s_header_and_uint32(tmp_path: Path) -> None:
     rows: dict[Split, list[list[int]]] = {"train": [[65, 100_257]], "val": []}
-    data = write_ids(tmp_path, rows, TOKENIZERS["uint32"])
+    data = write_data(tmp_path, rows, TOKENIZERS["uint32"])
     (shard,) = export_llmc(data, tmp_path / "out")
     header = struct.pack("<256i", 20240801, 7, 3, *[0] * 253)
     assert shard.read_bytes() == header + struct.pack("<3I", 100_257, 65, 100_257)
@@ -192,7 +177,7 @@ def test_shards_laid_together_are_the_stream_for_any_size(
 
 
 def test_a_split_without_documents_has_no_shards(tmp_path: Path) -> None:
-    data = write_ids(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
+    data = write_data(tmp_path, {"train": [[0, 3]], "val": []}, CharTokenizer(("a", "b", "c")))
     assert export_llmc(data, tmp_path) == [tmp_path / "data_train_000000.bin"]
 
 
@@ -266,7 +251,7 @@ def test_an_export_again_replaces_links_and_leaves_nothing_behind(
     export_datatrove(small, tmp_path / "out")
     assert names(tmp_path / "out") == {path.name for path in first}
     rows: dict[Split, list[list[int]]] = {"train": [[1, 3]], "val": []}
-    other = write_ids(small.path, rows, CharTokenizer(("a", "b", "c")))
+    other = write_data(small.path, rows, CharTokenizer(("a", "b", "c")))
     assert first[0].read_bytes() == ids  # what was prepared later is another file
     export_datatrove(other, tmp_path / "out")
     assert first[0].read_bytes() == struct.pack("<2H", 1, 3)

@@ -16,15 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from common.dataset import (
-    SPLITS,
-    DataFolder,
-    Split,
-    TokenWriter,
-    commit,
-    open_data,
-    token_dtype,
-)
+from common.dataset import SPLITS, DataFolder, Split
 from common.errors import DataError
 from common.tokenizer import (
     GPT2_PATTERN,
@@ -43,6 +35,7 @@ from prepare.report.inspection import (
     tables,
 )
 from prepare.report.plot import LOOKS, draw, picture
+from tests.prepare.making import write_data
 from tests.processes import run_python
 
 Rows = list[list[int]]
@@ -64,19 +57,17 @@ def write(
 
     Its one source has 2 bytes a token; ``meta`` goes into meta.json.
     """
-    folder.mkdir(exist_ok=True)
-    files: dict[str, dict[str, Any]] = {}
-    counts: dict[str, dict[str, int]] = {}
-    for split, rows in zip(SPLITS, (train, val or []), strict=True):
-        writer = TokenWriter(folder, split, token_dtype(tokenizer.vocab_size))
-        for row in rows:
-            writer.add(np.array([*row, tokenizer.eot_id], np.uint32), np.array([len(row) + 1]))
-        files |= writer.finish()
-        n_tokens = sum(len(row) + 1 for row in rows)
-        counts[split] = {"documents": len(rows), "bytes": 2 * n_tokens, "tokens": n_tokens}
-    sources = [{"name": "texts.jsonl", "size_bytes": 1, **counts}]
-    commit(folder, files, tokenizer, {"splits": counts, "sources": sources} | meta)
-    return open_data(folder)
+    rows = {"train": train, "val": val or []}
+    documents: dict[Split, Rows] = {
+        split: [[*row, tokenizer.eot_id] for row in rows[split]] for split in SPLITS
+    }
+    counts = {
+        split: {"documents": len(found), "bytes": 2 * n_tokens, "tokens": n_tokens}
+        for split, found in documents.items()
+        for n_tokens in [sum(map(len, found))]
+    }
+    sources = {"sources": [{"name": "texts.jsonl", "size_bytes": 1, **counts}]}
+    return write_data(folder, documents, tokenizer, **sources | meta)
 
 
 def source(name: str, n_tokens: int, n_bytes: int) -> dict[str, Any]:
@@ -227,18 +218,9 @@ def test_sources_stand_in_order_of_their_tokens(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     """100 million ids are 200 MB on disk."""
-    (tmp_path / "data").mkdir()
-    write(tmp_path / "data", ABC, [])
-    writer = TokenWriter(tmp_path / "data", "train", np.dtype("<u2"))
-    block = np.zeros(1_000_000, np.uint16)
-    for _ in range(100):
-        writer.add(block, np.array([len(block)]))
-    splits = {"train": {"documents": 100, "tokens": 10**8}, "val": {"documents": 0, "tokens": 0}}
-    empty = (tmp_path / "data" / "val.idx").read_bytes()
-    (tmp_path / "data" / "val.idx.tmp").write_bytes(empty)
-    (tmp_path / "data" / "val.bin.tmp").write_bytes(b"")
-    sizes = {"val.bin": {"size_bytes": 0}, "val.idx": {"size_bytes": len(empty)}}
-    commit(tmp_path / "data", writer.finish() | sizes, ABC, {"splits": splits, "sources": []})
+    row = np.zeros(1_000_000, np.uint16)
+    documents: dict[Split, list[Any]] = {"train": [row] * 100, "val": []}
+    write_data(tmp_path / "data", documents, ABC, sources=[])
     code = (
         "from pathlib import Path\n"
         "from resource import RUSAGE_SELF, getrusage\n"

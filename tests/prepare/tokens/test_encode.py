@@ -1,15 +1,7 @@
-import logging
-import os
 import random
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import tiktoken
 import tiktoken_ext.openai_public
@@ -25,21 +17,10 @@ from common.tokenizer import (
     CharTokenizer,
     special_ids_after,
 )
-from prepare.config import PrepareConfig
-from prepare.forked import ForkedProcess, ForkedProcessDiedError, disable_fork, forked
-from prepare.output import shard_writer as parts
-from prepare.tokens.encode import (
-    JUDGE_FIRST,
-    UNICODE_17,
-    WAITING_BYTES,
-    Encode,
-    EncodersDisagreeError,
-    Judged,
-    make_encoder,
-)
-from prepare.tokens.vocabulary import learn_bpe, published_tokenizer
-from tests.prepare.making import prepare, snapshot
-from tests.processes import children
+from prepare.tokens.encode import Encode, make_encoder
+from prepare.tokens.train_bpe import train_bpe
+from prepare.tokens.verify import UNICODE_17
+from prepare.tokens.vocabulary import published_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPTS = [  # one word each; what follows another is drawn
@@ -84,7 +65,7 @@ def hostile_strings(n: int, seed: int) -> list[str]:
 def learned() -> BytePairTokenizer:
     """A vocabulary learned from the source of this repository."""
     sources = sorted(REPOSITORY.glob("*/*.py"))
-    return learn_bpe([source.read_bytes() for source in sources], 1_500)
+    return train_bpe([source.read_bytes() for source in sources], 1_500)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +94,8 @@ def assert_equal_ids(encode: Encode, judge: tiktoken.Encoding, texts: list[str])
 
 
 def gigatokens(tokenizer: BytePairTokenizer) -> Encode:
-    """Return what encodes with gigatoken alone, judged by nobody but the test."""
+    """Return what encodes with gigatoken; it raises where it finds a difference itself."""
     name, encode = make_encoder(tokenizer)
-    if isinstance(encode, Judged):
-        encode.n_left = 0
     assert name == "gigatoken"
     return encode
 
@@ -136,8 +115,6 @@ def test_ten_thousand_hostile_strings_have_tiktokens_ids(
 ) -> None:
     tokenizer = request.getfixturevalue(name)
     library, encode = make_encoder(tokenizer, fast=fast)
-    if isinstance(encode, Judged):
-        encode.n_left = 0
     assert library == ("gigatoken" if fast else "tiktoken")
     assert_equal_ids(encode, judge_of(tokenizer), hostile_strings(10_000, seed=len(name)))
 
@@ -220,7 +197,7 @@ def test_gigatoken_gives_tiktokens_ids_on_runs_of_one_character(
 
 def test_gigatoken_gives_tiktokens_ids_with_a_vocabulary_that_used_up_its_text() -> None:
     texts = [b"aaaaaaaaaaa bb", b"aaaa aaa", b"hello"]
-    tokenizer = learn_bpe(texts, 1000)
+    tokenizer = train_bpe(texts, 1000)
     texts_of_it = ["aaaaaaa", " bbb hello aaaaaaaaaaaaa", "hell no"]
     assert_equal_ids(gigatokens(tokenizer), judge_of(tokenizer), texts_of_it)
 
@@ -306,141 +283,3 @@ def test_a_character_that_was_not_there_at_first_is_an_error() -> None:
     _, encode = make_encoder(CharTokenizer(("a",)))
     with pytest.raises(DataError, match="changed while they were read"):
         encode([b"ab"])
-
-
-class FakeEncoder:
-    """Has gigatoken's interface and tiktoken's ids, but those of texts with 'wrong' in them."""
-
-    def __init__(self, tokenizer: BytePairTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: bytes) -> "np.ndarray[Any, Any]":
-        ids = self._tokenizer.encode(text.decode())[:: -1 if b"wrong" in text else 1]
-        return np.array(ids, np.uint32)
-
-
-def test_a_difference_in_the_first_documents_is_always_found(learned: BytePairTokenizer) -> None:
-    judged = Judged(FakeEncoder(learned), learned)
-    judged([b"right"] * (JUDGE_FIRST - 1))
-    with pytest.raises(EncodersDisagreeError):
-        judged([b"wrong words"])
-
-
-def test_a_share_of_the_later_documents_is_judged_too(learned: BytePairTokenizer) -> None:
-    judged = Judged(FakeEncoder(learned), learned)
-    judged([b"right"] * JUDGE_FIRST)
-    with pytest.raises(EncodersDisagreeError):  # one in 200: some of 3,000 for all but certain
-        judged([b"wrong words %d" % i for i in range(3_000)])
-
-
-def test_nothing_but_a_share_is_judged_where_that_is_asked(learned: BytePairTokenizer) -> None:
-    judged = Judged(FakeEncoder(learned), learned)
-    judged.n_left = 0
-    judged([b"wrong words"])
-    with pytest.raises(EncodersDisagreeError):
-        judged([b"wrong words %d" % i for i in range(3_000)])
-
-
-@pytest.mark.parametrize("n_bytes", [20, 2 * WAITING_BYTES])
-def test_another_process_finds_the_differences_too(
-    learned: BytePairTokenizer, n_bytes: int
-) -> None:
-    right, wrong = (word * (n_bytes // len(word)) for word in (b"right ", b"wrong "))
-    judged = Judged(FakeEncoder(learned), learned)
-    with judged.apart():
-        assert len(children()) == 1
-        judged([right] * 3)
-        judged.settle()
-        judged([wrong, right])
-        with pytest.raises(EncodersDisagreeError):
-            judged.settle()
-        judged([right])
-        with pytest.raises(EncodersDisagreeError):  # of what belongs to the same part
-            judged.settle()
-    assert children() == []
-    with pytest.raises(EncodersDisagreeError):
-        judged([wrong])
-
-
-def test_a_judge_that_is_killed_is_a_sentence(learned: BytePairTokenizer) -> None:
-    judged = Judged(FakeEncoder(learned), learned)
-    with judged.apart():
-        (process,) = children()
-        os.kill(int(process), signal.SIGKILL)
-        judged([b"right"] * JUDGE_FIRST)
-        with pytest.raises(ForkedProcessDiedError, match="was killed, or there was no memory left"):
-            judged.settle()
-    assert children() == []
-
-
-def test_a_run_whose_judge_is_killed_finishes_no_part_and_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def killed(work: Callable[[Connection], object]) -> Iterator[ForkedProcess]:
-        with forked(work) as judge:
-            (process,) = children()
-            os.kill(int(process), signal.SIGKILL)
-            yield judge
-
-    source = tmp_path / "in.txt"
-    source.write_text("what is right and what is left. " * 99, encoding="utf-8")
-    config = PrepareConfig(tokenizer="bpe", vocab_size="300")
-    right = prepare([source], tmp_path / "right", config=config)
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "JUDGE_APART_BYTES", 1)
-        patch.setattr("prepare.tokens.encode.forked", killed)
-        with pytest.raises(ForkedProcessDiedError):
-            prepare([source], tmp_path / "out", config=config)
-    assert not list(tmp_path.glob("out/.unfinished/*-????.json"))
-    assert list(tmp_path.glob("out/.unfinished/scan.json"))
-    later = prepare([source], tmp_path / "out", config=config)
-    assert snapshot(later.path) == snapshot(right.path)
-
-
-@pytest.mark.parametrize("how", ["small", "large", "large, in a worker"])
-def test_after_a_difference_tiktoken_encodes_everything_and_it_is_said(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    how: str,
-) -> None:
-    import gigatoken
-
-    if how != "small":
-        monkeypatch.setattr(parts, "JUDGE_APART_BYTES", 1)
-    if how == "large, in a worker":
-        disable_fork()
-    begun: list[str] = []
-
-    def noted(work: Callable[[Connection], object]) -> AbstractContextManager[ForkedProcess]:
-        begun.append("judge")
-        return forked(work)
-
-    monkeypatch.setattr("prepare.tokens.encode.forked", noted)
-
-    class FakeTokenizer:
-        @staticmethod
-        def from_tiktoken(path: Path, pretokenizer: str) -> FakeEncoder:
-            lines = path.read_bytes().splitlines()
-            assert len(lines) == 300
-            assert pretokenizer == "gpt2"
-            return FakeEncoder(tokenizer)
-
-    (tmp_path / "in").mkdir()
-    for i in range(20):
-        text = f"what is right and what is {'wrong' if i == 17 else 'left'}, number {i}. " * 9
-        (tmp_path / "in" / f"{i}.txt").write_text(text, encoding="utf-8")
-    right = prepare([tmp_path / "in"], tmp_path / "right", tokenizer="bpe", vocab_size="300")
-    assert right.meta["encoder"] == "gigatoken"
-    loaded = right.tokenizer()
-    assert isinstance(loaded, BytePairTokenizer)
-    tokenizer = loaded
-    monkeypatch.setattr(gigatoken, "Tokenizer", FakeTokenizer)
-    with caplog.at_level(logging.WARNING):
-        judged = prepare([tmp_path / "in"], tmp_path / "judged", tokenizer="bpe", vocab_size="300")
-    assert len(begun) == (2 if how == "large" else 0)  # once where gigatoken is right
-    assert judged.meta["encoder"] == "tiktoken"
-    assert "gigatoken gave other ids than tiktoken" in caplog.text
-    assert judged.meta["files"] == right.meta["files"]
-    assert snapshot(judged.path).keys() == snapshot(right.path).keys()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.dataset import SPLITS, Split
 from prepare.config import PrepareConfig
-from prepare.tokens.split import fraction_of, split_document, split_of, tail_start
+from prepare.tokens.split import split_document, split_of, unit_hash
 from tests.prepare.making import json_lines, prepare, texts_of
 
 
@@ -31,7 +31,7 @@ def test_the_share_of_val_is_near_what_is_asked(val_fraction: float) -> None:
 def test_the_split_stays_what_it_is_in_later_versions() -> None:
     digest = bytes.fromhex("d483a383bc596930ea0d8941912eac6d")  # printf quern | xxhsum -H2
     assert xxhash.xxh3_128_digest(b"quern") == digest
-    assert fraction_of(digest, seed=1337) == 0xCA6BC2D8BFEAEF1C / 2**64  # by xxHash 0.8.4
+    assert unit_hash(digest, seed=1337) == 0xCA6BC2D8BFEAEF1C / 2**64  # by xxHash 0.8.4
 
 
 def test_another_seed_draws_other_documents() -> None:
@@ -45,7 +45,8 @@ def test_the_tail_is_cut_between_characters_at_the_first_place_past_the_share(
     text: str, val_fraction: float
 ) -> None:
     raw = text.encode()
-    cut = tail_start(raw, val_fraction)
+    parts = split_document(raw, b"", "tail", PrepareConfig(val_fraction=val_fraction), val=False)
+    cut = len(dict(parts).get("train", b""))
     raw[:cut].decode(), raw[cut:].decode()
     wanted = int(len(raw) * (1 - val_fraction))
     assert wanted <= cut < wanted + 4

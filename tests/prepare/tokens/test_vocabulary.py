@@ -1,195 +1,16 @@
-import random
-import subprocess
-import sys
-import time
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import regex
 import tiktoken
-import xxhash
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError
-from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
-from prepare.tokens.split import fraction_of
-from prepare.tokens.vocabulary import (
-    MAX_LEARNED_IDS,
-    Sample,
-    Sampled,
-    auto_vocab_size,
-    file_tokenizer,
-    learn_bpe,
-    learn_in_python,
-    parse_vocab_size,
-    published_tokenizer,
-)
+from common.errors import DataError
+from common.tokenizer import END_OF_TEXT, GPT2_PATTERN
+from prepare.tokens.train_bpe import train_bpe
+from prepare.tokens.vocabulary import file_tokenizer, published_tokenizer
 from tests.prepare.making import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]
-SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
-
-
-def tokens_of(tokenizer: BytePairTokenizer) -> list[bytes]:
-    assert sorted(tokenizer.ranks.values()) == list(range(len(tokenizer.ranks)))
-    return sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
-
-
-def learn_slowly(texts: list[str], vocab_size: int) -> list[bytes]:
-    """Count all pairs again before each merge: Sennrich et al. 2016, algorithm 1, to the letter."""
-    words = Counter(w for text in texts for w in regex.findall(GPT2_PATTERN, text))
-    spelled = [([*word.encode()], count) for word, count in words.items()]
-    tokens = list(SINGLE_BYTES)
-    while len(tokens) < vocab_size:
-        counts: Counter[tuple[int, int]] = Counter()
-        for ids, count in spelled:
-            for pair in pairwise(ids):
-                counts[pair] += count
-        if not counts:
-            break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        for ids, _ in spelled:
-            i = 0
-            while i < len(ids) - 1:
-                if (ids[i], ids[i + 1]) == best:
-                    ids[i : i + 2] = [len(tokens)]
-                i += 1
-        tokens.append(tokens[best[0]] + tokens[best[1]])
-    return tokens
-
-
-@given(st.lists(st.text("abc \nä"), max_size=6))
-@settings(deadline=None)
-def test_learning_in_python_is_the_published_algorithm(texts: list[str]) -> None:
-    raw = [text.encode() for text in texts]
-    assert learn_in_python(raw, 280) == learn_slowly(texts, 280)
-
-
-@pytest.mark.parametrize("vocab_size", [256, 257, 300, 1_000, 3_000])
-def test_gigatoken_learns_what_python_learns(vocab_size: int) -> None:
-    learned = tokens_of(learn_bpe(SOURCES, vocab_size))
-    assert len(learned) == vocab_size
-    assert learned == learn_in_python(SOURCES, vocab_size)
-
-
-@given(st.lists(st.text("ab", max_size=12), min_size=1, max_size=5))
-@settings(deadline=None)
-def test_a_text_that_runs_out_of_pairs_gives_a_smaller_vocabulary_without_duplicates(
-    texts: list[str],
-) -> None:
-    tokenizer = learn_bpe([text.encode() for text in texts], 400)
-    tokens = tokens_of(tokenizer)
-    in_python = list(dict.fromkeys(learn_in_python([text.encode() for text in texts], 400)))
-    assert tokens[: len(in_python)] == in_python
-    ids = set(tokenizer.ranks.values())
-    assert ids.isdisjoint(tokenizer.special_tokens.values())
-    assert tokenizer.vocab_size == len(tokens) + len(SPECIAL_TOKENS) <= 400 + len(SPECIAL_TOKENS)
-
-
-def test_a_text_teaches_what_its_words_do() -> None:
-    """A text is cut up where it is long, between words only."""
-    whole = b"\n".join(SOURCES)
-    words = [word.encode() for word in regex.findall(GPT2_PATTERN, whole.decode())]
-    assert tokens_of(learn_bpe([whole], 600)) == tokens_of(learn_bpe(words, 600))
-
-
-@pytest.mark.parametrize("unit", ["ab", " ", "\u6f22"])
-def test_a_word_of_a_million_characters_takes_no_longer_than_others(unit: str) -> None:
-    start = time.perf_counter()
-    tokens = tokens_of(learn_bpe([(unit * 1_000_000).encode()], 270))
-    assert time.perf_counter() - start < 5  # as one word it would take a minute
-    assert (unit * 2).encode() in tokens
-
-
-def test_words_do_not_reach_across_documents() -> None:
-    tokens = tokens_of(learn_bpe([b"xy"] * 50 + [b"qa", b"bq"] * 50, 260))
-    assert b"xy" in tokens
-    assert not {b"yx", b"yq", b"ab"} & set(tokens)
-
-
-def test_learning_prints_nothing() -> None:
-    code = "from prepare.tokens.vocabulary import learn_bpe; learn_bpe([b'one two three'] * 9, 260)"
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True
-    )
-    assert (process.stdout, process.stderr) == (b"", b"")
-
-
-@pytest.mark.parametrize("value", ["4k", "", "-1", "255", "300.0", str(MAX_LEARNED_IDS + 1), "²"])
-def test_a_vocabulary_size_out_of_range_is_an_error_that_says_the_range(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"must be auto, or a number from 256 .* to 65,531"):
-        parse_vocab_size(value, 1000)
-
-
-@pytest.mark.parametrize("value", ["256", "65531"])
-def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
-    assert parse_vocab_size(value, 1000) == int(value)
-
-
-def offered(texts: list[bytes]) -> list[Sampled]:
-    return [
-        Sampled(
-            fraction_of(xxhash.xxh3_128_digest(text), seed=7),
-            text,
-            i,
-            len(texts),
-            i % 2 == 0,
-            i % 3 == 0,
-        )
-        for i, text in enumerate(texts)
-    ]
-
-
-def test_a_sample_that_all_fits_holds_everything() -> None:
-    sample = Sample(1 << 20)
-    pieces = offered(SOURCES[:5])
-    for piece in pieces:
-        sample.add(piece)
-    assert sample.pieces() == sorted(pieces)
-
-
-@pytest.mark.parametrize("max_bytes", [1, 60, 500, 2_000])
-def test_a_sample_is_the_same_in_any_order_and_fits(max_bytes: int) -> None:
-    drawing = random.Random(0)
-    pieces = offered([drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)])
-    drawn = []
-    for _ in range(30):
-        sample = Sample(max_bytes)
-        for piece in drawing.sample(pieces, len(pieces)):
-            sample.add(piece)
-        kept = sample.pieces()
-        assert sample.size_bytes == sum(len(piece.text) for piece in kept)
-        assert sample.size_bytes <= max_bytes or len(kept) == 1
-        drawn.append(kept)
-    assert drawn.count(drawn[0]) == len(drawn)
-    # those of the smallest hashes, up to the first that does not fit
-    in_order = sorted(pieces)
-    assert drawn[0] == in_order[: len(drawn[0])]
-    assert sum(len(piece.text) for piece in in_order[: len(drawn[0]) + 1]) > max_bytes
-
-
-@pytest.mark.parametrize("max_bytes", [1, 60, 500, 2_000, 100_000])
-def test_samples_of_shares_in_any_order_are_the_sample_of_the_whole(max_bytes: int) -> None:
-    drawing = random.Random(1)
-    pieces = offered([drawing.randbytes(drawing.randrange(1, 100)) for _ in range(200)])
-    whole = Sample(max_bytes)
-    for piece in pieces:
-        whole.add(piece)
-    for _ in range(100):
-        n_shares = drawing.randrange(1, 30)
-        shares = [Sample(max_bytes) for _ in range(n_shares)]
-        for piece in pieces:
-            drawing.choice(shares).add(piece)
-        total = Sample(max_bytes)
-        for share in shares:
-            total.merge(share)
-        assert total.pieces() == whole.pieces()
-        assert total.barred_from == whole.barred_from
-        assert total.size_bytes == whole.size_bytes
 
 
 def test_a_published_vocabulary_keeps_its_end_of_text_id_and_gets_the_others_after(
@@ -219,7 +40,7 @@ def test_the_vocabulary_of_a_data_folder_is_taken_with_its_pattern(tmp_path: Pat
 def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    learned = learn_bpe(SOURCES[:9], 400)
+    learned = train_bpe(SOURCES[:9], 400)
     path = tmp_path / "mine.tiktoken"
     path.write_bytes(learned.file_content())
     tokenizer = file_tokenizer(path)
@@ -235,20 +56,9 @@ def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
 def test_a_file_beside_another_vocabulary_is_itself(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three " * 99, encoding="utf-8")
     data = prepare([tmp_path / "a.txt"], tmp_path / "data", vocab_size="300")
-    learned = learn_bpe(SOURCES[:9], 400)
+    learned = train_bpe(SOURCES[:9], 400)
     path = data.path / "mine.tiktoken"
     path.write_bytes(learned.file_content())
     assert file_tokenizer(path).ranks == learned.ranks
     with pytest.raises(DataError, match=r"train.bin, line 1: not tiktoken's format"):
         file_tokenizer(data.path / "train.bin")
-
-
-@pytest.mark.parametrize(
-    ("n_train_bytes", "expected"),
-    [(0, 512), (225_000, 512), (900_000, 1024), (7_000_000, 2048), (10**8, 8192), (10**13, 32_768)],
-)
-def test_the_size_learned_is_the_square_root_of_the_bytes(
-    n_train_bytes: int, expected: int
-) -> None:
-    """Worked out by hand: log2 of the root of 7,000,000 is 11.37, so 2**11."""
-    assert auto_vocab_size(n_train_bytes) == expected

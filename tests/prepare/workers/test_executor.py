@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ import pytest
 from common.errors import ConfigError, DataError
 from prepare.config import PrepareConfig
 from prepare.forked import defer_signals
+from prepare.output.shard import Shard
 from prepare.output.shard_writer import EncodeJob
+from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress, Source, find_sources
-from prepare.tokens.scan import Scan, ScanJob
-from prepare.workers.executor import Engine
-from prepare.workers.process_executor import AHEAD
-from prepare.workers.tasks import Task, tasks_of
+from prepare.tokens.plan import Plan
+from prepare.tokens.sample import CorpusSample, SampleJob
+from prepare.workers.executor import Executor
+from prepare.workers.process_executor import QUEUED_PER_WORKER
+from prepare.workers.tasks import Task, make_tasks
 from tests.prepare.making import json_lines, snapshot
 from tests.prepare.output.test_restart import SMALL
 from tests.processes import TIMEOUT_S, assert_one_sentence, environment, run_python, start_python
@@ -49,14 +53,21 @@ def tasks_in(folder: Path, n_tasks: int) -> list[Task]:
         path.write_bytes(b"word " * (10 + number))
         source = Source(name=path.name, path=path)
         tasks.append(
-            Task(number=number, first_source=number, sources=(source,), states=(source.state(),))
+            Task(
+                number=number,
+                sources=(source,),
+                source_indexes=(number,),
+                states=(source.state(),),
+                size_bytes=source.size_bytes,
+            )
         )
     return tasks
 
 
-def run(engine: Engine, job: Any, tasks: list[Task], progress: Progress | None = None) -> list[Any]:
-    size_bytes = sum(task.size_bytes for task in tasks)
-    return list(engine.run(job, iter(tasks), len(tasks), size_bytes, progress or (lambda n: None)))
+def run(
+    executor: Executor, job: Any, tasks: list[Task], progress: Progress = lambda n: None
+) -> list[Any]:
+    return list(executor.run(job, tasks, progress))
 
 
 @contextmanager
@@ -156,7 +167,7 @@ def test_every_task_is_done_once_and_all_bytes_are_told(
 ) -> None:
     tasks = tasks_in(tmp_path, 9)
     told: list[int] = []
-    done = run(Engine(workers=workers), Numbers(), tasks, told.append)
+    done = run(Executor(workers=workers), Numbers(), tasks, told.append)
     assert sorted(done) == list(range(9))
     assert sum(told) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert not multiprocessing.active_children()
@@ -166,15 +177,14 @@ def test_tasks_are_taken_when_their_turn_is_near(tmp_path: Path) -> None:
     tasks = tasks_in(tmp_path, 30)
     taken = 0
 
-    def handed() -> Iterator[Task]:
+    def handed(task: Task) -> Task:
         nonlocal taken
-        for task in tasks:
-            taken += 1
-            yield task
+        taken += 1
+        return task
 
-    results = Engine(workers=2).run(Numbers(), handed(), len(tasks), 0, lambda n: None)
+    results = Executor(workers=2).run(Numbers(), tasks, lambda n: None, handed)
     for n_done, _ in enumerate(results, 1):
-        assert taken < n_done + 2 * AHEAD
+        assert taken < n_done + 2 * QUEUED_PER_WORKER
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_however_one_worker_ends_all_end_at_once_with_a_sentence(
 ) -> None:
     tasks = tasks_in(tmp_path / "src", 6)
     with time_limit(LONG_S / 2), pytest.raises(error, match=sentence):
-        run(Engine(workers=3), Ends(tmp_path, 2, how), tasks)
+        run(Executor(workers=3), Ends(tmp_path, 2, how), tasks)
     pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
     assert len(pids) >= 2  # the one that raised may have begun another
     assert not any(map(is_alive, pids))
@@ -200,7 +210,7 @@ def test_however_one_worker_ends_all_end_at_once_with_a_sentence(
 def test_a_run_that_is_closed_before_its_end_ends_its_workers(tmp_path: Path) -> None:
     tasks = tasks_in(tmp_path / "src", 6)
     job = Ends(tmp_path, 2, "returns")
-    results = Engine(workers=3).run(job, iter(tasks), len(tasks), 0, lambda n: None)
+    results = Executor(workers=3).run(job, tasks, lambda n: None)
     with time_limit(LONG_S / 2), closing(results):
         assert next(results) == 1
     assert not any(is_alive(int(path.stem)) for path in tmp_path.glob("*.pid"))
@@ -210,7 +220,7 @@ def test_a_worker_that_is_late_is_not_waited_for(tmp_path: Path) -> None:
     """A past bug: a signal in that wait left the worker to find its locks gone, in words."""
     tasks = tasks_in(tmp_path / "src", 6)
     with time_limit(LONG_S / 2):
-        assert sorted(run(Engine(workers=2), OneIsLate(tmp_path), tasks)) == list(range(6))
+        assert sorted(run(Executor(workers=2), OneIsLate(tmp_path), tasks)) == list(range(6))
     assert not multiprocessing.active_children()
 
 
@@ -219,15 +229,16 @@ def test_what_a_worker_sends_back_fits_into_a_pipe_at_once(tmp_path: Path) -> No
     from tests.tiny import byte_tokenizer, words  # here: the workers need not import torch
 
     (tmp_path / "a.txt").write_text(words(50_000), encoding="utf-8")
-    [task] = tasks_of(find_sources([tmp_path / "a.txt"]))
+    [task] = make_tasks(find_sources([tmp_path / "a.txt"]))
     config = PrepareConfig(tokenizer="bpe")
-    scanned = ScanJob(config=config, folder=tmp_path, key="key")(task, lambda n: None)
-    assert len(Scan.load(scanned).sample.pieces()[0].text) > 200_000
-    encoded = EncodeJob(
-        folder=tmp_path, config=config, tokenizer=byte_tokenizer(), rule="hash", fast=False,
-        keys=("key",), lengths={},
-    )(task, lambda n: None)  # fmt: skip
-    for answer in (scanned, encoded):
+    read = partial(read_source, config=config)
+    sampled = SampleJob(read=read, config=config, folder=tmp_path, key="key")(task, lambda n: None)
+    assert len(CorpusSample.load(sampled).items.items()[0].text) > 200_000
+    plan = Plan(folder=tmp_path, tokenizer=byte_tokenizer(), rule="hash", n_bytes=0, lengths={})
+    shards = (Shard(tmp_path, "key"),)
+    job = EncodeJob(read=read, config=config, plan=plan, shards=shards, fast=False)
+    encoded = job(task, lambda n: None)
+    for answer in (sampled, encoded):
         assert len(pickle.dumps(answer)) < PIPE_BYTES / 4  # in a tuple of the pool's
 
 
@@ -269,14 +280,14 @@ def work(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place, name in enumerate("abcde"):
         texts = [words(5 + i, seed=100 * place + i) for i in range(60)]
         texts[7] = words(1_500, seed=3)  # in several pieces, and in each source
-        if name == "d":
+        if name == "a":
             texts[20] = "these words are wrong to gigatoken"
         (tmp_path / f"{name}.jsonl").write_bytes(json_lines(texts))
     return tmp_path
 
 
 # Workers of Ray do not read the script; of its sizes, this one alone decides which ids there are.
-SMALL_SAMPLE = "prepare.tokens.scan.SAMPLE_BYTES = 20_000\n"
+SMALL_SAMPLE = "prepare.tokens.sample.SAMPLE_BYTES = 20_000\n"
 assert SMALL_SAMPLE in SMALL
 ALL = [f"{name}.jsonl" for name in "abcde"]
 BPE = ["--tokenizer", "bpe", "--vocab-size", "300", "--dedup", "exact"]
@@ -337,7 +348,7 @@ def test_ray_that_is_not_installed_is_a_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"needs the package ray: .* -r requirements-ray\.txt"):
-        run(Engine(kind="ray"), Numbers(), tasks_in(tmp_path, 1))
+        run(Executor(kind="ray"), Numbers(), tasks_in(tmp_path, 1))
 
 
 @needs_ray
@@ -360,7 +371,7 @@ def test_on_ray_no_byte_is_another_and_no_process_is_left(options: list[str], wo
     on_ray = ["--engine", "ray", "--workers", "2"]
     found, said = prepared(work, [*ALL, *options, *on_ray], "on_ray.py")
     assert found == expected
-    assert not [line for line in said.splitlines() if not line.startswith(("scan", "encode", ""))]
+    assert not [line for line in said.splitlines() if not line.startswith(("sample", "encode", ""))]
 
 
 ON_RAY = """
@@ -368,14 +379,14 @@ import sys
 import threading
 from pathlib import Path
 from common.errors import UserError
-from prepare.workers.executor import Engine
+from prepare.workers.executor import Executor
 from tests.prepare.workers.test_executor import DiesFirst, run, tasks_in
 
 folder, n_times = Path(sys.argv[1]), int(sys.argv[2])
 try:
     job = DiesFirst(folder, n_times)
     tasks = tasks_in(folder / "src", int(sys.argv[3]))
-    print(sorted(run(Engine(kind="ray", workers=2), job, tasks)))
+    print(sorted(run(Executor(kind="ray", workers=2), job, tasks)))
 except UserError as error:
     print(type(error).__name__, error.message)
 """
@@ -404,7 +415,7 @@ def test_a_ray_worker_that_dies_is_followed_by_another_but_not_for_ever(
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize(("ready", "seconds"), [("lock", 1), ("*.scan", 0)])  # Ray begins; works
+@pytest.mark.parametrize(("ready", "seconds"), [("lock", 1), ("*.sample", 0)])  # Ray begins; works
 def test_signals_end_ray_too(
     number: int, code: int, ready: str, seconds: float, work: Path
 ) -> None:

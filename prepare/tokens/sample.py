@@ -1,0 +1,220 @@
+"""First pass over the sources: how many documents, and a sample that a vocabulary is learned from.
+
+Whether documents are split by hash or by tail is known only when every task has been read, so it
+keeps what either answer needs.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from common.files import atomic_write
+from prepare.config import PrepareConfig
+from prepare.readers.chunks import END, MORE, Chunk
+from prepare.sources.discover import Progress
+from prepare.stats import Stats
+from prepare.tokens.split import character_at, split_of, tail_cut, unit_hash
+from prepare.workers.tasks import Task
+
+# A vocabulary learned from more text is hardly another one, and this fits any machine.
+SAMPLE_BYTES = 32 << 20
+SUFFIX = ".sample"  # of a task's file
+
+ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
+
+
+class SampleItem(NamedTuple):
+    """A chunk of a document that a vocabulary may be learned from."""
+
+    unit_hash: float  # of the text: from 0 to 1
+    text: bytes
+    start: int  # where it begins in its document
+    n_document_bytes: int
+    in_val: bool  # where documents are split by their hash
+    of_val_file: bool
+
+
+class BottomKSample:
+    """At most ``max_bytes`` of items, chosen by hash: the same in any order.
+
+    Kept are the items with the smallest hashes that fit. The first that does not fit sets the
+    threshold: none of its hash or a larger one is kept, though it would fit; else order would
+    count.
+    """
+
+    def __init__(self, max_bytes: int, threshold: float = 1.0) -> None:
+        self.max_bytes = max_bytes
+        self.threshold = threshold  # every hash is below 1
+        self._items: list[SampleItem] = []
+        self._size_bytes = 0
+
+    def add(self, item: SampleItem) -> None:
+        """Offer one item."""
+        if item.unit_hash < self.threshold:
+            self._items.append(item)
+            self._size_bytes += len(item.text)
+            if self._size_bytes > 1.25 * self.max_bytes:  # not each time: it sorts them
+                self.items()
+
+    def merge(self, other: "BottomKSample") -> None:
+        """Take in another sample, as if all its items had been offered here."""
+        items = other.items()  # first: it may lower the threshold
+        self.threshold = min(self.threshold, other.threshold)
+        for item in items:
+            self.add(item)
+
+    def items(self) -> list[SampleItem]:
+        """Return the items kept, of all offered one at least, in the order of their hashes."""
+        self._items.sort()
+        size_bytes = 0
+        for n, item in enumerate(self._items):
+            size_bytes += len(item.text)
+            if n and (size_bytes > self.max_bytes or item.unit_hash >= self.threshold):
+                self.threshold = min(self.threshold, item.unit_hash)
+                while n > 1 and self._items[n - 1].unit_hash == self.threshold:
+                    n -= 1
+                del self._items[n:]
+                break
+        self._size_bytes = sum(len(item.text) for item in self._items)
+        return self._items
+
+
+@dataclass(kw_only=True)
+class CorpusSample:
+    """What the first pass keeps of one task, or of several."""
+
+    items: BottomKSample = field(default_factory=lambda: BottomKSample(SAMPLE_BYTES))
+    n_documents: int = 0
+    n_bytes: int = 0
+    characters: set[str] = field(default_factory=set)
+    # (task, document) -> bytes, of documents in several chunks
+    lengths: dict[tuple[int, int], int] = field(default_factory=dict)
+    stats: Stats = field(default_factory=Stats)
+
+    def add(self, other: "CorpusSample") -> None:
+        """Take in what was found in another task, in any order."""
+        self.n_documents += other.n_documents
+        self.n_bytes += other.n_bytes
+        self.characters |= other.characters
+        self.lengths |= other.lengths
+        self.stats.add(other.stats)
+        self.items.merge(other.items)
+
+    def save(self, path: Path) -> None:
+        """Write it as a line of JSON and the texts of the items, for a run that goes on later."""
+        items = self.items.items()
+        header = {
+            "n_documents": self.n_documents,
+            "n_bytes": self.n_bytes,
+            "characters": "".join(sorted(self.characters)),
+            "lengths": [[*document, n_bytes] for document, n_bytes in self.lengths.items()],
+            "stats": self.stats.as_json(),
+            "threshold": self.items.threshold,
+            "items": [[*item[:1], len(item.text), *item[2:]] for item in items],
+        }
+        with atomic_write(path) as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            file.writelines(item.text for item in items)
+
+    @classmethod
+    def load(cls, path: Path) -> "CorpusSample":
+        """Read back what ``save`` wrote."""
+        items = BottomKSample(SAMPLE_BYTES)
+        with path.open("rb") as file:
+            header = json.loads(file.readline())
+            for hashed, n_bytes, *rest in header["items"]:
+                items.add(SampleItem(hashed, file.read(n_bytes), *rest))
+        items.threshold = header["threshold"]
+        return cls(
+            items=items,
+            n_documents=header["n_documents"],
+            n_bytes=header["n_bytes"],
+            characters=set(header["characters"]),
+            lengths={(task, number): n_bytes for task, number, n_bytes in header["lengths"]},
+            stats=Stats.from_json(header["stats"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleJob:
+    """What the first pass does with every task, here or in another process."""
+
+    read: ReadSource
+    config: PrepareConfig
+    folder: Path
+    key: str  # of the sources and options
+    limit: int | None = None  # stop after so many documents
+
+    def __call__(self, task: Task, progress: Progress) -> Path:
+        """Return the file of what is in the task's documents: an earlier run's, where one is there.
+
+        Raises: UserError for sources that cannot be used.
+        """
+        path = self.folder / f"{self.key}-{task.number:06}{SUFFIX}"
+        if path.exists():
+            progress(task.size_bytes)
+        else:
+            self.sample(task, progress).save(path)
+        return path
+
+    def sample(self, task: Task, progress: Progress) -> CorpusSample:
+        """Return what is in the task's documents.
+
+        Raises: UserError for sources that cannot be used.
+        """
+        task.check_unchanged()
+        sample = self._sample(task, progress)
+        task.check_unchanged()
+        return sample
+
+    def _sample(self, task: Task, progress: Progress) -> CorpusSample:
+        config = self.config
+        found = CorpusSample(items=BottomKSample(SAMPLE_BYTES, task.threshold))
+        # Of the document in progress: its length and split are known only at its end.
+        pending = BottomKSample(SAMPLE_BYTES, task.threshold)
+        digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
+        for source in task.sources:
+            for text, end in self.read(source, stats=found.stats, progress=progress):
+                if config.tokenizer == "char":
+                    # of documents dropped later too: they will be encoded before that shows
+                    found.characters.update(text.decode("utf-8"))
+                elif config.tokenizer == "bpe":
+                    # by another seed than the split's: the sample is to be of both sides
+                    hashed = unit_hash(xxhash.xxh3_128_digest(text), config.seed + 1)
+                    pending.add(SampleItem(hashed, text, n_bytes, 0, False, source.val))
+                    digest.update(text)
+                n_bytes += len(text)
+                n_chunks += 1
+                if end is END:
+                    if n_chunks > 1:
+                        found.lengths[task.number, found.n_documents] = n_bytes
+                    found.n_documents += 1
+                    found.n_bytes += n_bytes
+                    in_val = split_of(digest.digest(), config) == "val"
+                    for item in pending.items():
+                        found.items.add(item._replace(n_document_bytes=n_bytes, in_val=in_val))
+                if end is not MORE:
+                    pending = BottomKSample(SAMPLE_BYTES, found.items.threshold)
+                    digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
+                if self.limit is not None and found.n_documents >= self.limit:
+                    return found
+        return found
+
+
+def training_texts(sample: BottomKSample, rule: str, config: PrepareConfig) -> list[bytes]:
+    """Return the share of the sample that falls into the training split, in a fixed order."""
+    texts = []
+    for item in sample.items():
+        kept = item.text
+        if rule == "tail":
+            cut = max(0, tail_cut(item.n_document_bytes, config.val_fraction) - item.start)
+            kept = item.text[: character_at(item.text, cut)]
+        elif item.of_val_file if rule == "files" else item.in_val:
+            kept = b""
+        if kept:
+            texts.append(kept)
+    return texts

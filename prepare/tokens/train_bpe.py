@@ -1,0 +1,102 @@
+"""A byte-pair vocabulary learned from texts, by gigatoken.
+
+Source: byte-pair encoding, Sennrich et al. 2016 (arXiv:1508.07909), on the bytes of words cut out
+by GPT-2's pattern. The tests hold gigatoken against that algorithm in Python.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.errors import ConfigError, DataError
+from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer, special_ids_after
+from prepare.forked import defer_signals
+from prepare.readers.chunks import SAFE_SPLIT, utf8_prefix_len
+
+MIN_LEARNED_IDS = 256  # the single bytes
+MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
+MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square
+MAX_LEARNED_IDS = (1 << 16) - len(SPECIAL_TOKENS)  # ids stay within uint16
+
+
+def auto_vocab_size(n_train_bytes: int) -> int:
+    """Return how many ids to learn: the square root of the bytes, as the nearest power of two.
+
+    Measured in bits per byte at equal training time, from 0.25 to 7 MB; above that it is the same
+    line drawn on. Source: tests/bench/VOCABULARY.md.
+
+    Example: 225,000 bytes -> 512; 7,000,000 -> 2,048; 100,000,000 -> 8,192.
+    """
+    size: int = 2 ** round(math.log2(max(1, n_train_bytes)) / 2)
+    return min(max(size, MIN_AUTO_IDS), MAX_AUTO_IDS)
+
+
+def parse_vocab_size(value: str, n_train_bytes: int) -> int:
+    """Return the number of ids that --vocab-size asks for.
+
+    Raises: ConfigError when it is neither ``auto`` nor a number in range.
+    """
+    if value == "auto":
+        return auto_vocab_size(n_train_bytes)
+    if not value.isdecimal() or not MIN_LEARNED_IDS <= int(value) <= MAX_LEARNED_IDS:
+        raise ConfigError(
+            f"--vocab-size is {value!r}: it must be auto, or a number from {MIN_LEARNED_IDS} (the "
+            f"single bytes) to {MAX_LEARNED_IDS:,}."
+        )
+    return int(value)
+
+
+def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
+    """Learn ``vocab_size`` byte pairs (fewer where the text has no more) from ``texts``.
+
+    The most frequent pair is merged first; of equally frequent ones that of the smaller ids.
+    """
+    try:
+        import gigatoken
+    except ImportError as error:
+        raise DataError(
+            "--tokenizer bpe needs the package gigatoken: .venv/bin/pip install -r requirements.txt"
+        ) from error
+    # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
+    corpus = b"\xff".join(part for text in texts for part in _without_long_words(text))
+    # Ctrl-C cannot end native code; raised right behind it, it would leave stderr silent.
+    with defer_signals(), _silenced():
+        learned, _ = gigatoken.train_bpe(
+            corpus, vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
+        )
+    # Two pairs can make the same bytes (aa + aa, aaa + a); the later one is no new token.
+    tokens = dict.fromkeys(learned[i] for i in range(len(learned)))
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
+
+
+def _without_long_words(text: bytes) -> Iterator[bytes]:
+    """Cut a text between words, and words of more than MAX_WORD_BYTES inside."""
+    start = 0
+    while len(text) - start > MAX_WORD_BYTES:
+        part = text[start : start + MAX_WORD_BYTES]
+        border = SAFE_SPLIT.match(part)
+        part = part[: border.end() if border else utf8_prefix_len(part)]
+        yield part
+        start += len(part)
+    yield text[start:]
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Send what native code prints to stdout and stderr nowhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for target, descriptor in zip((1, 2), saved, strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+        os.close(nowhere)
