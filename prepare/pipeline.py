@@ -65,13 +65,7 @@ def prepare_corpus(
         log.warning(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
-    tasks = make_tasks(
-        [
-            replace(source, span=span)
-            for source in sources
-            for span in (not source.dataset and byte_ranges(source.path)) or [None]
-        ]
-    )
+    tasks = make_tasks([part for source in sources for part in _parts(source)])
     made_from = fingerprint_of(tasks, config)
     old = old_meta(out)
     if old is not None:
@@ -99,6 +93,12 @@ def prepare_corpus(
             "made_from": made_from,
         }
         return commit(out, work, merged.files, plan.tokenizer, meta)
+
+
+def _parts(source: Source) -> list[Source]:
+    """Return byte ranges of a source that can be read apart, or the source."""
+    spans = [] if source.dataset else byte_ranges(source.path)
+    return [replace(source, span=span) for span in spans] or [source]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def merge(
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                closing(TokenWriter(folder, split, dtype, base and base.ids_path(split)))
+                closing(TokenWriter(folder, split, dtype, base.ids_path(split) if base else None))
             )
             for split in SPLITS
         ]
@@ -119,7 +119,8 @@ def _blocks(shard: Shard) -> Iterator[Rows]:
 
 def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
     places = np.array(task.source_indexes)[rows["source"]], rows["split"]
-    for i, column in enumerate([1, rows["n_bytes"], rows["n_tokens"]]):
+    columns = (np.ones(len(rows), np.int64), rows["n_bytes"], rows["n_tokens"])
+    for i, column in enumerate(columns):
         np.add.at(by_source[..., i], places, column)
 
 

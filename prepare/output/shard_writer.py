@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from common.dataset import SPLITS, token_dtype
@@ -142,14 +140,12 @@ class ShardWriter(ExitStack):
                 ids for ids, row in zip(documents, self._rows, strict=True) if row[3] == split
             ]
             if chosen:
-                self._append(
-                    split, join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
-                )
+                joined = join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
+                self._append(split, joined.view(np.uint8).data)
         self._append_rows([len(ids) + 1 for ids in documents], self._rows)
         self._texts, self._rows, self._batch_bytes = [], [], 0
 
-    def _append(self, number: int, content: "npt.NDArray[Any] | bytes") -> None:
-        raw = memoryview(content).cast("B")
+    def _append(self, number: int, raw: bytes | memoryview) -> None:
         write_all(self._files[number], raw)
         self._digests[number].update(raw)
 
@@ -162,7 +158,7 @@ class ShardWriter(ExitStack):
         columns = [n_tokens, n_bytes, hashes, sources, splits, first]
         for name, column in zip(ROW.names or (), columns, strict=True):
             block[name] = column
-        self._append(-1, block.view(np.uint8))
+        self._append(-1, block.view(np.uint8).data)
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
@@ -206,7 +202,7 @@ class ShardWriter(ExitStack):
         (ids,) = self._encode([text])
         if ends:
             ids = join_documents([ids], self._plan.tokenizer.eot_id, self._dtype)
-        self._append(self._long.split, ids.astype(self._dtype, copy=False))
+        self._append(self._long.split, ids.astype(self._dtype, copy=False).view(np.uint8).data)
         self._long.n_tokens[self._long.split] += len(ids)
         self._long.n_bytes[self._long.split] += len(text)
 

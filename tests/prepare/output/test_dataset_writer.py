@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.dataset import open_data, verify_data
+from common.dataset import Split, open_data, verify_data
 from common.errors import DataError
 from common.tokenizer import CharTokenizer
 from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, TokenWriter, WrittenFile, commit
@@ -73,7 +73,7 @@ def test_the_index_is_the_same_however_many_documents_are_in_memory(
 
 def test_a_long_document_may_come_in_blocks(tmp_path: Path) -> None:
     row = [*range(3), *range(3), 1, 3]
-    documents = {"train": [[1, 3], row, [2, 3]], "val": []}
+    documents: dict[Split, list[list[int]]] = {"train": [[1, 3], row, [2, 3]], "val": []}
     other = write_data(tmp_path / "whole", documents, TOKENIZER).path
     writer = TokenWriter(tmp_path, "train", np.dtype("<u2"))
     writer.add(np.array([1, 3], np.uint32), np.array([2]))

@@ -13,7 +13,7 @@ import pytest
 from common.dataset import SPLITS, DataFolder, Split
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer
 from prepare.report.export import export_datatrove, export_llmc
-from tests.prepare.report.test_export import write_ids
+from tests.prepare.making import write_data
 from tests.processes import run_python
 
 GPT2_EOT = 50256
@@ -30,7 +30,7 @@ def make_data(folder: Path, eot_id: int, largest: int) -> tuple[DataFolder, dict
     }
     rows["train"][0][0] = largest - 1
     tokenizer = BytePairTokenizer("gpt2", GPT2_PATTERN, BYTES, {END_OF_TEXT: eot_id})
-    data = write_ids(folder, rows, tokenizer)
+    data = write_data(folder, rows, tokenizer)
     return data, {split: [i for row in rows[split] for i in row] for split in SPLITS}
 
 

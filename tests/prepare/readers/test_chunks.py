@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prepare.readers import chunks as pieces
 from prepare.readers.chunks import DROP, END, MORE, Chunk, rechunk, utf8_prefix_len
 from prepare.stats import Stats
-from prepare.tokens.vocabulary import learn_bpe
+from prepare.tokens.train_bpe import train_bpe
 
 # Source: tiktoken 0.14.0, tiktoken_ext/openai_public.py.
 PATTERNS = {
@@ -72,7 +72,7 @@ hostile_texts = st.lists(
 def encodings() -> list[tiktoken.Encoding]:
     """Return an encoding for each pattern; one vocabulary, of the hostile parts, serves all."""
     text = " ".join(a + b for a in HOSTILE for b in HOSTILE[::3])
-    ranks = learn_bpe([text.encode()], 1_000).ranks
+    ranks = train_bpe([text.encode()], 1_000).ranks
     return [
         tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         for name, pattern in PATTERNS.items()

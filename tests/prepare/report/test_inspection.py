@@ -57,16 +57,16 @@ def write(
 
     Its one source has 2 bytes a token; ``meta`` goes into meta.json.
     """
-    rows = {"train": train, "val": val or []}
     documents: dict[Split, Rows] = {
-        split: [[*row, tokenizer.eot_id] for row in rows[split]] for split in SPLITS
+        split: [[*row, tokenizer.eot_id] for row in rows or []]
+        for split, rows in zip(SPLITS, (train, val), strict=True)
     }
-    counts = {
+    counts: dict[Split, dict[str, int]] = {
         split: {"documents": len(found), "bytes": 2 * n_tokens, "tokens": n_tokens}
         for split, found in documents.items()
         for n_tokens in [sum(map(len, found))]
     }
-    sources = {"sources": [{"name": "texts.jsonl", "size_bytes": 1, **counts}]}
+    sources: dict[str, Any] = {"sources": [{"name": "texts.jsonl", "size_bytes": 1, **counts}]}
     return write_data(folder, documents, tokenizer, **sources | meta)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import DataError
 from prepare.sources.discover import ProgressFile, Source, find_sources
-from prepare.workers.tasks import Task, key_of, tasks_of
+from prepare.workers.tasks import Task, key_of, make_tasks
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of
 
 
@@ -231,7 +231,9 @@ def test_a_counted_file_gives_its_span_and_tells_every_byte(
 
 def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:
     assert [task.number for task in tasks] == list(range(len(tasks)))
-    return [(task.first_source, [source.path.name for source in task.sources]) for task in tasks]
+    return [
+        (task.source_indexes[0], [source.path.name for source in task.sources]) for task in tasks
+    ]
 
 
 def test_small_sources_share_a_task_and_large_ones_have_their_own(
@@ -241,7 +243,7 @@ def test_small_sources_share_a_task_and_large_ones_have_their_own(
     sizes = [40, 40, 40, 500, 0, 99, 1, 7]
     for i, size in enumerate(sizes):
         written(tmp_path / str(i), b"x" * size)
-    tasks = tasks_of(find_sources([tmp_path]))
+    tasks = make_tasks(find_sources([tmp_path]))
     assert numbered(tasks) == [(0, ["0", "1", "2"]), (3, ["3"]), (4, ["4", "5", "6"]), (7, ["7"])]
     assert [task.size_bytes for task in tasks] == [120, 500, 100, 7]
 
