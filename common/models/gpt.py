@@ -1,4 +1,4 @@
-"""The GPT, whole: token ids in, scores for the next token out.
+"""The GPT, whole: token ids in, logits of the next token out.
 
     idx -> wte (+ wge) (+ wpe) -> n_layer x [ attn, mlp ] -> ln_f -> lm_head -> logits
 
@@ -11,7 +11,6 @@ attention, arXiv:2305.13245; normalised queries and keys, arXiv:2302.05442.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +42,31 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i and i + hs/2 of ``x`` (B, nh, T, hs) by the angles of (T, hs/2)."""
+    """Rotate channel i and i + hs/2 of ``x`` (B, nh, T, hs) by the angles of (T, hs/2)."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, kind: str, dropout: float) -> Tensor:
+    """Return softmax(q k^T / sqrt(hs)) v, causal, for q (B, nh, T, hs), k and v (B, n_kv, T, hs).
+
+    By PyTorch's fused kernel (sdpa), written out (manual), or by the faster of them (auto).
+    Source: Vaswani et al. 2017, section 3.2.1 (arXiv:1706.03762).
+    """
+    B, nh, T, hs = q.shape  # noqa: N806
+    n_shared = nh // k.shape[1]
+    is_short = q.device.type == "cpu" and T <= MANUAL_TOKENS
+    if kind == "sdpa" or (kind == "auto" and not is_short):
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=n_shared > 1
+        )
+    if n_shared > 1:
+        k, v = k.repeat_interleave(n_shared, dim=1), v.repeat_interleave(n_shared, dim=1)
+    q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
+    mask = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(mask, q, k.mT, alpha=1 / math.sqrt(hs))  # (B * nh, T, T)
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout)
+    return torch.bmm(weights, v).view(B, nh, T, hs)
 
 
 class Attention(nn.Module):
@@ -54,16 +75,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        hs = config.head_size
-        self.c_attn = nn.Linear(
-            config.n_embd, (config.n_head + 2 * config.kv_heads) * hs, bias=config.bias
-        )
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        C, hs, n_heads = config.n_embd, config.head_size, config.n_head + 2 * config.kv_heads  # noqa: N806
+        self.c_attn = nn.Linear(C, n_heads * hs, bias=config.bias)
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.q_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return (B, T, C): for each token a mix of what the tokens up to it hold."""
+        """Return (B, T, C): each token attends to those up to it."""
         B, T, C = x.shape  # noqa: N806
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
         q, k, v = self.c_attn(x).split((nh * hs, n_kv * hs, n_kv * hs), dim=-1)
@@ -72,42 +91,9 @@ class Attention(nn.Module):
         v = v.view(B, T, n_kv, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         if angles is not None:
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
-        y = attention_of(self.config, q)(q, k, v, self.config.dropout if self.training else 0.0)
+        dropout = self.config.dropout if self.training else 0.0
+        y = attention(q, k, v, self.config.attention, dropout)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
-
-
-def attention_of(
-    config: ModelConfig, q: Tensor
-) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    """Return the attention that the config names; by itself the faster one for ``q``."""
-    if config.attention == "auto":
-        is_manual = q.device.type == "cpu" and q.shape[2] <= MANUAL_TOKENS
-    else:
-        is_manual = config.attention == "manual"
-    return manual_attention if is_manual else sdpa_attention
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attend by PyTorch's fused kernel; q (B, nh, T, hs), k and v (B, n_kv, T, hs)."""
-    return F.scaled_dot_product_attention(
-        q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attend as the formula says, softmax(q k^T / sqrt(hs)) v; the same result as the kernel.
-
-    Source: Vaswani et al. 2017, section 3.2.1 (arXiv:1706.03762).
-    """
-    B, nh, T, hs = q.shape  # noqa: N806
-    n_shared = nh // k.shape[1]
-    if n_shared > 1:
-        k, v = k.repeat_interleave(n_shared, dim=1), v.repeat_interleave(n_shared, dim=1)
-    q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
-    after = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(after, q, k.mT, alpha=1 / math.sqrt(hs))  # (B * nh, T, T)
-    weights = F.dropout(F.softmax(scores, dim=-1), dropout)
-    return torch.bmm(weights, v).view(B, nh, T, hs)
 
 
 class MLP(nn.Module):
@@ -136,7 +122,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to what came in."""
+    """Attention, then MLP, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -148,7 +134,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return (B, T, C): what came in, with what the two sublayers add."""
+        """Return (B, T, C): the residual stream with the two sublayers' outputs added."""
         if self.norm_first:
             x = x + self.dropout(self.attn(self.ln_1(x), angles))
             return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
@@ -171,18 +157,18 @@ class GPT(nn.Module):
         # beside sines and cosines fresh embeddings would be lost: arXiv:1706.03762, section 3.4
         self.embed_scale = math.sqrt(config.n_embd) if config.positions == "sinusoidal" else 1.0
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.wge = nn.ModuleList(
-            nn.Embedding(
-                config.ngram_rows,
-                config.n_embd,
-                _weight=torch.zeros(config.ngram_rows, config.n_embd),  # else it would draw them
-            )
-            for _ in range(config.ngrams - 1)
-        )
+        tables = [torch.zeros(config.ngram_rows, config.n_embd) for _ in range(config.ngrams - 1)]
+        self.wge = nn.ModuleList(nn.Embedding(*t.shape, _weight=t) for t in tables)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        for name, table in self.position_tables().items():
-            self.register_buffer(name, table, persistent=False)
+        elif config.positions == "rope":
+            angles = make_angles(config.block_size, config.head_size)  # (block_size, hs/2)
+            self.register_buffer("cos", angles.cos(), persistent=False)
+            self.register_buffer("sin", angles.sin(), persistent=False)
+        else:  # (block_size, C), sine and cosine in turns
+            angles = make_angles(config.block_size, config.n_embd)
+            waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+            self.register_buffer("waves", waves, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         # post-norm blocks end in a norm of their own
@@ -193,18 +179,6 @@ class GPT(nn.Module):
         self.register_parameter("head_bias", bias)
         self.init_weights(zero_init=zero_init)
 
-    def position_tables(self) -> dict[str, Tensor]:
-        """Return what positions are made of where they are not learned; no weights, never saved."""
-        config = self.config
-        if config.positions == "rope":
-            angles = make_angles(config.block_size, config.head_size)
-            return {"cos": angles.cos(), "sin": angles.sin()}  # (block_size, hs/2)
-        if config.positions == "sinusoidal":
-            angles = make_angles(config.block_size, config.n_embd)
-            waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
-            return {"waves": waves.flatten(1)}  # (block_size, C), sine and cosine in turns
-        return {}
-
     def init_weights(self, *, zero_init: bool = False) -> None:
         """Draw weights as GPT-2 does: normal, residual projections narrower with depth.
 
@@ -214,17 +188,15 @@ class GPT(nn.Module):
         (arXiv:2203.03466).
         """
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2 or name.startswith("wge."):
-                continue  # norms begin as the identity, biases (below) at 0, and so do n-gram
-                # tables: most rows are met seldom, noise in them would stay
-            is_residual = name.endswith("c_proj.weight")
-            narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
-            nn.init.normal_(parameter, std=INIT_STD / narrower)
-            if zero_init and is_residual:
+            if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            # norms begin as the identity, n-gram tables at 0: noise in rows met seldom would stay
+            elif parameter.dim() == 2 and not name.startswith("wge."):
+                is_residual = name.endswith("c_proj.weight")
+                narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
+                nn.init.normal_(parameter, std=INIT_STD / narrower)
+                if zero_init and is_residual:
+                    nn.init.zeros_(parameter)
 
     @property
     def added_positions(self) -> Tensor | None:
@@ -234,7 +206,7 @@ class GPT(nn.Module):
         return self.wpe.weight if self.config.positions == "learned" else self.waves
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Return (B, T, C) for ids (B, T): what each stands for, and those before it with it."""
+        """Return (B, T, C) for ids (B, T): the embeddings of each, and of the n-grams it ends."""
         x = self.wte(idx)
         recent = shifted_ids(idx, self.config.n_recent)
         kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
@@ -270,25 +242,17 @@ class GPT(nn.Module):
         return self.wte.weight if self.config.tied_head else self.lm_head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return scores (..., V) for the token after each hidden state (..., C)."""
-        scores = F.linear(hidden, self.head_weight, self.head_bias)
-        return scores[..., : self.config.vocab_size]
+        """Return logits (..., V) of the token after each hidden state (..., C)."""
+        logits = F.linear(hidden, self.head_weight, self.head_bias)
+        return logits[..., : self.config.vocab_size]
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return logits (B, T, V) for ids (B, T) or, given targets (B, T), the mean loss alone.
-
-        The loss is the cross-entropy in nats a token, without dimensions.
-        """
+        """Return logits (B, T, V) for ids (B, T) or, given targets (B, T), the loss, mean nats."""
         hidden = self.hidden(idx)
         if targets is None:
             return self.logits(hidden)
-        return next_token_loss(
-            hidden.flatten(0, 1),
-            self.head_weight,
-            self.head_bias,
-            targets.flatten(),
-            vocab_size=self.config.vocab_size,
-        )
+        V, weight, bias = self.config.vocab_size, self.head_weight, self.head_bias  # noqa: N806
+        return next_token_loss(hidden.flatten(0, 1), weight, bias, targets.flatten(), vocab_size=V)
 
     @property
     def n_parameters(self) -> int:
