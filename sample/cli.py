@@ -7,12 +7,11 @@ python -m sample generate --prompt "Once upon a time" > story.txt
 python -m sample serve                                 the page and the API, on this machine
 """
 
-import functools
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,48 +27,37 @@ from sample.text.terminal_text import say, write_stdout
 if TYPE_CHECKING:
     from sample.loaded_model import LoadedModel
 
-Load = Callable[[], "LoadedModel"]
-
 run_argument = click.argument("run", required=False)
 template_option = click.option(
     "--template",
     default="raw",
     help="raw: the text goes on; turns: a script of two speakers; or a JSON file.",
 )
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Choice(["best", "latest"]),
+    default="best",
+    help="Which of the run's checkpoints.",
+)
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(["none", "int8"]),
+    default="none",
+    help="int8: weights of one byte, on CPUs: up to 3 times as fast, a little less exact.",
+)
 
 
-def checkpoint_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say which checkpoint is loaded, and onto what: ``load`` does so."""
+def load_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which checkpoint is loaded, and onto what: those of ``load``."""
+    return runs_dir_option(checkpoint_option(device_option(quantize_option(command))))
 
-    @functools.wraps(command)
-    def with_load(
-        *, run: str | None, runs_dir: Path, checkpoint: str, device: str, quantize: str, **rest: Any
-    ) -> None:
-        def load() -> "LoadedModel":
-            from sample.loaded_model import load_model  # torch, which help does not need
 
-            return load_model(run, runs_dir, checkpoint, device, quantize)
+def load(options: Mapping[str, Any]) -> "LoadedModel":
+    """Return the checkpoint that a command's options name."""
+    from sample.loaded_model import load_model  # torch, which help does not need
 
-        command(load=load, **rest)
-
-    for option in (
-        click.option(
-            "--quantize",
-            type=click.Choice(["none", "int8"]),
-            default="none",
-            help="int8: weights of one byte, on CPUs: up to 3 times as fast, a little less exact.",
-        ),
-        device_option,
-        click.option(
-            "--checkpoint",
-            type=click.Choice(["best", "latest"]),
-            default="best",
-            help="Which of the run's checkpoints.",
-        ),
-        runs_dir_option,
-    ):
-        with_load = option(with_load)
-    return with_load
+    names = ("run", "runs_dir", "checkpoint", "device", "quantize")
+    return load_model(*(options[name] for name in names))
 
 
 @click.group(context_settings=CONTEXT)
@@ -88,7 +76,7 @@ def main() -> None:
 
 @main.command()
 @run_argument
-@checkpoint_options
+@load_options
 @options_for(GenerateConfig)
 @template_option
 @click.option(
@@ -96,7 +84,7 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to which each turn is added, as JSON lines.",
 )
-def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> None:
+def chat(template: str, transcript: Path | None, **options: Any) -> None:
     """Talk to RUN (the newest by default): what you type is continued.
 
     In a terminal with line editing, a history and commands (/help); else each line of standard
@@ -111,7 +99,7 @@ def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> 
     config = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
     kept = Transcript(transcript, say) if transcript is not None else None
-    model = load()
+    model = load(options)
     say(banner(model.info))
     # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -123,7 +111,7 @@ def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> 
 @main.command()
 @run_argument
 @click.option("--prompt", default="", help="The beginning of the text; empty: of a new document.")
-@checkpoint_options
+@load_options
 @click.option("--num-samples", type=click.IntRange(1, 1_000_000), default=1, help="Texts to write.")
 @click.option(
     "--stop", multiple=True, help="End where this text comes, without it; may be given repeatedly."
@@ -139,7 +127,6 @@ def chat(load: Load, template: str, transcript: Path | None, **options: Any) -> 
 )
 @options_for(GenerateConfig)
 def generate(
-    load: Load,
     prompt: str,
     num_samples: int,
     stop: tuple[str, ...],
@@ -160,7 +147,7 @@ def generate(
     from sample.text.truncate import prompt_notices
 
     config = GenerateConfig(**given(GenerateConfig, options))
-    model = load()
+    model = load(options)
     for notice in [model.info.summary, *prompt_notices(model.tokenizer, prompt, model.block_size)]:
         say(notice)
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
@@ -173,7 +160,7 @@ def generate(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
 )
 @click.option("--run", help="The run's name; the newest by default.")
-@checkpoint_options
+@load_options
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
@@ -182,7 +169,7 @@ def generate(
 @click.option("--per-token", is_flag=True, help="Show each token and how surprising it was.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
 def score(
-    load: Load, files: tuple[str, ...], stride: int | None, per_token: bool, as_json: bool
+    files: tuple[str, ...], stride: int | None, per_token: bool, as_json: bool, **options: Any
 ) -> None:
     """Say how surprising FILES (- is standard input) are to a run: loss, perplexity, bits a byte.
 
@@ -191,14 +178,14 @@ def score(
     """
     from sample.score.report import write_scores
 
-    model = load()
+    model = load(options)
     say(model.info.summary)
     write_scores(model, files, stride, per_token=per_token, as_json=as_json)
 
 
 @main.command()
 @run_argument
-@checkpoint_options
+@load_options
 @options_for(ServeConfig)
 @click.option("--allow-host", multiple=True, help="Another name that clients may ask for it by.")
 @click.option(
@@ -214,7 +201,6 @@ def score(
 @template_option
 @options_for(GenerateConfig, without=("seed",))
 def serve(
-    load: Load,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     api_key_file: Path | None,
@@ -241,5 +227,5 @@ def serve(
         allow_origins=allow_origin,
         key_file=api_key_file,
     )
-    model = load()
+    model = load(options)
     serve_model(model, describe_model(model, found, defaults, config), bound, access)

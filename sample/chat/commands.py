@@ -54,12 +54,11 @@ def run_command(repl: Repl, line: str) -> Generator[str] | None:
     """
     name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = COMMANDS.get(name)
-    if command is None:
-        near = get_close_matches(name, COMMANDS, n=1)
-        meant = f"do you mean /{near[0]}" if near else "/help lists them"
-        repl.chat.say(f"/{name}: no such command; {meant}. To send it as a text, begin with //.")
-        return None
     try:
+        if command is None:
+            near = get_close_matches(name, COMMANDS, n=1)
+            meant = f"do you mean /{near[0]}" if near else "/help lists them"
+            raise ConfigError(f"/{name}: no such command; {meant}. To send it, begin with //.")
         return command(repl, argument.strip())
     except UserError as error:
         repl.chat.say(error.message)

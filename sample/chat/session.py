@@ -42,9 +42,7 @@ class Chat:
     ) -> None:
         """Answer with the first row of ``decoder``."""
         self.decoder, self.config, self.template, self.say = decoder, config, template, say
-        self.messages: list[
-            Message
-        ] = []  # a system text, if there is one, then user, assistant ...
+        self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
         self.stats: ReplyStats | None = None
         self._n_replies = 0
         self._stop_requested = False
@@ -53,10 +51,10 @@ class Chat:
         """Yield the answer to ``text`` as it is written; then both are kept as a turn.
 
         Where the template only continues a text, its beginning comes first. An answer that is
-        stopped or closed is kept as far as it came, and marked; one that the network cannot give is
-        not.
+        stopped or closed is kept as far as it came, and marked.
 
-        Raises: UserError where the text cannot be encoded, or the logits are no numbers.
+        Raises: UserError where the text cannot be encoded, or the logits are no numbers; then
+        nothing is kept.
         """
         text = replace_surrogates(text)
         prompt = self._build_prompt(text)
@@ -70,7 +68,7 @@ class Chat:
             strip_start=self.template.strips_answers,
             strip_end=self.template.strips_answers,
         )
-        answer, delta, start_s, failed = "", TextDelta(), time.perf_counter(), False
+        answer, delta, failed, start_s = "", TextDelta(), False, time.perf_counter()
         try:
             if not self.template.generation_prompt:
                 yield text
@@ -86,8 +84,7 @@ class Chat:
             raise
         finally:  # also where it is closed, or the program ends
             if not failed:
-                stopped = not delta.is_last
-                turn = [Message("user", text), Message("assistant", answer, stopped)]
+                turn = [Message("user", text), Message("assistant", answer, not delta.is_last)]
                 self.messages = [*self.messages, *turn]
                 self.stats = ReplyStats(prompt, delta.n_tokens, time.perf_counter() - start_s)
 
@@ -104,8 +101,7 @@ class Chat:
             max_new_tokens=self.config.max_new_tokens,
         )
         told = self.stats is not None and self.stats.prompt.n_dropped > 0  # /stats says it again
-        for notice in missing_notice(self.decoder.tokenizer, text) + prompt.notices(
-            dropped=not told
-        ):
+        missing = missing_notice(self.decoder.tokenizer, text)
+        for notice in [*missing, *prompt.notices(dropped=not told)]:
             self.say(notice)
         return prompt

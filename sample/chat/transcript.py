@@ -20,11 +20,7 @@ MOST_BYTES = 1 << 26  # months of typing
 
 def as_lines(messages: Sequence[Message]) -> str:
     """Return messages as JSON lines; only an answer that was cut short says so."""
-    stopped = {"stopped": True}
-    records = [
-        {"role": each.role, "content": each.content} | (stopped if each.stopped else {})
-        for each in messages
-    ]
+    records = ({k: v for k, v in vars(each).items() if v is not False} for each in messages)
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -46,24 +42,25 @@ def load_conversation(path: Path) -> list[Message]:
 
     Raises: DataError that says what is wrong with the file.
     """
-    messages: list[Message] = []
-    number = 0
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
             raise OSError(None, "it is no file, or too large to be a conversation")
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("kept"), int):
-                del messages[record["kept"] :]
-            else:
-                messages.append(_message(f"{path}, line {number}", record))
-    except OSError as error:
+        lines = path.read_bytes().splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({_reason(error)}).") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote "
-            f"becomes such lines by: jq -c '.messages[]' {path} > NEW"
-        ) from error
+    messages: list[Message] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote "
+                f"becomes such lines by: jq -c '.messages[]' {path} > NEW"
+            ) from error
+        if isinstance(record, dict) and isinstance(record.get("kept"), int):
+            del messages[record["kept"] :]
+        else:
+            messages.append(_message(f"{path}, line {number}", record))
     roles = [message.role for message in messages]
     turns = roles[roles[:1] == ["system"] :]
     if turns != ["user", "assistant"] * (len(turns) // 2):

@@ -12,7 +12,7 @@ export class Settings {
     this.chosen = chosenOf(read("settings"));
     this.onUnkept = onUnkept;
     this.form = byId("settings-form");
-    this.form.oninput = (event) => this.take(event.target);
+    this.form.oninput = (event) => this.change(event.target);
     this.form.onsubmit = (event) => (event.preventDefault(), byId("settings").close());
     byId("reset").onclick = () => (this.keep({}), this.show());
   }
@@ -43,7 +43,7 @@ export class Settings {
     this.form.elements.system.value = this.system;
   }
 
-  take(field) {
+  change(field) {
     const { name, value } = field;
     if (name !== "system") {
       this.explain(field);

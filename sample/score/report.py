@@ -21,7 +21,8 @@ from sample.text.terminal_text import escape_controls, write_stdout
 HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
 COLUMNS = "bits\tlogprob\tid\ttext\n"
 # below how many bits -> which of the terminal's 256 colours behind the text: none, yellow ... red
-COLOURS = ((2.0, 0), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208), (math.inf, 196))
+COLOURS = ((2.0, 0), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208))
+BEYOND = 196
 
 
 def write_scores(
@@ -75,6 +76,7 @@ class Report:
         self._tokenizer, self._per_token, self._as_json = tokenizer, per_token, as_json
         self._in_colour = per_token and not as_json and sys.stdout.isatty()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line_is_open = False
         self._heading = "" if as_json else COLUMNS if per_token else HEADINGS
 
     def _write_heading(self) -> None:
@@ -89,14 +91,12 @@ class Report:
         """Write more tokens of a file."""
         self._write_heading()
         if self._as_json and self._per_token:
-            described = [
-                {"file": name, "bits": round(surprisal(token), 4)}
-                | token_json(token, self._tokenizer)
-                for token in tokens
-            ]
-            write_stdout("".join(map(_json_line, described)))
+            bits = ({"file": name, "bits": round(surprisal(token), 4)} for token in tokens)
+            described = (token_json(token, self._tokenizer) for token in tokens)
+            write_stdout("".join(_json_line(a | b) for a, b in zip(bits, described, strict=True)))
         elif self._in_colour:
             sys.stdout.write("".join(map(self.coloured, tokens)))
+            self._line_is_open = True
         elif self._per_token:
             write_stdout("".join(map(self.columns, tokens)))
 
@@ -113,7 +113,7 @@ class Report:
     def coloured(self, token: Token) -> str:
         """Return a token in its colour; a character of several comes with the last of them."""
         text = escape_controls(self._decoder.decode(self._tokenizer.token_bytes[token.idx]))
-        colour = next(colour for limit, colour in COLOURS if surprisal(token) < limit)
+        colour = next((colour for limit, colour in COLOURS if surprisal(token) < limit), BEYOND)
         # line ends stay outside: a colour behind one fills the rest of the line
         return "\n".join(_paint(line, colour) for line in text.split("\n"))
 
@@ -134,9 +134,9 @@ class Report:
         shown = escape_controls(name).replace("\n", "\\n")
         line = f"{shown:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
         line += f"{loss:>9}{perplexity:>14}{bpb:>11}\n"
-        if self._in_colour:
-            sys.stdout.write(self._decoder.decode(b"", final=True) + "\n")
-            sys.stdout.flush()
+        if self._line_is_open:
+            write_stdout(self._decoder.decode(b"", final=True) + "\n")
+            self._line_is_open = False
         if self._per_token:  # behind tokens it is not one of them
             sys.stderr.write(HEADINGS + line)
         else:
@@ -154,9 +154,7 @@ def _paint(text: str, colour: int) -> str:
 
 def legend() -> str:
     """Return what the colours mean, in a line."""
-    lower = [0.0, *(limit for limit, _ in COLOURS)]
-    parts = [
-        _paint(f" {least:g} " + (f"to {limit:g} " if limit < math.inf else "and more "), colour)
-        for least, (limit, colour) in zip(lower, COLOURS, strict=False)
-    ]
-    return "bits of surprise:" + "".join(parts) + "\n"
+    words = "bits of surprisal:"
+    for limit, colour in COLOURS:
+        words += _paint(f" below {limit:g} ", colour)
+    return words + _paint(" more ", BEYOND) + "\n"

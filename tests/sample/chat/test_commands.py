@@ -237,7 +237,7 @@ def test_figures_on_request(told: Told) -> None:
 
 def test_an_unknown_command_is_a_sentence_that_names_the_near_one(told: Told) -> None:
     assert told.do("/rety") == (
-        "/rety: no such command; do you mean /retry. To send it as a text, begin with //."
+        "/rety: no such command; do you mean /retry. To send it, begin with //."
     )
     assert "/help lists them" in told.do("/")
 
