@@ -1,6 +1,7 @@
 """The HTTP interface in this process: shapes, ranges, who may ask, and what happens to places."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -156,6 +157,24 @@ def test_a_chat_is_written_down_by_the_template_and_trimmed(api: InProcess) -> N
         "role": "assistant", "content": expected.strip(), "refusal": None,
     }  # fmt: skip
     assert answer["usage"]["prompt_tokens"] == len(fitted.ids)
+
+
+@pytest.mark.parametrize("seed", range(8))  # some begin with blanks
+def test_an_answer_that_is_last_is_continued_with_its_first_blanks(
+    api: InProcess, seed: int
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc "}]
+    answer = api.client.post(CHAT, json={"messages": messages, "seed": seed}).json()
+    expected = alone(api, ALPHABET.encode("User: a\nAssistant: bc"), seed=seed)
+    assert answer["choices"][0]["message"]["content"] == expected.rstrip()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stop_text_is_looked_for_in_what_is_shown(api: InProcess, seed: int) -> None:
+    body = {"messages": HELLO, "seed": seed, "max_tokens": 8}
+    whole = api.client.post(CHAT, json=body).json()["choices"][0]["message"]["content"]
+    stopped = api.client.post(CHAT, json=body | {"stop": [" ", "\n"]}).json()
+    assert stopped["choices"][0]["message"]["content"] == re.split("[ \n]", whole)[0]
 
 
 def test_a_streamed_chat_begins_with_the_role_and_says_the_same(api: InProcess) -> None:
