@@ -158,7 +158,7 @@ class GPT(nn.Module):
         self.embed_scale = math.sqrt(config.n_embd) if config.positions == "sinusoidal" else 1.0
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         tables = [torch.zeros(config.ngram_rows, config.n_embd) for _ in range(config.ngrams - 1)]
-        self.wge = nn.ModuleList(nn.Embedding(*t.shape, _weight=t) for t in tables)
+        self.wge = nn.ModuleList(nn.Embedding(len(t), t.shape[1], _weight=t) for t in tables)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         elif config.positions == "rope":
