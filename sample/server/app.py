@@ -24,6 +24,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Receive
 
 from common.errors import UserError
+from sample.server.config import ServedModel
 from sample.server.engine import Engine
 from sample.server.errors import APIError, respond
 from sample.server.metrics import Metrics
@@ -37,10 +38,12 @@ from sample.server.protocol import (
     ModelDescription,
     ModelList,
 )
-from sample.server.requests import ServedModel, parse_request
+from sample.server.requests import parse_request
 from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
 
+MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
+BODY_WITHIN_S = 30.0
 PAGE = Path(__file__).parents[1] / "page"
 STREAM: dict[int | str, Json] = {200: {"content": {"text/event-stream": {}}}}
 ERRORS: dict[int | str, Json] = {
@@ -78,7 +81,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         app.add_route(path, _sending(file))
     paths = {*page, *app.openapi()["paths"], "/openapi.json", f"/v1/models/{service.model.name}"}
     open_paths = {*page, "/health", "/openapi.json"}
-    secured = SecurityMiddleware(app, access, service.metrics, open_paths, known_paths=paths)
+    secured = SecurityMiddleware(app, access, service.metrics, open_paths, paths)
     if not access.origins:
         return secured
     return CORSMiddleware(
@@ -99,11 +102,32 @@ def _sending(file: Path) -> Callable[[Request], Awaitable[Response]]:
 
 
 class JsonRequest(Request):
-    """A request whose body is JSON in UTF-8, where 8.0 is an integer: JSON knows no difference."""
+    """A request whose body is bounded, and JSON where 8.0 is an integer: JSON has but numbers."""
+
+    _content: bytes | None = None
+
+    async def body(self) -> bytes:
+        """Return the body; raise APIError where it is too large or comes too slowly."""
+        if self._content is None:
+            content = bytearray()
+            try:
+                async with asyncio.timeout(BODY_WITHIN_S):
+                    async for chunk in self.stream():
+                        content += chunk
+                        if len(content) > MAX_BODY_BYTES:
+                            raise _closing(413, f"has more than {MAX_BODY_BYTES:,} bytes")
+            except TimeoutError as error:
+                raise _closing(408, f"did not come within {BODY_WITHIN_S:.0f} seconds") from error
+            self._content = bytes(content)
+        return self._content
 
     async def json(self) -> Any:
         """Return the body's value."""
         return json.loads((await self.body()).decode("utf-8"), parse_float=_number)
+
+
+def _closing(status: int, what: str) -> APIError:
+    return APIError(f"The body {what}.", status=status, headers={"Connection": "close"})
 
 
 def _number(text: str) -> int | float:
@@ -201,10 +225,10 @@ async def model_info(request: Request) -> Json:
     return _service(request).model_info
 
 
-async def cancel_on_disconnect(receive: Receive, answer: Awaitable[Json]) -> Json | None:
+async def cancel_on_disconnect(receive: Receive, answer: Coroutine[Any, Any, Json]) -> Json | None:
     """Return what is awaited, or None where the client goes away before."""
-    waited = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    waited = asyncio.create_task(answer)
+    gone = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({gone, waited}, return_when=asyncio.FIRST_COMPLETED)
         return waited.result() if waited.done() else None

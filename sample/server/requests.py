@@ -1,13 +1,13 @@
 """A request's body -> what the engine is to do, and how its answers are written."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common.inference.config import GenerateConfig
 from common.settings import SEEDS_END
-from common.tokenizer import Tokenizer
-from sample.server.config import ServeConfig
+from sample.server.config import ServedModel
 from sample.server.engine import Request
 from sample.server.errors import APIError, shown
 from sample.server.protocol import (
@@ -19,7 +19,7 @@ from sample.server.protocol import (
 )
 from sample.server.responses import ResponseBuilder
 from sample.text.detokenizer import Detokenizer
-from sample.text.template import RAW, Message, Role, Template
+from sample.text.template import Message, Role
 from sample.text.truncate import build_prompt, missing_notice
 
 ROLES: dict[str, Role] = {
@@ -28,20 +28,6 @@ ROLES: dict[str, Role] = {
     "user": "user",
     "assistant": "assistant",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """What is served: facts of the network that requests are checked against."""
-
-    name: str
-    fingerprint: str  # of the weights
-    created: int  # seconds since 1970
-    tokenizer: Tokenizer
-    block_size: int
-    template: Template
-    defaults: GenerateConfig
-    limits: ServeConfig
 
 
 @dataclass(frozen=True)
@@ -59,10 +45,8 @@ def parse_request(body: CompletionRequest | ChatRequest, model: ServedModel) -> 
     Raises: APIError that says what cannot be done as it is.
     """
     if body.model not in (None, model.name):
-        raise APIError(
-            f"model is {shown(body.model)}: this server has {model.name}.",
-            status=404, param="model", code="model_not_found",
-        )  # fmt: skip
+        sentence = f"model is {shown(body.model)}: this server has {model.name}."
+        raise APIError(sentence, status=404, param="model", code="model_not_found")
     if isinstance(body, ChatRequest):
         return _parse_chat(body, model)
     return _parse_completion(body, model)
@@ -80,20 +64,21 @@ def _parse_chat(body: ChatRequest, model: ServedModel) -> GenerationRequest:
         block_size=model.block_size,
         max_new_tokens=config.max_new_tokens,
     )
-    return _generation(
-        body,
-        model,
-        config,
-        prompts=[prompt.ids],
+    missing = missing_notice(model.tokenizer, "".join(each.content for each in messages))
+    builder = ResponseBuilder(
         chat=True,
-        template=model.template,
-        continues=messages[-1].role == "assistant",
+        model=model,
+        n_prompt_tokens=len(prompt.ids),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        notices=[
-            *missing_notice(model.tokenizer, "".join(each.content for each in messages)),
-            *prompt.notices(),
-        ],
+        notices=[*missing, *prompt.notices()],
+        prefixes=[""] * (body.n or 1),
+        include_usage=_includes_usage(body),
     )
+    strips = model.template.strips_answers
+    continues = messages[-1].role == "assistant"
+    options = {"template_stops": model.template.stops, "strip_start": strips and not continues,
+               "strip_end": strips}  # fmt: skip
+    return _generation(body, config, [prompt.ids], builder, options)
 
 
 def _message(message: ChatMessage) -> Message:
@@ -108,18 +93,19 @@ def _parse_completion(body: CompletionRequest, model: ServedModel) -> Generation
     given = body.prompt
     one = isinstance(given, str) or isinstance(given[0], int)
     prompts: list[str | list[int]] = [given] if one else given  # type: ignore[list-item, assignment]
-    return _generation(
-        body,
-        model,
-        _config(body, body.max_tokens, model),
-        prompts=[_encode(prompt, model) for prompt in prompts],
+    ids = [_encode(prompt, model) for prompt in prompts]
+    texts = "".join(prompt for prompt in prompts if isinstance(prompt, str))
+    echoed = [model.tokenizer.decode_bytes(each).decode("utf-8", "replace") for each in ids]
+    builder = ResponseBuilder(
         chat=False,
+        model=model,
+        n_prompt_tokens=sum(map(len, ids)),  # counted once, however many answers share it
         top_logprobs=body.logprobs,
-        echo=bool(body.echo),
-        notices=missing_notice(
-            model.tokenizer, "".join(each for each in prompts if isinstance(each, str))
-        ),
+        notices=missing_notice(model.tokenizer, texts),
+        prefixes=[text if body.echo else "" for text in echoed for _ in range(body.n or 1)],
+        include_usage=_includes_usage(body),
     )
+    return _generation(body, _config(body, body.max_tokens, model), ids, builder, {})
 
 
 def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
@@ -127,17 +113,14 @@ def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     for idx in ids:
         if idx >= tokenizer.vocab_size or not tokenizer.token_bytes[idx]:
-            raise APIError(
-                f"prompt is {shown(idx)}: it must be made of ids below "
-                f"{tokenizer.vocab_size:,} that stand for text.",
-                param="prompt", code="invalid_value",
-            )  # fmt: skip
+            wanted = f"made of ids below {tokenizer.vocab_size:,} that stand for text"
+            raise APIError(f"prompt is {shown(idx)}: it must be {wanted}.", param="prompt")
     if len(ids) > model.block_size:
-        raise APIError(
+        sentence = (
             f"The prompt has {len(ids):,} tokens, and the context holds {model.block_size:,}: "
-            "shorten it.",
-            param="prompt", code="context_length_exceeded",
-        )  # fmt: skip
+            "shorten it."
+        )
+        raise APIError(sentence, param="prompt", code="context_length_exceeded")
     return ids
 
 
@@ -155,26 +138,19 @@ def _config(body: SamplingParameters, max_tokens: int | None, model: ServedModel
 
 def _generation(
     body: GenerationParameters,
-    model: ServedModel,
     config: GenerateConfig,
-    *,
     prompts: Sequence[list[int]],
-    chat: bool,
-    top_logprobs: int | None,
-    notices: Sequence[str],
-    template: Template = RAW,
-    continues: bool = False,
-    echo: bool = False,
+    builder: ResponseBuilder,
+    detokenizer_options: Mapping[str, Any],
 ) -> GenerationRequest:
-    n, limit = body.n or 1, model.limits.rows
-    if len(prompts) * n > limit:
+    n, model = body.n or 1, builder.model
+    if len(prompts) * n > model.limits.rows:
         raise APIError(
             f"{len(prompts)} prompts times n = {n} are {len(prompts) * n} answers: "
-            f"at most {limit} at once.",
-            param="n" if n > 1 else "prompt", code="invalid_value",
-        )  # fmt: skip
-    given = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    stops = [stop for stop in given if stop]
+            f"at most {model.limits.rows} at once.",
+            param="n" if n > 1 else "prompt",
+        )
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     samples = [
         Request(
             prompt=prompt,
@@ -182,30 +158,16 @@ def _generation(
             detokenizer=Detokenizer(
                 model.tokenizer,
                 config.max_new_tokens,
-                stops,
-                template_stops=template.stops,
-                strip_start=template.strips_answers and not continues,
-                strip_end=template.strips_answers,
+                [stop for stop in stops if stop],
+                **detokenizer_options,
             ),
-            top_logprobs=top_logprobs or 0,
+            top_logprobs=builder.top_logprobs or 0,
         )
         for prompt in prompts
         for i in range(n)
     ]
-    builder = ResponseBuilder(
-        chat=chat,
-        model=model.name,
-        fingerprint=model.fingerprint,
-        tokenizer=model.tokenizer,
-        # a prompt that several answers share is counted once
-        n_prompt_tokens=sum(map(len, prompts)),
-        prefixes=[_echoed(each.prompt, model.tokenizer) if echo else "" for each in samples],
-        top_logprobs=top_logprobs,
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        notices=notices,
-    )
-    return GenerationRequest(samples, builder, bool(body.stream))
+    return GenerationRequest(samples, builder, stream=bool(body.stream))
 
 
-def _echoed(prompt: Sequence[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode_bytes(list(prompt)).decode("utf-8", "replace")
+def _includes_usage(body: GenerationParameters) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)

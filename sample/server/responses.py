@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from common.inference.decoder import Token
-from common.tokenizer import Tokenizer
+from sample.server.config import ServedModel
 from sample.server.errors import APIError, unavailable
 from sample.text.detokenizer import TextDelta
 
@@ -38,17 +38,15 @@ def json_bytes(value: Json) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseBuilder:
-    """Write the answers to one request; it has as many as ``prefixes``."""
+    """What the answers to one request have in common."""
 
     chat: bool
-    model: str
-    fingerprint: str
-    tokenizer: Tokenizer
+    model: ServedModel
     n_prompt_tokens: int
-    prefixes: Sequence[str]  # of each answer: the prompt, if it is to be echoed
     top_logprobs: int | None  # likeliest tokens to name beside each; None: no logprobs at all
-    include_usage: bool  # in a stream
     notices: Sequence[str]  # what had no room in the context
+    prefixes: Sequence[str]  # of each answer: its prompt, if it is to be echoed
+    include_usage: bool  # in a stream
     created: int = field(default_factory=lambda: int(time.time()))
     code: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -59,8 +57,8 @@ class ResponseBuilder:
             "id": ("chatcmpl-" if self.chat else "cmpl-") + self.code,
             "object": kind,
             "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
+            "model": self.model.name,
+            "system_fingerprint": self.model.fingerprint,
             "choices": choices,
         }
 
@@ -68,26 +66,19 @@ class ResponseBuilder:
         """Return an answer, or a ``chunk`` of it, which may be the ``first``."""
         content: Json = {"text": delta.text}
         if self.chat and chunk:
-            content = {"role": "assistant"} if first else {}
-            if delta.text or first:
-                content["content"] = delta.text
-            content = {"delta": content}
+            role = {"role": "assistant"} if first else {}
+            content = {"delta": role | ({"content": delta.text} if delta.text or first else {})}
         elif self.chat:
-            message = {"role": "assistant", "content": delta.text, "refusal": None}
-            content = {"message": message}
+            content = {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
         logprobs = None
         if self.top_logprobs is not None and (delta.tokens or delta.finish_reason):
             logprobs = self._chat_logprobs(delta) if self.chat else self._text_logprobs(delta)
-        return {
-            "index": index,
-            **content,
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-        }
+        rest = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+        return {"index": index, **content, **rest}
 
     def _chat_logprobs(self, delta: TextDelta) -> Json:
         def entry(idx: int, logprob: float) -> Json:
-            token_bytes = self.tokenizer.token_bytes[idx]
+            token_bytes = self.model.tokenizer.token_bytes[idx]
             text = token_bytes.decode("utf-8", "replace") or self._special(idx)
             bounded = max(logprob, LEAST_LOGPROB)
             return {"token": text, "bytes": list(token_bytes), "logprob": bounded}
@@ -118,27 +109,19 @@ class ResponseBuilder:
     def _likeliest(self, token: Token) -> list[tuple[int, float]]:
         """Return the likeliest ids, without those that only pad the network's vocabulary."""
         top = token.top_logprobs[: self.top_logprobs]
-        return [(idx, logprob) for idx, logprob in top if idx < self.tokenizer.vocab_size]
+        return [(idx, logprob) for idx, logprob in top if idx < self.model.tokenizer.vocab_size]
 
     def _token_text(self, idx: int) -> str:
         """Return a token's text; of a part of a character the bytes, as OpenAI has them."""
-        token_bytes = self.tokenizer.token_bytes[idx]
+        token_bytes = self.model.tokenizer.token_bytes[idx]
         try:
             return token_bytes.decode("utf-8") or self._special(idx)
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
 
     def _special(self, idx: int) -> str:
-        names = self.tokenizer.special_tokens.items()
+        names = self.model.tokenizer.special_tokens.items()
         return next((name for name, own in names if own == idx), "")
-
-    def usage(self, n_generated: int) -> Json:
-        """Return how many tokens there were."""
-        return {
-            "prompt_tokens": self.n_prompt_tokens,
-            "completion_tokens": n_generated,
-            "total_tokens": self.n_prompt_tokens + n_generated,
-        }
 
 
 class ResponseStream:
@@ -159,19 +142,17 @@ class ResponseStream:
 
         Raises: APIError, 503, where the engine ends before the answers do.
         """
-        begun: set[int] = set()
-        n_open = len(self._builder.prefixes)
+        n_open = len(self._n_generated)
         while n_open:
             index, delta = await self._deltas.get()
             if delta.error is not None:
                 raise unavailable(delta.error)
-            if not begun:
+            if not any(self._n_generated):
                 self._first_token.observe(time.monotonic() - self._arrived_s)
+            first = self._n_generated[index] == 0
             self._n_generated[index] = delta.n_tokens
             n_open -= delta.is_last
-            first = index not in begun
             if first:
-                begun.add(index)
                 delta = replace(delta, text=self._builder.prefixes[index] + delta.text)
             yield index, delta, first
 
@@ -181,10 +162,8 @@ class ResponseStream:
         parts: list[list[TextDelta]] = [[] for _ in builder.prefixes]
         async for index, delta, _ in self.deltas():
             parts[index].append(delta)
-        whole = (_joined(each) for each in parts)
-        choices = [builder.choice(i, each, chunk=False) for i, each in enumerate(whole)]
-        body = builder.envelope(choices, chunk=False)
-        body["usage"] = builder.usage(sum(self._n_generated))
+        choices = [builder.choice(i, _joined(each), chunk=False) for i, each in enumerate(parts)]
+        body = builder.envelope(choices, chunk=False) | self._usage()
         return body | ({"notices": builder.notices} if builder.notices else {})
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -198,11 +177,16 @@ class ResponseStream:
                 yield _event(builder.envelope([choice], chunk=True) | rest | notices)
                 notices = {}  # with the first event only
             if builder.include_usage:
-                usage = {"usage": builder.usage(sum(self._n_generated))}
-                yield _event(builder.envelope([], chunk=True) | usage)
+                yield _event(builder.envelope([], chunk=True) | self._usage())
         except APIError as error:  # the status was sent long ago
             yield _event(error.body)
         yield b"data: [DONE]\n\n"
+
+    def _usage(self) -> Json:
+        n_prompt, n_generated = self._builder.n_prompt_tokens, sum(self._n_generated)
+        total = n_prompt + n_generated
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": total}
+        return {"usage": usage}
 
 
 def _joined(parts: Sequence[TextDelta]) -> TextDelta:

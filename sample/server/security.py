@@ -1,4 +1,4 @@
-"""What stands before every request: who may ask, from where, how much, and the answers' headers.
+"""What stands before every request: who may ask, from where, and the answers' headers.
 
 - The Host header must name this server. A page of another site whose name was made to point here
   (DNS rebinding) still sends that site's name.
@@ -6,10 +6,8 @@
   such page can read an answer (CORS), but for those of --allow-origin.
 - With an API key, all but the page, the health check and the API's description need it. Where the
   server listens on other addresses than this machine's own, there must be one.
-- A body has a bound in bytes and in seconds.
 """
 
-import asyncio
 import hmac
 import ipaddress
 import logging
@@ -30,8 +28,6 @@ from sample.server.metrics import Metrics
 log = logging.getLogger(__name__)
 
 SHORT_KEY_CHARS = 16
-MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
-BODY_WITHIN_S = 30.0
 HEADERS = {
     # trusted types: the browser itself refuses to read text as HTML, whatever the page may try
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -102,40 +98,35 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+@dataclass(frozen=True)
 class SecurityMiddleware:
     """ASGI middleware around the whole application."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        access: Access,
-        metrics: Metrics,
-        open_paths: Collection[str],
-        known_paths: Collection[str],
-    ) -> None:
-        """``open_paths`` need no key; ``known_paths`` are counted by name, the rest together."""
-        self._app, self._access, self._metrics = app, access, metrics
-        self._open_paths, self._known_paths = open_paths, known_paths
+    app: ASGIApp
+    access: Access
+    metrics: Metrics
+    open_paths: Collection[str]  # they need no key
+    known_paths: Collection[str]  # they are counted by name, the rest together
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":  # the server's own start and end
-            return await self._app(scope, receive, send)
-        path = scope["path"] if scope["path"] in self._known_paths else "other"
+            return await self.app(scope, receive, send)
+        path = scope["path"] if scope["path"] in self.known_paths else "other"
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                self._metrics.requests.labels(path, message["status"]).inc()
+                self.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
         try:
             self._check(scope["method"], scope["path"], Headers(scope=scope))
         except APIError as error:
             return await error.response()(scope, receive, send_secured)
-        await self._app(scope, limited(receive), send_secured)
+        await self.app(scope, receive, send_secured)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -147,15 +138,15 @@ class SecurityMiddleware:
             )  # fmt: skip
         # of origin the part after http:// must be the very host that was asked for
         foreign = origin and origin.partition("://")[2] != host
-        if foreign and method not in ("GET", "HEAD") and origin not in self._access.origins:
+        if foreign and method not in ("GET", "HEAD") and origin not in self.access.origins:
             raise APIError(
                 f"The request comes from another site's page, {shown(origin)}: if it may ask, "
                 "start the server with it as --allow-origin.",
                 status=403, code="origin_not_allowed",
             )  # fmt: skip
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        key = self._access.key
-        if key is None or path in self._open_paths:
+        key = self.access.key
+        if key is None or path in self.open_paths:
             return
         right = hmac.compare_digest(given.strip().encode("latin-1"), key)  # in constant time
         if scheme.lower() != "bearer" or not right:
@@ -167,39 +158,12 @@ class SecurityMiddleware:
             )  # fmt: skip
 
     def _is_own(self, name: str) -> bool:
-        if name in self._access.names or not self._access.is_wildcard:
-            return name in self._access.names
+        if name in self.access.names or not self.access.is_wildcard:
+            return name in self.access.names
         try:
             return bool(ipaddress.ip_address(name))
         except ValueError:
             return False
-
-
-def limited(receive: Receive) -> Receive:
-    """Return ``receive``, which raises APIError where a body is too large or comes too slowly."""
-    n_bytes, is_whole = 0, False
-    deadline_s = asyncio.get_running_loop().time() + BODY_WITHIN_S
-
-    async def receive_limited() -> Message:
-        nonlocal n_bytes, is_whole
-        try:  # once it is whole, what comes says that the client is gone
-            async with asyncio.timeout_at(None if is_whole else deadline_s):
-                message = await receive()
-        except TimeoutError as error:
-            raise _closing(
-                f"The body did not come within {BODY_WITHIN_S:.0f} seconds.", 408
-            ) from error
-        n_bytes += len(message.get("body", b""))
-        if n_bytes > MAX_BODY_BYTES:
-            raise _closing(f"The body has more than {MAX_BODY_BYTES:,} bytes.", 413)
-        is_whole = is_whole or not message.get("more_body", False)
-        return message
-
-    return receive_limited
-
-
-def _closing(sentence: str, status: int) -> APIError:
-    return APIError(sentence, status=status, headers={"Connection": "close"})
 
 
 def host_name(host: str) -> str:

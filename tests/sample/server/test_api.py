@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from common.inference.config import GenerateConfig
+from sample.server.app import MAX_BODY_BYTES
 from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Request
-from sample.server.security import MAX_BODY_BYTES, Access, host_name
+from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import RAW, TURNS, Message
 from sample.text.truncate import build_prompt
