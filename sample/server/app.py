@@ -7,8 +7,9 @@ GET  /health  /metrics  /card  /openapi.json      /  and the page's files
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ from sample.server.engine import Engine
 from sample.server.errors import APIError, respond
 from sample.server.metrics import Metrics
 from sample.server.protocol import (
-    ChatCompletion,
+    Answer,
     ChatRequest,
-    Completion,
     CompletionRequest,
     ErrorResponse,
     Health,
@@ -46,10 +46,7 @@ MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt t
 BODY_WITHIN_S = 30.0
 PAGE = Path(__file__).parents[1] / "page"
 STREAM: dict[int | str, Json] = {200: {"content": {"text/event-stream": {}}}}
-ERRORS: dict[int | str, Json] = {
-    "4XX": {"model": ErrorResponse, "description": "The sentence says what to do otherwise."},
-    "5XX": {"model": ErrorResponse, "description": "The server is going down, or has failed."},
-}
+ERRORS: dict[int | str, Json] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app.include_router(router)
     page = {"/" if file.name == "page.html" else f"/{file.name}": file for file in PAGE.iterdir()}
     for path, file in page.items():
-        app.add_route(path, _sending(file))
+        app.add_route(path, partial(_send_file, file))
     paths = {*page, *app.openapi()["paths"], "/openapi.json", f"/v1/models/{service.model.name}"}
     open_paths = {*page, "/health", "/openapi.json"}
     secured = SecurityMiddleware(app, access, service.metrics, open_paths, paths)
@@ -93,33 +90,26 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     )
 
 
-def _sending(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    async def send_file(_: Request) -> Response:
-        # asked for again each time, so that page and server are of one version
-        return FileResponse(file, headers={"Cache-Control": "no-cache"})
-
-    return send_file
+async def _send_file(file: Path, _: Request) -> Response:
+    # asked for again each time, so that page and server are of one version
+    return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
 
 class JsonRequest(Request):
     """A request whose body is bounded, and JSON where 8.0 is an integer: JSON has but numbers."""
 
-    _content: bytes | None = None
-
-    async def body(self) -> bytes:
-        """Return the body; raise APIError where it is too large or comes too slowly."""
-        if self._content is None:
-            content = bytearray()
-            try:
-                async with asyncio.timeout(BODY_WITHIN_S):
-                    async for chunk in self.stream():
-                        content += chunk
-                        if len(content) > MAX_BODY_BYTES:
-                            raise _closing(413, f"has more than {MAX_BODY_BYTES:,} bytes")
-            except TimeoutError as error:
-                raise _closing(408, f"did not come within {BODY_WITHIN_S:.0f} seconds") from error
-            self._content = bytes(content)
-        return self._content
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body; raise APIError where it is too large or comes too slowly."""
+        n_bytes = 0
+        try:
+            async with asyncio.timeout(BODY_WITHIN_S):
+                async for chunk in super().stream():
+                    n_bytes += len(chunk)
+                    if n_bytes > MAX_BODY_BYTES:
+                        raise _closing(413, f"has more than {MAX_BODY_BYTES:,} bytes")
+                    yield chunk
+        except TimeoutError as error:
+            raise _closing(408, f"did not come within {BODY_WITHIN_S:.0f} seconds") from error
 
     async def json(self) -> Any:
         """Return the body's value."""
@@ -151,46 +141,41 @@ class JsonRoute(APIRoute):
 router = APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 @router.get("/v1/models")
 async def models(request: Request) -> ModelList:
     """List the one model there is."""
-    model = _service(request).model
-    return ModelList(data=[ModelDescription(id=model.name, created=model.created)])
+    return ModelList(data=[await model(request.app.state.service.model.name, request)])
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> ModelDescription:
     """Describe the model."""
-    own = _service(request).model
+    own: ServedModel = request.app.state.service.model
     if name != own.name:
         sentence = f"This server has only {own.name}."
         raise APIError(sentence, status=404, param="model", code="model_not_found")
     return ModelDescription(id=own.name, created=own.created)
 
 
-@router.post("/v1/completions", response_model=Completion, responses=STREAM)
+@router.post("/v1/completions", response_model=Answer, responses=STREAM)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text."""
     return await _complete(body, request)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
+@router.post("/v1/chat/completions", response_model=Answer, responses=STREAM)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a conversation."""
     return await _complete(body, request)
 
 
 async def _complete(body: CompletionRequest | ChatRequest, request: Request) -> Response:
-    arrived_s, service = time.monotonic(), _service(request)
-    # in a thread: a long text takes a while to encode, and others are to be heard meanwhile
+    arrived_s = time.monotonic()
+    service: Service = request.app.state.service
+    # in a thread: a long text takes a while to encode, and the event loop serves others meanwhile
     generation = await asyncio.to_thread(parse_request, body, service.model)
     stream = ResponseStream(generation.builder, arrived_s, service.metrics.time_to_first_token)
-    jobs = service.engine.submit(generation.samples, stream.push)
+    jobs = service.engine.submit(generation.rows, stream.push)
     if generation.stream:
         return EventStream(stream.events(), lambda: service.engine.cancel(jobs))
     try:
@@ -204,25 +189,24 @@ async def _complete(body: CompletionRequest | ChatRequest, request: Request) -> 
 
 @router.get("/health", response_model_exclude_none=True)
 async def health(request: Request, response: Response) -> Health:
-    """Say whether requests are taken."""
-    why = _service(request).engine.closed
-    if why is None:
-        return Health(status="ok")
-    response.status_code = 503
-    return Health(status="unavailable", reason=why)
+    """Say whether requests are accepted."""
+    why = request.app.state.service.engine.closed
+    response.status_code = 503 if why else 200
+    return Health(status="unavailable" if why else "ok", reason=why)
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return the counters for Prometheus."""
-    text = generate_latest(_service(request).metrics.registry)
+    text = generate_latest(request.app.state.service.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 @router.get("/card")
 async def model_info(request: Request) -> Json:
     """Return what the page says of the model."""
-    return _service(request).model_info
+    info: Json = request.app.state.service.model_info
+    return info
 
 
 async def cancel_on_disconnect(receive: Receive, answer: Coroutine[Any, Any, Json]) -> Json | None:

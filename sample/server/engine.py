@@ -1,10 +1,10 @@
-"""One thread decodes for all: requests wait their turn, get a row, and hear what it says.
+"""Continuous batching: one thread decodes for all requests, which queue for a row of the Decoder.
 
-    submit -> waiting (bounded) -> a row of the Decoder -> deltas, delivered once a step
+    submit -> queue (bounded) -> a row of the Decoder -> deltas, delivered once a step
 
-Continuous batching: between two steps rows that ended are freed and those who wait get them, so
-nobody waits for the longest answer of a batch. What a row says depends on its own request alone;
-that is the Decoder's promise. Source: Yu et al. 2022 (Orca), section 3.2, iteration-level
+Between two steps rows that ended are freed and admit the next of the queue, so that no request
+waits for the longest answer of a batch. The text of a row depends on its own request alone; that is
+the Decoder's promise. Source: Yu et al. 2022 (Orca), section 3.2, iteration-level
 scheduling.
 """
 
@@ -24,8 +24,8 @@ from sample.text.detokenizer import Detokenizer, TextDelta
 
 log = logging.getLogger(__name__)
 
-# Prompts read between two steps: those who already listen wait for it. About a second at 124 M
-# parameters on two cores.
+# Prefilled between two steps, while the running answers wait: about a second at 124 M parameters
+# on two cores.
 PREFILL_TOKENS = 512
 FAULT = "The server failed while it was generating; its log says why. It has to be started again."
 
@@ -45,7 +45,7 @@ class Request:
 
 @dataclass(eq=False)
 class Job:
-    """A request that was taken: ``receive`` gets its deltas, the last of which says so."""
+    """A request that was accepted: ``receive`` gets its deltas until one ``is_last``."""
 
     request: Request
     receive: Callable[[TextDelta], None]
@@ -53,7 +53,7 @@ class Job:
 
 
 class Engine:
-    """A Decoder, the thread that owns it, and the requests that wait for a row."""
+    """A Decoder, the thread that owns it, and the queue for its rows."""
 
     def __init__(
         self, decoder: Decoder, *, n_rows: int, max_waiting: int, metrics: Metrics
@@ -66,7 +66,7 @@ class Engine:
         self._free = list(range(n_rows - 1, -1, -1))  # the lowest row last: taken first
         self._ended = False
         self._thread: threading.Thread | None = None
-        self.closed: str | None = None  # why no requests are taken, as a sentence
+        self.closed: str | None = None  # why no requests are accepted, as a sentence
         self.fault: str | None = None  # why the engine failed
         metrics.rows.set(n_rows)
         metrics.up.set_function(lambda: self.closed is None)
@@ -91,7 +91,7 @@ class Engine:
         return len(self._rows)
 
     def submit(self, requests: Sequence[Request], receive: Receive) -> list[Job]:
-        """Take all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
+        """Queue all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
 
         Raises: APIError, 429 when the queue has no room for them, 503 after ``refuse``.
         """
@@ -106,15 +106,15 @@ class Engine:
         return jobs
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Free the places of ``jobs``; those that ended are left alone."""
+        """Free the places of ``jobs`` in the queue, and their rows before the next step."""
         with self._changed:
             for job in jobs:
-                job.cancelled = True  # a row is freed before the next step
+                job.cancelled = True
                 if job in self._waiting:
                     self._waiting.remove(job)
 
     def refuse(self, why: str) -> None:
-        """Take no more requests; those taken go on."""
+        """Accept no more requests; those accepted go on."""
         with self._changed:
             self.closed = self.closed or why
 
@@ -134,7 +134,7 @@ class Engine:
                 self._admit_waiting()
                 if deltas := self._step():
                     call_in_loop(partial(_deliver, deltas))
-        except Exception as error:  # whatever it was, those who wait must hear of it
+        except Exception as error:  # whatever it was, the clients are to be told
             log.exception("The engine stopped.")
             # such as scores that are no numbers: a sentence already
             self.fault = error.message if isinstance(error, UserError) else FAULT
@@ -163,8 +163,8 @@ class Engine:
             self._free.append(row)
 
     def _admit_waiting(self) -> None:
-        n_read = 0
-        while n_read < PREFILL_TOKENS:
+        n_prefilled = 0
+        while n_prefilled < PREFILL_TOKENS:
             with self._changed:
                 if not (self._waiting and self._free):
                     return
@@ -172,7 +172,7 @@ class Engine:
                 self._rows[row] = job
             request = job.request
             self._decoder.admit(row, request.prompt, request.config, request.top_logprobs)
-            n_read += max(1, len(request.prompt))
+            n_prefilled += max(1, len(request.prompt))
             self._metrics.prompt_tokens.inc(len(request.prompt))
 
     def _step(self) -> list[tuple[Job, TextDelta]]:

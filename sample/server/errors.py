@@ -50,7 +50,7 @@ def busy() -> APIError:
 
 
 def unavailable(message: str) -> APIError:
-    """Return the error of a server that takes no requests."""
+    """Return the error of a server that accepts no requests."""
     return APIError(message, status=503, kind="server_error", code="unavailable")
 
 
@@ -58,8 +58,6 @@ def shown(value: Any) -> str:
     """Return a value as an error may show it: in ASCII, and not the whole of a long one."""
     if isinstance(value, list | dict):  # may be too deep to be written down
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
-    if isinstance(value, int) and abs(value) >= 1 << 64:
-        return f"an integer of {value.bit_length():,} bits"
     text = ascii(value)
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "..."
 

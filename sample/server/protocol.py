@@ -26,7 +26,7 @@ EmptyDict = Annotated[dict[str, Any], Field(max_length=0)]
 
 
 class Shape(BaseModel):
-    """No string or bool is taken for a number; the texts below fields describe them."""
+    """Strict: no string or bool stands for a number. The texts below fields are descriptions."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -56,7 +56,7 @@ class TextFormat(Shape):
 
 
 class Unsupported(Shape):
-    """Known to clients and not done here: only values that ask for nothing are taken."""
+    """Known to clients and not done here: only values that ask for nothing are accepted."""
 
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
@@ -143,54 +143,37 @@ class Usage(Shape):
     total_tokens: int
 
 
-class Choice(Shape):
-    """One of the answers to a request."""
-
-    index: int
-    finish_reason: Literal["stop", "length"]
-    logprobs: dict[str, Any] | None
-    """Tokens and their natural logarithms of probability, as OpenAI writes them."""
-
-
-class CompletionChoice(Choice):
-    """A continuation of the prompt."""
-
-    text: str
-
-
 class AssistantMessage(Shape):
-    """A continuation of the conversation."""
+    """A continuation of a conversation."""
 
     role: Literal["assistant"]
     content: str
     refusal: None
 
 
-class ChatChoice(Choice):
-    """One of the answers to a conversation."""
+class Choice(Shape):
+    """One of the answers to a request: a ``text`` for a prompt, a ``message`` in a chat."""
 
-    message: AssistantMessage
+    index: int
+    text: str | None = None
+    message: AssistantMessage | None = None
+    logprobs: dict[str, Any] | None
+    """Tokens and their natural logarithms of probability, as OpenAI writes them."""
+    finish_reason: Literal["stop", "length"]
 
 
-class Completion(Shape):
-    """What /v1/completions answers."""
+class Answer(Shape):
+    """What both kinds of completion answer."""
 
     id: str
-    object: Literal["text_completion"]
+    object: Literal["text_completion", "chat.completion"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[CompletionChoice]
+    choices: list[Choice]
     usage: Usage
     notices: list[str] = []
     """What had no room in the context."""
-
-
-class ChatCompletion(Completion):
-    """What /v1/chat/completions answers."""
-
-    object: Literal["chat.completion"]  # type: ignore[assignment]
-    choices: list[ChatChoice]  # type: ignore[assignment]
 
 
 class ModelDescription(Shape):
@@ -210,7 +193,7 @@ class ModelList(Shape):
 
 
 class Health(Shape):
-    """Whether requests are taken."""
+    """Whether requests are accepted."""
 
     status: Literal["ok", "unavailable"]
     reason: str | None = None

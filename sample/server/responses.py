@@ -1,4 +1,4 @@
-"""The way back: text deltas of the engine -> one JSON object, or server-sent events.
+"""Text deltas of the engine -> one JSON object, or server-sent events.
 
 The shapes are those of protocol.py, which /openapi.json describes and the tests check; here they
 are plain dicts, as one is made for every token.
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's too
-SEND_WITHIN_S = 60.0  # a client that takes longer to take a piece of its answer is gone
+SEND_WITHIN_S = 60.0  # a client that does not read for so long is gone
 # in ASCII: some clients take U+2028 and U+0085 for the end of a line, thus of an event
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -125,16 +125,16 @@ class ResponseBuilder:
 
 
 class ResponseStream:
-    """What the engine says of one request's answers, as it comes."""
+    """The deltas of one request's answers, as the engine delivers them."""
 
     def __init__(self, builder: ResponseBuilder, arrived_s: float, first_token: Histogram) -> None:
-        """``first_token`` notes how long after ``arrived_s`` the first text comes."""
+        """``first_token`` observes how long after ``arrived_s`` the first delta comes."""
         self._builder, self._arrived_s, self._first_token = builder, arrived_s, first_token
         self._deltas: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue()
         self._n_generated = [0] * len(builder.prefixes)
 
     def push(self, index: int, delta: TextDelta) -> None:
-        """Take the next text of an answer."""
+        """Add the next delta of an answer."""
         self._deltas.put_nowait((index, delta))
 
     async def deltas(self) -> AsyncIterator[tuple[int, TextDelta, bool]]:
@@ -212,7 +212,7 @@ class EventStream(StreamingResponse):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events, until the client is gone or takes nothing any more."""
+        """Send the events, until the client is gone or does not read any more."""
 
         async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(SEND_WITHIN_S):
@@ -221,6 +221,6 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send_in_time)
         except TimeoutError:
-            log.warning("A client took nothing of its answer for %.0f s.", SEND_WITHIN_S)
+            log.warning("A client read nothing of its answer for %.0f s.", SEND_WITHIN_S)
         finally:
             self._close()

@@ -173,7 +173,7 @@ class Server(uvicorn.Server):
             end.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal: the first drains, the second ends the process as it is."""
+        """Handle a signal: the first drains, the second ends the process as it is."""
         if self.should_exit:
             sys.stderr.flush()
             os._exit(128 + sig)  # nothing is written that could be lost
@@ -192,7 +192,7 @@ class TimeoutProtocol(H11Protocol):
     request under way, is used.
     """
 
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None  # runs while a request is awaited
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
@@ -202,17 +202,9 @@ class TimeoutProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Wait on where a request is not whole yet."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
-        super().connection_lost(exc)
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._timer is not None:
+        if self.cycle is None or self.cycle.response_complete:
+            close = self.transport.close
+            self._timer = self._timer or self.loop.call_later(HEAD_WITHIN_S, close)
+        elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
