@@ -147,7 +147,7 @@ class ResponseStream:
             index, delta = await self._deltas.get()
             if delta.error is not None:
                 raise unavailable(delta.error)
-            if not any(self._n_generated):
+            if n_open == len(self._n_generated) and not any(self._n_generated):
                 self._first_token.observe(time.monotonic() - self._arrived_s)
             first = self._n_generated[index] == 0
             self._n_generated[index] = delta.n_tokens
