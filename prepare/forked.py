@@ -1,6 +1,6 @@
-"""Processes beside this one, that do one thing for it and end with it.
+"""A process beside this one, that does one thing for it and ends with it.
 
-They are forked, since they go on with what is here: an iterator, a vocabulary.
+It is forked, since it goes on with what is here: an iterator, a vocabulary.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from typing import Any
 
 from common.errors import UserError
 
@@ -42,18 +43,18 @@ class ForkedProcess:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: Any) -> None:
         """Send it a message."""
         with suppress(OSError):  # it has ended: said where its answer is missing
-            self._connection.send_bytes(message)
+            self._connection.send(message)
 
-    def recv(self) -> bytes:
+    def recv(self) -> Any:
         """Return its next message.
 
         Raises: ForkedProcessDiedError when it has ended without one.
         """
         try:
-            return self._connection.recv_bytes()
+            return self._connection.recv()
         except (EOFError, OSError) as error:
             raise ForkedProcessDiedError(
                 "A process that helps to read and encode ended without a word: it was killed, or "

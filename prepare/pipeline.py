@@ -26,8 +26,7 @@ from prepare.output.shard import Shard
 from prepare.output.shard_writer import EncodeJob, shard_keys
 from prepare.readers.documents import read_source
 from prepare.readers.encoding import check_encoding
-from prepare.sources.byte_ranges import byte_ranges
-from prepare.sources.discover import Progress, Source
+from prepare.sources.discover import Progress, Source, byte_ranges
 from prepare.sources.fingerprint import fingerprint_of, old_meta, stale_reason
 from prepare.stats import Stats
 from prepare.tokens.plan import Plan, make_plan
@@ -97,8 +96,8 @@ def prepare_corpus(
 
 def _parts(source: Source) -> list[Source]:
     """Return byte ranges of a source that can be read apart, or the source."""
-    spans = [] if source.dataset else byte_ranges(source.path)
-    return [replace(source, span=span) for span in spans] or [source]
+    ranges = [] if source.dataset else byte_ranges(source.path)
+    return [replace(source, byte_range=byte_range) for byte_range in ranges] or [source]
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,27 @@
-"""The members of a tar as they stream by, of every flavour that tarfile reads, strictly."""
+"""The members of a tar as they stream by, of every flavour that tarfile reads, strictly.
+
+tarfile alone takes a damaged header for the end of the file, and loses what comes after it.
+"""
 
 import io
-import re
 import tarfile
-from collections.abc import Iterator
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.codecs import CHUNK_BYTES, ExpansionLimit
-from prepare.archives.streams import HEAD_BYTES, ChunkReader, Entries, Span, Stream
+from prepare.archives.sniff import TAR_BLOCK_BYTES
+from prepare.archives.streams import HEAD_BYTES, Entries, Stream, failing_stream
 from prepare.stats import Stats
 
-TAR_BLOCK_BYTES = 512
-CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # in octal, or in binary
-TAR_HEADER_BYTES = 1 << 20  # of one extended header: tarfile holds it whole
+SEEK_BYTES = 1 << 19  # read at a time to get past them
+EXTENDED_HEADER_BYTES = 1 << 20  # of one: tarfile holds it whole
 # What pixz writes behind the tar that it compressed. Source: pixz, src/pixz.h
 PIXZ_INDEX_MAGIC = 0xDBAE14D62E324CA6.to_bytes(8, "little")
 
 
-def begins_tar(head: bytes) -> bool:
-    """Say whether content begins with a tar header whose checksum is right."""
-    if len(head) < TAR_BLOCK_BYTES or not CHECKSUM.match(head, 148):  # as of text hardly ever
-        return False
-    try:
-        header = tarfile.TarInfo.frombuf(head[:TAR_BLOCK_BYTES], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return bool(header.name)
+class _ForwardOnlyFile:
+    """A stream as tarfile needs it, which seeks forward only, and what tarfile keeps to itself.
 
-
-class ForwardOnlyFile:
-    """A stream as tarfile needs it, which is wound forward only, and what tarfile keeps to itself.
-
-    tarfile's own for streams reads 10 KiB at a time, and winds on for ever behind the end of a file
+    tarfile's own for streams reads 10 KiB at a time, and reads on for ever behind the end of a file
     where a damaged header sends it.
     """
 
@@ -49,7 +38,7 @@ class ForwardOnlyFile:
         if position < self._at:
             raise tarfile.ReadError(f"sent back from byte {self._at:,} to {position:,}")
         while self._at < position:
-            n_read = len(self._stream.read(min(position - self._at, CHUNK_BYTES)))
+            n_read = len(self._stream.read(min(position - self._at, SEEK_BYTES)))
             if not n_read:
                 raise tarfile.ReadError("unexpected end of data")
             self._at += n_read
@@ -81,7 +70,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             tarfile.GNUTYPE_LONGNAME,
             tarfile.GNUTYPE_LONGLINK,
         )
-        if is_extended and member.size > TAR_HEADER_BYTES:
+        if is_extended and member.size > EXTENDED_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {member.size:,} bytes")
         return member
 
@@ -114,31 +103,30 @@ class _StrictTarInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":
-        tape: Any = tar.fileobj
+        file: Any = tar.fileobj
         try:
             member = super().fromtarfile(tar)
         except tarfile.HeaderError as error:
             kind = type(error).__name__
             if kind == "EOFHeaderError":  # a block of zeros
-                tape.n_zero_blocks += 1
+                file.n_zero_blocks += 1
                 raise
             if kind == "EmptyHeaderError":  # the end of the file
                 raise
-            if tape.n_zero_blocks >= 2 and tape.last.startswith(PIXZ_INDEX_MAGIC):
-                while tape.read(CHUNK_BYTES):  # so that the compression around it is checked
-                    pass
-                return cls.fromtarfile(tar)
-            raise tarfile.ReadError(f"bad header at byte {tar.offset:,} of the tar") from error
-        tape.n_zero_blocks = 0
+            found = "bad header"
+            if file.last.startswith(PIXZ_INDEX_MAGIC):
+                found = "the index of pixz, which is not supported: pack it again with xz;"
+            raise tarfile.ReadError(f"{found} at byte {tar.offset:,} of the tar") from error
+        file.n_zero_blocks = 0
         return member
 
 
-def tar_entries(name: str, stream: Stream, limit: ExpansionLimit, stats: Stats) -> Entries:
+def tar_entries(name: str, stream: Stream, stats: Stats) -> Entries:
     """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
-    tape: Any = ForwardOnlyFile(stream)
+    file: Any = _ForwardOnlyFile(stream)
     try:
         with tarfile.TarFile(
-            fileobj=tape,
+            fileobj=file,
             tarinfo=_StrictTarInfo,
             ignore_zeros=True,
             encoding="utf-8",
@@ -147,44 +135,54 @@ def tar_entries(name: str, stream: Stream, limit: ExpansionLimit, stats: Stats) 
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 if member.isfile():
-                    yield member.name, _member(f"{name}/{member.name}", tar, member, limit)
+                    yield member.name, _content(f"{name}/{member.name}", file, member)
                 elif member.size and member.type not in tarfile.SUPPORTED_TYPES:
                     stats.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
     # what tarfile raises beside its own errors comes from damaged extended headers
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: damaged or cut short tar ({error}). Fetch it again.") from error
-    if tape.n_zero_blocks < 2:
+    if file.n_zero_blocks < 2:
         stats.warn(
             f"{name}: ends without a tar's end mark: members may be missing. Compare it with its "
             "origin, or fetch it again."
         )
 
 
-def _member(
-    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: ExpansionLimit
-) -> Stream:
-    tape: Any = tar.fileobj
+def _content(name: str, file: Any, member: tarfile.TarInfo) -> Stream:
     if member.size < 0:
         raise tarfile.ReadError(f"a size of {member.size:,} bytes")
-    if member.issparse():  # its holes are on no disk
-        chunks = _sparse_chunks(name, tar, member, limit)
-        return io.BufferedReader(ChunkReader(chunks), HEAD_BYTES)
+    if member.issparse():
+        return failing_stream(
+            DataError(
+                f"{name}: stored as a sparse file, which is not supported: unpack the tar with "
+                "'tar xf' and name the folder."
+            )
+        )
     if member.size > HEAD_BYTES:
-        return io.BufferedReader(Span(name, tape, member.size), HEAD_BYTES)
-    content = tape.read(member.size)
+        return io.BufferedReader(_MemberReader(name, file, member.size), HEAD_BYTES)
+    content = file.read(member.size)
     if len(content) < member.size:
         raise DataError(f"{name}: cut short inside its tar. Fetch it again.")
     return io.BufferedReader(io.BytesIO(content), max(1, member.size))
 
 
-def _sparse_chunks(
-    name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: ExpansionLimit
-) -> Iterator[bytes]:
-    file = tar.extractfile(member)
-    assert file is not None
-    try:
-        while chunk := file.read(HEAD_BYTES):
-            limit.add(name, len(chunk))
-            yield chunk
-    except (tarfile.TarError, ValueError) as error:
-        raise DataError(f"{name}: cut short inside its tar ({error}). Fetch it again.") from error
+class _MemberReader(io.RawIOBase):
+    """The next ``n_bytes`` of a file as a raw stream of its own."""
+
+    def __init__(self, name: str, file: Any, n_bytes: int) -> None:
+        self._name, self._file, self._n_left = name, file, n_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` as far as the member goes; DataError where the file ends before."""
+        n_wanted = min(len(buffer), self._n_left)
+        n_read: int = self._file.readinto(memoryview(buffer)[:n_wanted])
+        if n_wanted and not n_read:
+            raise DataError(
+                f"{self._name}: cut short inside its archive, {self._n_left:,} bytes before its "
+                "end. Fetch it again."
+            )
+        self._n_left -= n_read
+        return n_read

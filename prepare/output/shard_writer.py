@@ -39,7 +39,9 @@ def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bo
     for (number, document), n_bytes in plan.lengths.items():
         lengths[number].append((document, n_bytes))
     return [
-        key_of(same_for_all, task.states, [s.span for s in task.sources], lengths[task.number])
+        key_of(
+            same_for_all, task.states, [s.byte_range for s in task.sources], lengths[task.number]
+        )
         for task in tasks
     ]
 

@@ -1,19 +1,17 @@
-"""A document as it streams by: in pieces, so that none is ever too long for the memory.
+"""A document as it streams by: in chunks, so that none is ever too long for the memory.
 
     (text, MORE) (text, MORE) (text, END)      one long document
     (text, END)                                one as short as most are
-    (text, MORE) (b"", DROP)                   one that turned out to be none: forget its pieces
+    (text, MORE) (b"", DROP)                   one that turned out to be none: forget its chunks
 
-``rechunk`` makes pieces that can be encoded apart from one another: their ids, one after another, are
-those of the whole document.
+``rechunk`` makes chunks that can be encoded apart from one another: their ids, one after another,
+are those of the whole document.
 """
 
 import re
 from collections.abc import Generator, Iterator
 from enum import Enum
-from typing import TypeAlias
-
-from prepare.stats import Stats
+from typing import Protocol, TypeAlias
 
 MAX_CHUNK_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
 
@@ -28,7 +26,7 @@ Chunk: TypeAlias = tuple[bytes, ChunkEnd]  # valid UTF-8 by itself, and what com
 # places, only enough of them in any script.
 SAFE_SPLIT = re.compile(
     rb"""(?s:.*)  # greedy: the last one is found first
-    (?=[\ \n\xe3\xef])  # for speed: one of these follows every border
+    (?=[\ \n\xe3\xef])  # for speed: one of these follows every place
     (?:
         (?<=[!-~])(?=\ )
       | (?<=[0-9A-Za-z])(?=\n)
@@ -43,22 +41,27 @@ SAFE_SPLIT = re.compile(
 )
 
 
-def rechunk(pieces: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
-    """Cut longer pieces to MAX_CHUNK_BYTES at borders between words, and join shorter ones.
+class Counts(Protocol):
+    """What ``rechunk`` counts."""
+
+    n_empty: int  # documents that are blank throughout
+    n_forced_cuts: int
+
+
+def rechunk(chunks: Iterator[Chunk], counts: Counts) -> Generator[Chunk]:
+    """Split longer chunks to MAX_CHUNK_BYTES where it is safe, and join shorter ones.
 
     Documents that are blank throughout are dropped and counted. A run of MAX_CHUNK_BYTES without a
-    border is cut inside, and counted: only there can the ids be others than those of the whole.
+    safe split is cut inside, and counted: only there can the ids be others than those of the whole.
     """
     held: list[bytes] = []
-    n_held, blank, begun = 0, True, False
-    for text, chunk_end in pieces:
-        if (
-            chunk_end is END and not held and len(text) <= MAX_CHUNK_BYTES and not begun
-        ):  # as most are
+    n_held, is_blank, is_split = 0, True, False  # the last: some of the document was yielded
+    for text, chunk_end in chunks:
+        if chunk_end is END and not (held or is_split) and len(text) <= MAX_CHUNK_BYTES:
             if text and not text.isspace():
-                yield text, END
+                yield text, END  # as most are
             else:
-                stats.n_empty += 1
+                counts.n_empty += 1
             continue
         held.append(text)
         n_held += len(text)
@@ -66,24 +69,29 @@ def rechunk(pieces: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
             whole, start = b"".join(held), 0
             while len(whole) - start > MAX_CHUNK_BYTES:
                 part = whole[start : start + MAX_CHUNK_BYTES]
-                border = SAFE_SPLIT.match(part)
-                part = part[: border.end() if border else utf8_prefix_len(part)]
-                stats.n_forced_cuts += border is None
-                blank = blank and part.isspace()
-                yield part, MORE
-                start += len(part)
-                begun = True
+                n_bytes, is_safe = split_prefix_len(part)
+                counts.n_forced_cuts += not is_safe
+                is_blank = is_blank and part[:n_bytes].isspace()
+                yield part[:n_bytes], MORE
+                start += n_bytes
+                is_split = True
             held, n_held = [whole[start:]], len(whole) - start
         if chunk_end is MORE:
             continue
         last = b"".join(held)
-        if chunk_end is END and not (blank and (not last or last.isspace())):
+        if chunk_end is END and not (is_blank and (not last or last.isspace())):
             yield last, END
         else:
-            stats.n_empty += chunk_end is END
-            if begun:
+            counts.n_empty += chunk_end is END
+            if is_split:
                 yield b"", DROP
-        held, n_held, blank, begun = [], 0, True, False
+        held, n_held, is_blank, is_split = [], 0, True, False
+
+
+def split_prefix_len(text: bytes) -> tuple[int, bool]:
+    """Return how much of ``text`` to split off, and whether that is safe: else it is in a word."""
+    border = SAFE_SPLIT.match(text)
+    return (border.end(), True) if border else (utf8_prefix_len(text), False)
 
 
 def utf8_prefix_len(text: bytes) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 
 from common.errors import DataError
-from prepare.archives.streams import HEAD_BYTES, Stream
+from prepare.archives.streams import HEAD_BYTES, Stream, stream_of
 from prepare.config import PrepareConfig
 from prepare.readers.chunks import utf8_prefix_len
 from prepare.stats import Stats, UnreadableError
@@ -23,7 +23,7 @@ MAX_CONTROL_SHARE = 0.01
 CONTROLS = bytes(set(range(32)) - set(b"\b\t\n\v\f\r\x1b"))
 NOT_ASCII = bytes(range(128, 256))
 REPLACEMENT = "\ufffd".encode()
-UNDECODED = b"\xff"  # what a decoder replaced, until _mended: in no UTF-8
+UNDECODED = b"\xff"  # what a decoder replaced, until they are mended: in no UTF-8
 
 BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -32,6 +32,7 @@ BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that o
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+WIDE_MARKS = tuple(mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8)
 SAMPLE_BYTES = 1 << 16  # of lines that are not ASCII; a few hundred bytes are enough to tell
 TYPOGRAPHY = set("\u00a0\u3000\u2018\u2019\u201c\u201d\u2013\u2014\u2022\u2026")
 TYPOGRAPHIC_CODECS = ("cp1252", "gb18030", "big5hkscs", "cp932", "cp949")
@@ -54,18 +55,20 @@ def check_encoding(config: PrepareConfig) -> None:
         ) from error
 
 
-def first_block(leaf: Stream) -> tuple[bytes, bool]:
-    """Return the beginning of a file, and whether that is all of it."""
-    block = leaf.read(FIRST_BYTES)
-    return block, len(block) < FIRST_BYTES
+def json_in_utf8(stream: Stream, head: bytes) -> Stream:
+    """Return a stream that begins with ``head``, or, of JSON in UTF-16 or UTF-32, one in UTF-8."""
+    encoding = next((BYTE_ORDER_MARKS[mark] for mark in WIDE_MARKS if head.startswith(mark)), "")
+    if not encoding or head.decode(encoding, "ignore").lstrip()[:1] not in ("{", "["):
+        return stream
+    blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
+    texts = codecs.iterdecode(blocks, encoding, "replace")
+    return stream_of(text.encode("utf-8", "replace") for text in texts)
 
 
-def utf8_blocks(
-    name: str, first: bytes, leaf: Stream, config: PrepareConfig, stats: Stats
-) -> Iterator[bytes]:
-    """Yield ``first`` and the rest of a file as UTF-8, what is wrong in it left as other bytes."""
-    block = first
-    blocks = iter(partial(leaf.read, BLOCK_BYTES), b"")
+def utf8_blocks(name: str, stream: Stream, config: PrepareConfig, stats: Stats) -> Iterator[bytes]:
+    """Yield a file as UTF-8, what is wrong in it left as other bytes."""
+    block = stream.read(FIRST_BYTES)
+    blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
     n_passed = 0
     if config.encoding != "auto":
         encoding = codecs.lookup(config.encoding).name.removesuffix("-sig")

@@ -5,43 +5,53 @@
                            }                        {"text": "two"}
                                                 ]
 
-The text is a string, a list of strings (joined by a blank line), or null, under a key or a path.
-Lines longer than LONG_BYTES, and objects that lie across two blocks, are left to longjson.
+A record is held as a whole, in some three times its length; a longer one than MAX_RECORD_BYTES is
+an error.
 """
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MORE, Chunk
-from prepare.readers.longjson import MAX_KEYS, Scanner, decoded, not_utf8
+from prepare.readers.chunks import END, Chunk
+from prepare.readers.json_values import (
+    BLANKS,
+    MAX_RECORD_BYTES,
+    TOO_LONG,
+    JsonValues,
+    decode_utf8,
+    not_utf8,
+    raw_decode,
+)
+from prepare.readers.records import NOTHING, NoTextError, record_text, to_utf8, value_at
+from prepare.sources.discover import JSON_LINES_SUFFIXES
 from prepare.stats import Stats, UnreadableError
 
-JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-LONG_BYTES = 16 << 20  # a longer line is never held
-BLOCK_BYTES = 1 << 20  # what is held of one
-QUICK_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times its memory
+BLOCK_BYTES = 1 << 20  # read at a time
+ORJSON_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times its memory
 BOM = b"\xef\xbb\xbf"
 BEGINS_ARRAY = re.compile(rb"\s*\[\s*(?:[{\]]|\Z)")  # of objects, as far as its first line shows
-_NOTHING = object()  # None stands for JSON's null
+MEMBER = re.compile(r'[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')  # a key, behind what comes before it
+
+# Where it stands, what it is, and whether bytes in it are not UTF-8; an error in the place of one.
+Record: TypeAlias = tuple[str, Any, bool]
 
 
-def looks_like_json(name: str, leaf: Stream, text_key: str) -> bool:
-    """Tell by the name and the first bytes whether ``leaf`` is to be read as JSON."""
+def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
+    """Tell by the name and the first HEAD_BYTES whether a file is to be read as JSON."""
     if name.endswith(JSON_LINES_SUFFIXES):
         return True
-    peeked = leaf.peek(HEAD_BYTES)
-    is_whole = len(peeked) < HEAD_BYTES
-    head = peeked.removeprefix(BOM).lstrip()
+    is_whole = len(head) < HEAD_BYTES
+    head = head.removeprefix(BOM).lstrip()
     if not head.startswith((b"{", b"[")):
         return False
     if name.endswith(".json"):
@@ -49,270 +59,168 @@ def looks_like_json(name: str, leaf: Stream, text_key: str) -> bool:
     text = head.decode("utf-8", "replace")
     first_line, newline, _ = text.partition("\n")
     if newline or is_whole:
-        try:
-            if _value_of(json.loads(first_line), text_key) is not _NOTHING:
+        with suppress(ValueError, RecursionError):
+            if value_at(json.loads(first_line), text_key) is not NOTHING:
                 return True
-        except (ValueError, RecursionError):
-            pass
     return _holds_text(text, text_key, is_whole=is_whole)
 
 
 def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
     """Tell whether ``head`` is JSON, or begins some, with a text under its key."""
-    scanner = Scanner(iter([(head, False)]))
+    values = JsonValues(iter([head]))
     found = False
     try:
-        for _ in scanner.records():
-            for _ in scanner.walk(text_key):
-                pass
-            found = found or bool(scanner.has_text)
+        for _ in values:
+            with suppress(NoTextError):
+                record_text(values.decode(), text_key, "")
+                found = True
     except ValueError:
-        return scanner.ended and not is_whole and (found or bool(scanner.has_text))
+        return values.ended and not is_whole and (found or _begins_text(values.rest, text_key))
     return found
 
 
-def json_documents(name: str, leaf: Stream, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
-    """Yield the document of each object in ``leaf``; the text of an empty one is empty.
+def _begins_text(record: str, text_key: str) -> bool:
+    """Tell whether an object that breaks off has a text under its key, perhaps not all of it."""
+    first, _, others = text_key.partition(".")
+    end = 0
+    while member := MEMBER.match(record, BLANKS.match(record, end).end()):  # type: ignore[union-attr]
+        end = member.end()
+        try:
+            key = json.loads(member[1])
+            if key == text_key:
+                return record[end : end + 1] in ("[", '"', "n")
+            if others and key == first and _begins_text(record[end:], others):
+                return True
+            _, end = raw_decode(record, end)
+        except (ValueError, RecursionError):  # this is where it breaks off
+            return False
+    return False
+
+
+def json_documents(
+    name: str, stream: Stream, config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
+    """Yield the document of each object in ``stream``; the text of an empty one is empty.
 
     Raises: DataError naming the line or record that is wrong, where --on-error is fail;
     UnreadableError instead where no text was met and the name promises none (.json, not .jsonl).
     """
-    if leaf.peek(len(BOM)).startswith(BOM):
-        leaf.read(len(BOM))
-    reader = _Reader(name, config, stats)
+    is_promised = name.endswith(JSON_LINES_SUFFIXES)
+    first_error: DataError | None = None  # kept while nothing says that the file holds texts
+    for where, record, has_bad_bytes in _records(name, stream, config):
+        if has_bad_bytes and config.on_bad_bytes == "skip":
+            stats.n_bad_bytes += 1
+            stats.skip(where, "not UTF-8")
+            continue
+        try:
+            if isinstance(record, DataError):
+                raise record
+            text, is_mended = to_utf8(record_text(record, config.text_key, where))
+        except DataError as error:
+            if config.on_error == "skip":
+                is_json = isinstance(error, NoTextError)
+                no_text = f"no text under the key {config.text_key!r}"
+                stats.skip(where, no_text if is_json else "not JSON")
+            elif is_promised:
+                raise
+            else:
+                first_error = first_error or error
+        else:
+            if first_error:
+                raise first_error
+            is_promised = True
+            stats.n_bad_bytes += has_bad_bytes or is_mended
+            yield text, END
+    if first_error:
+        raise UnreadableError(first_error.message) from first_error
+
+
+def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Record]:
+    if stream.peek(len(BOM)).startswith(BOM):
+        stream.read(len(BOM))
     # A binary stream ends lines at \n only; str.splitlines() would also cut at U+2028 and others.
-    read_line = partial(leaf.readline, LONG_BYTES)
-    number, line = 1, read_line()
+    number, line = 1, stream.readline(BLOCK_BYTES)
     while line.isspace():
         number += line.endswith(b"\n")
-        line = read_line()
-    following = b"" if _is_cut(line) else read_line()
-    begun = filter(None, (line, following))
-    if _lies_across_lines(line, following):
-        yield from reader.records(chain(begun, iter(partial(leaf.read, BLOCK_BYTES), b"")))
-    else:
-        yield from reader.lines(leaf, chain(begun, iter(read_line, b"")), number)
-    if reader.first_error:
-        raise UnreadableError(reader.first_error.message) from reader.first_error
+        line = stream.readline(BLOCK_BYTES)
+    is_array = BEGINS_ARRAY.match(line) is not None
+    if not (is_array or line.endswith(b"\n")):
+        line += stream.readline(MAX_RECORD_BYTES - len(line))
+    max_bytes = BLOCK_BYTES if is_array else MAX_RECORD_BYTES
+    following = stream.readline(max_bytes) if line.endswith(b"\n") else b""
+    first = filter(None, (line, following))
+    if is_array or _goes_on(line, following):
+        blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
+        return _values(name, chain(first, blocks), config)
+    lines = iter(partial(stream.readline, MAX_RECORD_BYTES), b"")
+    return _lines(name, chain(first, lines), number, config.on_bad_bytes)
 
 
-def _is_cut(line: bytes) -> bool:
-    return len(line) >= LONG_BYTES and not line.endswith(b"\n")
-
-
-def _lies_across_lines(line: bytes, following: bytes) -> bool:
-    """Tell whether a file that begins so is an array, or goes on with the same object.
+def _goes_on(line: bytes, following: bytes) -> bool:
+    """Tell whether the object that a line begins goes on in the following one.
 
     What follows a damaged line does not go on from it: there, lines are read one by one.
     """
-    if BEGINS_ARRAY.match(line):
-        return True
-    begun, rest = line.decode("utf-8", "replace"), following.decode("utf-8", "replace")
+    text, rest = line.decode("utf-8", "replace"), following.decode("utf-8", "replace")
     try:
-        json.loads(begun + rest)
+        json.loads(text + rest)
     except json.JSONDecodeError as error:
-        return error.pos > len(begun) + len(rest) - len(rest.lstrip())
+        return error.pos > len(text) + len(rest) - len(rest.lstrip())
     except (ValueError, RecursionError):
         return False
     return bool(rest.strip())
 
 
-@dataclass
-class _Reader:
-    """The documents of one file, and what was met in it so far."""
-
-    name: str
-    config: PrepareConfig
-    stats: Stats
-    has_text: bool = False
-    first_error: DataError | None = None  # kept while nothing says that the file should hold texts
-
-    def lines(self, leaf: Stream, lines: Iterator[bytes], first_number: int) -> Iterator[Chunk]:
-        """Yield the document of each of ``lines``, which come from ``leaf``."""
-        for number, raw in enumerate(lines, first_number):
-            where = f"{self.name}, line {number:,}"
-            line = raw.removeprefix(BOM)  # where files were joined
-            if _is_cut(raw):
-                yield from self._long_line(_line_blocks(line, leaf), where)
-                continue
-            if not line or line.isspace():
-                continue
-            if len(line) <= QUICK_BYTES:
-                try:
-                    record = orjson.loads(line)
-                except ValueError:  # it is wrong, or only Python's own takes it: told below
-                    pass
-                else:
-                    yield from self._document(record, where)
-                    continue
-            is_mended = False
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                if self.config.on_bad_bytes == "fail":
-                    raise not_utf8(where, error.start, line[error.start]) from error
-                if self.config.on_bad_bytes == "skip":
-                    self._skip_not_utf8(where)
-                    continue
-                text, is_mended = line.decode("utf-8", "replace"), True
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:  # the latter: brackets nested for ever
-                found = f"Found {line[:40]!r}; each line must be one object."
-                self._bad_json(f"{where}: not a JSON object ({error}). {found}", where)
-            else:
-                yield from self._document(record, where, is_mended=is_mended)
-
-    def records(self, blocks: Iterator[bytes]) -> Iterator[Chunk]:
-        """Yield the document of each object, wherever its lines end."""
-        scanner = Scanner(decoded(blocks, self.name, self.config.on_bad_bytes))
-        where = self.name
+def _lines(
+    name: str, lines: Iterator[bytes], first_number: int, on_bad_bytes: str
+) -> Iterator[Record]:
+    """Yield what each line holds, blank ones left out."""
+    for number, raw in enumerate(lines, first_number):
+        line = raw.removeprefix(BOM)  # where files were joined
+        if not line or line.isspace():
+            continue
+        where = f"{name}, line {number:,}"
+        if len(raw) >= MAX_RECORD_BYTES and not raw.endswith(b"\n"):
+            while raw and not raw.endswith(b"\n"):
+                raw = next(lines, b"")
+            yield where, DataError(f"{where}: {TOO_LONG}"), False
+            continue
         try:
-            for number, first_char in enumerate(scanner.records(), start=1):
-                where = f"{self.name}, record {number:,}"
-                record = scanner.whole_value() if first_char == "{" else None
-                if record is None:
-                    yield from self._walked(scanner, where)
-                else:
-                    yield from self._document(record, where)
-        except ValueError as error:
-            advice = "What follows cannot be read: mend the file, or pass --on-error skip."
-            self._bad_json(f"{where}: not JSON ({error}). {advice}", where)
-
-    def _document(self, record: Any, where: str, *, is_mended: bool = False) -> Iterator[Chunk]:
-        try:
-            text = text_of(record, self.config.text_key, where)
-        except DataError as error:
-            self._bad_text(error, where)
-        else:
-            self._found()
-            encoded, has_surrogates = _encoded(text)
-            self.stats.n_bad_bytes += is_mended or has_surrogates
-            yield encoded, END
-
-    def _long_line(self, blocks: Iterator[bytes], where: str) -> Iterator[Chunk]:
-        scanner = Scanner(decoded(blocks, where, self.config.on_bad_bytes))
-        try:
-            if scanner.next_char():
-                yield from self._walked(scanner, where, is_line=True)
-        except ValueError as error:
-            scanner.drain()
-            if scanner.dirty and self.config.on_bad_bytes == "skip":
-                self._skip_not_utf8(where)
-                return
-            advice = "Each line must be one object."
-            self._bad_json(f"{where}: not a JSON object ({error}). {advice}", where)
-
-    def _walked(self, scanner: Scanner, where: str, *, is_line: bool = False) -> Iterator[Chunk]:
-        """Yield one document as it comes by. Whatever is no JSON is a ValueError."""
-        first_char = scanner.next_char()
-        is_given = is_mended = False
-        try:
-            for text in scanner.walk(self.config.text_key):
-                self._found()
-                encoded, has_surrogates = _encoded(text)
-                is_given, is_mended = True, is_mended or has_surrogates
-                yield encoded, MORE
-            if is_line and scanner.next_char():
-                raise ValueError("something follows it")
-        except ValueError:
-            if is_given:
-                yield b"", DROP
-            raise
-        is_unwanted = scanner.bad_bytes and self.config.on_bad_bytes == "skip"
-        if is_given and (is_unwanted or not scanner.has_text):
-            yield b"", DROP
-        if is_unwanted:
-            self._skip_not_utf8(where)
-            return
-        if scanner.has_text:
-            self._found()
-            self.stats.n_bad_bytes += scanner.bad_bytes or is_mended
-            yield b"", END
-        else:
-            found = _listed(scanner.keys) if first_char == "{" else "no object"
-            self._bad_text(_no_text(where, self.config.text_key, found), where)
-
-    def _found(self) -> None:
-        if self.first_error:
-            raise self.first_error
-        self.has_text = True
-
-    def _skip_not_utf8(self, where: str) -> None:
-        self.stats.n_bad_bytes += 1
-        self.stats.skip(where, "not UTF-8")
-
-    def _bad_json(self, sentence: str, where: str) -> None:
-        self._bad(DataError(sentence), where, "not JSON")
-
-    def _bad_text(self, error: DataError, where: str) -> None:
-        self._bad(error, where, f"no text under the key {self.config.text_key!r}")
-
-    def _bad(self, error: DataError, where: str, reason: str) -> None:
-        """Leave out a record, or raise; where nothing promises texts, only once one is met."""
-        if self.config.on_error == "skip":
-            self.stats.skip(where, reason)
-        elif self.has_text or self.name.endswith(JSON_LINES_SUFFIXES):
-            raise error
-        else:
-            self.first_error = self.first_error or error
+            record = orjson.loads(line) if len(line) <= ORJSON_BYTES else NOTHING
+        except ValueError:  # it is wrong, or only Python's own takes it
+            record = NOTHING
+        yield _line(line, where, on_bad_bytes) if record is NOTHING else (where, record, False)
 
 
-def _line_blocks(line: bytes, leaf: Stream) -> Iterator[bytes]:
-    """Yield the whole of a line of which only the beginning was read."""
-    for start in range(0, len(line), BLOCK_BYTES):
-        yield line[start : start + BLOCK_BYTES]
-    while not line.endswith(b"\n") and (line := leaf.readline(BLOCK_BYTES)):
-        yield line
-
-
-def text_of(record: Any, text_key: str, where: str) -> str:
-    """Return the text of an object: under the key itself, else under a.b as b in a.
-
-    Raises: DataError when there is none.
-    """
-    value = _value_of(record, text_key)
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "\n\n".join(value)
-    if not isinstance(record, dict):
-        raise _no_text(where, text_key, f"a {type(record).__name__} instead of an object")
-    raise _no_text(where, text_key, _listed(list(record)[:MAX_KEYS]))
-
-
-def _value_of(record: Any, text_key: str) -> Any:
-    if not isinstance(record, dict):
-        return _NOTHING
-    if text_key in record:
-        return record[text_key]
-    first, _, others = text_key.partition(".")
-    return _value_of(record.get(first), others) if others else _NOTHING
-
-
-def _no_text(where: str, text_key: str, found: str) -> DataError:
-    return DataError(
-        f"{where}: no text under the key {text_key!r}; found {found}. "
-        "Name the right one: --text-key."
-    )
-
-
-def _listed(keys: list[str]) -> str:
-    return "the keys " + ", ".join(map(repr, keys)) if keys else "an empty object"
-
-
-def without_surrogates(text: str, stats: Stats) -> bytes:
-    """Encode, a lone surrogate (JSON can write one) becoming U+FFFD."""
-    encoded, has_surrogates = _encoded(text)
-    stats.n_bad_bytes += has_surrogates
-    return encoded
-
-
-def _encoded(text: str) -> tuple[bytes, bool]:
+def _line(line: bytes, where: str, on_bad_bytes: str) -> Record:
+    has_bad_bytes = False
     try:
-        return text.encode("utf-8"), False
-    except UnicodeEncodeError:
-        pairs = text.encode("utf-16", "surrogatepass")
-        return pairs.decode("utf-16", "replace").encode("utf-8"), True
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if on_bad_bytes == "fail":
+            raise not_utf8(where, error.start, line[error.start]) from error
+        text, has_bad_bytes = line.decode("utf-8", "replace"), True
+    try:
+        return where, json.loads(text), has_bad_bytes
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested for ever
+        found = f"Found {line[:40]!r}; each line must be one object."
+        bad = DataError(f"{where}: not a JSON object ({error}). {found}")
+        bad.__cause__ = error
+        return where, bad, has_bad_bytes
+
+
+def _values(name: str, blocks: Iterator[bytes], config: PrepareConfig) -> Iterator[Record]:
+    """Yield JSON's values, wherever its lines end."""
+    values = JsonValues(decode_utf8(blocks, name, config.on_bad_bytes))
+    where = name
+    try:
+        for number, _ in enumerate(values, start=1):
+            where = f"{name}, record {number:,}"
+            value = values.decode()
+            yield where, value, values.has_bad_bytes
+    except ValueError as error:
+        advice = "What follows cannot be read: mend the file, or pass --on-error skip."
+        bad = DataError(f"{where}: not JSON ({error}). {advice}")
+        if config.on_error == "fail" and _begins_text(values.rest, config.text_key):
+            raise bad from error
+        yield where, bad, False

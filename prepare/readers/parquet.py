@@ -1,13 +1,14 @@
 """Tables -> documents: parquet files and Hugging Face data sets, a batch of rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.errors import DataError
+from prepare.archives.streams import Stream, seekable
 from prepare.config import PrepareConfig
 from prepare.forked import disable_fork
 from prepare.readers.chunks import END, Chunk
-from prepare.readers.jsonl import text_of, without_surrogates
+from prepare.readers.records import NoTextError, record_text, to_utf8
 from prepare.sources.discover import Source
 from prepare.stats import Stats
 
@@ -15,10 +16,12 @@ BATCH_ROWS = 16  # so that no batch is large where rows are
 BUFFER_BYTES = 1 << 20  # of a column that is read at a time
 
 
-def parquet_documents(name: str, file: Any, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
+def parquet_documents(
+    name: str, stream: Stream, config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
     """Yield the texts of a parquet file's column, as they are read from its row groups.
 
-    ``file`` can seek. Raises: DataError when it is damaged, or lacks the column.
+    Raises: DataError when it is damaged, or lacks the column.
     """
     import pyarrow
     import pyarrow.parquet
@@ -26,21 +29,19 @@ def parquet_documents(name: str, file: Any, config: PrepareConfig, stats: Stats)
     disable_fork()  # pyarrow has threads
     column, _, _ = config.text_key.partition(".")
     try:
-        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-        names = table.schema_arrow.names
-        if config.text_key in names:
-            column = config.text_key
-        if column not in names:
-            raise DataError(
-                f"{name}: no column {config.text_key!r}; there are "
-                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
-            )
-        number = 0
-        for batch in table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False):
-            for value in batch.column(0):
-                record = {column: value.as_py()}
-                yield _text(f"{name}, row {number:,}", record, config, stats), END
-                number += 1
+        with seekable(stream) as file:
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+            names = table.schema_arrow.names
+            if config.text_key in names:
+                column = config.text_key
+            if column not in names:
+                raise DataError(
+                    f"{name}: no column {config.text_key!r}; there are "
+                    f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
+                )
+            batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
+            rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
+            yield from _row_documents(name, rows, config, stats)
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of text not UTF-8
         raise DataError(
             f"{name}: damaged or cut short parquet ({error}). Fetch it again."
@@ -60,9 +61,7 @@ def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> It
         ) from error
     disable_fork()  # pyarrow has threads
     try:
-        rows = _open(datasets, source)
-        for number, row in enumerate(rows):
-            yield _text(f"{source.name}, row {number:,}", row, config, stats), END
+        yield from _row_documents(source.name, _open(datasets, source), config, stats)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"--dataset {source.name}: cannot be opened ({error}). Check the name, --config and "
@@ -86,5 +85,17 @@ def _open(datasets: Any, source: Source) -> Any:
     return rows[source.split]
 
 
-def _text(where: str, row: dict[str, Any], config: PrepareConfig, stats: Stats) -> bytes:
-    return without_surrogates(text_of(row, config.text_key, where), stats)
+def _row_documents(
+    name: str, rows: Iterable[dict[str, Any]], config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
+    for number, row in enumerate(rows):
+        where = f"{name}, row {number:,}"
+        try:
+            text, is_mended = to_utf8(record_text(row, config.text_key, where))
+        except NoTextError:
+            if config.on_error == "fail":
+                raise
+            stats.skip(where, f"no text under the key {config.text_key!r}")
+        else:
+            stats.n_bad_bytes += is_mended
+            yield text, END

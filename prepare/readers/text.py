@@ -1,7 +1,7 @@
-r"""A plain text file of any length, in any encoding -> its documents, in pieces of UTF-8.
+r"""A plain text file of any length, as blocks of UTF-8 -> its documents.
 
-    file -> utf8_blocks -> _text_only -> _with_lf -> _gutenberg_body -> _cut -> _mended -> collapsed
-            UTF-8       no binary     no CR LF    no licence         documents  valid    stripped
+    blocks -> _text_only -> _with_lf -> _gutenberg_body -> _split -> _mended
+              no binary     no CR LF    no licence         documents  valid
 
 Each step takes blocks and hands blocks on, so that memory stays flat. No block ends inside a
 character. What could not be decoded goes through the steps as bytes that occur in no UTF-8: only
@@ -13,10 +13,8 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
-from prepare.archives.streams import Stream
 from prepare.config import PrepareConfig
 from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
-from prepare.readers.encoding import first_block, utf8_blocks
 from prepare.stats import Stats, UnreadableError
 
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
@@ -35,38 +33,34 @@ GUTENBERG_END = re.compile(
 END_MARK_BYTES = 128  # at least the longest match of it
 
 
-def plain_documents(
-    name: str, leaf: Stream, config: PrepareConfig, stats: Stats
-) -> Iterator[Chunk]:
-    """Return the documents of one plain file, blank ones with the rest.
-
-    Raises: UnreadableError for what is no text, perhaps after some pieces; DataError for bad bytes
-    where config says so.
-    """
-    first, is_whole = first_block(leaf)
-    if is_whole and _stays_as_it_is(first, config):
-        return iter([(first, END)])
-    blocks = _text_only(name, utf8_blocks(name, first, leaf, config, stats))
-    if config.newlines == "lf":
-        blocks = _with_lf(blocks, stats)
-    if config.strip_gutenberg:
-        blocks = _gutenberg_body(blocks)
-    separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
-    pieces = _cut(blocks, separator) if separator else _as_one(blocks)
-    pieces = _mended(name, pieces, len(separator), config, stats)
-    return collapsed(pieces) if config.collapse_newlines else pieces
-
-
-def _stays_as_it_is(text: bytes, config: PrepareConfig) -> bool:
+def is_clean(text: bytes, config: PrepareConfig) -> bool:
     """Tell, of most short files and in a fifth of the time, that no step would change them."""
     return (
         config.encoding == "auto"
-        and not (config.separator or config.strip_gutenberg or config.collapse_newlines)
+        and not (config.separator or config.strip_gutenberg)
         and b"\0" not in text
         and (config.newlines == "keep" or b"\r" not in text)
         and not text.startswith(codecs.BOM_UTF8)
         and _is_utf8(text)
     )
+
+
+def text_documents(
+    name: str, blocks: Iterator[bytes], config: PrepareConfig, stats: Stats
+) -> Iterator[Chunk]:
+    """Return the documents of one plain file, blank ones with the rest.
+
+    Raises: UnreadableError for what is no text, perhaps after some chunks; DataError for bad bytes
+    where config says so.
+    """
+    blocks = _text_only(name, blocks)
+    if config.newlines == "lf":
+        blocks = _with_lf(blocks, stats)
+    if config.strip_gutenberg:
+        blocks = _gutenberg_body(blocks)
+    separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
+    chunks = _split(blocks, separator) if separator else _as_one(blocks)
+    return _mended(name, chunks, len(separator), config, stats)
 
 
 def _unescaped(separator: str) -> str:
@@ -133,7 +127,7 @@ def _as_one(blocks: Iterator[bytes]) -> Iterator[Chunk]:
     yield last, END
 
 
-def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
+def _split(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
     held = b""  # the end of a block that may be the beginning of a separator
     for block in blocks:
         *whole, text = (held + block).split(separator)
@@ -147,22 +141,17 @@ def _cut(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
 
 
 def _mended(
-    name: str,
-    pieces: Iterator[Chunk],
-    separator_bytes: int,
-    config: PrepareConfig,
-    stats: Stats,
+    name: str, chunks: Iterator[Chunk], separator_bytes: int, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
-    """Replace what is not UTF-8, or drop the document; count both, and zero bytes.
+    """Replace what is not UTF-8, or drop the document; count both.
 
     A document is named by its place in the text as the steps before have left it.
     """
     offset = start = 0
-    bad = dropped = has_nul = False
-    for text, chunk_end in pieces:
+    bad = dropped = False
+    for text, chunk_end in chunks:
         offset += len(text)
         if not dropped:
-            has_nul = has_nul or b"\0" in text
             if not _is_utf8(text):
                 bad = True
                 text = text.decode("utf-8", "replace").encode()
@@ -174,9 +163,8 @@ def _mended(
                 yield text, chunk_end
         if chunk_end is END:
             stats.n_bad_bytes += bad
-            stats.n_with_nul += has_nul and not dropped
             offset = start = offset + separator_bytes
-            bad = dropped = has_nul = False
+            bad = dropped = False
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -186,37 +174,47 @@ def _is_utf8(text: bytes) -> bool:
         return False
 
 
+def count_nul(chunks: Iterator[Chunk], stats: Stats) -> Iterator[Chunk]:
+    """Count the documents with zero bytes, which stay."""
+    has_nul = False
+    for text, chunk_end in chunks:
+        has_nul = has_nul or b"\0" in text
+        if chunk_end is not MORE:
+            stats.n_with_nul += has_nul and chunk_end is END
+            has_nul = False
+        yield text, chunk_end
+
+
 MANY_NEWLINES = re.compile("\n\n\n+")
 
 
-def collapsed(pieces: Iterator[Chunk]) -> Iterator[Chunk]:
+def collapse_newlines(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     r"""Make each document re.sub("\n\n\n+", "\n\n", text).strip(), as OpenWebText at the hub is.
 
     Whitespace is held back until something follows it; once it is longer than MAX_CHUNK_BYTES it is
     let through, even if the document ends after it. Source: Skylion007/openwebtext, openwebtext.py.
     """
-    space, begun = "", False  # begun: some of the document was handed on
-    for piece, chunk_end in pieces:
-        if chunk_end is DROP or (
-            chunk_end is END and not begun and not space and _is_collapsed(piece)
-        ):
-            yield piece, chunk_end
-            space, begun = "", False
+    space, is_split = "", False  # is_split: some of the document was yielded
+    for chunk, chunk_end in chunks:
+        is_alone = chunk_end is END and not (is_split or space)
+        if chunk_end is DROP or (is_alone and _is_collapsed(chunk)):
+            yield chunk, chunk_end
+            space, is_split = "", False
             continue
-        text = MANY_NEWLINES.sub("\n\n", space + piece.decode())
-        if not begun:
+        text = MANY_NEWLINES.sub("\n\n", space + chunk.decode())
+        if not is_split:
             text = text.lstrip()
         body = text.rstrip()
         if chunk_end is END:
             yield body.encode(), END
-            space, begun = "", False
+            space, is_split = "", False
             continue
         if len(text) - len(body) > MAX_CHUNK_BYTES:
             body = text
         space = text[len(body) :]
         if body:
             yield body.encode(), MORE
-            begun = True
+            is_split = True
 
 
 def _is_collapsed(text: bytes) -> bool:

@@ -1,19 +1,31 @@
-"""What the person named -> the files and data sets to read, in an order that depends on nothing."""
+"""What the person named -> the files and data sets to read, in an order that depends on nothing.
+
+A large file of JSON lines becomes ranges of whole lines, so that several processes can read it. No
+other file can be read from its middle: an archive has to be read from its beginning, and a plain
+text is one document.
+"""
 
 import glob
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import DataError
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], object]  # called with a count of bytes, as they are read from disk
+
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+FIRST_LINE_BYTES = 1 << 16  # of a file of JSON lines, looked at
+RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
+BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +40,7 @@ class Source:
     dataset: bool = False  # ``path`` is its folder, or its name at the hub
     config: str | None = None  # of a data set
     split: str = "train"  # of a data set
-    span: tuple[int, int] | None = None  # the range of bytes to read, where not the whole
+    byte_range: tuple[int, int] | None = None  # to read, where not the whole
 
     @property
     def size_bytes(self) -> int:
@@ -38,7 +50,7 @@ class Source:
     @property
     def n_read(self) -> int:
         """Bytes on disk that are read."""
-        return self.span[1] - self.span[0] if self.span else self.size_bytes
+        return self.byte_range[1] - self.byte_range[0] if self.byte_range else self.size_bytes
 
     def state(self) -> list[Any]:
         """Return what changes when the source does, as JSON: size and time, or hash.
@@ -140,33 +152,64 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def byte_ranges(path: Path) -> list[tuple[int, int]]:
+    """Return ranges of some RANGE_BYTES that make up a file of JSON lines; none for other files."""
+    if path.suffix not in JSON_LINES_SUFFIXES or path.stat().st_size < 2 * RANGE_BYTES:
+        return []
+    with path.open("rb") as file:
+        first_line, newline, _ = file.read(FIRST_LINE_BYTES).partition(b"\n")
+        try:
+            is_lines = isinstance(json.loads(first_line.decode("utf-8-sig")), dict)
+        except (ValueError, RecursionError):
+            is_lines = False  # packed, in another encoding, or over several lines
+        if not (is_lines and newline):
+            return []
+        size = path.stat().st_size
+        borders = [_line_from(file, position) for position in range(0, size, RANGE_BYTES)]
+    return [(start, end) for start, end in pairwise([*borders, size]) if start < end]
+
+
+def _line_from(file: BinaryIO, position: int) -> int:
+    """Return where the first line begins that does not begin before ``position``."""
+    if position == 0:
+        return 0
+    file.seek(position - 1)
+    while block := file.read(BLOCK_BYTES):
+        found = block.find(b"\n")
+        if found >= 0:
+            return file.tell() - len(block) + found + 1
+    return file.tell()
+
+
 class ReadCounter:
-    """How many bytes of a source were read, whichever process reads it, told to ``progress``."""
+    """How many bytes of a source were read, whichever process reads it."""
 
     def __init__(self, progress: Progress) -> None:
         self.n_read = 0
-        self.progress = progress
+        self._progress = progress
 
     def __call__(self, n_bytes: int) -> None:
-        """Count so many more, and tell."""
+        """Count so many more, and call ``progress``."""
         self.n_read += n_bytes
-        self.progress(n_bytes)
+        self._progress(n_bytes)
 
     def detach(self) -> None:
-        """Tell nobody any more: this is another process than the one that does."""
-        self.progress = lambda n_bytes: None
+        """Only count from now on: this is another process than the one that shows progress."""
+        self._progress = lambda n_bytes: None
 
 
 class ProgressFile(io.FileIO):
-    """A file, or a span of it, that tells how many of its bytes were read."""
+    """A file, or a range of its bytes, that calls ``progress`` with how many were read."""
 
-    def __init__(self, path: Path, progress: Progress, span: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, path: Path, progress: Progress, byte_range: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(path)
         self._progress = progress
         self._end: int | None = None
-        if span is not None:
-            self.seek(span[0])
-            self._end = span[1]
+        if byte_range is not None:
+            self.seek(byte_range[0])
+            self._end = byte_range[1]
 
     def readinto(self, buffer: Any) -> int | None:
         """Read into ``buffer`` and tell how much."""

@@ -28,7 +28,7 @@ def fingerprint_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
             state
             for task in tasks
             for source, state in zip(task.sources, task.states, strict=True)
-            if source.span is None or source.span[0] == 0
+            if source.byte_range is None or source.byte_range[0] == 0
         ],
         "versions": versions(),
     }
@@ -65,7 +65,7 @@ def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
             return f"{option} was {old['options'].get(name)}, and is {value}"
     if old["vocabulary"] != new["vocabulary"]:
         return f"--tokenizer {new['options']['tokenizer']} is another file than it was"
-    # sets: a source of which several tasks read a span each is listed as often
+    # sets: a source of which several tasks read a range each is listed as often
     before, now = ({json.dumps(state) for state in made["sources"]} for made in (old, new))
     if before != now:
         changed = sorted(now - before)

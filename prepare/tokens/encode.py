@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import DataError
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from prepare.forked import defer_signals
-from prepare.readers.chunks import SAFE_SPLIT, utf8_prefix_len
+from prepare.readers.chunks import split_prefix_len
 from prepare.tokens.verify import TokenIds, VerifiedEncoder
 
 log = logging.getLogger(__name__)
@@ -81,9 +81,7 @@ def _tiktoken_ids(tokenizer: BytePairTokenizer, text: bytes) -> TokenIds:
     try:
         return tokenizer.encode_array(text.decode("utf-8"))
     except ValueError:  # it gives up on about a million blanks in a row, and on other such runs
-        half = text[: len(text) // 2]
-        border = SAFE_SPLIT.match(half)
-        cut = border.end() if border else utf8_prefix_len(half)
+        cut, _ = split_prefix_len(text[: len(text) // 2])
         if not cut:
             raise
         parts = [_tiktoken_ids(tokenizer, part) for part in (text[:cut], text[cut:])]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from common.errors import ConfigError, DataError
 from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer, special_ids_after
 from prepare.forked import defer_signals
-from prepare.readers.chunks import SAFE_SPLIT, utf8_prefix_len
+from prepare.readers.chunks import split_prefix_len
 
 MIN_LEARNED_IDS = 256  # the single bytes
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
@@ -77,8 +77,8 @@ def _without_long_words(text: bytes) -> Iterator[bytes]:
     start = 0
     while len(text) - start > MAX_WORD_BYTES:
         part = text[start : start + MAX_WORD_BYTES]
-        border = SAFE_SPLIT.match(part)
-        part = part[: border.end() if border else utf8_prefix_len(part)]
+        n_bytes, _ = split_prefix_len(part)
+        part = part[:n_bytes]
         yield part
         start += len(part)
     yield text[start:]

@@ -42,7 +42,7 @@ def make_tasks(sources: list[Source]) -> list[Task]:
     group: list[tuple[int, Source, Any]] = []
     index, size_bytes = -1, 0
     for number, source in enumerate(sources, start=1):
-        index += source.span is None or source.span[0] == 0
+        index += source.byte_range is None or source.byte_range[0] == 0
         group.append((index, source, source.state()))
         size_bytes += source.n_read
         if size_bytes >= GROUP_BYTES or source.dataset or number == len(sources):

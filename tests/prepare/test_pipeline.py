@@ -27,7 +27,7 @@ from prepare.config import PrepareConfig
 from prepare.output.dataset_writer import commit
 from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
-from prepare.readers.documents import APART_BYTES
+from prepare.readers.documents import PREFETCH_BYTES
 from prepare.sources import fingerprint as made_from
 from prepare.sources.discover import find_sources
 from prepare.tokens.split import MIN_DOCUMENTS
@@ -232,7 +232,7 @@ def test_a_source_read_ahead_of_its_vocabulary_gives_the_same_bytes(
     """By one process and by several, whether the documents are split by hash or by tail."""
     texts = [f"{i} text " * (400_000 // n_documents) for i in range(n_documents)]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
-    assert (tmp_path / "a.jsonl").stat().st_size > 2 * APART_BYTES
+    assert (tmp_path / "a.jsonl").stat().st_size > 2 * PREFETCH_BYTES
     helped = prepare([tmp_path / "a.jsonl"], tmp_path / "helped", tokenizer=tokenizer)
     monkeypatch.setattr("prepare.forked._disabled", True)
     alone = prepare([tmp_path / "a.jsonl"], tmp_path / "alone", tokenizer=tokenizer)

@@ -14,22 +14,22 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.archives.prefetch import GATHER_BYTES, GATHER_PIECES, N_SLOTS, ahead
+from prepare.archives.prefetch import BATCH_BYTES, BATCH_CHUNKS, prefetch
 from prepare.config import PrepareConfig
 from prepare.forked import ForkedProcessDiedError, disable_fork, forked
 from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
-from prepare.readers.documents import APART_BYTES, read_source
+from prepare.readers.documents import PREFETCH_BYTES, read_source
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
 from prepare.stats import Stats, UnreadableError
 from tests.processes import children
 
-PARTS = [bytes([i]) * (GATHER_BYTES // 3 + i) for i in range(40)]
+PARTS = [bytes([i]) * (BATCH_BYTES // 3 + i) for i in range(40)]
 
 
-def made_ahead(
+def made_apart(
     parts: Iterator[bytes], told: Callable[[int], object] = print, stats: Stats | None = None
 ) -> Generator[bytes]:
-    pieces = ahead(((part, MORE) for part in parts), ReadCounter(told), stats or Stats())
+    pieces = prefetch(((part, MORE) for part in parts), ReadCounter(told), stats or Stats())
     with closing(pieces):
         for text, chunk_end in pieces:
             assert chunk_end is MORE
@@ -37,48 +37,42 @@ def made_ahead(
 
 
 def test_the_items_are_the_same() -> None:
-    assert list(made_ahead(iter(PARTS))) == PARTS
-    assert list(made_ahead(iter([]))) == []
+    assert list(made_apart(iter(PARTS))) == PARTS
+    assert list(made_apart(iter([]))) == []
     assert children() == []
 
 
 def test_every_fate_and_length_comes_through() -> None:
-    pieces: list[Chunk] = [(b"", DROP), (b"a", END), (bytes(3 * GATHER_BYTES), MORE), (b"", END)]
-    assert list(ahead(iter(pieces), ReadCounter(print), Stats())) == pieces
+    pieces: list[Chunk] = [(b"", DROP), (b"a", END), (bytes(3 * BATCH_BYTES), MORE), (b"", END)]
+    assert list(prefetch(iter(pieces), ReadCounter(print), Stats())) == pieces
 
 
-def test_as_much_as_a_slot_takes_comes_through() -> None:
-    tiny = [(b"", DROP)] * (2 * GATHER_PIECES)
-    pieces: list[Chunk] = [(bytes(GATHER_BYTES - 1), MORE), (b"a" * MAX_CHUNK_BYTES, END)]
-    assert list(ahead(iter([*tiny, *pieces]), ReadCounter(print), Stats())) == [*tiny, *pieces]
+def test_many_tiny_and_few_huge_chunks_come_through() -> None:
+    tiny = [(b"", DROP)] * (2 * BATCH_CHUNKS)
+    pieces: list[Chunk] = [(bytes(BATCH_BYTES - 1), MORE), (b"a" * MAX_CHUNK_BYTES, END)]
+    assert list(prefetch(iter([*tiny, *pieces]), ReadCounter(print), Stats())) == [*tiny, *pieces]
 
 
 def test_they_are_made_in_another_process() -> None:
-    (maker,) = set(made_ahead(str(os.getpid()).encode() for _ in range(20)))
+    (maker,) = set(made_apart(str(os.getpid()).encode() for _ in range(20)))
     assert int(maker) != os.getpid()
 
 
 def test_it_makes_only_so_much_ahead(tmp_path: Path) -> None:
-    """What it has made waits in the slots, of which there are few, and in its hands."""
+    """One batch is used here, one fills the pipe, one waits there, and one is being made."""
 
     def make() -> Iterator[bytes]:
-        for i in range(3 * N_SLOTS):
+        for i in range(30):
             (tmp_path / str(i)).touch()
-            yield bytes(GATHER_BYTES)
+            yield bytes(BATCH_BYTES)
 
-    chunks = made_ahead(make())
-    for n_used in range(1, N_SLOTS):
+    chunks = made_apart(make())
+    for n_used in range(1, 20):
         next(chunks)
         time.sleep(0.02)
-        assert len(list(tmp_path.iterdir())) <= n_used + N_SLOTS
+        assert len(list(tmp_path.iterdir())) <= n_used + 3
     chunks.close()
-    assert len(list(tmp_path.iterdir())) < 2 * N_SLOTS
-
-
-def test_slots_are_used_again_and_their_text_stays() -> None:
-    """Freed several at a time; a text that was given out is not overwritten by a later one."""
-    texts = [bytes([i]) * GATHER_BYTES for i in range(4 * N_SLOTS)]
-    assert list(made_ahead(iter(texts))) == texts
+    assert len(list(tmp_path.iterdir())) < 25
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 20])
@@ -90,7 +84,7 @@ def test_its_error_is_raised_here_behind_what_came_before_it(
         yield from PARTS[:n_before]
         raise kind("damaged at byte 9")
 
-    chunks = made_ahead(make())
+    chunks = made_apart(make())
     found: list[bytes] = []
     with pytest.raises(kind, match=r"^damaged at byte 9$") as raised:
         found.extend(iter(chunks.__next__, None))
@@ -107,14 +101,14 @@ def test_other_errors_come_through_too(error: Exception) -> None:
 
     found: list[bytes] = []
     with pytest.raises((OSError, RuntimeError), match=r"Input/output error|a mistake"):
-        found.extend(iter(made_ahead(make()).__next__, None))
+        found.extend(iter(made_apart(make()).__next__, None))
     if isinstance(error, OSError):  # a disk that cannot be read further; what came before is good
         assert found == PARTS
 
 
 @pytest.mark.parametrize("n_used", [0, 1, 5])
 def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
-    chunks = made_ahead(iter(PARTS))
+    chunks = made_apart(iter(PARTS))
     for _ in range(n_used):
         next(chunks)
     assert len(children()) == (n_used > 0)
@@ -123,7 +117,7 @@ def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
 
 
 def test_killed_it_is_a_sentence() -> None:
-    chunks = made_ahead(iter(PARTS * 10))
+    chunks = made_apart(iter(PARTS * 10))
     next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
@@ -136,8 +130,8 @@ def test_killed_it_is_a_sentence() -> None:
 def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) -> None:
     """A past bug: with --on-error skip the rest of the file was left out, and the run went on."""
     path = tmp_path / "a.txt.xz"
-    text = random.Random(0).randbytes(APART_BYTES).hex().encode()  # then more than its slots hold
-    path.write_bytes(lzma.compress(text + b"word " * (N_SLOTS * GATHER_BYTES // 4), preset=0))
+    text = random.Random(0).randbytes(PREFETCH_BYTES).hex().encode()  # then more than is on its way
+    path.write_bytes(lzma.compress(text + b"word " * (4 * BATCH_BYTES), preset=0))
     config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
     pieces = read_source(Source(name="a", path=path), config, Stats(), print)
     next(pieces)
@@ -156,14 +150,14 @@ def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(bytes(10 * GATHER_BYTES))
+    path.write_bytes(bytes(10 * BATCH_BYTES))
     told: list[int] = []
     counter = ReadCounter(told.append)
     with ProgressFile(path, counter) as file, io.BufferedReader(file) as stream:
-        chunks = iter(lambda: stream.read(GATHER_BYTES), b"")
-        pieces = ahead(((chunk, END) for chunk in chunks), counter, Stats())
-        assert sum(len(text) for text, _ in pieces) == 10 * GATHER_BYTES
-        assert sum(told) == counter.n_read == 10 * GATHER_BYTES
+        chunks = iter(lambda: stream.read(BATCH_BYTES), b"")
+        pieces = prefetch(((chunk, END) for chunk in chunks), counter, Stats())
+        assert sum(len(text) for text, _ in pieces) == 10 * BATCH_BYTES
+        assert sum(told) == counter.n_read == 10 * BATCH_BYTES
         assert 0 not in told[:-1]
 
 
@@ -177,12 +171,12 @@ def test_what_it_found_is_known_here_at_its_end() -> None:
         stats.encodings["cp1252"] += 1
         yield b"a"
 
-    assert list(made_ahead(make(), stats=stats)) == [b"a"]
+    assert list(made_apart(make(), stats=stats)) == [b"a"]
     assert (stats.n_empty, stats.reasons["broken"], stats.encodings["cp1252"]) == (2, 1, 3)
 
 
 def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
-    chunks = made_ahead(iter(PARTS * 10))
+    chunks = made_apart(iter(PARTS * 10))
     first = next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGINT)
@@ -193,10 +187,10 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
 def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     disable_fork()
     monkeypatch.delattr(os, "fork")
-    assert list(made_ahead(iter(PARTS))) == PARTS
+    assert list(made_apart(iter(PARTS))) == PARTS
 
 
-@pytest.mark.parametrize("n_bytes", [APART_BYTES - 1, APART_BYTES])
+@pytest.mark.parametrize("n_bytes", [PREFETCH_BYTES - 1, PREFETCH_BYTES])
 def test_large_sources_are_read_by_a_process_and_small_ones_here(
     tmp_path: Path, n_bytes: int
 ) -> None:
@@ -206,7 +200,7 @@ def test_large_sources_are_read_by_a_process_and_small_ones_here(
     source = Source(name="a.txt", path=path)
     pieces = read_source(source, PrepareConfig(), Stats(), told.append)
     text, _ = next(pieces)
-    assert len(children()) == (n_bytes == APART_BYTES)
+    assert len(children()) == (n_bytes == PREFETCH_BYTES)
     assert text + b"".join(rest for rest, _ in pieces) == path.read_bytes()
     assert sum(told) == n_bytes
     assert children() == []

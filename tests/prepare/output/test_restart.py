@@ -34,7 +34,7 @@ prepare.output.shard_writer.BATCH_BYTES = 1_000
 prepare.readers.chunks.MAX_CHUNK_BYTES = 3_000
 prepare.tokens.sample.SAMPLE_BYTES = 20_000
 if os.environ.get("QUERN_TEST_HELPERS"):  # for each task
-    prepare.readers.documents.APART_BYTES = 1
+    prepare.readers.documents.PREFETCH_BYTES = 1
 write_json = prepare.output.shard_writer.write_json
 
 def write_slowly(path, value):  # so that a signal finds the run still at work

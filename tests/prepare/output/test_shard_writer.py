@@ -20,8 +20,8 @@ from prepare.config import PrepareConfig
 from prepare.output import dataset_writer, merge, shard_writer
 from prepare.output.merge import find_duplicates
 from prepare.output.shard import ROW, Shard
-from prepare.readers import chunks, jsonl
-from prepare.sources import byte_ranges
+from prepare.readers import chunks
+from prepare.sources import discover
 from prepare.tokens.encode import make_encoder
 from prepare.tokens.sample import CorpusSample, SampleItem
 from prepare.tokens.split import split_document, split_of
@@ -37,7 +37,6 @@ DAMAGED = object()  # a record that turns out to be none after much of it was re
 class Cut:
     """How small everything is cut, in the order of the work."""
 
-    long_bytes: int
     chunk_bytes: int
     batch_bytes: int
     group_bytes: int
@@ -49,12 +48,10 @@ class Cut:
     @contextmanager
     def applied(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jsonl, "LONG_BYTES", self.long_bytes)
-            patch.setattr(jsonl, "BLOCK_BYTES", min(self.long_bytes, 64))
             patch.setattr(chunks, "MAX_CHUNK_BYTES", self.chunk_bytes)
             patch.setattr(shard_writer, "BATCH_BYTES", self.batch_bytes)
             patch.setattr(tasks, "GROUP_BYTES", self.group_bytes)
-            patch.setattr(byte_ranges, "RANGE_BYTES", self.span_bytes)
+            patch.setattr(discover, "RANGE_BYTES", self.span_bytes)
             patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
             patch.setattr(merge, "BLOCK_ROWS", self.block_rows)
             patch.setattr(merge, "COPY_BYTES", self.copy_bytes)
@@ -112,7 +109,6 @@ def corpora(draw: st.DrawFn) -> Given:
         on_error="skip",
     )
     cut = Cut(
-        long_bytes=draw(st.sampled_from([16, 200, 1 << 24])),
         chunk_bytes=draw(st.sampled_from([64, 256, 1 << 22])),
         batch_bytes=draw(st.sampled_from([1, 100, 4_000])),
         group_bytes=draw(st.sampled_from([1, 10_000])),
@@ -199,7 +195,7 @@ def test_the_same_bytes_are_written_however_the_work_is_cut(case: Given) -> None
 
 
 SMALL = Cut(
-    long_bytes=200, chunk_bytes=256, batch_bytes=500, group_bytes=5_000, span_bytes=1 << 26,
+    chunk_bytes=256, batch_bytes=500, group_bytes=5_000, span_bytes=1 << 26,
     sorted_rows=1_000, block_rows=100, copy_bytes=100,
 )  # fmt: skip
 
@@ -275,18 +271,14 @@ def test_only_all_128_bits_make_documents_equal_and_halves_only_to_their_like(
 
 def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
     n_bytes = 24 << 20
-    with (tmp_path / "long.jsonl").open("wb") as file:
-        file.write(b'{"text": "')
+    with (tmp_path / "long.txt").open("wb") as file:
         for _ in range(n_bytes >> 16):
             file.write(b"a few words, " * 5041)
-        file.write(b'"}\n')
-    cut = replace(SMALL, long_bytes=1 << 16, chunk_bytes=1 << 16, batch_bytes=1 << 16)
-    cut = replace(cut, copy_bytes=1 << 16)
-    with cut.applied(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "BLOCK_BYTES", 1 << 16)
+    cut = replace(SMALL, chunk_bytes=1 << 16, batch_bytes=1 << 16, copy_bytes=1 << 16)
+    with cut.applied():
         tracemalloc.start()
         try:
-            data = prepare([tmp_path / "long.jsonl"], tmp_path / "data", split_rule="tail")
+            data = prepare([tmp_path / "long.txt"], tmp_path / "data", split_rule="tail")
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

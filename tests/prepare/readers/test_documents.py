@@ -279,7 +279,7 @@ def test_reading_can_be_given_up_anywhere(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that reads, or decompresses, ends with it, and what it read is told once."""
-    monkeypatch.setattr(documents, "APART_BYTES", 1)
+    monkeypatch.setattr(documents, "PREFETCH_BYTES", 1)
     lines = json_lines(["some text " * 1000] * 5_000)
     content = lzma.compress(lines, preset=0) if suffix else lines
     (source,) = find_sources([written(tmp_path / f"a.jsonl{suffix}", content)])

@@ -16,13 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from prepare.archives.streams import Stream
 from prepare.config import PrepareConfig
 from prepare.readers import encoding as decoding
 from prepare.readers import text as plaintext
 from prepare.readers.chunks import DROP, END, MORE, Chunk
-from prepare.readers.encoding import check_encoding
-from prepare.readers.text import collapsed, plain_documents
+from prepare.readers.encoding import check_encoding, utf8_blocks
+from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
 from prepare.stats import Stats, UnreadableError
+
+
+def plain_documents(leaf: Stream, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
+    blocks = utf8_blocks("a.txt", leaf, config, stats)
+    chunks = count_nul(text_documents("a.txt", blocks, config, stats), stats)
+    return collapse_newlines(chunks) if config.collapse_newlines else chunks
 
 
 def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[bytes], Stats]:
@@ -32,7 +39,7 @@ def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[
         patch.setattr(decoding, "BLOCK_BYTES", block_bytes)
         patch.setattr(decoding, "FIRST_BYTES", min(block_bytes, 1 << 16))
         leaf = io.BufferedReader(io.BytesIO(raw))
-        pieces = plain_documents("a.txt", leaf, PrepareConfig(**settings), stats)
+        pieces = plain_documents(leaf, PrepareConfig(**settings), stats)
         return joined(pieces), stats
 
 
@@ -75,23 +82,14 @@ block_sizes = st.integers(4, 40)
             "encoding": st.sampled_from(["utf-8", "latin-1"]),
             "separator": st.just("="),
             "strip_gutenberg": st.just(True),
-            "collapse_newlines": st.just(True),
         },
     ),
 )
 def test_short_files_are_passed_on_only_where_no_step_changes_them(
     raw: bytes, options: dict[str, Any]
 ) -> None:
-    def outcome() -> Any:
-        try:
-            return read(raw, **options)
-        except UnreadableError as error:
-            return error.message
-
-    found = outcome()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plaintext, "_stays_as_it_is", lambda text, config: False)
-        assert outcome() == found
+    if is_clean(raw, PrepareConfig(**options)):
+        assert read(raw, **options) == ([raw], Stats())
 
 
 @settings(max_examples=400, deadline=None)
@@ -302,7 +300,7 @@ def test_a_damaged_document_is_dropped_after_its_first_pieces() -> None:
         patch.setattr(decoding, "FIRST_BYTES", 8)
         leaf = io.BufferedReader(io.BytesIO(b"abcdefgh" + b"\xff" + b"ijklmnop" * 3))
         config = PrepareConfig(encoding="utf-8", on_bad_bytes="skip")
-        found = list(plain_documents("a.txt", leaf, config, stats))
+        found = list(plain_documents(leaf, config, stats))
     assert found == [(b"abcdefgh", MORE), (b"", DROP)]
     assert stats.skipped == [{"name": "a.txt, byte 0", "reason": "not UTF-8"}]
 
@@ -451,21 +449,28 @@ def test_newlines_are_collapsed_as_the_hub_does_however_a_document_is_cut(
     for parts in documents:
         stream += [(part.encode(), MORE) for part in parts[:-1]] + [(parts[-1].encode(), END)]
     expected = [hub_text("".join(parts)).encode() for parts in documents]
-    assert joined(collapsed(iter(stream))) == expected
+    assert joined(collapse_newlines(iter(stream))) == expected
 
 
 def test_a_dropped_document_leaves_no_whitespace_to_the_next() -> None:
     stream = [(b"a \n", MORE), (b"", DROP), (b" \n", MORE), (b"", DROP), (b"b", END)]
-    assert list(collapsed(iter(stream))) == [(b"a", MORE), (b"", DROP), (b"", DROP), (b"b", END)]
+    assert list(collapse_newlines(iter(stream))) == [
+        (b"a", MORE),
+        (b"", DROP),
+        (b"", DROP),
+        (b"b", END),
+    ]
 
 
 def test_whitespace_longer_than_a_piece_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plaintext, "MAX_CHUNK_BYTES", 10)
     spaces = [(b" " * 8, MORE)] * 3
-    assert joined(collapsed(iter([*spaces, (b"a", MORE), *spaces, (b"b", END)]))) == [
+    assert joined(collapse_newlines(iter([*spaces, (b"a", MORE), *spaces, (b"b", END)]))) == [
         b"a" + b" " * 24 + b"b"
     ]
-    assert joined(collapsed(iter([(b"a", MORE), *spaces, (b"", END)]))) == [b"a" + b" " * 16]
+    assert joined(collapse_newlines(iter([(b"a", MORE), *spaces, (b"", END)]))) == [
+        b"a" + b" " * 16
+    ]
 
 
 class Repeated(io.RawIOBase):
@@ -497,7 +502,7 @@ def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
     def peak(n_blocks: int) -> int:
         leaf = io.BufferedReader(Repeated(block, n_blocks), 1 << 16)
         tracemalloc.start()
-        pieces: Iterator[Chunk] = plain_documents("a.txt", leaf, config, Stats())
+        pieces: Iterator[Chunk] = plain_documents(leaf, config, Stats())
         for _ in pieces:
             pass
         n_bytes = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""A file of JSON lines cut into spans: every line in one of them, and the data the same."""
+"""A file of JSON lines as ranges of bytes: every line in one of them, and the data the same."""
 
 import gzip
 import json
@@ -9,35 +9,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from prepare.sources import byte_ranges as spans
-from prepare.sources.byte_ranges import byte_ranges
+from prepare.sources import discover
+from prepare.sources.discover import byte_ranges
 from prepare.workers import tasks
 from tests.prepare.making import json_lines, prepare, snapshot
 
 
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=40),
-    span_bytes=st.integers(1, 50),
+    range_bytes=st.integers(1, 50),
     block_bytes=st.integers(1, 20),
     last_newline=st.booleans(),
 )
 @settings(deadline=None)
-def test_spans_are_whole_lines_and_make_up_the_file(
+def test_byte_ranges_are_whole_lines_and_make_up_the_file(
     tmp_path_factory: pytest.TempPathFactory,
     lengths: list[int],
-    span_bytes: int,
+    range_bytes: int,
     block_bytes: int,
     last_newline: bool,
 ) -> None:
     content = json_lines(["x" * length for length in lengths])
     content = content if last_newline else content[:-1]
-    path = tmp_path_factory.mktemp("spans") / "a.jsonl"
+    path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spans, "RANGE_BYTES", span_bytes)
-        patch.setattr(spans, "BLOCK_BYTES", block_bytes)
+        patch.setattr(discover, "RANGE_BYTES", range_bytes)
+        patch.setattr(discover, "BLOCK_BYTES", block_bytes)
         found = byte_ranges(path)
-    if len(content) < 2 * span_bytes or b"\n" not in content:
+    if len(content) < 2 * range_bytes or b"\n" not in content:
         assert found == []
         return
     assert b"".join(content[start:end] for start, end in found) == content
@@ -60,7 +60,7 @@ def test_spans_are_whole_lines_and_make_up_the_file(
 def test_what_is_no_plain_file_of_json_lines_is_not_cut(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "RANGE_BYTES", 10)
+    monkeypatch.setattr(discover, "RANGE_BYTES", 10)
     (tmp_path / name).write_bytes(content)
     assert byte_ranges(tmp_path / name) == []
 
@@ -75,18 +75,18 @@ def test_the_data_are_the_same_however_the_file_is_cut(
     sources = [tmp_path / f"{name}.jsonl" for name in "abc"]
     whole = prepare(sources, tmp_path / "whole", tokenizer=tokenizer, vocab_size="300")
     for size in (100, 5_000):
-        monkeypatch.setattr(spans, "RANGE_BYTES", size)
+        monkeypatch.setattr(discover, "RANGE_BYTES", size)
         monkeypatch.setattr(tasks, "GROUP_BYTES", 10 * size)
         cut = prepare(sources, tmp_path / str(size), tokenizer=tokenizer, vocab_size="300")
         assert snapshot(cut.path) == snapshot(whole.path)
 
 
-def test_a_bad_line_is_named_by_the_span_it_is_in(
+def test_a_bad_line_is_named_by_the_range_it_is_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = json_lines([f"text {i}" for i in range(10)])
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines + b"not JSON\n" + lines)
-    monkeypatch.setattr(spans, "RANGE_BYTES", len(lines))
+    monkeypatch.setattr(discover, "RANGE_BYTES", len(lines))
     with pytest.raises(DataError, match=rf"^from byte {len(lines)} of {path}, line 1: not a JSON"):
         prepare([path], tmp_path / "data")

@@ -216,17 +216,17 @@ def test_a_saved_data_set_is_known_by_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_asked", [1, 99, 2560, 10_000])
-@pytest.mark.parametrize("span", [None, (0, 2560), (0, 7), (100, 101), (7, 2000), (5, 5)])
-def test_a_counted_file_gives_its_span_and_tells_every_byte(
-    span: tuple[int, int] | None, n_asked: int, tmp_path: Path
+@pytest.mark.parametrize("byte_range", [None, (0, 2560), (0, 7), (100, 101), (7, 2000), (5, 5)])
+def test_a_progress_file_gives_its_range_and_tells_every_byte(
+    byte_range: tuple[int, int] | None, n_asked: int, tmp_path: Path
 ) -> None:
     content = bytes(range(256)) * 10
     told: list[int] = []
-    with ProgressFile(written(tmp_path / "a", content), told.append, span) as file:
+    with ProgressFile(written(tmp_path / "a", content), told.append, byte_range) as file:
         stream = io.BufferedReader(file, 64)
         found = b"".join(iter(lambda: stream.read(n_asked), b""))
         assert sum(told) == len(found)
-    assert found == (content if span is None else content[slice(*span)])
+    assert found == (content if byte_range is None else content[slice(*byte_range)])
 
 
 def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:

@@ -10,7 +10,6 @@ import stat
 import struct
 import subprocess
 import tarfile
-import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -23,10 +22,9 @@ import pytest
 import zstandard
 
 from common.errors import DataError
-from prepare.archives.codecs import FREE_BYTES, ExpansionLimit
-from prepare.archives.streams import HEAD_BYTES, Stream
+from prepare.archives.streams import FREE_BYTES, HEAD_BYTES, ExpansionLimit, Stream
 from prepare.archives.tar import PIXZ_INDEX_MAGIC
-from prepare.archives.walk import MAX_DEPTH, iter_files
+from prepare.readers.documents import MAX_DEPTH, iter_files
 from prepare.stats import Stats, UnreadableError
 from tests.prepare.making import tar_of
 
@@ -161,24 +159,6 @@ def test_what_is_left_unread_of_one_member_does_not_reach_the_next(
     assert found == [content[:n_read] for content in (LONG, LONG, TEXT, LONG, b"end")]
 
 
-def n_threads() -> int:
-    return sum(thread.name == "decompress" for thread in threading.enumerate())
-
-
-def test_only_the_outermost_compression_has_a_thread_and_it_ends_with_the_leaves() -> None:
-    inner = gzip.compress(LONG * 40, 1)
-    raw = lzma.compress(tar_of({"a.gz": inner, "b": LONG * 40}), preset=0)
-    found = streams("x.tar.xz", raw)
-    for n_opened in (1, 2):
-        _, leaf = next(found)
-        assert leaf.read(3 << 20)
-        assert n_threads() <= 1, n_opened
-    found.close()  # type: ignore[attr-defined]  # a generator
-    assert n_threads() == 0
-    assert [len(content) for _, content in contents("x.tar.xz", raw)] == [len(LONG) * 40] * 2
-    assert n_threads() == 0
-
-
 def test_a_long_member_is_read_in_flat_memory() -> None:
     raw = tar_of({"a": bytes(64 << 20)})
     for whole in (raw, gzip.compress(raw, 1)):
@@ -253,7 +233,9 @@ def test_what_the_tar_tool_writes_is_read(tar_format: str, tmp_path: Path) -> No
     ],
     ids=["gnu", "0.0", "0.1", "1.0"],
 )
-def test_files_with_holes_are_read_with_zeros_in_them(options: list[str], tmp_path: Path) -> None:
+def test_sparse_files_are_refused_in_a_sentence_and_what_follows_is_read(
+    options: list[str], tmp_path: Path
+) -> None:
     if shutil.which("tar") is None:
         pytest.skip("tar is not installed")
     with open(tmp_path / "holes", "wb") as file:
@@ -266,28 +248,12 @@ def test_files_with_holes_are_read_with_zeros_in_them(options: list[str], tmp_pa
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     if len(made.stdout) > 1_000_000:
         pytest.skip("the file system here keeps no holes")
-    stats = Stats()
-    assert contents("x", made.stdout, stats=stats) == [
-        ("x/holes", (tmp_path / "holes").read_bytes()),
-        ("x/next", TEXT),
-    ]
-    assert stats.warnings == []
-
-
-def sparse_tar(size: int) -> bytes:
-    """Return a tar of one file that is one hole, by pax's format 0.1."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as tar:
-        member = tarfile.TarInfo("hole")
-        member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(size)}
-        tar.addfile(member)
-    return raw.getvalue()
-
-
-def test_holes_count_as_what_a_source_expands_to() -> None:
-    assert contents("x.tar", sparse_tar(100_000), max_ratio=10) == [("x.tar/hole", bytes(100_000))]
-    with pytest.raises(DataError, match=r"x\.tar/hole: expands to"):
-        contents("x.tar", sparse_tar(1 << 50), max_ratio=10)
+    found = streams("x", made.stdout)
+    name, leaf = next(found)
+    assert name == "x/holes"
+    with pytest.raises(DataError, match=r"^x/holes: stored as a sparse file.*unpack the tar with"):
+        leaf.read()
+    assert [(name, leaf.read()) for name, leaf in found] == [("x/next", TEXT)]
 
 
 def with_checksum(header: bytes) -> bytes:
@@ -370,17 +336,10 @@ PIXZ_INDEX = PIXZ_INDEX_MAGIC + b"".join(
 )
 
 
-@pytest.mark.parametrize("index", [PIXZ_INDEX, PIXZ_INDEX * 20], ids=["short", "long"])
-def test_the_index_that_pixz_writes_after_a_tar_is_its_end(index: bytes) -> None:
+def test_the_index_that_pixz_writes_after_a_tar_is_refused_by_its_name() -> None:
     assert bytes.fromhex("a64c322ed614aedb") == PIXZ_INDEX_MAGIC
-    raw = tar_of({"a": TEXT}) + index
-    stats = Stats()
-    assert contents("x.tar", raw, stats=stats) == [("x.tar/a", TEXT)]
-    assert stats.warnings == []
-    packed = lzma.compress(raw)
-    assert contents("x.tpxz", packed) == [("x.tpxz/a", TEXT)]
-    with pytest.raises(DataError, match="cut short: the xz data"):  # read to its own end, too
-        contents("x.tpxz", packed[:-1])
+    with pytest.raises(DataError, match=r"^x\.tar: .*the index of pixz, which is not supported"):
+        contents("x.tar", tar_of({"a": TEXT}) + PIXZ_INDEX * 20)
 
 
 @pytest.mark.parametrize(
@@ -389,12 +348,6 @@ def test_the_index_that_pixz_writes_after_a_tar_is_its_end(index: bytes) -> None
 def test_anything_else_after_a_tar_is_an_error(rest: bytes) -> None:
     with pytest.raises(DataError, match=r"^x\.tar: damaged or cut short tar \(bad header at byte"):
         contents("x.tar", tar_of({"a": TEXT}) + rest)
-
-
-@pytest.mark.parametrize("n_zeros", [0, 512])
-def test_an_index_without_the_end_mark_before_it_is_an_error(n_zeros: int) -> None:
-    with pytest.raises(DataError, match=r"^x\.tar: damaged or cut short tar \(bad header at byte"):
-        contents("x.tar", tar_of({"a": TEXT})[:1024] + bytes(n_zeros) + PIXZ_INDEX)
 
 
 LEFT_OUT = {
@@ -513,7 +466,8 @@ def test_extended_headers_without_sense_never_end_in_another_error(headers: dict
     try:
         contents("x.tar", raw.getvalue())
     except DataError as error:
-        assert error.__cause__ is not None or "cut short" in error.message  # noqa: PT017
+        told = ("cut short" in error.message, "sparse file" in error.message)
+        assert error.__cause__ is not None or any(told)  # noqa: PT017
 
 
 # --- zip --------------------------------------------------------------------------------------
@@ -527,8 +481,7 @@ def zip_of(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
     return raw.getvalue()
 
 
-ZIP_METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-each_method = pytest.mark.parametrize("method", ZIP_METHODS)
+each_method = pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 
 
 def packed_zip(method: int, packed: bytes, content: bytes, flags: int = 0) -> bytes:
@@ -632,35 +585,6 @@ def test_an_empty_zip_holds_nothing() -> None:
     assert contents("x.zip", zip_of({"folder/": b""})) == []
 
 
-@pytest.mark.parametrize(
-    ("method", "packed", "flags"),
-    [
-        (93, COMPRESS[".zst"](LONG), 0),
-        (95, lzma.compress(LONG), 0),
-        (
-            14,
-            b"\x09\x14\x05\x00"
-            + (alone := lzma.compress(LONG, lzma.FORMAT_ALONE))[:5]
-            + alone[13:],
-            2,
-        ),
-    ],
-    ids=["zstd", "xz", "lzma"],
-)
-def test_newer_methods_of_zip_are_read(method: int, packed: bytes, flags: int) -> None:
-    assert contents("x.zip", packed_zip(method, packed, LONG, flags)) == [("x.zip/a", LONG)]
-    for cut in (1, 5, 8, 9, 10, 20, 1_000):
-        with pytest.raises(DataError, match=r"^x\.zip/a: (corrupt|cut short)"):
-            contents("x.zip", packed_zip(method, packed[:cut], LONG, flags))
-
-
-def test_zip_lzma_without_an_end_mark_is_read() -> None:
-    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
-    raw = lzma.compress(TEXT, lzma.FORMAT_RAW, filters=filters)
-    packed = b"\x09\x14\x05\x00" + bytes([93]) + (1 << 16).to_bytes(4, "little") + raw
-    assert contents("x.zip", packed_zip(14, packed, TEXT)) == [("x.zip/a", TEXT)]
-
-
 @each_method
 def test_a_cut_at_any_byte_of_a_zip_is_an_error(method: int) -> None:
     whole = zip_of({"a": TEXT, "b": LONG[:50]}, method)
@@ -688,12 +612,13 @@ def test_no_flipped_bit_changes_what_a_zip_holds_unnoticed(method: int) -> None:
 
 def test_wrong_content_in_a_zip_is_an_error_with_the_numbers() -> None:
     raw = packed_zip(0, b"four", b"FOUR")
-    with pytest.raises(
-        DataError, match=r"^x\.zip/a: 4 bytes with CRC [0-9a-f]{8}, but its zip pro"
-    ):
+    with pytest.raises(DataError, match=r"^x\.zip/a: damaged or cut short zip \(Bad CRC-32"):
         contents("x.zip", raw)
-    with pytest.raises(DataError, match=r"^x\.zip/a: 4 bytes with CRC .* promises 5 with"):
-        contents("x.zip", packed_zip(0, b"four", b"fours"))
+    longer = bytearray(packed_zip(0, b"four", b"four"))
+    for at in (22, longer.index(b"PK\1\2") + 24):  # its size, in both headers
+        longer[at] = 5
+    with pytest.raises(DataError, match=r"^x\.zip/a: 4 bytes, but its zip promises 5"):
+        contents("x.zip", bytes(longer))
 
 
 def test_an_encrypted_zip_is_an_error_that_says_so() -> None:
@@ -701,7 +626,7 @@ def test_an_encrypted_zip_is_an_error_that_says_so() -> None:
         contents("x.zip", packed_zip(0, b"four", b"four", flags=1))
 
 
-@pytest.mark.parametrize("method", [1, 6, 9, 97, 98, 99])
+@pytest.mark.parametrize("method", [1, 6, 9, 12, 14, 93, 95, 97, 98, 99])
 def test_unknown_methods_of_zip_are_errors_that_say_so(method: int) -> None:
     with pytest.raises(DataError, match=rf"^x\.zip/a: packed by zip's method {method}, which is"):
         contents("x.zip", packed_zip(method, b"four", b"four"))
@@ -738,18 +663,14 @@ def test_members_of_a_zip_inside_one_another_are_an_error() -> None:
 
 def test_a_zip_that_expands_a_thousandfold_is_refused_in_bounded_steps() -> None:
     zeros = bytes(100 << 20)
-    for raw in (
-        zip_of({"a": zeros}, zipfile.ZIP_DEFLATED),
-        packed_zip(12, bz2.compress(zeros), zeros),
-        packed_zip(93, zstandard.compress(zeros), zeros),
-    ):
-        tracemalloc.start()
-        _, leaf = next(streams("x.zip", raw, max_ratio=100))
-        with pytest.raises(DataError, match=r"x\.zip/a: expands to [\d,]+ bytes from [\d,]+ read"):
-            deque(iter(partial(leaf.read, 1 << 20), b""), maxlen=0)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 24 << 20
+    raw = zip_of({"a": zeros}, zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    _, leaf = next(streams("x.zip", raw, max_ratio=100))
+    with pytest.raises(DataError, match=r"x\.zip/a: expands to [\d,]+ bytes from [\d,]+ read"):
+        deque(iter(partial(leaf.read, 1 << 20), b""), maxlen=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 OFFICE = {

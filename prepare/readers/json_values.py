@@ -1,0 +1,146 @@
+"""JSON's values, one after another, out of text that comes in blocks."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from common.errors import DataError
+
+MAX_RECORD_BYTES = 256 << 20  # of its line, or its characters
+TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes, the limit of a record: split its text"
+LONGEST_LITERAL = 16  # characters: -Infinity, or an escape, and some
+BLANKS = re.compile(r"[ \t\n\r]*")
+ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of one that is not UTF-8
+
+raw_decode = json.JSONDecoder().raw_decode
+
+
+class JsonValues:
+    """JSON's values one after another, those in arrays too, as their text comes in blocks.
+
+    Iterating stops before each; whoever iterates decodes it before the next. What is no JSON is a
+    ValueError.
+    """
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self.ended = False  # all blocks were taken
+        self.has_bad_bytes = False  # bytes that are not UTF-8 were in the value decoded last
+        self._is_dirty = False  # there were some before
+        self._blocks = blocks
+        self._text = ""  # held of it ...
+        self._at = 0  # ... from here on
+        self._n_before = 0  # characters
+
+    @property
+    def rest(self) -> str:
+        """What is held of the value that breaks off."""
+        return self._text[self._at :]
+
+    def __iter__(self) -> Iterator[None]:
+        while char := self._peek():
+            if char != "[":
+                yield
+                continue
+            self._skip("[")
+            if self._peek() != "]":
+                yield
+                while self._peek() == ",":
+                    self._skip(",")
+                    yield
+            self._skip("]")
+
+    def decode(self) -> Any:
+        """Return the value that comes next."""
+        self._peek()
+        while True:
+            try:
+                value, end = raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                near_end = error.pos >= len(self._text) - LONGEST_LITERAL
+                if not (near_end or error.msg.startswith("Unterminated")) or not self._fill():
+                    raise self._error(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self._error("Brackets nested too deep", self._at) from error
+            else:
+                is_near_end = end > len(self._text) - LONGEST_LITERAL
+                if not (isinstance(value, int | float) and is_near_end and self._fill()):
+                    break  # else a number may go on
+        start, self._at = self._at, end
+        self.has_bad_bytes = self._is_dirty and bool(ESCAPED_BYTE.search(self._text, start, end))
+        if self.has_bad_bytes:
+            raw = self._text[start:end].encode("utf-8", "surrogateescape")
+            value, _ = raw_decode(raw.decode("utf-8", "replace"))
+        return value
+
+    def _peek(self) -> str:
+        """Return the next character that is not blank, without going past it; "" at the end."""
+        while True:
+            self._at = BLANKS.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def _skip(self, char: str) -> None:
+        if self._peek() != char:
+            raise self._error(f"Expecting {char!r}", self._at)
+        self._at += 1
+
+    def _fill(self) -> bool:
+        """Put about as much again behind what is held, so that a long value is tried seldom.
+
+        Return False where there is no more.
+        """
+        parts = [self.rest]
+        if len(parts[0]) >= MAX_RECORD_BYTES:
+            raise ValueError(TOO_LONG)
+        n_missing = min(max(1, len(parts[0])), MAX_RECORD_BYTES - len(parts[0]))
+        while n_missing > 0 and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            n_missing -= len(block)
+            self._is_dirty = self._is_dirty or not _is_encodable(block)
+        if len(parts) == 1:
+            self.ended = True
+            return False
+        self._n_before += self._at
+        self._text, self._at = "".join(parts), 0
+        return True
+
+    def _error(self, message: str, at: int) -> ValueError:
+        return ValueError(f"{message.removesuffix(' at')} at character {self._n_before + at:,}")
+
+
+def decode_utf8(blocks: Iterator[bytes], name: str, on_bad_bytes: str) -> Iterator[str]:
+    """Yield the characters of each block, bytes that are not UTF-8 as lone surrogates.
+
+    Raises: DataError where there are such bytes and ``on_bad_bytes`` is "fail".
+    """
+    strict = on_bad_bytes == "fail"
+    decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
+    n_read = 0
+    for block in chain(blocks, [b""]):
+        n_read += len(block)
+        try:
+            yield decoder.decode(block, not block)
+        except UnicodeDecodeError as error:
+            start = n_read - len(error.object) + error.start
+            raise not_utf8(name, start, error.object[error.start]) from error
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def not_utf8(where: str, start: int, byte: int) -> DataError:
+    """Return the error for ``byte``, which stands ``start`` bytes behind ``where``."""
+    return DataError(
+        f"{where}: byte {start:,} from there, {byte:#04x}, is not UTF-8. "
+        "Convert the file, or pass --on-bad-bytes replace."
+    )
