@@ -96,16 +96,14 @@ def pretrain(
     0 trained, 1 something to mend, 2 wrong usage; 130, 143 or 138 stopped by SIGINT (Ctrl-C),
     SIGTERM or SIGUSR1 with everything saved.
     """
-    with _stoppable() as stop, _distributed(device) as (group, device):
+    with _job(device) as (stop, group, device):
         from train import pretrain as start
         from train import resume
 
-        unfinished = None
-        if may_resume:
-            unfinished = group.broadcast_from_rank0(
-                lambda: resume.unfinished_run(runs_dir, name, data)
-            )
-        if unfinished is not None:
+        unfinished = may_resume and group.broadcast_from_rank0(
+            lambda: resume.unfinished_run(runs_dir, name, data)
+        )
+        if unfinished:
             logging.info(
                 "%s is unfinished: it goes on with its own settings, not with those "
                 "given now. --no-resume starts a new run.",
@@ -113,7 +111,7 @@ def pretrain(
             )
             stopped_by = resume.resume_run(Path(unfinished), device, stop, group=group)
         else:
-            switches = ARCHITECTURES.get(architecture or "", {})
+            switches = ARCHITECTURES[architecture] if architecture else {}
             stopped_by = start.new_run(
                 data,
                 runs_dir,
@@ -123,10 +121,10 @@ def pretrain(
                 stop,
                 model_options=switches | given(ModelConfig, options),
                 train_options=given(TrainConfig, options),
-                init_from=None if init_from is None else start.weights_of(runs_dir, init_from),
+                init_from=start.weights_of(runs_dir, init_from) if init_from else None,
                 group=group,
             )
-    _finish(stopped_by)
+    _exit(stopped_by)
 
 
 @main.command("resume")
@@ -162,13 +160,13 @@ def pretrain(
 @runs_dir_option
 def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> None:
     """Go on with run NAME (the newest by default) as if it had never stopped."""
-    with _stoppable() as stop, _distributed(device) as (group, device):
+    with _job(device) as (stop, group, device):
         from common.run_dir import find_run
         from train import resume
 
         run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
         stopped_by = resume.resume_run(Path(run), device, stop, resume.Changes(**changes), group)
-    _finish(stopped_by)
+    _exit(stopped_by)
 
 
 @main.command()
@@ -208,34 +206,6 @@ def compare(names: tuple[str, ...], runs_dir: Path) -> None:
     click.echo(compare_runs(runs))
 
 
-@contextmanager
-def _stoppable() -> Iterator[StopRequest]:
-    """Heed signals, from before the heavy imports until after the last save."""
-    with StopRequest() as stop:
-        try:
-            yield stop
-        except SystemExit:
-            if stop.signal is not None:
-                click.echo("Stopped before the first step: nothing is lost.", err=True)
-            raise
-
-
-@contextmanager
-def _distributed(device: str) -> "Iterator[tuple[ProcessGroup, str]]":
-    """Join the ranks where torchrun started several; yield their group and this rank's device."""
-    from train.distributed import init
-
-    info = init.rank_info_from(os.environ)
-    device = init.rank_device(info, device)
-    with init.init_distributed(info, device) as group:
-        yield group, device
-
-
-def _finish(stopped_by: int | None) -> None:
-    if stopped_by is not None:
-        sys.exit(128 + stopped_by)
-
-
 @main.command()
 @click.argument("name", type=click.Choice(list(PRESETS)), required=False)
 @device_option
@@ -249,3 +219,28 @@ def presets(name: str | None, device: str) -> None:
     )
     for line in lines:
         click.echo(line)
+
+
+@contextmanager
+def _job(device: str) -> "Iterator[tuple[StopRequest, ProcessGroup, str]]":
+    """Heed signals, from before the heavy imports until after the last save, and join the ranks.
+
+    Yield the request to stop, the group of ranks that torchrun started, and this rank's device.
+    """
+    with StopRequest() as stop:
+        try:
+            from train.distributed import init
+
+            info = init.rank_info_from(os.environ)
+            device = init.rank_device(info, device)
+            with init.init_distributed(info, device) as group:
+                yield stop, group, device
+        except SystemExit:
+            if stop.signal is not None:
+                click.echo("Stopped before the first step: nothing is lost.", err=True)
+            raise
+
+
+def _exit(stopped_by: int | None) -> None:
+    if stopped_by is not None:
+        sys.exit(128 + stopped_by)

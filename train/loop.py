@@ -7,7 +7,7 @@ nothing; a run resumed from it evaluates again and goes on as if it had never st
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,19 +15,8 @@ from torch import Tensor
 from common.run_dir import checkpoint_dir, write_pointer
 from train.data import dropout_seed
 from train.evaluate import evaluate_splits, sample_line
-from train.monitoring.early_stopping import (
-    Losses,
-    overfitting_line,
-    read_history,
-    reason_to_end,
-)
-from train.monitoring.metrics import (
-    StepTimer,
-    evaluation_line,
-    progress_line,
-    saves_left,
-    times_left,
-)
+from train.monitoring import metrics
+from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.mfu import mfu
 from train.monitoring.progress import Progress
 from train.optim.clip_grad import clip_grad_norm_
@@ -67,13 +56,10 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         return int(trainer.group.all_reduce_max(stop.requested() or 0)) or None
 
     first_step = progress.step
-    history = [
-        Losses(**each)
-        for each in trainer.group.broadcast_from_rank0(
-            lambda: [asdict(each) for each in read_history(run.folder)]
-        )
-    ]
-    timer, mark = StepTimer(), replace(progress)  # the mark: where the speed is measured from
+    logged = trainer.group.broadcast_from_rank0(lambda: read_history(run.folder))
+    history = [Losses(*each) for each in logged]
+    timer = metrics.StepTimer()
+    mark = replace(progress)  # where the speed is measured from
     trainer.warmup(first_step, backward)
     while True:
         step = progress.step
@@ -171,10 +157,10 @@ def log_progress(run: Run, progress: Progress, mark: Progress, step_s: float) ->
     done, last = progress.step - 1, plan.max_steps  # what follows this step is not done yet
     eta_s = (
         step_s * (last - progress.step)
-        + progress.eval_s * times_left(done, last, plan.eval_interval)
-        + progress.save_s * saves_left(done, last, plan.save_interval, plan.eval_interval)
+        + progress.eval_s * metrics.times_left(done, last, plan.eval_interval)
+        + progress.save_s * metrics.saves_left(done, last, plan.save_interval, plan.eval_interval)
     )
-    log.info(progress_line(progress.record, last, eta_s))
+    log.info(metrics.progress_line(progress.record, last, eta_s))
 
 
 def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
@@ -197,14 +183,13 @@ def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
     }  # fmt: skip
     ended = reason_to_end(step, run.plan.max_steps, history, config)
     run.write_metrics(record | ({"ended": ended} if ended else {}))
-    log.info(evaluation_line(record, run.plan.max_steps, best=best))
+    log.info(metrics.evaluation_line(record, run.plan.max_steps, best=best))
     if (warning := overfitting_line(history)) is not None:
         log.warning(warning)
     if not trainer.is_sharded:  # for this rank 0 would need all of the network
+        ids = run.data.tokens("val")
         trainer.group.broadcast_from_rank0(
-            lambda: log.info(
-                sample_line(trainer.model, run.tokenizer, run.data.tokens("val"), config.seed)
-            )
+            lambda: log.info(sample_line(trainer.model, run.tokenizer, ids, config.seed))
         )
     if ended and step < run.plan.max_steps:
         log.info("ended after step %s: %s", f"{step:,}", ended)

@@ -48,10 +48,7 @@ def new_run(
     init_from: Path | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> int | None:
-    """Train a new network, or one that begins with the weights of the checkpoint ``init_from``.
-
-    Return the signal that stopped it early, or None.
-    """
+    """Train a network from new weights or a checkpoint's; return the signal that stopped it."""
     device, data = choose_device(device_name), open_data(data_path)
     tokenizer = data.tokenizer()
     if preset == "auto":
@@ -70,6 +67,7 @@ def new_run(
         shape = replace(shape, ngram_dropout=ngram_dropout(n_tokens, shape, data))
         model.config = shape
     stop.wait_for_steps()
+    python = platform.python_version()
     settings = {
         "format": run_dir.FORMAT_VERSION,
         "preset": preset,
@@ -79,11 +77,7 @@ def new_run(
         "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
         "device": str(device),
         "tracker_id": secrets.token_hex(8),  # another run of this name is another there
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
     }
     folder = Path(group.broadcast_from_rank0(lambda: make_folder(runs_dir, name, settings)))
     log.info("run         %s, preset %s", folder, preset)

@@ -47,7 +47,17 @@ def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int 
                     progress = roll_back(run, progress, str(error))
         finally:
             run.trainer.windows.close()
-    _log_end(run, progress, stopped_by)
+    name = run.folder.name
+    if run.folder.parent != Path("runs"):  # the commands' own default
+        name += f" --runs-dir {run.folder.parent}"
+    if stopped_by is None:
+        best = f"{run_dir.read_pointer(run.folder, 'best')}: val loss {progress.best_val_loss:.4f}"
+        log.info("%s, the best of this run. Talk to it: python -m sample chat %s", best, name)
+    else:
+        step = f"{progress.step:,}"
+        log.info(
+            "Stopped after step %s, everything saved. Go on: python -m train resume %s", step, name
+        )
     return stopped_by
 
 
@@ -120,22 +130,3 @@ def run_lock(folder: Path, group: ProcessGroup) -> Iterator[None]:
     finally:
         if group.is_rank0:
             os.close(descriptor)
-
-
-def _log_end(run: Run, progress: Progress, stopped_by: int | None) -> None:
-    name = run.folder.name
-    if run.folder.parent != Path("runs"):  # the commands' own default
-        name += f" --runs-dir {run.folder.parent}"
-    if stopped_by is not None:
-        step = f"{progress.step:,}"
-        log.info(
-            "Stopped after step %s, everything saved. Go on: python -m train resume %s", step, name
-        )
-        return
-    assert progress.best_val_loss is not None
-    log.info(
-        "%s: val loss %.4f, the best of this run. Talk to it: python -m sample chat %s",
-        run_dir.read_pointer(run.folder, "best"),
-        progress.best_val_loss,
-        name,
-    )

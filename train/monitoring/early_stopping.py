@@ -1,8 +1,8 @@
 """When a run has learned what it can: pure functions of its evaluations so far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.metrics import read_metrics
 from train.config import TrainConfig
@@ -11,8 +11,7 @@ from train.config import TrainConfig
 RISES_THAT_TELL = 3
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """One evaluation: mean loss in nats a token on either split."""
 
     train: float
