@@ -36,11 +36,11 @@ def choose_device(name: str) -> Device:
 
     Raises: ConfigError when this machine, or this build of torch, lacks it.
     """
+    reason = "as asked for"
     if name == "auto":
-        name = _best_name()
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         reason = "the fastest device here"
-    else:
-        reason = "as asked for"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -54,7 +54,7 @@ def choose_device(name: str) -> Device:
             device, _cuda_dtype(device), f"{torch.cuda.get_device_name(device)}, {reason}"
         )
     if device.type == "cpu":
-        _keep_freed_memory()
+        _tune_malloc()
         return Device(device, torch.float32, f"{torch.get_num_threads()} threads, {reason}")
     return Device(device, torch.float32, reason)
 
@@ -66,7 +66,7 @@ def _cuda_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float16
 
 
-def _keep_freed_memory() -> None:
+def _tune_malloc() -> None:
     """Have glibc keep what tensors free for the next ones, instead of giving it to the kernel.
 
     The kernel clears each page before it gives it out again. Kept, an update of `tiny` takes 29 ms
@@ -81,7 +81,7 @@ def _keep_freed_memory() -> None:
 
 
 def set_matmul_precision(device: torch.device) -> None:
-    """Let this process multiply float32 matrices in the fastest way that is good for training.
+    """Set the fastest precision of float32 matrix products that is good for training.
 
     GPUs: TF32, for what autocast leaves in float32. CPUs: oneDNN in place of MKL, on AMD's twice as
     fast and float32 all the same; not where there is AMX, for it would round to bfloat16 what it
@@ -101,9 +101,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     # the CPU's and MPS's allocators, and libraries of CUDA's, raise plain RuntimeErrors
     said = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
-
-
-def _best_name() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

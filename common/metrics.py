@@ -22,7 +22,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(_record(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it is no object with a step")
+            records.append(record)
         except ValueError as error:
             raise CheckpointError(
                 f"{path}, line {number}: damaged ({error}). Delete that line."
@@ -30,22 +33,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    value = json.loads(line)
-    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-        raise ValueError("it is no object with a step")
-    return value
-
-
 def stop_reason(run: Path, step: int | None = None) -> str | None:
     """Return why a run is finished, in words, or None: it is not, or not after ``step``."""
     last: dict[str, Any] = next(reversed(read_metrics(run)), {})
     return last.get("ended") if step in (None, last.get("step")) else None
-
-
-def val_loss_at(run: Path, step: int) -> float | None:
-    """Return the validation loss that was measured at ``step``, or None where none was."""
-    for line in read_metrics(run):
-        if line["step"] == step and line.get("val_loss") is not None:
-            return float(line["val_loss"])
-    return None

@@ -19,70 +19,22 @@ from common.checkpoint import (
     Checkpoint,
     load_checkpoint,
     newest_valid,
-    save_checkpoint,
     verify_checkpoint,
 )
 from common.errors import CheckpointError
 from common.files import drop_page_cache, fsync_file, write_json
-from common.metrics import read_metrics, stop_reason, val_loss_at
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import (
     checkpoints,
-    find_run,
-    lock_run,
     new_run,
-    read_pointer,
-    rollback_to,
-    write_pointer,
 )
-from common.tokenizer import CharTokenizer
+from tests.common.saved import ABC, TINY, cut_short, empty, flip_a_bit, names, remove, save
 from tests.processes import REPOSITORY, environment, run_python
 from tests.tiny import random_model
 
-ABC = CharTokenizer(tuple("abc\n"))
-TINY = ModelConfig(vocab_size=ABC.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8)
 CPU = torch.device("cpu")
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "vocab.json", "manifest.json"]
-
-
-def save(run: Path, step: int, model: GPT | None = None, **kept: Any) -> Path:
-    """Save a checkpoint whose weights are those of ``random_model`` at seed ``step``."""
-    model = model or random_model(TINY, seed=step)
-    optimizer = {"wte.weight:exp_avg": torch.full((3,), float(step))}
-    return save_checkpoint(run, step, model, optimizer, {"progress": {"step": step}}, ABC, **kept)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """Return a run with the checkpoints of steps 10 and 20."""
-    folder = new_run(tmp_path / "runs", "tiny")
-    write_json(folder / "config.json", {"format": 1})
-    save(folder, 10)
-    save(folder, 20)
-    return folder
-
-
-def names(run: Path) -> list[str]:
-    return [folder.name for folder in checkpoints(run)]
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[0] ^= 1
-    path.write_bytes(content)
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def remove(path: Path) -> None:
-    path.unlink()
 
 
 @pytest.mark.parametrize("changed", [{}, {"tied_head": False}, {"n_kv_head": 1}], ids=str)
@@ -173,48 +125,11 @@ def test_a_sound_checkpoint_is_taken_without_a_word(
     assert caplog.text == ""
 
 
-def test_what_a_person_put_beside_the_checkpoints_stays(run: Path) -> None:
-    copy = run / "step-00000020-mine"
-    shutil.copytree(run / "step-00000020", copy)
-    beside = [copy, run / "step-99999999", run / "step-00000001.tmp", run / "step-mine.tmp"]
-    for path in beside[1:3]:
-        path.write_bytes(b"")
-    beside[3].mkdir()
-    for step in (30, 40, 50):
-        save(run, step)
-    assert all(path.exists() for path in beside)
-    assert names(run) == ["step-00000040", "step-00000050"]
-    verify_checkpoint(copy)
-
-
-def test_a_run_is_held_by_one_process_at_a_time(run: Path) -> None:
-    descriptor = lock_run(run)
-    with pytest.raises(CheckpointError, match=f"^{run}: another process trains this run"):
-        lock_run(run)
-    os.close(descriptor)
-    os.close(lock_run(run))
-
-
 def test_when_none_verifies_it_is_an_error_that_says_what_to_do(run: Path) -> None:
     for folder in checkpoints(run):
         empty(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no checkpoint that verifies\. Train it anew"):
         newest_valid(run, "latest")
-
-
-@pytest.mark.parametrize("content", [b"", b"step-00000099\n", b"\xf3tep-00000020\n", b"\x00\n"])
-def test_a_damaged_pointer_leads_to_the_newest_checkpoint(run: Path, content: bytes) -> None:
-    (run / "latest").write_bytes(content)
-    assert newest_valid(run, "latest") == run / "step-00000020"
-    (run / "best").write_bytes(content)
-    save(run, 30)
-    assert newest_valid(run, "best") == run / "step-00000030"
-
-
-def test_without_a_best_one_the_newest_is_taken(run: Path) -> None:
-    assert newest_valid(run, "best") == run / "step-00000020"
-    write_pointer(run, "best", run / "step-00000010")
-    assert newest_valid(run, "best") == run / "step-00000010"
 
 
 def test_parts_that_do_not_fit_together_are_an_error(run: Path) -> None:
@@ -229,40 +144,6 @@ def test_another_format_is_refused(run: Path) -> None:
     write_json(state, json.loads(state.read_bytes()) | {"format": 2})
     with pytest.raises(CheckpointError, match=r"state\.json: not of format 1"):
         load_checkpoint(run / "step-00000020", CPU)
-
-
-def test_old_checkpoints_go_and_the_best_stays(run: Path) -> None:
-    write_pointer(run, "best", run / "step-00000010")
-    for step in (30, 40, 50):
-        save(run, step)
-    assert names(run) == ["step-00000010", "step-00000040", "step-00000050"]
-    write_pointer(run, "best", run / "step-00000050")
-    save(run, 60)
-    assert names(run) == ["step-00000050", "step-00000060"]
-
-
-@pytest.mark.parametrize("keep", [2, 3, 5])
-def test_so_many_of_the_last_are_kept_and_the_last_good_one(run: Path, keep: int) -> None:
-    for step in range(30, 90, 10):
-        save(run, step, keep=keep, good_step=20)
-    last = [f"step-{step:08d}" for step in range(90 - 10 * keep, 90, 10)]
-    assert names(run) == ["step-00000020", *last]
-    save(run, 90, keep=keep, good_step=89)
-    assert names(run) == [*last[1:], "step-00000090"]
-
-
-def test_stepping_back_deletes_what_came_after(run: Path) -> None:
-    save(run, 30)
-    write_pointer(run, "best", run / "step-00000030")
-    assert newest_valid(run, "latest", last_step=29) == run / "step-00000020"
-    rollback_to(run, run / "step-00000020")
-    assert names(run) == ["step-00000020"]
-    assert newest_valid(run, "latest") == run / "step-00000020"
-    assert read_pointer(run, "best") is None  # it was deleted
-    assert checkpoints(run, last_step=19) == []
-    rollback_to(run, None)
-    assert names(run) == []
-    assert read_pointer(run, "latest") is None
 
 
 def test_the_last_good_checkpoint_is_one_that_verifies(run: Path) -> None:
@@ -312,71 +193,6 @@ def pages_in_memory(path: Path) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_a_checkpoint_saved_after_stepping_back_is_kept(run: Path) -> None:
-    write_pointer(run, "best", run / "step-00000010")
-    for step in (30, 40):
-        save(run, step)
-        empty(run / f"step-{step:08d}" / "state.json")
-    assert newest_valid(run, "latest") == run / "step-00000010"
-    save(run, 15)
-    assert newest_valid(run, "latest") == run / "step-00000015"
-    assert names(run) == ["step-00000010", "step-00000015"]
-
-
-def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    made = [new_run(tmp_path / "runs", "quern") for _ in range(3)]
-    assert [folder.name for folder in made] == ["quern", "quern-2", "quern-3"]
-
-
-def test_a_runs_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="runs/quern: cannot be made"):
-        new_run(tmp_path / "runs", "quern")
-
-
-def test_the_run_that_was_last_saved_to_is_the_newest(run: Path) -> None:
-    other = new_run(run.parent, "a-later-one")
-    write_json(other / "config.json", {"format": 1})
-    assert find_run(run.parent, None) == run  # the other has no checkpoint yet
-    save(other, 10)
-    assert find_run(run.parent, None) == other
-    save(run, 30)
-    assert find_run(run.parent, None) == run
-
-
-def test_a_run_that_is_not_there_is_named_beside_those_that_are(run: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"runs/tinny: no such run. Runs in .*runs: tiny\."):
-        find_run(run.parent, "tinny")
-    with pytest.raises(CheckpointError, match=r"no run with a checkpoint in it\. Train one first"):
-        find_run(run.parent / "nowhere", None)
-
-
-def test_a_metrics_line_cut_short_is_left_out(run: Path) -> None:
-    assert read_metrics(run) == []
-    (run / "metrics.jsonl").write_text(
-        '{"step": 10, "val_loss": 2.5}\n{"step": 20}\n{"ste', encoding="utf-8"
-    )
-    assert read_metrics(run) == [{"step": 10, "val_loss": 2.5}, {"step": 20}]
-    assert val_loss_at(run, 10) == 2.5
-    assert val_loss_at(run, 20) is None
-
-
-def test_a_run_is_finished_where_its_last_line_says_so(run: Path) -> None:
-    assert stop_reason(run) is None
-    (run / "metrics.jsonl").write_text('{"step": 1, "ended": "why"}\n', encoding="utf-8")
-    assert stop_reason(run) == stop_reason(run, 1) == "why"
-    assert stop_reason(run, 2) is None  # it was made again from an earlier checkpoint
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 2}\n')
-    assert stop_reason(run) is None
-
-
-def test_damaged_metrics_are_an_error_that_names_the_line(run: Path) -> None:
-    (run / "metrics.jsonl").write_text('{"step": 10}\n{"st\n{"step": 20}\n', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
-        read_metrics(run)
-
-
 def test_no_pickle_is_written_or_read() -> None:
     stages = [REPOSITORY / name for name in ("common", "prepare", "train", "sample")]
     sources = [path for stage in stages for path in stage.rglob("*.py")]
@@ -390,7 +206,10 @@ def test_no_pickle_is_written_or_read() -> None:
 # of one that makes something last: flush, rename, delete.
 KILLED_WHILE_SAVING = """
 import os, pathlib, shutil, signal, sys
-from tests.common import test_checkpoint as t
+from common.checkpoint import newest_valid
+from common.errors import CheckpointError
+from common.run_dir import new_run
+from tests.common.saved import save
 
 runs = pathlib.Path(sys.argv[1])
 calls = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace, "rmtree": shutil.rmtree}
@@ -404,15 +223,15 @@ def deadly(name, left):
     return call
 
 for n in range(1, 100):
-    run = t.new_run(runs, f"killed-at-{n:02d}")
+    run = new_run(runs, f"killed-at-{n:02d}")
     for step in (1, 5, 10):
-        t.save(run, step)
+        save(run, step)
     child = os.fork()
     if child == 0:
         left = [n]
         for name in calls:
             setattr(shutil if name == "rmtree" else os, name, deadly(name, left))
-        t.save(run, 20)
+        save(run, 20)
         os._exit(0)
     if os.WIFEXITED(os.waitpid(child, 0)[1]):
         break
@@ -448,7 +267,7 @@ LIMIT_BYTES = 1000  # less than the weights take, more than each of the other fi
 def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_as_they_were(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     script = (
-        "import resource, sys, pathlib; from tests.common.test_checkpoint import save\n"
+        "import resource, sys, pathlib; from tests.common.saved import save\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT_BYTES}, {LIMIT_BYTES}))\n"
         "try:\n    save(pathlib.Path(sys.argv[1]), 30)\n"
         "except Exception as error:\n    print(type(error).__name__, error.message)\n"
@@ -466,13 +285,16 @@ disk = pathlib.Path(sys.argv[1])
 mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)])
 if mounted.returncode != 0:
     sys.exit("no mount")
-from tests.common import test_checkpoint as t
-run = t.new_run(disk, "tiny")
+from common.checkpoint import newest_valid
+from common.errors import CheckpointError
+from common.run_dir import new_run
+from tests.common.saved import save
+run = new_run(disk, "tiny")
 for step in range(10, 100, 10):
     try:
-        t.save(run, step)
-    except t.CheckpointError as error:
-        print(step, t.newest_valid(run, "latest").name, list(run.glob("*.tmp")), error.message)
+        save(run, step)
+    except CheckpointError as error:
+        print(step, newest_valid(run, "latest").name, list(run.glob("*.tmp")), error.message)
         break
 """
 
