@@ -141,7 +141,7 @@ def backward(trainer: Trainer, rows: Tensor) -> Tensor:
     """Add the gradient of a micro-batch (B, T + 1); return its share of the loss."""
     with trainer.device.autocast():
         loss = trainer.forward(rows[:, :-1], rows[:, 1:])
-    loss = loss * (trainer.batch_size / trainer.n_rows)
+    loss = loss * (len(rows) / trainer.n_rows)
     (loss * trainer.grad_scaler.scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 

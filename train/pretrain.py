@@ -26,7 +26,7 @@ from train.monitoring.progress import Progress
 from train.optim.group import make_optimizer
 from train.presets import PRESETS, preset_for
 from train.recovery import run_lock, train_with_rollback
-from train.setup.autotune import autotune, ngram_dropout, summary_lines
+from train.setup.autotune import autotune, summary_lines
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
 from train.trainer import Run, Trainer, initial_model, shard_if_asked
@@ -61,18 +61,17 @@ def new_run(
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
         model = shard_if_asked(model, config, device, group)
-        plan, speed = autotune(config, model, data, device, group)
-    if init_from is None and "ngram_dropout" not in model_options:
-        n_tokens = plan.max_steps * config.rows_per_step(shape.block_size) * shape.block_size
-        shape = replace(shape, ngram_dropout=ngram_dropout(n_tokens, shape, data))
-        model.config = shape
+        scale_dropout = init_from is None and "ngram_dropout" not in model_options
+        plan, speed = autotune(
+            config, model, data, device, group, scale_ngram_dropout=scale_dropout
+        )
     stop.wait_for_steps()
     python = platform.python_version()
     settings = {
         "format": run_dir.FORMAT_VERSION,
         "preset": preset,
         "init_from": None if init_from is None else str(init_from.resolve()),
-        "model": asdict(shape),
+        "model": asdict(model.config),
         "train": saved_settings(config, plan),
         "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
         "device": str(device),

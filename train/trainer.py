@@ -77,9 +77,14 @@ def shard_if_asked(model: GPT, config: TrainConfig, device: Device, group: Proce
     return fsdp.apply_fsdp(model, device) if config.shard and group.is_distributed else model
 
 
-def micro_batch_rows(n_rows: int, most: int) -> int:
-    """Return the largest number of rows, at most ``most``, that divides ``n_rows`` evenly."""
-    return max(rows for rows in range(1, min(n_rows, max(most, 1)) + 1) if n_rows % rows == 0)
+def micro_batch_rows(n_rows: int, max_rows: int) -> int:
+    """Return the rows of each micro-batch but the last, which may be smaller; ``max_rows`` at most.
+
+    They divide ``n_rows`` evenly where that takes at most half as many micro-batches more.
+    """
+    n_least = -(-n_rows // max(max_rows, 1))
+    even = (n_rows // n for n in range(n_least, n_least * 3 // 2 + 1) if n_rows % n == 0)
+    return next(even, -(-n_rows // n_least))
 
 
 class Trainer:
@@ -183,7 +188,7 @@ class Trainer:
         n = self.group.world_size
         log.warning(
             "out of memory: from now on %d x %d rows of %d%s, as many tokens a step as before",
-            self.n_rows // self.batch_size,
+            -(-self.n_rows // self.batch_size),
             self.batch_size,
             self.block_size,
             f" in each of {n} processes" if n > 1 else "",

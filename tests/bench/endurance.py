@@ -61,7 +61,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         config = TrainConfig(**preset.train | {"log_interval": 100})
         model = initial_model(shape, config, None).train()
         plan = TrainPlan(
-            max_steps=n_steps, batch_size=choose_batch_size(config, model, device),
+            max_steps=n_steps, batch_size=choose_batch_size(config, shape, device),
             eval_interval=n_steps, save_interval=n_steps, compile="off",
         )  # fmt: skip
         trainer = Trainer(

@@ -92,9 +92,10 @@ def test_windows_lie_in_the_data(data: DataFolder) -> None:
 
 @pytest.mark.parametrize(
     ("n_rows", "most", "expected"),
-    [(12, 12, 12), (12, 100, 12), (12, 11, 6), (12, 5, 4), (12, 1, 1), (12, 0, 1), (7, 6, 1)],
-)
-def test_rows_of_a_micro_batch_divide_those_of_a_step(
+    [(12, 12, 12), (12, 100, 12), (12, 11, 6), (12, 5, 4), (12, 1, 1), (12, 0, 1), (7, 6, 4),
+     (127, 64, 64), (127, 32, 32), (36, 8, 6), (22, 4, 4), (15, 2, 2), (23, 4, 4)],
+)  # fmt: skip
+def test_rows_of_a_micro_batch_divide_those_of_a_step_where_that_costs_little(
     n_rows: int, most: int, expected: int
 ) -> None:
     assert micro_batch_rows(n_rows, most) == expected

@@ -51,7 +51,7 @@ CASES = {
     "SIGUSR1": ("train.trainer.append_metrics", signal.SIGUSR1, LONG),
     # the first manifest is that of step 10, the second that of the stop
     "twice": ("common.checkpoint._write_manifest", signal.SIGTERM, LONG),
-    "measuring": ("train.setup.autotune.measure_speed", signal.SIGUSR1, LONG),
+    "measuring": ("train.setup.autotune.step_time", signal.SIGUSR1, LONG),
     "planning": ("train.setup.autotune.make_plan", signal.SIGINT, LONG),
     "begun": ("train.pretrain.write_json", signal.SIGTERM, LONG),
     "planned": ("train.pretrain.summary_lines", signal.SIGTERM, LONG),

@@ -234,7 +234,7 @@ def test_out_of_memory_ends_in_what_fewer_rows_would_have_given_from_the_beginni
     assert crowded.state_dict()["batch_size"] == 2
 
 
-def test_rows_that_do_not_halve_evenly_still_divide_the_step(
+def test_rows_that_do_not_halve_evenly_end_in_a_smaller_micro_batch(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
     def fail(forward: Giving, x: Tensor, loss: Tensor) -> Tensor:
@@ -245,8 +245,11 @@ def test_rows_that_do_not_halve_evenly_still_divide_the_step(
     config = replace(CONFIG, tokens_per_step=16 * 15, batch_size=15)
     trainer = make(data, tiny_config, cpu, config)
     trainer.forward = giving = Giving(trainer.model, fail)
-    update(trainer, 0, LR)
-    assert giving.rows == [15, 5, 1, *[1] * 14]
+    result = update(trainer, 0, LR)
+    whole = update(make(data, tiny_config, cpu, config), 0, LR)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    assert giving.rows == [15, 5, 2, 2, 2, 2, 2, 2, 2, 1]
 
 
 def test_no_room_for_a_single_row_is_a_sentence(trainer: Trainer) -> None:

@@ -29,48 +29,6 @@ def is_sharded(model: GPT) -> bool:
     return type(model) is not GPT
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter)  # else a DTensor, whose import takes long
-
-
-def to_local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a tensor as a view; all of it where it is not sharded."""
-    return tensor if _is_plain(tensor) else cast(Tensor, cast(Any, tensor).to_local())
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, all-gathered where it is sharded: a collective."""
-    return tensor if _is_plain(tensor) else cast(Tensor, cast(Any, tensor).full_tensor())
-
-
-def gather_like(shard: Tensor, like: Tensor) -> Tensor:
-    """Return the full tensor of which each rank has the ``shard`` that it has of ``like``."""
-    from torch.distributed.tensor import DTensor
-
-    sharded = cast(Any, like)
-    return DTensor.from_local(
-        shard,
-        sharded.device_mesh,
-        sharded.placements,
-        run_check=False,
-        shape=sharded.shape,
-        stride=sharded.stride(),
-    ).full_tensor()
-
-
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return ``tensor`` sharded as ``like`` is, where it is not yet; each rank has all of it."""
-    if _is_plain(like) or not _is_plain(tensor):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    sharded = cast(Any, like)
-    # None: each has all of it, nothing needs to be sent
-    return distribute_tensor(
-        tensor.to(like.device), sharded.device_mesh, sharded.placements, src_data_rank=None
-    )
-
-
 def apply_fsdp(model: GPT, device: Device) -> GPT:
     """Shard ``model``, whose weights must be the same on all ranks, in place; return it."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -80,14 +38,48 @@ def apply_fsdp(model: GPT, device: Device) -> GPT:
     policy = MixedPrecisionPolicy()
     if device.dtype == torch.bfloat16:  # gathered in half the bytes, reduced in float32
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.h:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in (*model.h, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     return model
 
 
+def to_local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor as a view; all of it where it is not sharded."""
+    return cast(Any, tensor).to_local() if _is_dtensor(tensor) else tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, all-gathered where it is sharded: a collective."""
+    return cast(Any, tensor).full_tensor() if _is_dtensor(tensor) else tensor
+
+
+def gather_like(shard: Tensor, like: Tensor) -> Tensor:
+    """Return the full tensor of which each rank has the ``shard`` that it has of ``like``."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    return DTensor.from_local(
+        shard, mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+    ).full_tensor()
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return ``tensor`` sharded as ``like`` is, where it is not yet; each rank has all of it."""
+    if not _is_dtensor(like) or _is_dtensor(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    # None: each has all of it, nothing needs to be sent
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return type(tensor) not in (Tensor, nn.Parameter)  # DTensor's own import takes long
+
+
 def full_state_dict(model: GPT, *, keep: bool) -> dict[str, Tensor]:
-    """Return all weights by name, on the CPU, on those ranks that ``keep`` them."""
+    """Return all weights by name, on the CPU, on those ranks that ``keep`` them: a collective."""
     weights = {}
     for name, tensor in model.state_dict().items():
         gathered = full_tensor(tensor)  # one at a time
@@ -105,11 +97,14 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        save(tensors, storage_writer=writer)
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # a BaseException
-        raise CheckpointError(f"{folder}: cannot be written ({_causes(error)}).") from None
+        causes = "; ".join(
+            f"process {rank}: {cause[0] if isinstance(cause, tuple) else cause}"
+            for rank, cause in error.failures.items()
+        )
+        raise CheckpointError(f"{folder}: cannot be written ({causes}).") from None
 
 
 def load_sharded(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,24 +116,14 @@ def load_sharded(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(folder))
-    known = reader.read_metadata().state_dict_metadata
     tensors = {}
-    for name, described in known.items():
+    for name, metadata in reader.read_metadata().state_dict_metadata.items():
         like = likes.get(name.rpartition(":")[0])
-        size = cast(Any, described).size
+        size, dtype = cast(Any, metadata).size, cast(Any, metadata).properties.dtype
+        tensors[name] = torch.empty(size, dtype=dtype)
         if like is not None and like.shape == size:
             tensors[name] = torch.empty_like(like, requires_grad=False)
-        else:
-            tensors[name] = torch.empty(size, dtype=cast(Any, described).properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         load(tensors, storage_reader=reader, no_dist=True)
     return tensors
-
-
-def _causes(error: Any) -> str:
-    """Return what failed on which rank."""
-    return "; ".join(
-        f"process {rank}: {cause[0] if isinstance(cause, tuple) else cause}"
-        for rank, cause in error.failures.items()
-    )

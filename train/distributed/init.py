@@ -25,7 +25,7 @@ from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, Rank0FailedErro
 TIMEOUT_S = 50
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RankInfo:
     """This process's rank among all, its rank on this machine, and the address of rank 0."""
 
@@ -53,18 +53,15 @@ def rank_info_from(environment: Mapping[str, str]) -> RankInfo | None:
             "not set: start several processes with torchrun --nproc-per-node N -m train, or "
             "one without these variables."
         )
-    try:
-        rank, world_size, local_rank = (int(environment[name]) for name in names[:3])
-    except ValueError:
-        rank, world_size, local_rank = -1, 0, -1
+    numbers = [environment[name] for name in names[:3]]
+    rank, world_size, local_rank = (int(n) if n.isdecimal() else -1 for n in numbers)
     if not 0 <= rank < world_size or local_rank < 0:
         raise ConfigError(
-            f"RANK is {environment['RANK']}, WORLD_SIZE {environment['WORLD_SIZE']} and LOCAL_RANK "
-            f"{environment['LOCAL_RANK']}: ranks are numbered from 0 up to WORLD_SIZE - 1. "
-            "torchrun sets them."
+            "RANK is {}, WORLD_SIZE {} and LOCAL_RANK {}: ranks are numbered from 0 up to "
+            "WORLD_SIZE - 1. torchrun sets them.".format(*numbers)
         )
     master = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    return RankInfo(rank=rank, world_size=world_size, local_rank=local_rank, master=master)
+    return RankInfo(rank, world_size, local_rank, master)
 
 
 def rank_device(info: RankInfo | None, name: str) -> str:
@@ -76,17 +73,16 @@ def rank_device(info: RankInfo | None, name: str) -> str:
         return name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        n_gpus = torch.cuda.device_count()
-        if info.local_rank >= n_gpus:
-            raise ConfigError(
-                f"{info} is number {info.local_rank + 1} on its machine, which has {n_gpus} "
-                f"GPUs: start --nproc-per-node {n_gpus}, or pass --device cpu."
-            )
-        return f"cuda:{info.local_rank}"
     if name.split(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: several processes work on cpu or cuda only.")
-    return name
+    if name != "cuda":
+        return name
+    if info.local_rank >= (n_gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{info} is number {info.local_rank + 1} on its machine, which has {n_gpus} GPUs: "
+            f"start --nproc-per-node {n_gpus}, or pass --device cpu."
+        )
+    return f"cuda:{info.local_rank}"
 
 
 @contextmanager
@@ -128,25 +124,19 @@ def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGrou
 
 
 def _rendezvous(info: RankInfo, device: str) -> ProcessGroup:
-    timeout = timedelta(seconds=TIMEOUT_S)
-    backend = "gloo"
+    timeout, backend = timedelta(seconds=TIMEOUT_S), "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(torch.device(device))
         backend = "cpu:gloo,cuda:nccl"  # scalars are reduced on the CPU
     try:
-        store, rank, world_size = next(
-            rendezvous("env://", info.rank, info.world_size, timeout=timeout)
-        )
+        store = next(rendezvous("env://", info.rank, info.world_size, timeout=timeout))[0]
         dist.init_process_group(
-            backend,
+            backend, timeout=timeout, rank=info.rank, world_size=info.world_size,
             store=PrefixStore("group", store),
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-        )
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # torch's own are RuntimeErrors
         raise ConfigError(
-            f"{info}: the {info.world_size} processes did not meet at {info.master} within "
+            f"{info}: the {info.world_size} processes did not connect at {info.master} within "
             f"{TIMEOUT_S} s ({_first_sentence(error)}). Start as many as WORLD_SIZE says, with a "
             "MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint, that each of them reaches."
         ) from error

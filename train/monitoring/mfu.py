@@ -43,18 +43,14 @@ def flops_per_token(model: GPT) -> int:
     return 6 * (of_blocks + head.weight.numel()) + 12 * c.n_layer * c.n_embd * c.block_size
 
 
-def peak_flops(device: Device) -> float | None:
-    """Return the 16-bit operations a second that a GPU is sold with; None where not known."""
+def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:
+    """Return the share of the GPUs' 16-bit peak that training uses; None where it is not known.
+
+    The tokens are those of all processes, each on a GPU like this one.
+    """
     if device.torch_device.type != "cuda" or device.dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device.torch_device)
-    return next((1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
-
-
-def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:
-    """Return the share of the devices' peak that training makes use of; None where not known.
-
-    The tokens are those of all processes, each on a device like this one.
-    """
-    peak = peak_flops(device)
-    return None if peak is None else flops_per_token(model) * tokens_per_second / peak / world_size
+    peaks = [1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name]
+    needed = flops_per_token(model) * tokens_per_second
+    return needed / (world_size * peaks[0]) if peaks else None

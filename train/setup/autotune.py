@@ -1,10 +1,10 @@
-"""The plan of a run, made before its first step: how fast, how many steps, how much memory."""
+"""A run's plan, from trial updates: micro-batch, compiled or not, number of steps, intervals."""
 
 import math
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import torch
@@ -21,18 +21,17 @@ from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.group import make_optimizer
 from train.setup.memory import max_batch_size
-from train.trainer import Trainer, micro_batch_rows
+from train.trainer import Trainer
 
 # Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
 # known, and at most so many seconds.
 MEASURE_SHARE, MEASURE_SHARE_OF_STEPS, MEASURE_S = 0.02, 0.002, 5.0
-EVAL_SHARE = 0.05  # of --minutes, at most, goes into evaluations and the saves before them
-MOST_EVALS = 10
-# A rough guess at what saving takes: 12 bytes a parameter with its optimizer's state, which are
-# written, hashed and read back.
+EVAL_SHARE = 0.05  # of --minutes, at most, for evaluations and the saves before them
+MAX_EVALS = 10
+# A rough guess: 12 bytes a parameter with its optimizer's state are written, hashed, read back.
 SAVE_BYTES_PER_S = 3e8
 FULL_DROPOUT_EPOCHS = 2.0
-N_WARM_UP = 2  # updates: kernels are chosen in the first, the second finds memory of its own
+N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memory allocated
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
 # times (gpt2, 4 layers of 256 channels) to 1.22 times (tiny) as fast: half an hour loses 3 % at
@@ -40,14 +39,14 @@ SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 COMPILE_S = {"cpu": 1800.0, "cuda": 300.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasuredSpeed:
-    """What trial steps measured on this machine."""
+    """What trial updates measured on this machine, the slowest rank's where there are several."""
 
     step_s: float
     eval_s: float
     save_s: float
-    spent_s: float
+    spent_s: float  # on the trials
     memory_bytes: int
     batch_size: int  # what memory allowed
     compiled: bool
@@ -59,27 +58,67 @@ def autotune(
     data: DataFolder,
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
+    *,
+    scale_ngram_dropout: bool = False,
 ) -> tuple[TrainPlan, MeasuredSpeed]:
-    """Return what ``config`` leaves open, decided by memory and speed on this machine."""
-    batch_size = choose_batch_size(config, model, device, group)
-    max_steps = known_max_steps(config, model.config.block_size, data)
-    speed = measure_speed(
-        config, model, data, device, group, batch_size=batch_size, max_steps=max_steps
-    )
-    return make_plan(config, max_steps, speed), speed
+    """Return a run's plan and the speed behind it, by updates at a learning rate of 0.
+
+    They leave the weights alone; ``scale_ngram_dropout`` sets the model's to the run's length.
+    With --compile auto compiled updates are tried too, where the run is long enough to repay it.
+    The run's own Trainer compiles the same network again, which PyTorch then has in its cache.
+    """
+    start = time.perf_counter()
+    # an optimizer of its own, whose state these steps may change
+    trainer = Trainer(
+        model, make_optimizer(model, config), data, config, device, group,
+        batch_size=choose_batch_size(config, model.config, device, group),
+        compiled=config.compile == "on",
+    )  # fmt: skip
+    max_steps = known_max_steps(config, trainer.tokens_per_step, data)
+    trainer.warmup(0, backward)
+    if group.world_size > 1:
+        _timed(trainer)  # the first that communicates
+    eager_s = step_time(trainer, config, max_steps)
+    eval_s = _eval_time(trainer, data)
+
+    def measured(step_s: float) -> MeasuredSpeed:
+        speed = MeasuredSpeed(
+            step_s=step_s,
+            eval_s=eval_s,
+            save_s=12 * model.n_parameters / SAVE_BYTES_PER_S,
+            spent_s=time.perf_counter() - start,
+            memory_bytes=_peak_memory(device),
+            batch_size=trainer.batch_size,
+            compiled=trainer.forward.compiled,
+        )
+        # what follows from it must be the same on all ranks
+        return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
+
+    speed = measured(eager_s)
+    plan = make_plan(config, max_steps, speed)
+    if scale_ngram_dropout:  # before compiling: its value is part of what is compiled
+        n_epochs = plan.max_steps * trainer.tokens_per_step / data.n_tokens("train")
+        model.config = replace(model.config, ngram_dropout=ngram_dropout(model.config, n_epochs))
+    if compile_pays_off(config, max_steps, device, eager_s):
+        trainer.forward.compile()
+        compiled_s = step_time(trainer, config, max_steps)
+        if compiled_s > eager_s:
+            trainer.forward.use_eager()
+        speed = measured(min(compiled_s, eager_s))
+        plan = make_plan(config, max_steps, speed)
+    trainer.windows.close()
+    trainer.optimizer.zero_grad()
+    return plan, speed
 
 
 def choose_batch_size(
-    config: TrainConfig, model: GPT, device: Device, group: ProcessGroup = SINGLE_PROCESS
+    config: TrainConfig, shape: ModelConfig, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> int:
-    """Return the rows of a micro-batch: they divide those of an update, of each rank, evenly."""
-    block_size = model.config.block_size
-    n_rows = group.rows_per_rank(config.rows_per_step(block_size), block_size)
-    most = config.batch_size or -int(group.all_reduce_max(-max_batch_size(model.config, device)))
-    return micro_batch_rows(n_rows, most)
+    """Return the most rows that a micro-batch may have: --batch-size, or what fits on each rank."""
+    return config.batch_size or -int(group.all_reduce_max(-max_batch_size(shape, device)))
 
 
-def known_max_steps(config: TrainConfig, block_size: int, data: DataFolder) -> int | None:
+def known_max_steps(config: TrainConfig, tokens_per_step: int, data: DataFolder) -> int | None:
     """Return the steps of --max-steps, --tokens or --epochs, the last of which may go beyond.
 
     None with --minutes: how many fit into them is to be measured.
@@ -87,107 +126,7 @@ def known_max_steps(config: TrainConfig, block_size: int, data: DataFolder) -> i
     n_tokens = config.tokens
     if config.epochs is not None:
         n_tokens = math.ceil(config.epochs * data.n_tokens("train"))
-    if n_tokens is None:
-        return config.max_steps
-    return max(1, -(-n_tokens // (config.rows_per_step(block_size) * block_size)))
-
-
-def measure_speed(
-    config: TrainConfig,
-    model: GPT,
-    data: DataFolder,
-    device: Device,
-    group: ProcessGroup = SINGLE_PROCESS,
-    *,
-    batch_size: int,
-    max_steps: int | None,
-) -> MeasuredSpeed:
-    """Time updates, at a learning rate of 0 that leaves the weights alone, and evaluation.
-
-    With --compile auto also compiled ones, where the run is long enough to repay it. The run's own
-    Trainer compiles the same network again, which PyTorch then has in its cache.
-    """
-    begin = time.perf_counter()
-    # an optimizer of its own, which these steps may teach
-    optimizer = make_optimizer(model, config)
-    compiled = config.compile == "on"
-    trainer = Trainer(
-        model, optimizer, data, config, device, group, batch_size=batch_size, compiled=compiled
-    )
-    trainer.warmup(0, backward)
-    if group.world_size > 1:
-        _timed(trainer)  # before those that are timed, the first that communicates
-    step_s, forward = step_time(trainer, config, max_steps), trainer.forward
-    if compile_pays_off(config, max_steps, device, step_s):
-        forward.compile()
-        compiled_s = step_time(trainer, config, max_steps)
-        if compiled_s > step_s:
-            forward.use_eager()
-        step_s = min(step_s, compiled_s)
-    trainer.windows.close()
-    optimizer.zero_grad()
-    n_trial = 32 * model.config.block_size
-    lengths = token_lengths(data.tokenizer())
-    for _ in range(2):  # the first warms up
-        start = time.perf_counter()
-        score = evaluate(model, data.tokens("val"), lengths, device, n_trial, group)
-    per_token_s = (time.perf_counter() - start) / score.n_tokens
-    n_eval = min(data.n_tokens("val"), config.eval_tokens)
-    n_eval += min(data.n_tokens("train"), TRAIN_TOKENS)
-    spent_s = time.perf_counter() - begin
-    speed = MeasuredSpeed(
-        step_s,
-        per_token_s * n_eval,
-        12 * model.n_parameters / SAVE_BYTES_PER_S,
-        spent_s,
-        _memory(device),
-        trainer.batch_size,
-        forward.compiled,
-    )
-    # what follows from it must be the same in all processes
-    return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
-
-
-def _run_s(config: TrainConfig, max_steps: int | None, step_s: float) -> float:
-    """Return how long a run is, of that many steps or else by --minutes."""
-    if max_steps is not None:
-        return step_s * max_steps
-    assert config.minutes is not None
-    return 60 * config.minutes
-
-
-def compile_pays_off(
-    config: TrainConfig, max_steps: int | None, device: Device, step_s: float
-) -> bool:
-    """Tell whether a run whose updates take ``step_s`` is to be compiled, as --compile auto."""
-    least_s = COMPILE_S.get(device.torch_device.type, math.inf)
-    return config.compile == "auto" and _run_s(config, max_steps, step_s) >= least_s
-
-
-def step_time(trainer: Trainer, config: TrainConfig, max_steps: int | None) -> float:
-    """Return the median time of updates, in seconds; as many as are a small share of the run."""
-    for _ in range(N_WARM_UP):
-        _timed(trainer)
-    # --minutes hangs on the speed; without it, only what is said and when it is saved do
-    times = [_timed(trainer) for _ in range(2 if max_steps is None else 1)]
-    share = MEASURE_SHARE if max_steps is None else MEASURE_SHARE_OF_STEPS
-    budget_s = min(MEASURE_S, share * _run_s(config, max_steps, times[0])) - sum(times)
-    while (budget_s := budget_s - times[-1]) >= 0:
-        times.append(_timed(trainer))
-    return median(times)
-
-
-def _timed(trainer: Trainer) -> float:
-    start = time.perf_counter()
-    update(trainer, 0, lr=0.0)
-    return trainer.group.all_reduce_max(time.perf_counter() - start)
-
-
-def _memory(device: Device) -> int:
-    if device.torch_device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device.torch_device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return config.max_steps if n_tokens is None else max(1, -(-n_tokens // tokens_per_step))
 
 
 def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) -> TrainPlan:
@@ -195,11 +134,11 @@ def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) 
 
     With --minutes the steps are those that end on time; trials, evaluations and saves count.
     """
-    n_evals = MOST_EVALS
+    n_evals = MAX_EVALS
     if max_steps is None:
         left_s = _run_s(config, max_steps, speed.step_s) - speed.spent_s
         each_s = speed.eval_s + speed.save_s
-        n_evals = min(MOST_EVALS, max(1, int(EVAL_SHARE * left_s / each_s)))
+        n_evals = min(MAX_EVALS, max(1, int(EVAL_SHARE * left_s / each_s)))
         step_s = speed.step_s
         if config.eval_interval:
             step_s += each_s / config.eval_interval
@@ -217,14 +156,68 @@ def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) 
     )
 
 
-def ngram_dropout(n_tokens: int, shape: ModelConfig, data: DataFolder) -> float:
-    """Return the preset's share of tokens without n-grams for a run over ``n_tokens``.
+def ngram_dropout(shape: ModelConfig, n_epochs: float) -> float:
+    """Return the preset's share of tokens without n-grams, for a run of that many epochs.
 
-    Text that is read for the first time is not yet known by heart: below two epochs the share is
-    smaller, in proportion. Measured at half an epoch: tests/bench/RECIPE.md.
+    A text read for the first time is not memorized yet: below two epochs the share is smaller, in
+    proportion. Measured at half an epoch: tests/bench/RECIPE.md.
     """
-    n_epochs = n_tokens / data.n_tokens("train")
     return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
+
+
+def compile_pays_off(
+    config: TrainConfig, max_steps: int | None, device: Device, step_s: float
+) -> bool:
+    """Tell whether a run whose updates take ``step_s`` is to be compiled, as --compile auto."""
+    least_s = COMPILE_S.get(device.torch_device.type, math.inf)
+    return config.compile == "auto" and _run_s(config, max_steps, step_s) >= least_s
+
+
+def step_time(trainer: Trainer, config: TrainConfig, max_steps: int | None) -> float:
+    """Return the median time of updates, in seconds; as many as are a small share of the run."""
+    for _ in range(N_WARMUP):
+        _timed(trainer)
+    # with --minutes the number of steps depends on it, else only the ETA and the save interval
+    times = [_timed(trainer) for _ in range(2 if max_steps is None else 1)]
+    share = MEASURE_SHARE if max_steps is None else MEASURE_SHARE_OF_STEPS
+    budget_s = min(MEASURE_S, share * _run_s(config, max_steps, times[0])) - sum(times)
+    while (budget_s := budget_s - times[-1]) >= 0:
+        times.append(_timed(trainer))
+    return median(times)
+
+
+def _timed(trainer: Trainer) -> float:
+    start = time.perf_counter()
+    update(trainer, 0, lr=0.0)
+    return trainer.group.all_reduce_max(time.perf_counter() - start)
+
+
+def _eval_time(trainer: Trainer, data: DataFolder) -> float:
+    """Estimate the time of an evaluation from one of few tokens."""
+    lengths, val = token_lengths(data.tokenizer()), data.tokens("val")
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        score = evaluate(
+            trainer.model, val, lengths, trainer.device, 32 * trainer.block_size, trainer.group
+        )
+    per_token_s = (time.perf_counter() - start) / score.n_tokens
+    n_tokens = min(len(val), trainer.config.eval_tokens) + min(data.n_tokens("train"), TRAIN_TOKENS)
+    return per_token_s * n_tokens
+
+
+def _run_s(config: TrainConfig, max_steps: int | None, step_s: float) -> float:
+    """Return how long a run is, of that many steps or else by --minutes."""
+    if max_steps is not None:
+        return step_s * max_steps
+    assert config.minutes is not None
+    return 60 * config.minutes
+
+
+def _peak_memory(device: Device) -> int:
+    if device.torch_device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device.torch_device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def summary_lines(
@@ -236,33 +229,26 @@ def summary_lines(
     speed: MeasuredSpeed,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[str]:
-    """Return the plan as a person reads it."""
-    block_size = model.config.block_size
-    n_rows, max_steps = config.rows_per_step(block_size), plan.max_steps
-    n_train = data.n_tokens("train")
-    n_evals = -(-max_steps // plan.eval_interval)
-    left_s = max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
+    """Return what a run will do, a line for each part of it."""
+    c, n = model.config, group.world_size
+    n_rows, n_train = config.rows_per_step(c.block_size), data.n_tokens("train")
+    n_tokens = plan.max_steps * n_rows * c.block_size
+    n_evals = -(-plan.max_steps // plan.eval_interval)
+    left_s = plan.max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
-    accumulation = n_rows // group.world_size // plan.batch_size
-    processes = f"{group.world_size} processes x " if group.world_size > 1 else ""
-    if group.world_size > 1:
-        together = (
-            "each with its share of the weights" if is_sharded(model) else "each with all weights"
-        )
-        device_line = f"device      {group.world_size} processes, {together}, on {device}"
-    else:
-        device_line = f"device      {device}"
+    weights = "its shard of the weights" if is_sharded(model) else "all weights"
+    processes = f"{n} processes, each with {weights}, on " if n > 1 else ""
+    micro_batches = f"{n} processes x " if n > 1 else ""
+    micro_batches += f"{-(-n_rows // n // plan.batch_size)} x {plan.batch_size}"
     return [
-        device_line,
-        f"model       {model.n_parameters:,} parameters: {model.config.n_layer} layers, "
-        f"{model.config.n_head} heads, {model.config.n_embd} channels, context {block_size}",
+        f"device      {processes}{device}",
+        f"model       {model.n_parameters:,} parameters: {c.n_layer} layers, {c.n_head} heads, "
+        f"{c.n_embd} channels, context {c.block_size}",
         f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
-        f"validate on; vocabulary of {model.config.vocab_size:,}",
-        f"a step      {n_rows * block_size:,} tokens: {processes}{accumulation} x "
-        f"{plan.batch_size} rows of {block_size}",
-        f"length      {max_steps:,} steps, {max_steps * n_rows * block_size:,} tokens, "
-        f"{max_steps * n_rows * block_size / n_train:.2f} epochs; evaluation each "
-        f"{plan.eval_interval:,} steps",
+        f"validate on; vocabulary of {c.vocab_size:,}",
+        f"a step      {n_rows * c.block_size:,} tokens: {micro_batches} rows of {c.block_size}",
+        f"length      {plan.max_steps:,} steps, {n_tokens:,} tokens, {n_tokens / n_train:.2f} "
+        f"epochs; evaluation each {plan.eval_interval:,} steps",
         f"memory      {speed.memory_bytes / 1e9:.1f} GB",
         f"expected    {duration(left_s)} ({speed.step_s * 1000:,.0f} ms a step): until about {end}",
     ]

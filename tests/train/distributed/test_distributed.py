@@ -345,10 +345,10 @@ def test_a_disk_that_is_full_for_one_process_leaves_nothing_half_written(
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_meet_say_so(ended: dict[str, Ended]) -> None:
+def test_a_failed_rendezvous_is_a_sentence(ended: dict[str, Ended]) -> None:
     assert ended["alone"].codes == [1]
     last = ended["alone"].said[0].splitlines()[-1]
-    assert last.startswith("Error: process 0 of 2: the 2 processes did not meet at 127.0.0.1:")
+    assert last.startswith("Error: process 0 of 2: the 2 processes did not connect at 127.0.0.1:")
 
 
 @pytest.mark.slow

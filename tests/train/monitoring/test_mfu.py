@@ -6,7 +6,7 @@ import torch
 from common.device import Device
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
-from train.monitoring.mfu import flops_per_token, mfu, peak_flops
+from train.monitoring.mfu import flops_per_token, mfu
 
 GPU = Device(torch.device("cuda"), torch.bfloat16, "a test")
 NAMES = {
@@ -36,21 +36,18 @@ def test_six_a_weight_and_twelve_a_pair_of_tokens(tied: bool) -> None:
 
 
 @pytest.mark.parametrize(("name", "peak"), NAMES.items())
-def test_the_peak_is_told_by_the_name(
-    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+def test_utilization_is_of_the_peak_that_the_name_tells_in_each_process(
+    tiny_config: ModelConfig, name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(GPU) == (None if peak is None else pytest.approx(peak))
-
-
-def test_utilisation_is_what_is_needed_over_what_could_be(
-    tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
     model = GPT(tiny_config)
-    assert mfu(model, cpu, 1000.0, world_size=1) is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
-    half = 0.5 * 312e12 / flops_per_token(model)
-    assert mfu(model, GPU, half, world_size=1) == pytest.approx(0.5)
-    assert mfu(model, GPU, 8 * half, world_size=8) == pytest.approx(0.5)
-    in_float32 = Device(torch.device("cuda"), torch.float32, "")
-    assert mfu(model, in_float32, half, world_size=1) is None
+    half = 0.5 * (peak or 1.0) / flops_per_token(model)  # tokens a second
+    expected = None if peak is None else pytest.approx(0.5)
+    assert mfu(model, GPU, half, world_size=1) == expected
+    assert mfu(model, GPU, 8 * half, world_size=8) == expected
+
+
+def test_there_is_none_without_a_gpu_or_in_float32(tiny_config: ModelConfig, cpu: Device) -> None:
+    in_float32 = Device(torch.device("cuda"), torch.float32, "a test")
+    for device in (cpu, in_float32):
+        assert mfu(GPT(tiny_config), device, 1000.0, world_size=1) is None

@@ -181,7 +181,7 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     # one row a step, where the preset has up to a thousand: what is learned here is that it runs
     settings |= {"max_steps": 10, "tokens_per_step": shape.block_size}
     config = TrainConfig(**settings)
-    batch_size = choose_batch_size(config, model, cpu)
+    batch_size = choose_batch_size(config, shape, cpu)
     optimizer = make_optimizer(model, config)
     trainer = Trainer(model, optimizer, long_data, config, cpu, batch_size=batch_size)
     rates = [learning_rate_at(step, 10, config) for step in range(10)]

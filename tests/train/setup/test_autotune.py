@@ -18,15 +18,16 @@ from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
 from train.setup.autotune import (
     MeasuredSpeed,
+    autotune,
     choose_batch_size,
     compile_pays_off,
     known_max_steps,
     make_plan,
-    measure_speed,
     ngram_dropout,
     step_time,
     summary_lines,
 )
+from train.setup.memory import max_batch_size
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -78,12 +79,12 @@ def test_tokens_and_epochs_become_steps(
     data: DataFolder, settings: dict[str, Any], expected: int
 ) -> None:
     config = TrainConfig(**({"tokens_per_step": 64} | settings))
-    assert known_max_steps(config, 16, data) == expected
+    assert known_max_steps(config, 64, data) == expected
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
 def test_epochs_read_the_data_as_often(data: DataFolder, epochs: float) -> None:
-    max_steps = known_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), 16, data)
+    max_steps = known_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), 64, data)
     assert max_steps is not None
     n_read = max_steps * 64
     assert 0 <= n_read - epochs * data.n_tokens("train") < 64
@@ -93,28 +94,35 @@ def test_epochs_read_the_data_as_often(data: DataFolder, epochs: float) -> None:
     ("epochs", "share"), [(0.5, 0.075), (1.0, 0.15), (2.0, 0.3), (9.0, 0.3)], ids=str
 )
 def test_runs_below_two_epochs_leave_out_fewer_n_grams(
-    data: DataFolder, tiny_config: ModelConfig, epochs: float, share: float
+    tiny_config: ModelConfig, epochs: float, share: float
 ) -> None:
-    n_tokens = int(epochs * data.n_tokens("train"))
-    found = ngram_dropout(n_tokens, replace(tiny_config, ngrams=2, ngram_dropout=0.3), data)
-    assert found == pytest.approx(share, abs=0.3 * 64 / data.n_tokens("train"))
-    assert found <= 0.3
+    assert ngram_dropout(replace(tiny_config, ngrams=2, ngram_dropout=0.3), epochs) == share
+
+
+def test_what_is_compiled_has_the_dropout_of_the_run(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled_with = []
+
+    def compile_(model: GPT, **_: Any) -> Any:
+        def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            compiled_with.append(model.config.ngram_dropout)
+            return model(x, y)  # type: ignore[no-any-return]
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr("train.setup.autotune.COMPILE_S", {"cpu": 0.0})
+    model = GPT(replace(tiny_config, ngrams=2, ngram_rows=20, ngram_dropout=0.3))
+    config = TrainConfig(tokens_per_step=64, epochs=1.0)
+    autotune(config, model, data, cpu, scale_ngram_dropout=True)
+    assert set(compiled_with) == {model.config.ngram_dropout}
+    assert model.config.ngram_dropout == pytest.approx(0.15, abs=0.3 * 64 / data.n_tokens("train"))
 
 
 def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
-    assert known_max_steps(TrainConfig(max_steps=5), 16, data) == 5
-    assert known_max_steps(TrainConfig(minutes=1.0), 16, data) is None
-
-
-@pytest.mark.parametrize(
-    ("tokens_per_step", "batch_size", "expected"),
-    [(16 * 12, 5, 4), (16 * 12 + 15, 12, 12), (16 * 7, 6, 1), (3, 9, 1)],
-)
-def test_rows_at_a_time_divide_those_of_a_step(
-    tiny_config: ModelConfig, cpu: Device, tokens_per_step: int, batch_size: int, expected: int
-) -> None:
-    config = TrainConfig(tokens_per_step=tokens_per_step, batch_size=batch_size)
-    assert choose_batch_size(config, GPT(tiny_config), cpu) == expected
+    assert known_max_steps(TrainConfig(max_steps=5), 64, data) == 5
+    assert known_max_steps(TrainConfig(minutes=1.0), 64, data) is None
 
 
 def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
@@ -129,9 +137,8 @@ def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> 
     for wrong in ("-1", "many", ""):
         assert runner.invoke(command, ["--batch-size", wrong]).exit_code == 2
     config = TrainConfig(tokens_per_step=16 * 64, batch_size=0)
-    batch_size = choose_batch_size(config, GPT(tiny_config), cpu)
-    assert 64 % batch_size == 0
-    assert batch_size > 1
+    assert choose_batch_size(config, tiny_config, cpu) == max_batch_size(tiny_config, cpu) > 1
+    assert choose_batch_size(replace(config, batch_size=7), tiny_config, cpu) == 7
 
 
 class Clocked:
@@ -203,14 +210,14 @@ def test_trial_steps_leave_no_trace(
 ) -> None:
     model = random_model(replace(tiny_config, dropout=0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = TrainConfig(tokens_per_step=64)
-    speed = measure_speed(config, model, data, cpu, batch_size=2, max_steps=1)
+    config = TrainConfig(tokens_per_step=64, batch_size=2, max_steps=1)
+    plan, speed = autotune(config, model, data, cpu)
     assert min(speed.step_s, speed.eval_s, speed.memory_bytes) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
-    assert (speed.batch_size, speed.compiled) == (2, False)
+    assert (plan.max_steps, plan.batch_size, plan.compile) == (1, 2, "off")
 
 
 def test_the_plan_says_what_is_to_come(
