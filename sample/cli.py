@@ -22,7 +22,7 @@ from common.errors import ConfigError
 from common.inference.config import GenerateConfig
 from common.settings import given, options_for
 from sample.server.config import ServeConfig
-from sample.text.terminal_text import say, write_stdout
+from sample.text.terminal_text import notify, write_stdout
 
 if TYPE_CHECKING:
     from sample.loaded_model import LoadedModel
@@ -91,21 +91,21 @@ def chat(template: str, transcript: Path | None, **options: Any) -> None:
     input is a prompt. Text goes to stdout, notices to stderr.
     """
     from sample.chat.session import Chat
-    from sample.chat.terminal import talk
+    from sample.chat.terminal import run_chat
     from sample.chat.transcript import Transcript
     from sample.model_info import banner
     from sample.text.template import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
-    kept = Transcript(transcript, say) if transcript is not None else None
+    kept = Transcript(transcript, notify) if transcript is not None else None
     model = load(options)
-    say(banner(model.info))
+    notify(banner(model.info))
     # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state"))
-    session = Chat(model.decoder(), config, template=found, say=say)
-    talk(session, folder / "quern" / "chat-history", kept)
+    session = Chat(model.decoder(), config, template=found, notify=notify)
+    run_chat(session, folder / "quern" / "chat-history", kept)
 
 
 @main.command()
@@ -149,7 +149,7 @@ def generate(
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load(options)
     for notice in [model.info.summary, *prompt_notices(model.tokenizer, prompt, model.block_size)]:
-        say(notice)
+        notify(notice)
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
         write_stdout(text)
@@ -179,7 +179,7 @@ def score(
     from sample.score.report import write_scores
 
     model = load(options)
-    say(model.info.summary)
+    notify(model.info.summary)
     write_scores(model, files, stride, per_token=per_token, as_json=as_json)
 
 

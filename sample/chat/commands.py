@@ -1,6 +1,6 @@
 """What begins with / in a chat: commands, and what Tab makes of a part of one.
 
-A command does its work on a Repl and speaks through the chat's ``say``; /retry also returns an
+A command does its work on a Repl and speaks through the chat's ``notify``; /retry also returns an
 answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its line of /help.
 """
 
@@ -61,7 +61,7 @@ def run_command(repl: Repl, line: str) -> Generator[str] | None:
             raise ConfigError(f"/{name}: no such command; {meant}. To send it, begin with //.")
         return command(repl, argument.strip())
     except UserError as error:
-        repl.chat.say(error.message)
+        repl.chat.notify(error.message)
         return None
 
 
@@ -69,14 +69,14 @@ def _help(repl: Repl, argument: str) -> None:
     """/help: This list."""
     for run in COMMANDS.values():
         usage, _, meaning = str(run.__doc__).partition(": ")
-        repl.chat.say(f"{usage:17}  {meaning}")
-    repl.chat.say(KEYS)
+        repl.chat.notify(f"{usage:17}  {meaning}")
+    repl.chat.notify(KEYS)
 
 
 def _reset(repl: Repl, argument: str) -> None:
     """/reset: Begin a new conversation."""
     repl.restart(repl.system, None)  # no file: /save must not replace that of the one before
-    repl.chat.say("A new conversation; the system text and the settings stay.")
+    repl.chat.notify("A new conversation; the system text and the settings stay.")
 
 
 def _retry(repl: Repl, argument: str) -> Generator[str]:
@@ -84,7 +84,7 @@ def _retry(repl: Repl, argument: str) -> Generator[str]:
     chat = repl.chat
     prompt = _last_prompt(chat, "There is nothing to answer again yet.")
     if chat.config.temperature == 0:
-        chat.say("At temperature 0 the answer is the same again: /set temperature 0.8")
+        chat.notify("At temperature 0 the answer is the same again: /set temperature 0.8")
 
     def answer_again() -> Generator[str]:
         before = chat.messages
@@ -103,7 +103,7 @@ def _undo(repl: Repl, argument: str) -> None:
     prompt = _last_prompt(repl.chat, "There is no turn to take back.")
     repl.chat.messages = repl.chat.messages[:-2]
     shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-    repl.chat.say(f"Taken back: {shown!r} and its answer.")
+    repl.chat.notify(f"Taken back: {shown!r} and its answer.")
 
 
 def _last_prompt(chat: Chat, missing: str) -> str:
@@ -117,7 +117,7 @@ def _set(repl: Repl, argument: str) -> None:
     chat = repl.chat
     if not argument:
         for option, item in SETTINGS.items():
-            chat.say(f"{option} {getattr(chat.config, item.name)}: {item.metadata['help']}")
+            chat.notify(f"{option} {getattr(chat.config, item.name)}: {item.metadata['help']}")
         return
     option, text = [*argument.replace("_", "-").split(maxsplit=1), ""][:2]
     if option not in SETTINGS:
@@ -131,7 +131,7 @@ def _set(repl: Repl, argument: str) -> None:
         given = f"/set {option} {text}".rstrip()
         raise ConfigError(f"{given}: {option} must be {wanted}.") from error
     chat.config = replace(chat.config, **{name: value})
-    chat.say(f"{option} {value}")
+    chat.notify(f"{option} {value}")
 
 
 def _system(repl: Repl, argument: str) -> None:
@@ -142,9 +142,9 @@ def _system(repl: Repl, argument: str) -> None:
         turns = chat.messages[len(repl.system) :]
         chat.messages = [Message("system", text), *turns] if text else turns
     for message in repl.system:
-        chat.say(f'The conversation begins with {message.content!r}; /system "" takes it away.')
+        chat.notify(f'The conversation begins with {message.content!r}; /system "" takes it away.')
     if not repl.system:
-        chat.say("The conversation begins with its first turn.")
+        chat.notify("The conversation begins with its first turn.")
 
 
 def _save(repl: Repl, argument: str) -> None:
@@ -154,7 +154,7 @@ def _save(repl: Repl, argument: str) -> None:
         raise ConfigError(f"{path} exists and is not this conversation's: name another file.")
     save_conversation(path, repl.chat.messages)
     repl.file = path
-    repl.chat.say(f"{path}: {len(repl.chat.messages):,} messages saved.")
+    repl.chat.notify(f"{path}: {len(repl.chat.messages):,} messages saved.")
 
 
 def _load(repl: Repl, argument: str) -> None:
@@ -162,7 +162,7 @@ def _load(repl: Repl, argument: str) -> None:
     path = _file(repl, argument, "load")
     repl.restart(load_conversation(path), path)
     n_messages = len(repl.chat.messages)
-    repl.chat.say(f"{path}: {n_messages:,} messages; the conversation goes on from there.")
+    repl.chat.notify(f"{path}: {n_messages:,} messages; the conversation goes on from there.")
 
 
 def _file(repl: Repl, argument: str, command: str) -> Path:
@@ -181,9 +181,9 @@ def _stats(repl: Repl, argument: str) -> None:
         )
     if argument:
         repl.shows_stats = argument == "on"
-        repl.chat.say(f"Figures after each answer: {argument}.")
+        repl.chat.notify(f"Figures after each answer: {argument}.")
     else:
-        repl.chat.say(stats_line(repl.chat))
+        repl.chat.notify(stats_line(repl.chat))
 
 
 def stats_line(chat: Chat) -> str:

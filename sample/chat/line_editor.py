@@ -18,7 +18,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 
 def line_editor(
-    words: dict[str, list[str] | None], history: Path, say: Callable[[str], None]
+    words: dict[str, list[str] | None], history: Path, notify: Callable[[str], None]
 ) -> Callable[[], str]:
     """Return a function that reads what is typed, which may be several lines.
 
@@ -32,7 +32,7 @@ def line_editor(
         completer=CommandCompleter(words),
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep lines of the screen free
-        history=_open_history(history, say),
+        history=_open_history(history, notify),
         enable_suspend=True,
     )
     return session.prompt
@@ -83,12 +83,12 @@ class _History(FileHistory):
             super().store_string(string)
 
 
-def _open_history(path: Path, say: Callable[[str], None]) -> History:
+def _open_history(path: Path, notify: Callable[[str], None]) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError as error:
-        say(
+        notify(
             f"{path}: cannot be written ({error.strerror}), so what you type is not kept for later."
         )
         return InMemoryHistory()

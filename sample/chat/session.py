@@ -30,7 +30,7 @@ class ReplyStats:
 
 
 class Chat:
-    """The turns so far, and what answers them; notices, a line each, go to ``say``."""
+    """The turns so far, and what answers them; notices, a line each, go to ``notify``."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Chat:
         config: GenerateConfig,
         *,
         template: Template = RAW,
-        say: Callable[[str], None] = lambda notice: None,
+        notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
         """Answer with the first row of ``decoder``."""
-        self.decoder, self.config, self.template, self.say = decoder, config, template, say
+        self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
         self.stats: ReplyStats | None = None
         self._n_replies = 0
@@ -103,5 +103,5 @@ class Chat:
         told = self.stats is not None and self.stats.prompt.n_dropped > 0  # /stats says it again
         missing = missing_notice(self.decoder.tokenizer, text)
         for notice in [*missing, *prompt.notices(dropped=not told)]:
-            self.say(notice)
+            self.notify(notice)
         return prompt

@@ -17,7 +17,7 @@ from sample.chat.transcript import Transcript
 from sample.text.terminal_text import write_stdout
 
 
-def talk(chat: Chat, history: Path, transcript: Transcript | None) -> None:
+def run_chat(chat: Chat, history: Path, transcript: Transcript | None) -> None:
     """Chat until the input ends; what is typed in a terminal is remembered in ``history``."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for line in sys.stdin:
@@ -26,8 +26,8 @@ def talk(chat: Chat, history: Path, transcript: Transcript | None) -> None:
         return
     from sample.chat.line_editor import line_editor  # slow to import, and of no use to a pipe
 
-    read = line_editor(completions(), history, chat.say)
-    chat.say("/help lists the commands, Ctrl-D leaves.")
+    read = line_editor(completions(), history, chat.notify)
+    chat.notify("/help lists the commands, Ctrl-D leaves.")
     previous = signal.signal(signal.SIGINT, lambda *_: chat.stop())
     try:
         _read_eval_print(Repl(chat), read, transcript)
@@ -44,7 +44,7 @@ def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript
             write_stdout("\n")
             line = read()
             if not line.strip():
-                chat.say("Type something, or /help, or Ctrl-D to leave.")
+                chat.notify("Type something, or /help, or Ctrl-D to leave.")
                 continue
             if is_command(line):
                 answer = run_command(repl, line)
@@ -52,15 +52,15 @@ def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript
                 answer = chat.reply(line.removeprefix("/"))
             _show(chat, answer, transcript)
             if answer is not None and chat.messages[-1].stopped:
-                chat.say(
+                chat.notify(
                     "Stopped. What was written stays in the conversation; /undo takes it back."
                 )
             if answer is not None and repl.shows_stats:
-                chat.say(stats_line(chat))
+                chat.notify(stats_line(chat))
         except KeyboardInterrupt:  # Ctrl-C while typing: another line
             pass
         except UserError as error:  # this prompt cannot be answered; perhaps another can
-            chat.say(f"Error: {error.message}")
+            chat.notify(f"Error: {error.message}")
 
 
 def _show(chat: Chat, answer: Generator[str] | None, transcript: Transcript | None) -> None:

@@ -89,9 +89,9 @@ def _message(where: str, value: Any) -> Message:
 class Transcript:
     """A file to which a conversation is added while it goes on."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """Open it; raise ConfigError when it cannot be. What fails later goes to ``say``."""
-        self._path, self._say = path, say
+    def __init__(self, path: Path, notify: Callable[[str], None]) -> None:
+        """Open it; raise ConfigError when it cannot be. What fails later goes to ``notify``."""
+        self._path, self._notify = path, notify
         self._written: Sequence[Message] = []  # those of them that count
         try:
             self._file = path.open("a+b", buffering=0)  # nothing that a kill could lose
@@ -113,6 +113,6 @@ class Transcript:
         try:
             write_all(self._file, (lines + as_lines(messages[n_kept:])).encode("utf-8"))
         except OSError as error:
-            self._say(f"{self._path}: this turn cannot be added to it ({error.strerror}).")
+            self._notify(f"{self._path}: this turn cannot be added to it ({error.strerror}).")
         else:
             self._written = list(messages)

@@ -18,7 +18,7 @@ export const runningIn = (chat) => running.get(chat.id)?.message;
 export const runningChats = () => [...running.values()].map(({ chat }) => chat);
 
 /** Return the chat of that id that is being written to, or else the one that was given. */
-export const liveOf = (chat) => running.get(chat.id)?.chat ?? chat;
+export const runningOr = (chat) => running.get(chat.id)?.chat ?? chat;
 
 /** Stop a chat's answer, if one is being written. */
 export const stopIn = (chat) => running.get(chat.id)?.controller.abort();
@@ -26,7 +26,7 @@ export const stopIn = (chat) => running.get(chat.id)?.controller.abort();
 /**
  * Ask for an answer to a chat, and add it.
  *
- * on: {begun(message), grown(message), kept(), ended(message, error)}; error is null or what
+ * on: {begin(message), update(message), save(), end(message, error)}; error is null or what
  * went wrong. settings: what the request says besides the messages; system: a text before them.
  */
 export async function ask(chat, settings, system, on) {
@@ -36,8 +36,8 @@ export async function ask(chat, settings, system, on) {
   const controller = new AbortController();
   chat.messages.push(message);
   running.set(chat.id, { chat, message, controller });
-  on.begun(message);
-  const keeping = setInterval(on.kept, KEEP_MS);
+  on.begin(message);
+  const keeping = setInterval(on.save, KEEP_MS);
   let failure = null;
   try {
     for await (const { text, tokens, notices, reason } of answer(request, controller.signal)) {
@@ -45,7 +45,7 @@ export async function ask(chat, settings, system, on) {
       message.notices.push(...notices);
       message.tokens.push(...tokens.map(tokenOf));
       if (reason) message.end = reason === "length" ? "length" : "stop";
-      on.grown(message);
+      on.update(message);
     }
     if (message.end === "running") message.end = "stop";
   } catch (error) {
@@ -54,7 +54,7 @@ export async function ask(chat, settings, system, on) {
   }
   clearInterval(keeping);
   running.delete(chat.id);
-  on.ended(message, failure);
+  on.end(message, failure);
 }
 
 function messagesOf(chat, system) {

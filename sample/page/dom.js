@@ -22,19 +22,19 @@ export function button(word, name, onclick) {
 let hiding;
 
 /** Say a sentence at the foot of the page for some seconds, aloud too; action: {word, run}. */
-export function say(sentence, action = null) {
+export function showToast(sentence, action = null) {
   clearTimeout(hiding);
   const toast = byId("toast");
   toast.replaceChildren(make("span", {}, sentence));
   if (action) {
-    const run = () => (hush(), action.run());
+    const run = () => (hideToast(), action.run());
     toast.append(make("button", { type: "button", className: "quiet", onclick: run }, action.word));
   }
   toast.classList.add("shown");
-  hiding = setTimeout(hush, action || sentence.length > 40 ? 10_000 : 3_000);
+  hiding = setTimeout(hideToast, action || sentence.length > 40 ? 10_000 : 3_000);
 }
 
-function hush() {
+function hideToast() {
   byId("toast").classList.remove("shown");
   byId("toast").replaceChildren();
 }

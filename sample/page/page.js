@@ -4,10 +4,10 @@
 // keeps the chats, transcript.js shows one, tokens.js its probabilities, sidebar.js lists them;
 // settings.js and card.js are dialogs.
 
-import { ask, liveOf, runningChats, runningIn, stopIn } from "./answers.js";
+import { ask, runningOr, runningChats, runningIn, stopIn } from "./answers.js";
 import { fetchCard, keepKey } from "./api.js";
 import { BASE_MODEL, showCard } from "./card.js";
-import { byId, make, say } from "./dom.js";
+import { byId, make, showToast } from "./dom.js";
 import { Settings } from "./settings.js";
 import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
 import { forgetChat, isOf, keepChat, keepsNothing, newChat } from "./store.js";
@@ -19,12 +19,12 @@ const TITLE_LENGTH = 60; // characters
 let card = null;
 let chats = [];
 let current = newChat();
-let hasSaidFull = false;
+let hasWarnedFull = false;
 const waitingForKey = []; // what to do once there is a key
 
 const prompt = byId("prompt");
 const transcript = new Transcript({ edit: editFrom, retry });
-const settings = new Settings(sayFull);
+const settings = new Settings(warnFull);
 
 // -- one answer
 
@@ -33,10 +33,10 @@ function send() {
   if (!text.trim() || runningIn(current)) return;
   prompt.value = "";
   fitPrompt();
-  sayToModel(text);
+  sendText(text);
 }
 
-function sayToModel(text) {
+function sendText(text) {
   if (current.messages.length === 0) {
     current.title ||= titleOf(text);
     chats.unshift(current);
@@ -55,24 +55,24 @@ function titleOf(text) {
 }
 
 function answerIn(chat) {
-  const begun = (message) => {
+  const begin = (message) => {
     touch(chat);
     if (chat !== current) return;
     transcript.add(message, true);
     transcript.toEnd();
     showState();
   };
-  const ended = (message, error) => {
+  const end = (message, error) => {
     touch(chat);
     transcript.end(message);
     showState();
     if (error?.needsKey) askForKey(() => chat === current && retry());
   };
-  const grown = (message) => transcript.update(message);
+  const update = (message) => transcript.update(message);
   // they take the server time, and the browser room
   const logprobs = transcript.withTokens ? { logprobs: true, top_logprobs: 5 } : {};
   const request = { model: card?.name, ...settings.request(), ...logprobs };
-  ask(chat, request, settings.system, { begun, grown, kept: () => keep(chat), ended });
+  ask(chat, request, settings.system, { begin, update, save: () => keep(chat), end });
 }
 
 function retry() {
@@ -86,11 +86,11 @@ function retry() {
 function editFrom(message, text) {
   current.messages.length = current.messages.indexOf(message);
   if (current.messages.length === 0) {
-    chats = chats.filter((chat) => chat !== current); // sayToModel puts it back
+    chats = chats.filter((chat) => chat !== current); // sendText puts it back
     if (current.title === titleOf(message.text)) current.title = ""; // nobody chose it
   }
   showCurrent();
-  sayToModel(text);
+  sendText(text);
   prompt.focus();
 }
 
@@ -105,14 +105,14 @@ function touch(chat) {
 
 function keep(chat) {
   if (!chats.includes(chat)) return; // deleted meanwhile
-  if (keepChat(chat)) hasSaidFull = false;
-  else sayFull();
+  if (keepChat(chat)) hasWarnedFull = false;
+  else warnFull();
 }
 
-function sayFull() {
-  if (hasSaidFull) return;
-  hasSaidFull = true;
-  say("The browser has no room to keep this: it lasts until the page is closed. Delete some chats.");
+function warnFull() {
+  if (hasWarnedFull) return;
+  hasWarnedFull = true;
+  showToast("The browser has no room to keep this: it lasts until the page is closed. Delete some chats.");
 }
 
 function choose(chat) {
@@ -139,7 +139,7 @@ function remove(chat) {
   }
   listChats();
   byId("new-chat").focus();
-  say(`Deleted: ${nameOf(chat)}`, { word: "Undo", run: () => restore(chat) });
+  showToast(`Deleted: ${nameOf(chat)}`, { word: "Undo", run: () => restore(chat) });
 }
 
 function restore(chat) {
@@ -159,7 +159,7 @@ function listChats() {
 function readAgain(event) {
   const isBusy = runningIn(current) || transcript.isEditing;
   const stays = isBusy || !isOf(current, event);
-  chats = readChats().chats.map(liveOf).map((chat) => {
+  chats = readChats().chats.map(runningOr).map((chat) => {
     return stays && chat.id === current.id ? current : chat;
   });
   if (!stays && current.messages.length > 0) {
@@ -198,7 +198,7 @@ async function loadCard() {
   } catch (error) {
     byId("card-body").replaceChildren(make("p", { className: "warning" }, error.message));
     if (error.needsKey) askForKey(loadCard);
-    else say(error.message);
+    else showToast(error.message);
     return;
   }
   showCard(card);
@@ -283,8 +283,8 @@ function start() {
   settings.show();
   loadCard();
   prompt.focus();
-  if (keepsNothing) say("This browser lets the page keep nothing: chats last until it is closed.");
-  else if (nDamaged > 0) say(`${nDamaged} of the kept chats cannot be read: left out here.`);
+  if (keepsNothing) showToast("This browser lets the page keep nothing: chats last until it is closed.");
+  else if (nDamaged > 0) showToast(`${nDamaged} of the kept chats cannot be read: left out here.`);
 }
 
 start();

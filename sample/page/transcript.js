@@ -1,6 +1,6 @@
 // The conversation as it is shown. What anybody said only ever becomes text nodes.
 
-import { byId, make, say } from "./dom.js";
+import { byId, make, showToast } from "./dom.js";
 import { drawTokens, hideTip, moveBetweenTokens, placeTip } from "./tokens.js";
 
 const NEAR_PX = 48; // this near the end counts as at the end
@@ -157,9 +157,9 @@ export function isSendKey(event) {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    say("Copied.");
+    showToast("Copied.");
   } catch {
-    say(copyByHand(text) ? "Copied." : "This browser does not let the page copy.");
+    showToast(copyByHand(text) ? "Copied." : "This browser does not let the page copy.");
   }
 }
 

@@ -19,7 +19,7 @@ def write_stdout(text: str) -> None:
     sys.stdout.flush()
 
 
-def say(notice: str) -> None:
+def notify(notice: str) -> None:
     """Write a notice to stderr, after all text so far."""
     sys.stdout.flush()
     notice = escape_controls(notice)

@@ -30,7 +30,7 @@ class Told:
     def __init__(self) -> None:
         self.notices: list[str] = []
         decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
-        self.chat = Chat(decoder, LIKELIEST, say=self.notices.append)
+        self.chat = Chat(decoder, LIKELIEST, notify=self.notices.append)
         self.repl = Repl(self.chat)
 
     def ask(self, *texts: str) -> None:
@@ -317,7 +317,7 @@ def test_a_transcript_follows_the_conversation_and_can_be_loaded(
     told: Told, tmp_path: Path
 ) -> None:
     path = tmp_path / "talk.jsonl"
-    transcript = Transcript(path, told.chat.say)
+    transcript = Transcript(path, told.chat.notify)
     for line in ("a", "b", "/undo", "c", "/retry", "/system \udcff b", "d", "/reset", "e"):
         if line.startswith("/"):
             told.do(line)
@@ -333,7 +333,7 @@ def test_a_transcript_follows_the_conversation_and_can_be_loaded(
 def test_a_transcript_goes_on_behind_a_line_cut_off(told: Told, tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_bytes(b'{"role": "us')
-    transcript = Transcript(path, told.chat.say)
+    transcript = Transcript(path, told.chat.notify)
     told.ask("a")
     transcript.update(told.chat.messages)
     transcript._file.close()

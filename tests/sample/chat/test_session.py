@@ -37,7 +37,7 @@ def byte_decoder(block_size: int) -> Decoder:
 def new_chat(config: GenerateConfig = LIKELIEST) -> tuple[Chat, list[str]]:
     notices: list[str] = []
     decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
-    return Chat(decoder, config, say=notices.append), notices
+    return Chat(decoder, config, notify=notices.append), notices
 
 
 def ask(chat: Chat, text: str) -> str:
@@ -183,7 +183,7 @@ def test_an_answer_ends_at_the_next_speaker_who_is_not_shown() -> None:
 def test_five_hundred_turns_at_a_context_of_64(max_new_tokens: int) -> None:
     config = GenerateConfig(max_new_tokens=max_new_tokens, temperature=1.0)
     notices: list[str] = []
-    chat = Chat(byte_decoder(block_size=64), config, template=TURNS, say=notices.append)
+    chat = Chat(byte_decoder(block_size=64), config, template=TURNS, notify=notices.append)
     n_turns = 500 if max_new_tokens == 1 else 8  # its length changes only how soon it is full
     for turn in range(n_turns):
         ask(chat, f"turn {turn}")
