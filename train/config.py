@@ -6,7 +6,7 @@ from typing import Any, Literal
 from common.errors import ConfigError
 from common.settings import SEEDS_END, check_ranges, from_dict, setting
 
-LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # the settings that say how long to train
+LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # each of them sets the length of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +48,16 @@ class TrainConfig:
         "cosine", "How the rate falls from peak to floor; wsd: flat, then down; constant: never."
     )
     decay_share: float = setting(
-        0.2, "Share of the updates in which wsd goes down, the last ones.", at_least=0, below=1
+        0.2, "Share of the updates, the last ones, in which wsd decays.", at_least=0, below=1
     )
     min_lr: float | None = setting(
         None, "Its floor at the end.  [default: a tenth of the peak]", at_least=0
     )
-    warmup_steps: int = setting(100, "Updates until the peak.", at_least=0)
-    momentum: float = setting(0.95, "Muon's memory of the gradient.", at_least=0, below=1)
+    warmup_steps: int = setting(100, "Updates of linear warmup.", at_least=0)
+    momentum: float = setting(0.95, "Muon's momentum.", at_least=0, below=1)
     weight_decay: float = setting(0.1, "Decay of matrices; vectors have none.", at_least=0)
-    beta1: float = setting(0.9, "AdamW's memory of the gradient.", at_least=0, below=1)
-    beta2: float = setting(0.99, "AdamW's memory of its square.", at_least=0, below=1)
+    beta1: float = setting(0.9, "AdamW's decay of the first moment.", at_least=0, below=1)
+    beta2: float = setting(0.99, "AdamW's decay of the second moment.", at_least=0, below=1)
     grad_clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", at_least=0)
     eval_interval: int = setting(
         0, "Updates between evaluations; 0: about ten in a run.", at_least=0
@@ -94,11 +94,10 @@ class TrainConfig:
         "auto", "Compile the network; auto: in runs long enough to repay it."
     )
     activation_checkpointing: bool = setting(
-        False, "Keep only what enters each block, and compute the rest again: less memory, slower."
+        False, "Recompute each block in the backward pass: less memory, slower."
     )
     shard: bool = setting(
-        False,
-        "Of several processes, each keeps only its share of weights and optimizer state (FSDP2).",
+        False, "FSDP2: each of several processes keeps a shard of weights and optimizer state."
     )
     zero_init: bool = setting(
         False, "Begin with every block as the identity: its output projections at zero."

@@ -29,7 +29,7 @@ from train.recovery import run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
-from train.trainer import Run, Trainer, initial_model, shard_if_asked
+from train.trainer import Run, Trainer, initial_model, parallelize
 from train.validation import check_shape, check_sizes, check_vocabulary
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def new_run(
 
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
-        model = shard_if_asked(model, config, device, group)
+        model = parallelize(model, config, device, group)
         scale_dropout = init_from is None and "ngram_dropout" not in model_options
         plan, speed = autotune(
             config, model, data, device, group, scale_ngram_dropout=scale_dropout

@@ -20,7 +20,7 @@ from train.monitoring.progress import Progress
 from train.optim.group import make_optimizer
 from train.recovery import restore, run_lock, train_with_rollback
 from train.signals import StopRequest
-from train.trainer import Run, Trainer, shard_if_asked
+from train.trainer import Run, Trainer, parallelize
 from train.validation import check_same_data, check_sizes, check_vocabulary
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def load_run(
             "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
         }
         group.broadcast_from_rank0(lambda: write_json(config_path, settings))
-    model = shard_if_asked(loaded.model, config, device, group)
+    model = parallelize(loaded.model, config, device, group)
     trainer = Trainer(
         model, make_optimizer(model, config), data, config, device, group,
         batch_size=plan.batch_size, compiled=plan.compile == "on",

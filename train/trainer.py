@@ -69,8 +69,8 @@ def initial_model(shape: ModelConfig, config: TrainConfig, init_from: Path | Non
     return model
 
 
-def shard_if_asked(model: GPT, config: TrainConfig, device: Device, group: ProcessGroup) -> GPT:
-    """Return ``model`` in training mode, of which each rank keeps a shard if --shard says so."""
+def parallelize(model: GPT, config: TrainConfig, device: Device, group: ProcessGroup) -> GPT:
+    """Return ``model`` in training mode, of which each rank keeps a shard with --shard."""
     if config.shard and not group.is_distributed:
         log.warning("--shard is for several processes: torchrun starts them. This one keeps all.")
     model.train()

@@ -64,9 +64,9 @@ def check_shape(saved: Path, shape: ModelConfig, options: dict[str, Any]) -> Non
     free = FREE if shape.positions == "learned" else FREE | {"block_size"}
     for item in fields(ModelConfig):
         trained = getattr(shape, item.name)
-        asked = options.get(item.name, trained)
-        if item.name not in free and asked != trained:
+        given = options.get(item.name, trained)
+        if item.name not in free and given != trained:
             raise ConfigError(
-                f"--{item.name.replace('_', '-')} is {asked}, but the weights of {saved} were "
+                f"--{item.name.replace('_', '-')} is {given}, but the weights of {saved} were "
                 f"trained with {trained}: leave it out, or leave out --init-from."
             )
