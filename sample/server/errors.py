@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -64,10 +63,9 @@ def shown(value: Any) -> str:
 
 def invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
     """Return the error that names one parameter: what was found, and what pydantic expected."""
-    named = [(*_locate(error["loc"], body), error) for error in errors]
-    n_errors = Counter(name for name, _, _ in named)
-    # of a union's arms the one that got furthest, and there what every arm refuses
-    name, _, error = max(named, key=lambda each: (each[1], n_errors[each[0]]))
+    named = [(*_locate(error, body), error) for error in errors]
+    # of a union's arms the one that got furthest
+    name, _, error = max(named, key=lambda each: (len(each[1]), each[1]))
     if error["type"] == "missing":
         return APIError(f"{name} is missing.", param=name, code="missing_required_parameter")
     expected = dict.fromkeys(_expected(each) for other, _, each in named if other == name)
@@ -75,25 +73,24 @@ def invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
     return APIError(message, param=name, code="invalid_value")
 
 
-def _locate(loc: Sequence[str | int], body: Any) -> tuple[str, int]:
-    """Return a parameter's name and depth; ``loc`` also holds names of a union's arms."""
-    name, depth = "", 0
-    for i, key in enumerate(loc):
-        if isinstance(body, dict) and (key in body or i == len(loc) - 1):
+def _locate(error: Mapping[str, Any], body: Any) -> tuple[str, list[int]]:
+    """Return a parameter's name and where it is; "loc" also holds names of a union's arms."""
+    name, path = "", list[int]()
+    for key in error["loc"]:
+        if isinstance(body, dict) and (key in body or error["type"] == "missing"):
             name, body = f"{name}.{key}" if name else str(key), body.get(key)
+            path.append(0)
         elif isinstance(body, list) and isinstance(key, int):
             name, body = f"{name}[{key}]", body[key]
-        else:
-            continue
-        depth += 1
-    return name, depth
+            path.append(key)
+    return name, path
 
 
 def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] == "string_unicode":
         return "be a text of whole characters"
-    words = str(error["msg"]).partition(" after validation")[0]
-    return re.sub(r"^\w+ should ", "", words)
+    words = re.split(" after validation| or instance of", error["msg"])[0]
+    return re.sub(r"^\w+ should ", "", words).replace("dictionary", "object")
 
 
 def _invalid_body(error: RequestValidationError) -> APIError:

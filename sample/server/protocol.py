@@ -17,7 +17,9 @@ from common.inference.config import GenerateConfig
 
 # min_length: pydantic refuses halves of characters (lone surrogates) only where it has to count
 Text = Annotated[str, Field(min_length=0)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# fail_fast: a body with a million wrong items would otherwise be answered by a million errors
+Items = Field(min_length=1, fail_fast=True)
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Items]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # OpenAI's bound
 MaxTokens = Literal[-1] | Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -64,7 +66,7 @@ class Unsupported(Shape):
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
     response_format: TextFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     tools: EmptyList | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: EmptyList | None = None
@@ -87,7 +89,7 @@ class GenerationParameters(SamplingParameters, Unsupported):
     """The answer's tokens, at most; -1: as many as the server allows."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to the same prompt, each with a seed of its own."""
-    stop: Text | list[Text] | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
     """The answer ends before these texts; an empty one is ignored."""
     stream: bool | None = None
     """Answer piece by piece, as server-sent events."""
@@ -97,7 +99,7 @@ class GenerationParameters(SamplingParameters, Unsupported):
 class CompletionRequest(GenerationParameters):
     """What /v1/completions takes."""
 
-    prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Field(min_length=1)]
+    prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Items]
     """The beginning of the text, or several; empty: of a new document."""
     echo: bool | None = None
     """Begin the answer with the prompt; not together with logprobs."""
@@ -116,7 +118,7 @@ class ChatMessage(Shape):
     """What one speaker said."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
     name: Text | None = None
     tool_calls: EmptyList | None = None
     function_call: EmptyDict | None = None
@@ -125,7 +127,7 @@ class ChatMessage(Shape):
 class ChatRequest(GenerationParameters):
     """What /v1/chat/completions takes."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Items]
     """The conversation so far; of a long one the oldest turns are left out."""
     max_completion_tokens: MaxTokens | None = None
     """Newer name of max_tokens."""
