@@ -25,19 +25,11 @@ from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Receive
 
 from common.errors import UserError
+from sample.server import protocol
 from sample.server.config import ServedModel
 from sample.server.engine import Engine
 from sample.server.errors import APIError, respond
 from sample.server.metrics import Metrics
-from sample.server.protocol import (
-    Answer,
-    ChatRequest,
-    CompletionRequest,
-    ErrorResponse,
-    Health,
-    ModelDescription,
-    ModelList,
-)
 from sample.server.requests import parse_request
 from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
@@ -46,7 +38,8 @@ MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt t
 BODY_WITHIN_S = 30.0
 PAGE = Path(__file__).parents[1] / "page"
 STREAM: dict[int | str, Json] = {200: {"content": {"text/event-stream": {}}}}
-ERRORS: dict[int | str, Json] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
+ERROR = {"model": protocol.ErrorResponse}
+ERRORS: dict[int | str, Json] = {"4XX": ERROR, "5XX": ERROR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,34 +135,36 @@ router = APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> ModelList:
+async def models(request: Request) -> protocol.ModelList:
     """List the one model there is."""
-    return ModelList(data=[await model(request.app.state.service.model.name, request)])
+    return protocol.ModelList(data=[await model(request.app.state.service.model.name, request)])
 
 
 @router.get("/v1/models/{name:path}")
-async def model(name: str, request: Request) -> ModelDescription:
+async def model(name: str, request: Request) -> protocol.ModelDescription:
     """Describe the model."""
     own: ServedModel = request.app.state.service.model
     if name != own.name:
         sentence = f"This server has only {own.name}."
         raise APIError(sentence, status=404, param="model", code="model_not_found")
-    return ModelDescription(id=own.name, created=own.created)
+    return protocol.ModelDescription(id=own.name, created=own.created)
 
 
-@router.post("/v1/completions", response_model=Answer, responses=STREAM)
-async def completions(body: CompletionRequest, request: Request) -> Response:
+@router.post("/v1/completions", response_model=protocol.Answer, responses=STREAM)
+async def completions(body: protocol.CompletionRequest, request: Request) -> Response:
     """Continue a text."""
     return await _complete(body, request)
 
 
-@router.post("/v1/chat/completions", response_model=Answer, responses=STREAM)
-async def chat_completions(body: ChatRequest, request: Request) -> Response:
+@router.post("/v1/chat/completions", response_model=protocol.Answer, responses=STREAM)
+async def chat_completions(body: protocol.ChatRequest, request: Request) -> Response:
     """Continue a conversation."""
     return await _complete(body, request)
 
 
-async def _complete(body: CompletionRequest | ChatRequest, request: Request) -> Response:
+async def _complete(
+    body: protocol.CompletionRequest | protocol.ChatRequest, request: Request
+) -> Response:
     arrived_s = time.monotonic()
     service: Service = request.app.state.service
     # in a thread: a long text takes a while to encode, and the event loop serves others meanwhile
@@ -188,11 +183,11 @@ async def _complete(body: CompletionRequest | ChatRequest, request: Request) -> 
 
 
 @router.get("/health", response_model_exclude_none=True)
-async def health(request: Request, response: Response) -> Health:
+async def health(request: Request, response: Response) -> protocol.Health:
     """Say whether requests are accepted."""
     why = request.app.state.service.engine.closed
     response.status_code = 503 if why else 200
-    return Health(status="unavailable" if why else "ok", reason=why)
+    return protocol.Health(status="unavailable" if why else "ok", reason=why)
 
 
 @router.get("/metrics", response_class=Response)

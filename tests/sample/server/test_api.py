@@ -1,5 +1,6 @@
 """The HTTP interface in this process: shapes, ranges, who may ask, and what happens to places."""
 
+import asyncio
 import json
 import re
 import time
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from common.inference.config import GenerateConfig
-from sample.server.app import MAX_BODY_BYTES
+from sample.server.app import MAX_BODY_BYTES, JsonRequest
 from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Request
+from sample.server.errors import APIError
+from sample.server.responses import json_bytes
 from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import RAW, TURNS, Message
@@ -207,6 +210,15 @@ def test_characters_that_the_vocabulary_lacks_are_said(api: InProcess) -> None:
     assert answer["notices"] == ["The vocabulary has no '\u00fc': left out of the prompt."]
 
 
+def test_what_is_sent_is_ascii_as_some_clients_end_lines_at_u2028(api: InProcess) -> None:
+    assert json_bytes({"text": "\u2028\u0085\U0001f600"}).isascii()
+    body = {"prompt": "ab\u00fcc", "stream": True}
+    answered = api.client.post(COMPLETIONS, json=body)
+    assert answered.content.isascii()
+    assert "\u00fc" in events(answered.text)[0]["notices"][0]
+    assert answered.headers["x-accel-buffering"] == "no"
+
+
 def test_echo_begins_with_the_prompt(api: InProcess) -> None:
     plain = complete(api)["choices"][0]["text"]
     assert complete(api, echo=True)["choices"][0]["text"] == "abc" + plain
@@ -379,6 +391,19 @@ def test_a_large_body_is_refused(api: InProcess, *, chunked: bool) -> None:
     answered = api.client.post(COMPLETIONS, content=content, headers=JSON)
     assert answered.status_code == 413
     assert answered.json()["error"]["message"] == "The body has more than 1,048,576 bytes."
+
+
+def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sample.server.app.BODY_WITHIN_S", 0.05)
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(SOON_S)
+        raise AssertionError
+
+    request = JsonRequest({"type": "http", "method": "POST", "headers": []}, never)
+    with pytest.raises(APIError, match="did not come within") as raised:
+        asyncio.run(request.body())
+    assert raised.value.status_code == 408
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``sample serve`` as a process: the openai client, many clients at once, signals, addresses."""
 
 import asyncio
+import http.client
 import json
 import random
 import signal
@@ -235,6 +236,16 @@ def test_who_vanishes_frees_the_row(server: ServerProcess, *, stream: bool) -> N
             assert time.monotonic() < deadline
             time.sleep(0.02)
     await_idle(server)
+
+
+def test_a_connection_may_idle_longer_than_uvicorn_allows(server: ServerProcess) -> None:
+    address = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=SOON_S)
+    for pause_s in (5.5, 0):  # uvicorn's own limit is 5 s; the pools of clients keep one for 90
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+        time.sleep(pause_s)
+    connection.close()
 
 
 def endless(url: str) -> Iterator[str]:
