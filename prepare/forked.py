@@ -1,32 +1,26 @@
 """A process beside this one, that does one thing for it and ends with it.
 
-It is forked, since it goes on with what is here: an iterator, a vocabulary.
+It is forked, since it goes on with what is here, an iterator. A fork copies the locks of threads,
+and not the threads: hence ``disable_fork``.
 """
 
 import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
-
-from common.errors import UserError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 _disabled = False
 
 
-class ForkedProcessDiedError(UserError):
-    """Such a process ended before its work was done: no fault of what it worked on."""
-
-
 def disable_fork() -> None:
     """Let no such process begin from now on.
 
-    This one is a worker, and each core has one; or it has threads, which no fork may meet.
+    This one is a worker, and each core has one; or it has threads, as pyarrow's.
     """
     global _disabled
     _disabled = True
@@ -37,60 +31,37 @@ def can_fork() -> bool:
     return not _disabled
 
 
-class ForkedProcess:
-    """The way to such a process and back."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def send(self, message: Any) -> None:
-        """Send it a message."""
-        with suppress(OSError):  # it has ended: said where its answer is missing
-            self._connection.send(message)
-
-    def recv(self) -> Any:
-        """Return its next message.
-
-        Raises: ForkedProcessDiedError when it has ended without one.
-        """
-        try:
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise ForkedProcessDiedError(
-                "A process that helps to read and encode ended without a word: it was killed, or "
-                "there was no memory left for it. Run the same command again: it goes on from the "
-                "parts that are finished."
-            ) from error
-
-
 @contextmanager
-def forked(work: Callable[[Connection], object]) -> Iterator[ForkedProcess]:
-    """Fork a process that does ``work``, given its end of a pipe; at the end here it is killed."""
-    here, there = Pipe()
+def forked(work: Callable[[Connection], object]) -> Iterator[Connection]:
+    """Fork a process that does ``work``, given where it is to send; give where that is received.
+
+    At the end here it is killed. Where it has ended before, ``recv`` is an EOFError.
+    """
+    receiver, sender = Pipe(duplex=False)
     process = 0
     try:
         with defer_signals():
             process = os.fork()
             if process == 0:
-                here.close()
-                _work(work, there)
-        there.close()
-        with here:
-            yield ForkedProcess(here)
+                receiver.close()
+                _work(work, sender)
+        sender.close()
+        with receiver:
+            yield receiver
     finally:
         if process:
             os.kill(process, signal.SIGKILL)  # it may be at work, where no more is wanted
             os.waitpid(process, 0)
 
 
-def _work(work: Callable[[Connection], object], there: Connection) -> None:
+def _work(work: Callable[[Connection], object], sender: Connection) -> None:
     """Do the work and end this process, which the other one was copied to."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        work(there)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+        work(sender)
+    except BrokenPipeError:
         pass  # the other process is gone
     except BaseException:
         traceback.print_exc()

@@ -65,7 +65,7 @@ def prepare_corpus(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
     tasks = make_tasks([part for source in sources for part in _parts(source)])
-    made_from = fingerprint_of(tasks, config)
+    made_from = fingerprint_of((state for task in tasks for state in task.states), config)
     old = old_meta(out)
     if old is not None:
         reason = stale_reason(old.get("made_from", {}), made_from)

@@ -11,7 +11,7 @@ import lzma
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any
 
 import zstandard
 from isal import igzip_lib, isal_zlib
@@ -19,8 +19,6 @@ from isal import igzip_lib, isal_zlib
 from common.errors import DataError
 from prepare.archives.sniff import MAGICS, ZSTD_SKIPPABLE_MAGIC
 from prepare.archives.streams import ExpansionLimit, Stream
-
-Buffer: TypeAlias = bytes | memoryview
 
 # Small enough for a core's own cache, and for memory that is used again: .jsonl.zst is read in 0.20
 # of the seconds where blocks of 4 MiB, which come in new pages, take 0.23.
@@ -32,51 +30,22 @@ MAGIC_BYTES = 10  # the longest
 ZSTD_WINDOW_BYTES = 1 << 31  # of archives made with --long=31
 
 
-class Decoder(Protocol):
-    """A decoder of one stream (member, frame), as lzma, bz2 and isal have it."""
-
-    @property
-    def needs_input(self) -> bool:
-        """Whether more can only come out of more input; then ``decompress`` may be given some."""
-
-    @property
-    def eof(self) -> bool:
-        """Whether the stream came to its end."""
-
-    @property
-    def unused_data(self) -> bytes:
-        """What followed the end in the input given last."""
-
-    def decompress(self, data: Buffer, max_length: int, /) -> bytes:
-        """Return at most ``max_length`` bytes of content."""
-
-
 class ZstdFrame:
-    """zstandard's decoder of one frame as a Decoder.
+    """zstandard's decoder of one frame, with what the decoders of lzma and bz2 have.
 
     It gives out all that it is given, which may be 128 KiB for 4 bytes: so it is given few blocks
     at a time, as their headers tell them apart. Source: RFC 8878, section 3.1.
     """
 
     def __init__(self) -> None:
-        self.needs_input = True
+        self.needs_input, self.eof, self.unused_data = True, False, b""
         unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
         self._decoder = unpacker.decompressobj(write_size=BLOCK_BYTES)
         self._held = b""  # not given to it yet
         self._block_at: int | None = None  # where in it the next block begins, once that is known
         self._has_blocks = True  # some are still to come
 
-    @property
-    def eof(self) -> bool:
-        """Whether the frame came to its end."""
-        return self._decoder.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        """What followed the end in the input given last."""
-        return self._decoder.unused_data
-
-    def decompress(self, data: Buffer, max_length: int, /) -> bytes:
+    def decompress(self, data: bytes, max_length: int) -> bytes:
         """Return at most ``max_length`` bytes of content, which must be a block's or more."""
         self._held += data
         if self._block_at is None and len(self._held) >= 5:  # no frame is shorter
@@ -85,6 +54,7 @@ class ZstdFrame:
         end = self._end_of_blocks(max_length // ZSTD_BLOCK_BYTES)
         content = self._decoder.decompress(self._held[:end]) if end else b""
         self._held = self._held[end:]
+        self.eof, self.unused_data = self._decoder.eof, self._decoder.unused_data
         return content
 
     def _end_of_blocks(self, n_blocks: int) -> int:
@@ -116,7 +86,7 @@ class Codec:
     """A compression format: a decoder of one stream (or frame) of it, and what may follow that."""
 
     name: str  # in MAGICS
-    decoder: Callable[[], Decoder]
+    decoder: Callable[[], Any]  # with needs_input, eof, unused_data and decompress, as lzma's
     padding: int  # zero bytes between streams come in multiples of this; 0: none allowed
 
 

@@ -59,8 +59,7 @@ def text_documents(
     if config.strip_gutenberg:
         blocks = _gutenberg_body(blocks)
     separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
-    chunks = _split(blocks, separator) if separator else _as_one(blocks)
-    return _mended(name, chunks, len(separator), config, stats)
+    return _mended(name, _split(blocks, separator), len(separator), config, stats)
 
 
 def _unescaped(separator: str) -> str:
@@ -119,18 +118,11 @@ def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield text[1:]
 
 
-def _as_one(blocks: Iterator[bytes]) -> Iterator[Chunk]:
-    last = next(blocks, b"")
-    for block in blocks:
-        yield last, MORE
-        last = block
-    yield last, END
-
-
 def _split(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
-    held = b""  # the end of a block that may be the beginning of a separator
+    """Yield the documents between separators; all is one where there is no separator."""
+    held = b""  # the end of a block that may begin a separator
     for block in blocks:
-        *whole, text = (held + block).split(separator)
+        *whole, text = (held + block).split(separator) if separator else [block]
         for part in whole:
             yield part, END
         lengths = range(min(len(text), len(separator) - 1), 0, -1)

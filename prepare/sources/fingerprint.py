@@ -2,9 +2,11 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,21 @@ from common.dataset import META_NAME, open_data
 from common.errors import DataError
 from common.files import sha256_of
 from prepare.config import PrepareConfig
-from prepare.workers.tasks import Task
 
 OUTPUT_VERSION = 3  # another number: the same sources and options give other bytes than before
 PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
 
 
-def fingerprint_of(tasks: list[Task], config: PrepareConfig) -> dict[str, Any]:
-    """Return all that decides the bytes, as meta.json keeps it."""
+def fingerprint_of(states: Iterable[Any], config: PrepareConfig) -> dict[str, Any]:
+    """Return all that decides the bytes, as meta.json keeps it.
+
+    ``states`` are those of the sources, in order; byte ranges of one source have the same.
+    """
     return {
         "recipe": OUTPUT_VERSION,
         "options": asdict(config),
         "vocabulary": sha256_of(path) if (path := Path(config.tokenizer)).is_file() else None,
-        "sources": [
-            state
-            for task in tasks
-            for source, state in zip(task.sources, task.states, strict=True)
-            if source.byte_range is None or source.byte_range[0] == 0
-        ],
+        "sources": [state for state, _ in groupby(states)],
         "versions": versions(),
     }
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.archives.prefetch import BATCH_BYTES, BATCH_CHUNKS, prefetch
+from prepare.archives.prefetch import BATCH_BYTES, BATCH_CHUNKS, ReaderDiedError, prefetch
 from prepare.config import PrepareConfig
-from prepare.forked import ForkedProcessDiedError, disable_fork, forked
+from prepare.forked import disable_fork, forked
 from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
 from prepare.readers.documents import PREFETCH_BYTES, read_source
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
@@ -121,7 +121,7 @@ def test_killed_it_is_a_sentence() -> None:
     next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
-    with pytest.raises(ForkedProcessDiedError, match="was killed, or there was no memory left"):
+    with pytest.raises(ReaderDiedError, match="was killed, or there was no memory left"):
         deque(chunks, maxlen=0)
     assert children() == []
 
@@ -137,12 +137,12 @@ def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) 
     next(pieces)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
-    with pytest.raises(ForkedProcessDiedError):
+    with pytest.raises(ReaderDiedError):
         deque(pieces, maxlen=0)
 
 
 def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    with forked(lambda there: 1 // 0) as process, pytest.raises(ForkedProcessDiedError):
+    with forked(lambda there: 1 // 0) as process, pytest.raises(EOFError):
         process.recv()
     assert "ZeroDivisionError" in capfd.readouterr().err
     assert children() == []
