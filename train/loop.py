@@ -17,8 +17,8 @@ from train.data import dropout_seed
 from train.evaluate import evaluate_splits, sample_line
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
+from train.monitoring.metrics import Progress
 from train.monitoring.mfu import mfu
-from train.monitoring.progress import Progress
 from train.optim.clip_grad import clip_grad_norm_
 from train.optim.lr_schedule import learning_rate_at
 from train.setup.memory import explain_out_of_memory

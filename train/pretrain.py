@@ -22,7 +22,7 @@ from common.tokenizer import Tokenizer
 from train.config import LENGTHS, TrainConfig, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
-from train.monitoring.progress import Progress
+from train.monitoring.metrics import Progress
 from train.optim.group import make_optimizer
 from train.presets import PRESETS, preset_for
 from train.recovery import run_lock, train_with_rollback

@@ -20,8 +20,7 @@ from common.errors import UserError
 from train.distributed.comm import ProcessGroup
 from train.distributed.fsdp import load_sharded, shard_like, to_local
 from train.loop import train
-from train.monitoring.metrics import cut_metrics
-from train.monitoring.progress import Progress
+from train.monitoring.metrics import Progress, cut_metrics
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
 from train.trainer import DivergedError, Run, initial_model

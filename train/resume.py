@@ -16,7 +16,7 @@ from common.metrics import stop_reason
 from train.config import TrainConfig, TrainPlan, load_settings, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import make_logger
-from train.monitoring.progress import Progress
+from train.monitoring.metrics import Progress
 from train.optim.group import make_optimizer
 from train.recovery import restore, run_lock, train_with_rollback
 from train.signals import StopRequest

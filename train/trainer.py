@@ -25,8 +25,7 @@ from train.data import Prefetcher, cut_windows, window_starts
 from train.distributed import fsdp
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
-from train.monitoring.metrics import append_metrics
-from train.monitoring.progress import Progress
+from train.monitoring.metrics import Progress, append_metrics
 from train.optim.grad_scaler import GradScaler
 from train.setup.compiler import CompiledForward
 from train.setup.memory import free_memory

@@ -19,7 +19,7 @@ from tests.bench.learning import SHARED
 from train.config import TrainConfig, TrainPlan
 from train.loop import train
 from train.monitoring.loggers import make_logger
-from train.monitoring.progress import Progress
+from train.monitoring.metrics import Progress
 from train.optim.group import make_optimizer
 from train.presets import PRESETS
 from train.setup.autotune import choose_batch_size
