@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,7 @@ MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
 COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WrittenFile:
     """A file that is flushed to disk, and waits for its name."""
 
@@ -89,11 +89,15 @@ class TokenWriter:
 
     def finish(self) -> list[WrittenFile]:
         """Complete the index and flush both files to disk."""
+        self._idx.flush()
         start = 0
-        for lengths in self._lengths():
-            ends = start + np.cumsum(lengths, dtype=np.int64)
-            self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
-            start = int(ends[-1])
+        with self._idx_path.open("rb") as written:
+            written.seek(IDX_HEADER.size)
+            for first in range(0, self.n_documents, IDX_BLOCK):
+                lengths = np.fromfile(written, "<i4", min(IDX_BLOCK, self.n_documents - first))
+                ends = start + np.cumsum(lengths, dtype=np.int64)
+                self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
+                start = int(ends[-1])
         for first in range(0, self.n_documents + 1, IDX_BLOCK):
             last = min(first + IDX_BLOCK, self.n_documents + 1)
             self._idx.write(np.arange(first, last, dtype="<i8").tobytes())
@@ -105,25 +109,12 @@ class TokenWriter:
             os.fsync(file.fileno())
         self.close()
         return [
-            WrittenFile(
-                path=path, name=f"{self._split}{path.suffix}", size_bytes=path.stat().st_size,
-                sha256=digest,
-            )
-            for path, digest in [
+            WrittenFile(path, f"{self._split}{path.suffix}", path.stat().st_size, sha256)
+            for path, sha256 in [
                 (self._bin_path, self._digest.hexdigest()),
                 (self._idx_path, sha256_of(self._idx_path)),
             ]
-        ]  # fmt: skip
-
-    def _lengths(self) -> Iterator[npt.NDArray[np.int32]]:
-        """Read back the lengths, block by block, leaving the file where it was."""
-        for first in range(0, self.n_documents, IDX_BLOCK):
-            n_read = min(IDX_BLOCK, self.n_documents - first)
-            end = self._idx.tell()
-            self._idx.seek(IDX_HEADER.size + 4 * first)
-            raw = self._idx.read(4 * n_read)
-            self._idx.seek(end)
-            yield np.frombuffer(raw, "<i4")
+        ]
 
     def close(self) -> None:
         """Close both files, whole or not."""
@@ -149,10 +140,8 @@ def commit(
     save_tokenizer(tokenizer, staged)
     vocabulary = tokenizer.file_content()
     hashes = {f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in files}
-    hashes[tokenizer.file_name] = {
-        "size_bytes": len(vocabulary),
-        "sha256": hashlib.sha256(vocabulary).hexdigest(),
-    }
+    sha256 = hashlib.sha256(vocabulary).hexdigest()
+    hashes[tokenizer.file_name] = {"size_bytes": len(vocabulary), "sha256": sha256}
     whole = {
         "format": FORMAT_VERSION,
         "tokenizer": describe_tokenizer(tokenizer),

@@ -2,9 +2,8 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -36,7 +35,7 @@ def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bo
         describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content().decode("utf-8"),
     )  # fmt: skip
     lengths = defaultdict(list)
-    for (number, document), n_bytes in plan.lengths.items():
+    for number, document, n_bytes in plan.lengths:
         lengths[number].append((document, n_bytes))
     return [
         key_of(
@@ -81,13 +80,12 @@ class EncodeJob:
 class _LongDocument:
     """What is known before its end of a document that comes in several chunks."""
 
-    sizes: list[int]  # of both files where it began: to return to, when it turns out to be none
-    digests: list["xxhash.xxh3_128"]
+    marks: list[tuple[int, "xxhash.xxh3_128"]]  # size and digest of both files where it began
     cut: int  # the byte from which it belongs to val, where its end does
-    digest: "xxhash.xxh3_128"  # of its text
     split: int
-    n_bytes: list[int]  # by split
-    n_tokens: list[int]
+    digest: "xxhash.xxh3_128" = field(default_factory=xxhash.xxh3_128)  # of its text
+    n_bytes: list[int] = field(default_factory=lambda: [0, 0])  # by split
+    n_tokens: list[int] = field(default_factory=lambda: [0, 0])
 
 
 class ShardWriter(ExitStack):
@@ -105,6 +103,7 @@ class ShardWriter(ExitStack):
             self.enter_context(path.open("w+b", buffering=0)) for path in self._shard.paths
         ]
         self._digests = [xxhash.xxh3_128() for _ in self._files]
+        self._lengths = {i: n for number, i, n in job.plan.lengths if number == task.number}
         self._n_documents = 0
         self._texts: list[bytes] = []  # of the rows in self._rows
         self._rows: list[tuple[int, bytes, int, int, bool]] = []  # ROW but n_tokens
@@ -166,59 +165,52 @@ class ShardWriter(ExitStack):
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
         long = self._long = self._long or self._begin_long(source)
         if end is DROP:
-            for split in (TRAIN, VAL):
-                self._truncate(split, long.sizes[split], long.digests[split])
+            self._rewind(long, TRAIN)
+            self._rewind(long, VAL)
         else:
             long.digest.update(text)
             start = sum(long.n_bytes)
             cut = character_at(text, max(0, long.cut - start))
             if long.split == TRAIN and start + len(text) >= long.cut and cut < len(text):
                 if start + cut > 0:
-                    self._append_long(text[:cut], ends=True)
+                    self._append_long(long, text[:cut], ends=True)
                 long.split = VAL
                 text = text[cut:]
-            self._append_long(text, ends=end is END)
+            self._append_long(long, text, ends=end is END)
         if end is END:
-            self._end_long(source)
+            self._end_long(long, source)
         if end is not MORE:
             self._long = None
 
     def _begin_long(self, source: int) -> _LongDocument:
         self._flush()
-        number = (self._task.number, self._n_documents)
-        n_bytes = self._plan.lengths.get(number, 0)
         cut = sys.maxsize
         if self._plan.rule == "tail":
-            cut = tail_cut(n_bytes, self._config.val_fraction)
+            cut = tail_cut(self._lengths.get(self._n_documents, 0), self._config.val_fraction)
         in_val = self._plan.rule == "files" and self._task.sources[source].val
-        return _LongDocument(
-            sizes=[file.tell() for file in self._files],
-            digests=[digest.copy() for digest in self._digests],
-            cut=cut,
-            digest=xxhash.xxh3_128(), split=VAL if in_val else TRAIN, n_bytes=[0, 0],
-            n_tokens=[0, 0],
-        )  # fmt: skip
+        marks = [
+            (f.tell(), digest.copy()) for f, digest in zip(self._files, self._digests, strict=True)
+        ]
+        return _LongDocument(marks=marks, cut=cut, split=VAL if in_val else TRAIN)
 
-    def _append_long(self, text: bytes, *, ends: bool) -> None:
-        assert self._long is not None
+    def _append_long(self, long: _LongDocument, text: bytes, *, ends: bool) -> None:
         (ids,) = self._encode([text])
         if ends:
             ids = join_documents([ids], self._plan.tokenizer.eot_id, self._dtype)
-        self._append(self._long.split, ids.astype(self._dtype, copy=False).view(np.uint8).data)
-        self._long.n_tokens[self._long.split] += len(ids)
-        self._long.n_bytes[self._long.split] += len(text)
+        self._append(long.split, ids.astype(self._dtype, copy=False).view(np.uint8).data)
+        long.n_tokens[long.split] += len(ids)
+        long.n_bytes[long.split] += len(text)
 
-    def _end_long(self, source: int) -> None:
+    def _end_long(self, long: _LongDocument, source: int) -> None:
         """Move the document to val if its content says so, and note its rows."""
-        long = self._long
-        assert long is not None
         digest = long.digest.digest()
         if self._plan.rule == "hash" and split_of(digest, self._config) == "val":
-            for raw in self._read(TRAIN, long.sizes[TRAIN]):
+            self._files[TRAIN].seek(long.marks[TRAIN][0])
+            while raw := self._files[TRAIN].read(BATCH_BYTES):
                 self._append(VAL, raw)
-            self._truncate(TRAIN, long.sizes[TRAIN], long.digests[TRAIN])
-            for counts in (long.n_bytes, long.n_tokens):
-                counts.reverse()
+            self._rewind(long, TRAIN)
+            long.n_bytes.reverse()
+            long.n_tokens.reverse()
         splits = [split for split in (TRAIN, VAL) if long.n_tokens[split]]
         self._append_rows(
             [long.n_tokens[split] for split in splits],
@@ -226,16 +218,11 @@ class ShardWriter(ExitStack):
         )
         self._n_documents += 1
 
-    def _read(self, split: int, start: int) -> Iterator[bytes]:
-        file = self._files[split]
-        file.seek(start)
-        while raw := file.read(BATCH_BYTES):
-            yield raw
-
-    def _truncate(self, split: int, size: int, digest: "xxhash.xxh3_128") -> None:
+    def _rewind(self, long: _LongDocument, split: int) -> None:
+        """Take back what was written of the document in one split."""
+        size, self._digests[split] = long.marks[split]
         self._files[split].truncate(size)
         self._files[split].seek(size)
-        self._digests[split] = digest
 
     def finish(self, stats: Stats) -> None:
         """Write what is left, and the manifest."""

@@ -2,7 +2,7 @@
 
     train.idx, val.idx -> how long documents are
     train.bin, val.bin -> how often each id occurs
-    meta.json          -> tokens by source (report.py: counts by split, what was left out)
+    meta.json          -> tokens by source (progress.py: counts by split, what was left out)
 
 Memory does not grow with the ids: they are counted in blocks, and of a long document only the
 beginning is decoded.
@@ -12,6 +12,7 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nlargest
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,10 @@ def _lengths(data: DataFolder, split: Split) -> Lengths:
             f"{lengths.min(initial=1):,}, but meta.json promises {data.n_tokens(split):,} tokens "
             "and no document is without one. It is damaged: prepare the data again."
         )
-    if not len(lengths):
-        return Lengths(np.zeros(N_BINS, np.int64), 0, 0)
     exponents = np.frexp(lengths)[1] - 1  # floor of log2, exact as no logarithm is
+    median = float(np.median(lengths)) if len(lengths) else 0
     n_by_bin = np.bincount(exponents, minlength=N_BINS)
-    return Lengths(n_by_bin, float(np.median(lengths)), int(lengths.max()))
+    return Lengths(n_by_bin, median, int(lengths.max(initial=0)))
 
 
 def _refuse_beyond(data: DataFolder, split: Split, ids: Ids, tokenizer: Tokenizer) -> None:
@@ -109,66 +109,62 @@ def by_tokens(meta: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     return sorted(sources, key=lambda source: -source[1]["tokens"])
 
 
-def tables(found: Inspection, *, width: int = 80) -> str:
-    """Return everything that was counted as text of ``width`` columns, 80 or more."""
-    n_occurring = np.count_nonzero(found.n_by_id)
-    return "\n\n".join(
-        [
-            sources_table(found.data.meta),
-            _lengths_table(found, width),
-            _tokens_table(found, "most frequent tokens", found.most_frequent()),
-            _tokens_table(found, "longest tokens that occur", found.longest()),
-            f"{n_occurring:,} of {found.tokenizer.vocab_size:,} ids occur.",
-        ]
-    )
-
-
-def sources_table(meta: dict[str, Any]) -> str:
-    """Return documents and tokens of each source, those with most tokens first."""
-    sources = by_tokens(meta)
-    lines = [f"{'documents':>13}{'tokens':>17}  source"]
-    for name, counts in sources[:MAX_LISTED]:
-        lines.append(f"{counts['documents']:>13,}{counts['tokens']:>17,}  {name[-48:]}")
-    if len(sources) > MAX_LISTED:
-        lines.append(f"{'':>32}and {len(sources) - MAX_LISTED:,} more")
-    return "\n".join(lines)
-
-
-def _lengths_table(found: Inspection, width: int) -> str:
-    """Return the histogram of lengths: a row for each power of two, a bar for both splits."""
-    train, val = (found.lengths[split] for split in SPLITS)
-    n_by_bin = train.n_by_bin + val.n_by_bin
-    lines = [f"{'tokens in a document':>23}{'train':>13}{'val':>13}"]
-    full = width - len(lines[0]) - 2
-    for i in bins(found):
-        label = f"{1 << i:,}-{(2 << i) - 1:,}" if i else "1"
-        bar = "#" * -(-full * int(n_by_bin[i]) // int(n_by_bin.max()))  # rounded up: 1 is seen
-        row = f"{label:>23}{train.n_by_bin[i]:>13,}{val.n_by_bin[i]:>13,}  {bar}"
-        lines.append(row.rstrip())
-    lines.append(f"{'median':>23}{_or_dash(train.median)}{_or_dash(val.median)}")
-    lines.append(f"{'longest':>23}{_or_dash(train.longest)}{_or_dash(val.longest)}")
-    return "\n".join(lines)
-
-
-def _or_dash(n_tokens: float) -> str:
-    return f"{n_tokens:>13,.0f}" if n_tokens else f"{'-':>13}"
-
-
 def bins(found: Inspection) -> range:
     """Return the bins of lengths from the first to the last that hold documents."""
     occupied = np.flatnonzero(sum(lengths.n_by_bin for lengths in found.lengths.values()))
     return range(int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else range(0)
 
 
-def _tokens_table(found: Inspection, title: str, ids: list[int]) -> str:
+def tables(found: Inspection, *, width: int = 80) -> str:
+    """Return everything that was counted as text of ``width`` columns, 80 or more."""
+    n_occurring = np.count_nonzero(found.n_by_id)
+    return "\n\n".join(
+        "\n".join(lines)
+        for lines in [
+            _sources_table(found.data.meta),
+            _lengths_table(found, width),
+            _tokens_table(found, "most frequent tokens", found.most_frequent()),
+            _tokens_table(found, "longest tokens that occur", found.longest()),
+            [f"{n_occurring:,} of {found.tokenizer.vocab_size:,} ids occur."],
+        ]
+    )
+
+
+def _sources_table(meta: dict[str, Any]) -> Iterator[str]:
+    sources = by_tokens(meta)
+    yield f"{'documents':>13}{'tokens':>17}  source"
+    for name, counts in sources[:MAX_LISTED]:
+        yield f"{counts['documents']:>13,}{counts['tokens']:>17,}  {name[-48:]}"
+    if len(sources) > MAX_LISTED:
+        yield f"{'':>32}and {len(sources) - MAX_LISTED:,} more"
+
+
+def _lengths_table(found: Inspection, width: int) -> Iterator[str]:
+    """Yield the histogram of lengths: a row for each power of two, a bar for both splits."""
+    train, val = (found.lengths[split] for split in SPLITS)
+    n_by_bin = train.n_by_bin + val.n_by_bin
+    yield (header := f"{'tokens in a document':>23}{'train':>13}{'val':>13}")
+    full = width - len(header) - 2
+    for i in bins(found):
+        label = f"{1 << i:,}-{(2 << i) - 1:,}" if i else "1"
+        bar = "#" * -(-full * int(n_by_bin[i]) // int(n_by_bin.max()))  # rounded up: 1 is seen
+        yield f"{label:>23}{train.n_by_bin[i]:>13,}{val.n_by_bin[i]:>13,}  {bar}".rstrip()
+    for name, counts in [
+        ("median", (train.median, val.median)),
+        ("longest", (train.longest, val.longest)),
+    ]:
+        shown = (f"{n_tokens:,.0f}" if n_tokens else "-" for n_tokens in counts)
+        yield f"{name:>23}" + "".join(f"{count:>13}" for count in shown)
+
+
+def _tokens_table(found: Inspection, title: str, ids: list[int]) -> Iterator[str]:
     n_tokens = found.n_by_id.sum()
     # the token comes last: nobody knows how many columns a terminal gives its characters
-    lines = [f"{'id':>8}{'count':>16}{'share':>9}{'bytes':>7}  {title}"]
+    yield f"{'id':>8}{'count':>16}{'share':>9}{'bytes':>7}  {title}"
     for i in ids:
         count, n_bytes = found.n_by_id[i], len(found.tokenizer.token_bytes[i])
         readable = _readable(found.tokenizer, i)
-        lines.append(f"{i:>8}{count:>16,}{count / n_tokens:>9.2%}{n_bytes:>7}  {readable}")
-    return "\n".join(lines)
+        yield f"{i:>8}{count:>16,}{count / n_tokens:>9.2%}{n_bytes:>7}  {readable}"
 
 
 def _readable(tokenizer: Tokenizer, token_id: int) -> str:
@@ -192,9 +188,7 @@ def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
     tokenizer = data.tokenizer()
     for split in SPLITS:
         ids, bounds = data.tokens(split), data.document_bounds(split)
-        n_shown = min(n_documents, len(bounds) - 1)
-        for i in range(n_shown):
-            start, end = int(bounds[i]), int(bounds[i + 1])
+        for i, (start, end) in enumerate(pairwise(bounds[: n_documents + 1].tolist())):
             # without its end-of-text id; a character has at most 4 bytes, a token at least one
             head = ids[start : min(end - 1, start + 4 * SHOWN_CHARACTERS)]
             _refuse_beyond(data, split, head, tokenizer)
@@ -202,7 +196,7 @@ def first_documents(data: DataFolder, n_documents: int) -> Iterator[str]:
             n_more = end - 1 - start - n_decoded
             more = f"\n[... {n_more:,} more tokens]" if n_more else ""
             yield f"--- {split} document {i}: {end - start:,} tokens ---\n{text}{more}"
-        n_documents -= n_shown
+        n_documents = max(0, n_documents - len(bounds) + 1)
 
 
 def _beginning(ids: list[int], tokenizer: Tokenizer) -> tuple[str, int]:

@@ -36,24 +36,16 @@ LOOKS = {
 COLOURS = {"train": "#3b6ea5", "val": "#e08a3c"}
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a name that does not say which kind of picture to draw.
+def draw(found: Inspection, path: Path) -> None:
+    """Draw an inspection into a file, as .png, .svg or .pdf.
 
-    Raises: DataError that names the kinds there are.
+    Raises: DataError when the suffix is another, or the file cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: ends in {path.suffix or 'no suffix'!r}, which is no kind of picture to draw. "
             "Name a file that ends in .png, .svg or .pdf."
         )
-
-
-def draw(found: Inspection, path: Path) -> None:
-    """Draw an inspection into a file, as .png, .svg or .pdf.
-
-    Raises: DataError when the suffix is another, or the file cannot be written.
-    """
-    check_suffix(path)
     from matplotlib import style
 
     with style.context(["default", LOOKS]):  # whatever a person's matplotlibrc says
@@ -73,18 +65,17 @@ def picture(found: Inspection) -> "Figure":
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False)
     lengths, ranks = upper.subplots(1, 2)
     tokens, ratios = lower.subplots(1, 2, sharey=True)  # so the names stand there once
-    figure.suptitle(_drawable(_title(found)))
+    name, vocabulary = found.data.path.resolve().name, found.tokenizer
+    figure.suptitle(
+        _drawable(
+            f"{name}: {found.n_by_id.sum():,} tokens, vocabulary {vocabulary.name} of "
+            f"{vocabulary.vocab_size:,} ids"
+        )
+    )
     _draw_lengths(lengths, found)
     _draw_ranks(ranks, found)
     _draw_sources(tokens, ratios, found)
     return figure
-
-
-def _title(found: Inspection) -> str:
-    return (
-        f"{found.data.path.resolve().name}: {found.n_by_id.sum():,} tokens, vocabulary "
-        f"{found.tokenizer.name} of {found.tokenizer.vocab_size:,} ids"
-    )
 
 
 def _draw_lengths(axes: "Axes", found: Inspection) -> None:
@@ -132,7 +123,8 @@ def _draw_sources(tokens: "Axes", ratios: "Axes", found: Inspection) -> None:
     sources = by_tokens(found.data.meta)
     largest = sources[:MAX_LISTED]
     rows = np.arange(len(largest))
-    names = [_end_of(_drawable(name)) for name, _ in largest]
+    names = [_drawable(name) for name, _ in largest]
+    names = [n if len(n) <= NAME_CHARACTERS else "..." + n[3 - NAME_CHARACTERS :] for n in names]
     n_tokens = np.array([counts["tokens"] for _, counts in largest])
     n_bytes = np.array([counts["bytes"] for _, counts in largest])
     drawn = ((tokens, n_tokens, "{:,.0f}"), (ratios, n_bytes / np.maximum(1, n_tokens), "{:.2f}"))
@@ -147,10 +139,6 @@ def _draw_sources(tokens: "Axes", ratios: "Axes", found: Inspection) -> None:
     tokens.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     tokens.set_yticks(rows, names)
     tokens.set_ylim(max(len(largest), 3) - 0.5, -0.5)  # one source is no wall of colour
-
-
-def _end_of(name: str) -> str:
-    return name if len(name) <= NAME_CHARACTERS else "..." + name[3 - NAME_CHARACTERS :]
 
 
 def _drawable(text: str) -> str:

@@ -1,8 +1,8 @@
-"""What prepare shows: progress over compressed bytes, the closing table."""
+"""What prepare shows: progress over bytes on disk, the closing table."""
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,16 @@ def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
         return
     from tqdm import tqdm
 
-    bars: list[tqdm[Any]] = []
+    with ExitStack() as shown:
 
-    def new_progress(name: str, size_bytes: int) -> Progress:
-        for bar in bars:
-            bar.close()
-        bars.append(
-            tqdm(
-                desc=f"{name:<6}",
-                total=size_bytes or None,
-                unit="B",
-                unit_scale=True,
-                mininterval=0.5,
+        def new_progress(name: str, size_bytes: int) -> Progress:
+            shown.close()  # that of the pass before
+            bar = tqdm(
+                desc=name, total=size_bytes or None, unit="B", unit_scale=True, mininterval=0.5
             )
-        )
-        return bars[-1].update
+            return shown.enter_context(bar).update
 
-    try:
         yield new_progress
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def totals_table(meta: dict[str, Any], folder: Path) -> str:
@@ -64,7 +53,7 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
     )
     for count, what in [
         (meta["n_empty"], "documents without text, left out"),
-        (meta["n_duplicates"], f"documents equal to an earlier one, {_kept(meta)}"),
+        (meta["n_duplicates"], "documents equal to an earlier one (--dedup exact drops them)"),
         (meta["n_bad_bytes"], "documents with bytes that are no text"),
         (meta["n_with_nul"], "documents with NUL characters, kept"),
         (meta["n_crlf"], "files with CR LF for line ends, now LF"),
@@ -80,8 +69,3 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
         more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
         lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
     return "\n".join(lines)
-
-
-def _kept(meta: dict[str, Any]) -> str:
-    options = meta.get("made_from", {}).get("options", {})
-    return "left out" if options.get("dedup") == "exact" else "kept (--dedup exact drops them)"

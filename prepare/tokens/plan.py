@@ -14,7 +14,7 @@ from common.tokenizer import (
     save_tokenizer,
 )
 from prepare.config import PrepareConfig
-from prepare.tokens.sample import CorpusSample, training_texts
+from prepare.tokens.sample import CorpusSample, Lengths, training_texts
 from prepare.tokens.split import MIN_DOCUMENTS
 from prepare.tokens.train_bpe import parse_vocab_size, train_bpe
 
@@ -34,7 +34,7 @@ class Plan:
     tokenizer: Tokenizer
     rule: str  # hash, tail or files
     n_bytes: int  # of text, where all of it was read
-    lengths: dict[tuple[int, int], int]  # (task, document) -> bytes, of those in several chunks
+    lengths: Lengths
 
     def __getstate__(self) -> dict[str, Any]:
         vocabulary = describe_tokenizer(self.tokenizer)
@@ -47,27 +47,20 @@ class Plan:
     def save(self, key: str) -> None:
         """Write it into ``folder``, under the ``key`` of the sources and options."""
         save_tokenizer(self.tokenizer, self.folder)
-        lengths = [[*document, n_bytes] for document, n_bytes in self.lengths.items()]
-        saved = {"key": key, "rule": self.rule, "n_bytes": self.n_bytes, "lengths": lengths}
-        vocabulary = describe_tokenizer(self.tokenizer)
-        write_json(self.folder / FILE_NAME, saved | {"tokenizer": vocabulary})
+        state = self.__getstate__() | {"folder": None, "key": key}
+        write_json(self.folder / FILE_NAME, state)
 
     @classmethod
     def load(cls, folder: Path, key: str) -> "Plan | None":
         """Read back what a run of the same sources and options saved before it was stopped."""
         try:
-            saved = json.loads((folder / FILE_NAME).read_bytes())
+            state = json.loads((folder / FILE_NAME).read_bytes())
         except (OSError, ValueError):
             return None
-        if saved["key"] != key:
+        if state.pop("key") != key:
             return None
-        return cls(
-            folder=folder,
-            tokenizer=load_tokenizer(folder, saved["tokenizer"]),
-            rule=saved["rule"],
-            n_bytes=saved["n_bytes"],
-            lengths={(task, number): n_bytes for task, number, n_bytes in saved["lengths"]},
-        )
+        tokenizer = load_tokenizer(folder, state["tokenizer"])
+        return cls(**state | {"folder": folder, "tokenizer": tokenizer})
 
 
 def make_plan(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import xxhash
 
@@ -24,6 +24,8 @@ from prepare.workers.tasks import Task
 SAMPLE_BYTES = 32 << 20
 SUFFIX = ".sample"  # of a task's file
 
+# (task, document, bytes) of documents in several chunks; a list, as it is in JSON
+Lengths: TypeAlias = list[list[int]]
 ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
 
 
@@ -91,8 +93,7 @@ class CorpusSample:
     n_documents: int = 0
     n_bytes: int = 0
     characters: set[str] = field(default_factory=set)
-    # (task, document) -> bytes, of documents in several chunks
-    lengths: dict[tuple[int, int], int] = field(default_factory=dict)
+    lengths: Lengths = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
 
     def add(self, other: "CorpusSample") -> None:
@@ -100,43 +101,30 @@ class CorpusSample:
         self.n_documents += other.n_documents
         self.n_bytes += other.n_bytes
         self.characters |= other.characters
-        self.lengths |= other.lengths
+        self.lengths += other.lengths
         self.stats.add(other.stats)
         self.items.merge(other.items)
 
     def save(self, path: Path) -> None:
-        """Write it as a line of JSON and the texts of the items, for a run that goes on later."""
-        items = self.items.items()
-        header = {
-            "n_documents": self.n_documents,
-            "n_bytes": self.n_bytes,
-            "characters": "".join(sorted(self.characters)),
-            "lengths": [[*document, n_bytes] for document, n_bytes in self.lengths.items()],
-            "stats": self.stats.as_json(),
-            "threshold": self.items.threshold,
-            "items": [[*item[:1], len(item.text), *item[2:]] for item in items],
-        }
+        """Write it as JSON, for a run that goes on later."""
+        items = [item._replace(text=item.text.decode()) for item in self.items.items()]  # type: ignore[arg-type]
+        threshold, characters = self.items.threshold, sorted(self.characters)
+        changed = {"items": [threshold, items], "characters": characters}
+        whole = vars(self) | changed | {"stats": self.stats.as_json()}
         with atomic_write(path) as file:
-            file.write(json.dumps(header).encode() + b"\n")
-            file.writelines(item.text for item in items)
+            file.write(json.dumps(whole, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: Path) -> "CorpusSample":
         """Read back what ``save`` wrote."""
-        items = BottomKSample(SAMPLE_BYTES)
-        with path.open("rb") as file:
-            header = json.loads(file.readline())
-            for hashed, n_bytes, *rest in header["items"]:
-                items.add(SampleItem(hashed, file.read(n_bytes), *rest))
-        items.threshold = header["threshold"]
-        return cls(
-            items=items,
-            n_documents=header["n_documents"],
-            n_bytes=header["n_bytes"],
-            characters=set(header["characters"]),
-            lengths={(task, number): n_bytes for task, number, n_bytes in header["lengths"]},
-            stats=Stats.from_json(header["stats"]),
-        )
+        saved = json.loads(path.read_bytes())
+        threshold, items = saved.pop("items")
+        sample = BottomKSample(SAMPLE_BYTES)
+        for hashed, text, *rest in items:
+            sample.add(SampleItem(hashed, text.encode(), *rest))
+        sample.threshold = threshold
+        characters, stats = set(saved.pop("characters")), Stats.from_json(saved.pop("stats"))
+        return cls(items=sample, characters=characters, stats=stats, **saved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +179,7 @@ class SampleJob:
                 n_chunks += 1
                 if end is END:
                     if n_chunks > 1:
-                        found.lengths[task.number, found.n_documents] = n_bytes
+                        found.lengths.append([task.number, found.n_documents, n_bytes])
                     found.n_documents += 1
                     found.n_bytes += n_bytes
                     in_val = split_of(digest.digest(), config) == "val"

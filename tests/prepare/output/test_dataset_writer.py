@@ -47,7 +47,7 @@ def test_documents_may_come_several_at_a_time(tmp_path: Path) -> None:
         assert raw == (other / name).read_bytes()
         sha256 = hashlib.sha256(raw).hexdigest()
         path = tmp_path / "1" / name
-        assert file == WrittenFile(path=path, name=name, size_bytes=len(raw), sha256=sha256)
+        assert file == WrittenFile(path, name, len(raw), sha256)
 
 
 @pytest.mark.parametrize("n_documents", [0, 1, 2, 3, 7, 8])
@@ -182,7 +182,7 @@ def test_a_commit_that_fails_leaves_what_was_there(
 def test_a_file_that_is_missing_leaves_the_data_set_that_was_there(tmp_path: Path) -> None:
     out = write_data(tmp_path / "data", DOCUMENTS, TOKENIZER).path
     before = snapshot(out)
-    gone = WrittenFile(path=tmp_path / "gone", name="train.bin", size_bytes=0, sha256="")
+    gone = WrittenFile(tmp_path / "gone", "train.bin", 0, "")
     (tmp_path / "work").mkdir()
     with pytest.raises(FileNotFoundError):
         commit(out, tmp_path / "work", [gone], TOKENIZER, {})

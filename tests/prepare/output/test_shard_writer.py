@@ -289,7 +289,7 @@ def test_a_long_document_is_never_in_memory(tmp_path: Path) -> None:
 
 def test_a_sample_that_was_saved_is_the_same(tmp_path: Path) -> None:
     sample = CorpusSample(n_documents=2, n_bytes=9, characters={"a", "\u6f22", "\n"})
-    sample.lengths[3, 1] = 1 << 40
+    sample.lengths.append([3, 1, 1 << 40])
     sample.stats.skip("a", "why")
     sample.stats.encodings["cp1252"] += 1
     for i in range(9):
