@@ -17,7 +17,6 @@ from common.dataset import (
     IDX_HEADER,
     IDX_MAGIC,
     META_NAME,
-    Ids,
     Split,
 )
 from common.errors import DataError
@@ -57,16 +56,6 @@ class TokenWriter:
             self.n_tokens += len(raw) // dtype.itemsize
         self._idx = self._idx_path.open("w+b")
         self._idx.write(bytes(IDX_HEADER.size))  # known at the end
-
-    def add(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
-        """Append documents that lie one after another in ``ids``, end-of-text ids included.
-
-        Raises: DataError for a document that is too long for the index.
-        """
-        assert lengths.sum() == len(ids)
-        assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
-        self.add_ids(np.ascontiguousarray(ids, self.dtype).data)
-        self.add_lengths(lengths)
 
     def add_ids(self, raw: bytes | memoryview) -> None:
         """Append ids, as they lie in the file, of documents whose lengths are added apart."""

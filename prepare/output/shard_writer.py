@@ -20,9 +20,8 @@ from prepare.sources.fingerprint import OUTPUT_VERSION, versions
 from prepare.stats import Stats
 from prepare.tokens.encode import Encode, join_documents, make_encoder
 from prepare.tokens.plan import Plan
-from prepare.tokens.sample import ReadSource
 from prepare.tokens.split import character_at, split_document, split_of, tail_cut
-from prepare.workers.tasks import Task, key_of
+from prepare.workers.tasks import ReadSource, Task, key_of
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time
 TRAIN, VAL = range(len(SPLITS))
@@ -65,13 +64,10 @@ class EncodeJob:
 
         Raises: UserError for sources that cannot be used; EncodersDisagreeError.
         """
-        task.check_unchanged()
         stats = Stats()
         with ShardWriter(self, task) as writer:
-            for index, source in enumerate(task.sources):
-                for text, end in self.read(source, stats=stats, progress=progress):
-                    writer.add(text, end, index)
-            task.check_unchanged()
+            for place, text, end in task.documents(self.read, stats, progress):
+                writer.add(text, end, place)
             writer.finish(stats)
         return self.encoder[0]
 

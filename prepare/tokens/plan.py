@@ -1,22 +1,15 @@
 """What the first pass decides: the vocabulary, and how documents are split into train and val."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from common.files import write_json
-from common.tokenizer import (
-    CharTokenizer,
-    Tokenizer,
-    describe_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
-from prepare.config import PrepareConfig
-from prepare.tokens.sample import CorpusSample, Lengths, training_texts
-from prepare.tokens.split import MIN_DOCUMENTS
-from prepare.tokens.train_bpe import parse_vocab_size, train_bpe
+from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
+
+# (task, document, bytes) of documents in several chunks; a list, as it is in JSON
+Lengths: TypeAlias = list[list[int]]
 
 FILE_NAME = "first-pass.json"
 
@@ -61,29 +54,3 @@ class Plan:
             return None
         tokenizer = load_tokenizer(folder, state["tokenizer"])
         return cls(**state | {"folder": folder, "tokenizer": tokenizer})
-
-
-def make_plan(
-    folder: Path,
-    sample: CorpusSample,
-    published: Tokenizer | None,
-    config: PrepareConfig,
-    *,
-    val_files: bool,
-) -> Plan:
-    """Choose how documents are split, and learn a vocabulary where none is ``published``."""
-    rule: str = config.split_rule
-    if val_files:
-        rule, config = "files", replace(config, val_fraction=0)
-    elif rule == "auto":
-        rule = "hash" if sample.n_documents >= MIN_DOCUMENTS else "tail"
-    if published is not None:
-        tokenizer = published
-    elif config.tokenizer == "char":
-        tokenizer = CharTokenizer(tuple(sorted(sample.characters)))
-    else:
-        n_train_bytes = int(sample.n_bytes * (1 - config.val_fraction))
-        vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
-        tokenizer = train_bpe(training_texts(sample.items, rule, config), vocab_size)
-    n_bytes, lengths = sample.n_bytes, sample.lengths
-    return Plan(folder=folder, tokenizer=tokenizer, rule=rule, n_bytes=n_bytes, lengths=lengths)

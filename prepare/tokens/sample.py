@@ -5,28 +5,26 @@ keeps what either answer needs.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import xxhash
 
 from common.files import atomic_write
+from common.tokenizer import CharTokenizer, Tokenizer
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import END, MORE, Chunk
+from prepare.readers.chunks import END, MORE
 from prepare.sources.discover import Progress
 from prepare.stats import Stats
-from prepare.tokens.split import character_at, split_of, tail_cut, unit_hash
-from prepare.workers.tasks import Task
+from prepare.tokens.plan import Lengths, Plan
+from prepare.tokens.split import MIN_DOCUMENTS, character_at, split_of, tail_cut, unit_hash
+from prepare.tokens.train_bpe import parse_vocab_size, train_bpe
+from prepare.workers.tasks import ReadSource, Task
 
 # A vocabulary learned from more text is hardly another one, and this fits any machine.
 SAMPLE_BYTES = 32 << 20
 SUFFIX = ".sample"  # of a task's file
-
-# (task, document, bytes) of documents in several chunks; a list, as it is in JSON
-Lengths: TypeAlias = list[list[int]]
-ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
 
 
 class SampleItem(NamedTuple):
@@ -154,42 +152,36 @@ class SampleJob:
 
         Raises: UserError for sources that cannot be used.
         """
-        task.check_unchanged()
-        sample = self._sample(task, progress)
-        task.check_unchanged()
-        return sample
-
-    def _sample(self, task: Task, progress: Progress) -> CorpusSample:
         config = self.config
         found = CorpusSample(items=BottomKSample(SAMPLE_BYTES, task.threshold))
         # Of the document in progress: its length and split are known only at its end.
         pending = BottomKSample(SAMPLE_BYTES, task.threshold)
         digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
-        for source in task.sources:
-            for text, end in self.read(source, stats=found.stats, progress=progress):
-                if config.tokenizer == "char":
-                    # of documents dropped later too: they will be encoded before that shows
-                    found.characters.update(text.decode("utf-8"))
-                elif config.tokenizer == "bpe":
-                    # by another seed than the split's: the sample is to be of both sides
-                    hashed = unit_hash(xxhash.xxh3_128_digest(text), config.seed + 1)
-                    pending.add(SampleItem(hashed, text, n_bytes, 0, False, source.val))
-                    digest.update(text)
-                n_bytes += len(text)
-                n_chunks += 1
-                if end is END:
-                    if n_chunks > 1:
-                        found.lengths.append([task.number, found.n_documents, n_bytes])
-                    found.n_documents += 1
-                    found.n_bytes += n_bytes
-                    in_val = split_of(digest.digest(), config) == "val"
-                    for item in pending.items():
-                        found.items.add(item._replace(n_document_bytes=n_bytes, in_val=in_val))
-                if end is not MORE:
-                    pending = BottomKSample(SAMPLE_BYTES, found.items.threshold)
-                    digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
-                if self.limit is not None and found.n_documents >= self.limit:
-                    return found
+        for place, text, end in task.documents(self.read, found.stats, progress):
+            if config.tokenizer == "char":
+                # of documents dropped later too: they will be encoded before that shows
+                found.characters.update(text.decode("utf-8"))
+            elif config.tokenizer == "bpe":
+                # by another seed than the split's: the sample is to be of both sides
+                hashed = unit_hash(xxhash.xxh3_128_digest(text), config.seed + 1)
+                in_val_file = task.sources[place].val
+                pending.add(SampleItem(hashed, text, n_bytes, 0, False, in_val_file))
+                digest.update(text)
+            n_bytes += len(text)
+            n_chunks += 1
+            if end is END:
+                if n_chunks > 1:
+                    found.lengths.append([task.number, found.n_documents, n_bytes])
+                found.n_documents += 1
+                found.n_bytes += n_bytes
+                in_val = split_of(digest.digest(), config) == "val"
+                for item in pending.items():
+                    found.items.add(item._replace(n_document_bytes=n_bytes, in_val=in_val))
+            if end is not MORE:
+                pending = BottomKSample(SAMPLE_BYTES, found.items.threshold)
+                digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
+            if found.n_documents == self.limit:
+                break
         return found
 
 
@@ -206,3 +198,29 @@ def training_texts(sample: BottomKSample, rule: str, config: PrepareConfig) -> l
         if kept:
             texts.append(kept)
     return texts
+
+
+def make_plan(
+    folder: Path,
+    sample: CorpusSample,
+    published: Tokenizer | None,
+    config: PrepareConfig,
+    *,
+    val_files: bool,
+) -> Plan:
+    """Choose how documents are split, and learn a vocabulary where none is ``published``."""
+    rule: str = config.split_rule
+    if val_files:
+        rule, config = "files", replace(config, val_fraction=0)
+    elif rule == "auto":
+        rule = "hash" if sample.n_documents >= MIN_DOCUMENTS else "tail"
+    if published is not None:
+        tokenizer = published
+    elif config.tokenizer == "char":
+        tokenizer = CharTokenizer(tuple(sorted(sample.characters)))
+    else:
+        n_train_bytes = int(sample.n_bytes * (1 - config.val_fraction))
+        vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
+        tokenizer = train_bpe(training_texts(sample.items, rule, config), vocab_size)
+    n_bytes, lengths = sample.n_bytes, sample.lengths
+    return Plan(folder=folder, tokenizer=tokenizer, rule=rule, n_bytes=n_bytes, lengths=lengths)

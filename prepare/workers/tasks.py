@@ -5,12 +5,17 @@ a kill, and is never taken for the work of other sources or options.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from common.errors import DataError
-from prepare.sources.discover import Source
+from prepare.readers.chunks import Chunk, ChunkEnd
+from prepare.sources.discover import Progress, Source
+from prepare.stats import Stats
+
+ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
 
 GROUP_BYTES = 4 << 20  # on disk: enough for what a task costs besides, small enough to share out
 
@@ -26,8 +31,20 @@ class Task:
     size_bytes: int  # on disk, when the run began
     threshold: float = 1.0  # a sample of it needs no item of this unit hash or above
 
-    def check_unchanged(self) -> None:
-        """Raise DataError when a source is not what it was when the run began."""
+    def documents(
+        self, read: ReadSource, stats: Stats, progress: Progress
+    ) -> Iterator[tuple[int, bytes, ChunkEnd]]:
+        """Yield chunk by chunk what its sources hold, each with the place of its source.
+
+        Raises: DataError when a source is not what it was when the run began.
+        """
+        self._check_unchanged()
+        for place, source in enumerate(self.sources):
+            for text, end in read(source, stats=stats, progress=progress):
+                yield place, text, end
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
         for source, state in zip(self.sources, self.states, strict=True):
             if source.state() != state:
                 raise DataError(

@@ -70,7 +70,9 @@ def write_data(
     for split in SPLITS:
         writer = TokenWriter(work, split, dtype or token_dtype(tokenizer.vocab_size))
         for row in documents[split]:
-            writer.add(np.array(row, np.uint32), np.array([len(row)]))
+            assert np.max(row, initial=0) <= np.iinfo(writer.dtype).max
+            writer.add_ids(np.array(row, writer.dtype).tobytes())
+            writer.add_lengths(np.array([len(row)]))
         files += writer.finish()
         counts = {"documents": writer.n_documents, "tokens": writer.n_tokens}
         splits[split] = counts | {"bytes": 2 * writer.n_tokens}
