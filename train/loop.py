@@ -58,7 +58,6 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     first_step = progress.step
     logged = trainer.group.broadcast_from_rank0(lambda: read_history(run.folder))
     history = [Losses(*each) for each in logged]
-    timer = metrics.StepTimer()
     mark = replace(progress)  # where the speed is measured from
     trainer.warmup(first_step, backward)
     while True:
@@ -68,7 +67,8 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         eval_due, log_due = plan.is_eval_step(step), step % config.log_interval == 0
         if step > first_step:
             if log_due:
-                log_progress(run, progress, mark, timer.step_s)
+                log_progress(run, progress, mark)
+            if log_due or step == first_step + 1:  # the first update warms up
                 mark = replace(progress)
             if (log_due or progress.n_bad) and not eval_due:
                 run.write_metrics(progress.record)
@@ -86,7 +86,6 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         lr = progress.lr_scale * learning_rate_at(step, plan.max_steps, config)
         result = update(trainer, step, lr)
         dt_s = time.perf_counter() - start
-        timer.add(dt_s)
         progress.add_update(result.loss, result.grad_norm, lr, trainer.tokens_per_step, dt_s)
         if not result.finite:
             what = f"the loss is {result.loss}, the norm of the gradient {result.grad_norm}"
@@ -146,21 +145,16 @@ def backward(trainer: Trainer, rows: Tensor) -> Tensor:
     return loss.detach()
 
 
-def log_progress(run: Run, progress: Progress, mark: Progress, step_s: float) -> None:
-    """Show the progress line, its speed measured since ``mark``, and the ETA at ``step_s``."""
+def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
+    """Log the progress line: speed, and at that speed the ETA, measured since ``mark``."""
     trainer, plan = run.trainer, run.plan
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
     n = trainer.group.world_size
     if (share := mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
-    done, last = progress.step - 1, plan.max_steps  # what follows this step is not done yet
-    eta_s = (
-        step_s * (last - progress.step)
-        + progress.eval_s * metrics.times_left(done, last, plan.eval_interval)
-        + progress.save_s * metrics.saves_left(done, last, plan.save_interval, plan.eval_interval)
-    )
-    log.info(metrics.progress_line(progress.record, last, eta_s))
+    eta_s = metrics.remaining_s(progress, plan, trainer.tokens_per_step / speed)
+    log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 
 def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:

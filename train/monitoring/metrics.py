@@ -3,16 +3,13 @@
 import json
 import math
 import os
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from common.files import write_text
 from common.metrics import METRICS_NAME, read_metrics
-
-LAST_UPDATES = 100  # enough to even out, few enough to follow a machine that gets busy
+from train.config import TrainPlan
 
 
 @dataclass
@@ -59,7 +56,7 @@ class Progress:
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    """Add one line; it is on disk when this returns."""
+    """Append one line; it is on disk when this returns."""
     with (run / METRICS_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
@@ -67,13 +64,28 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Forget what was logged at ``step`` and after, and that the run had ended."""
+    """Delete what was logged at ``step`` and after, and that the run had ended."""
     kept = [
         {key: value for key, value in line.items() if key != "ended"}
         for line in read_metrics(run)
         if line["step"] < step
     ]
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def remaining_s(progress: Progress, plan: TrainPlan, step_s: float) -> float:
+    """Return the time to the end of a run, of its updates, evaluations and saves, in seconds."""
+    last, done = plan.max_steps, progress.step - 1  # what follows this step is not done yet
+
+    def n_left(interval: int) -> int:
+        """Count its multiples after ``done`` up to the last step, which always counts."""
+        return last // interval - done // interval + (last % interval != 0)
+
+    n_evals = n_left(plan.eval_interval)
+    n_saves = n_left(plan.save_interval) + n_evals
+    n_saves -= n_left(math.lcm(plan.save_interval, plan.eval_interval))  # of both at once
+    updates_s = step_s * (last - progress.step)
+    return updates_s + progress.eval_s * n_evals + progress.save_s * n_saves
 
 
 def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:
@@ -97,51 +109,9 @@ def evaluation_line(record: dict[str, Any], max_steps: int, *, best: bool) -> st
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: 42s, 3m 05s, 2h 10m."""
-    whole = round(max(0.0, seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-
-
-class StepTimer:
-    """How long recent updates took; the first of a process, which warms up, is left out."""
-
-    def __init__(self) -> None:
-        self._first_s = 0.0
-        self._last_s: deque[float] = deque(maxlen=LAST_UPDATES)
-        self._n = 0
-
-    def add(self, dt_s: float) -> None:
-        """Take note of an update."""
-        self._n += 1
-        if self._n == 1:
-            self._first_s = dt_s
-        else:
-            self._last_s.append(dt_s)
-
-    @property
-    def step_s(self) -> float:
-        """Mean time of an update; that of the first while there is no other."""
-        return fmean(self._last_s) if self._last_s else self._first_s
-
-
-def times_left(step: int, max_steps: int, interval: int) -> int:
-    """Return how often a multiple of ``interval``, or the last step, comes after ``step``."""
-    if step >= max_steps:
-        return 0
-    return max_steps // interval - step // interval + (max_steps % interval != 0)
-
-
-def saves_left(step: int, max_steps: int, save_interval: int, eval_interval: int) -> int:
-    """Return how many checkpoints are to be written yet: at either interval and at the end."""
-    both = math.lcm(save_interval, eval_interval)
-    if step >= max_steps:
-        return 0
-    at_intervals = sum(
-        sign * (max_steps // interval - step // interval)
-        for sign, interval in ((1, save_interval), (1, eval_interval), (-1, both))
-    )
-    return at_intervals + (max_steps % save_interval != 0 and max_steps % eval_interval != 0)
+    """Format a time: 42s, 3m 05s, 2h 10m."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    h, m = divmod(minutes, 60)
+    if h:
+        return f"{h}h {m:02d}m"
+    return f"{m}m {s:02d}s" if m else f"{s}s"
