@@ -148,7 +148,8 @@ def generate(
 
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load(options)
-    for notice in [model.info.summary, *prompt_notices(model.tokenizer, prompt, model.block_size)]:
+    notify(f"{model.info.folder}: {model.info.loss_words}")
+    for notice in prompt_notices(model.tokenizer, prompt, model.block_size):
         notify(notice)
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
@@ -179,7 +180,7 @@ def score(
     from sample.score.report import write_scores
 
     model = load(options)
-    notify(model.info.summary)
+    notify(f"{model.info.folder}: {model.info.loss_words}")
     write_scores(model, files, stride, per_token=per_token, as_json=as_json)
 
 

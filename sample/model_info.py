@@ -37,14 +37,12 @@ class RunInfo:
     val_bpb: float | None = None
 
     @property
-    def summary(self) -> str:
-        """Which checkpoint it is, and what training measured for it, in a line."""
-        return f"{self.folder}: {self.loss_words}"
-
-    @property
     def loss_words(self) -> str:
         """The validation loss in words."""
-        return "val loss not measured" if self.val_loss is None else f"val loss {self.val_loss:.4f}"
+        if self.val_loss is None:
+            return "val loss not measured"
+        bpb = f" ({self.val_bpb:.3f} bits/byte)" if self.val_bpb else ""
+        return f"val loss {self.val_loss:.4f}{bpb}"
 
 
 def read_run_info(folder: Path, loaded: Checkpoint) -> RunInfo:
@@ -99,10 +97,9 @@ def banner(info: RunInfo) -> str:
     """Return the lines that open a chat."""
     epochs = n_epochs(info)
     of_data = "" if epochs is None else f" ({epochs:.2f} epochs)"
-    bpb = f" ({info.val_bpb:.3f} bits/byte)" if info.val_bpb else ""
     lines = [
         f"{info.folder}: step {info.step:,}, {info.n_tokens:,} tokens read{of_data}, "
-        f"{info.loss_words}{bpb}.",
+        f"{info.loss_words}.",
         "This is a base model: it does not answer, it continues the text that you begin.",
         undertrained_warning(info),
     ]
@@ -112,25 +109,17 @@ def banner(info: RunInfo) -> str:
 def model_card(info: RunInfo, defaults: GenerateConfig, template_name: str) -> dict[str, Any]:
     """Return, as JSON, what the page says of the model and where its settings begin."""
     shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    losses = {"val_loss": info.val_loss or math.inf, "val_bpb": info.val_bpb or math.inf}
     return {
         "name": info.folder.parent.name,
         "step": info.step,
         "parameters": info.n_parameters,
         **{name: getattr(info.config, name) for name in shape},
         "tokens_read": info.n_tokens,
-        "val_loss": _finite(info.val_loss),
-        "val_bpb": _finite(info.val_bpb),
+        # JSON has no word for a diverged loss
+        **{name: loss if math.isfinite(loss) else None for name, loss in losses.items()},
         "warning": undertrained_warning(info),
-        "defaults": {
-            "temperature": defaults.temperature,
-            "top_p": defaults.top_p,
-            "top_k": defaults.top_k,
-            "max_tokens": defaults.max_new_tokens,
-        },
+        "defaults": {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k")}
+        | {"max_tokens": defaults.max_new_tokens},
         "template": template_name,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a number, or None where it is none: JSON has no word for a diverged loss."""
-    return value if value is not None and math.isfinite(value) else None

@@ -57,15 +57,12 @@ class StopFilter:
             # the first that is complete, however the text is cut; of several the longest
             end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
             return text[: end - len(stop)]
-        n_shown = len(text) - (0 if is_last else self._n_held(text))
+        # the last characters that may be the beginning of a stop text
+        sizes = range(1, len(text) + 1)
+        begun = [n for s in self._stops for n in sizes[: len(s) - 1] if text.endswith(s[:n])]
+        n_shown = len(text) - (0 if is_last else max(begun, default=0))
         self._held = text[n_shown:]
         return text[:n_shown]
-
-    def _n_held(self, text: str) -> int:
-        """Return how many of the last characters may be the beginning of a stop text."""
-        sizes = range(1, max(map(len, self._stops), default=0))
-        begun = [n for n in sizes if any(s[:n] == text[-n:] and n < len(s) for s in self._stops)]
-        return max(begun, default=0)
 
 
 class Detokenizer:

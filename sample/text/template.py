@@ -14,7 +14,7 @@ FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -128,7 +128,7 @@ def read_template(path: Path) -> Template:
     Raises: ConfigError that says what the file lacks.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"--template {path}: neither {' nor '.join(TEMPLATES)}, and as a file it cannot be "
@@ -136,26 +136,26 @@ def read_template(path: Path) -> Template:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a template in JSON ({error}).") from error
+    for complaint in _complaints(found):
+        raise ConfigError(f"{path}: {complaint}")
+    stops = tuple(found["stop"]) if "stop" in found else None
+    return make_template(str(path), {role: found[role] for role in ROLES}, stops)
+
+
+def _complaints(found: Any) -> Iterator[str]:
+    """Yield what is wrong with a template in JSON, the worst first."""
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found something else than a JSON object with {WANTED}.")
+        yield f"found something else than a JSON object with {WANTED}."
     if unknown := sorted(set(found) - {*ROLES, "stop"}):
-        raise ConfigError(
-            f"{path}: unknown {', '.join(map(repr, unknown))}; a template has {WANTED}."
-        )
+        yield f"unknown {', '.join(map(repr, unknown))}; a template has {WANTED}."
     for role in ROLES:
         piece, slot = found.get(role), f"{{{role}}}"
         if not isinstance(piece, str) or piece.count(slot) != 1:
             there = "nothing" if piece is None else json.dumps(piece, ensure_ascii=False)
-            raise ConfigError(
-                f'{path}: "{role}" is {there}, but must be a text with {slot} in it once, where '
-                "the words go."
+            yield (
+                f'"{role}" is {there}, but must be a text with {slot} in it once, where the words '
+                "go."
             )
-    stops = found.get("stop")
-    if "stop" in found and not (isinstance(stops, list) and all(map(_is_stop, stops))):
-        raise ConfigError(f'{path}: "stop" must be a list of texts, none of them empty.')
-    pieces: dict[Role, str] = {role: found[role] for role in ROLES}
-    return make_template(str(path), pieces, None if stops is None else tuple(stops))
-
-
-def _is_stop(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+    stops = found.get("stop", [])
+    if not isinstance(stops, list) or not all(isinstance(each, str) and each for each in stops):
+        yield '"stop" must be a list of texts, none of them empty.'
