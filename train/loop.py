@@ -153,7 +153,10 @@ def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
     n = trainer.group.world_size
     if (share := mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
-    eta_s = metrics.remaining_s(progress, plan, trainer.tokens_per_step / speed)
+    step_s = trainer.tokens_per_step / speed
+    eta_s = metrics.remaining_s(
+        progress, step_s, plan.max_steps, plan.eval_interval, plan.save_interval
+    )
     log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from common.files import write_text
 from common.metrics import METRICS_NAME, read_metrics
-from train.config import TrainPlan
 
 
 @dataclass
@@ -73,18 +72,20 @@ def cut_metrics(run: Path, step: int) -> None:
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def remaining_s(progress: Progress, plan: TrainPlan, step_s: float) -> float:
+def remaining_s(
+    progress: Progress, step_s: float, max_steps: int, eval_interval: int, save_interval: int
+) -> float:
     """Return the time to the end of a run, of its updates, evaluations and saves, in seconds."""
-    last, done = plan.max_steps, progress.step - 1  # what follows this step is not done yet
+    done = progress.step - 1  # what follows this step is not done yet
 
     def n_left(interval: int) -> int:
         """Count its multiples after ``done`` up to the last step, which always counts."""
-        return last // interval - done // interval + (last % interval != 0)
+        return max_steps // interval - done // interval + (max_steps % interval != 0)
 
-    n_evals = n_left(plan.eval_interval)
-    n_saves = n_left(plan.save_interval) + n_evals
-    n_saves -= n_left(math.lcm(plan.save_interval, plan.eval_interval))  # of both at once
-    updates_s = step_s * (last - progress.step)
+    n_evals = n_left(eval_interval)
+    n_both = n_left(math.lcm(save_interval, eval_interval))
+    n_saves = n_left(save_interval) + n_evals - n_both
+    updates_s = step_s * (max_steps - progress.step)
     return updates_s + progress.eval_s * n_evals + progress.save_s * n_saves
 
 
