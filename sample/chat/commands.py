@@ -210,7 +210,7 @@ COMMANDS: dict[str, Callable[[Repl, str], Generator[str] | None]] = {
 }
 
 
-def completions() -> dict[str, list[str] | None]:
-    """Return the commands, each with the words that may follow it, None for names of files."""
-    words = {"set": list(SETTINGS), "stats": ["on", "off"], "save": None, "load": None}
-    return {f"/{name}": words.get(name, []) for name in COMMANDS}
+def completions() -> list[str]:
+    """Return the lines, or their beginnings, that Tab may make of a command's."""
+    words = [*COMMANDS, *(f"set {option}" for option in SETTINGS), "stats on", "stats off"]
+    return [f"/{each} " for each in words]

@@ -3,13 +3,18 @@
 The only file that imports prompt_toolkit, and imported only where there is a terminal.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.document import Document
+from prompt_toolkit.completion import (
+    Completer,
+    NestedCompleter,
+    PathCompleter,
+    WordCompleter,
+    merge_completers,
+)
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -18,18 +23,17 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 
 def line_editor(
-    words: dict[str, list[str] | None], history: Path, notify: Callable[[str], None]
+    lines: list[str], history: Path, notify: Callable[[str], None]
 ) -> Callable[[], str]:
-    """Return a function that reads what is typed, which may be several lines.
+    """Return a function that reads what is typed, which may be several lines; Tab offers ``lines``.
 
-    Tab completes the first word among ``words`` and the second among that word's own: None stands
-    for names of files. The function raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
+    That function raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
     """
     session: PromptSession[str] = PromptSession(
         "> ",
         prompt_continuation="  ",
         key_bindings=_keys(),
-        completer=CommandCompleter(words),
+        completer=completer(lines),
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep lines of the screen free
         history=_open_history(history, notify),
@@ -58,23 +62,11 @@ def _keys() -> KeyBindings:
     return keys
 
 
-class CommandCompleter(Completer):
-    """What Tab offers: of the first word, then of what may follow it."""
-
-    def __init__(self, words: dict[str, list[str] | None]) -> None:
-        self._words, self._files = words, PathCompleter(expanduser=True)
-
-    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
-        """Yield what may stand at the cursor."""
-        command, blank, begun = document.text_before_cursor.partition(" ")
-        words = self._words.get(command, []) if blank else list(self._words)
-        if words is None:
-            yield from self._files.get_completions(Document(begun), event)
-            return
-        begun = begun if blank else command
-        for word in words:
-            if begun.startswith("/") != bool(blank) and word.startswith(begun):
-                yield Completion(word + " ", start_position=-len(begun))
+def completer(lines: list[str]) -> Completer:
+    """Return what Tab completes: to ``lines``, and behind /save and /load to names of files."""
+    files = PathCompleter(expanduser=True)
+    commands = WordCompleter(lines, sentence=True)
+    return merge_completers([commands, NestedCompleter({"/save": files, "/load": files})])
 
 
 class _History(FileHistory):

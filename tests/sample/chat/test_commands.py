@@ -15,7 +15,7 @@ from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
 from common.inference.selector import make_backend
 from sample.chat.commands import COMMANDS, SETTINGS, Repl, completions, is_command, run_command
-from sample.chat.line_editor import CommandCompleter
+from sample.chat.line_editor import completer
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript, load_conversation
 from sample.text.template import Message
@@ -268,17 +268,18 @@ def test_no_command_line_is_more_than_a_sentence(line: str) -> None:
 def tab(text: str) -> list[str]:
     """Return what Tab makes of a text."""
     document, event = Document(text), CompleteEvent()
-    found = CommandCompleter(completions()).get_completions(document, event)
+    found = completer(completions()).get_completions(document, event)
     return [text[: len(text) + each.start_position] + each.text for each in found]
 
 
 def test_tab_completes_commands_settings_and_figures() -> None:
-    assert tab("/se") == ["/set "]
-    assert tab("/s") == ["/set ", "/system ", "/save ", "/stats "]
+    settings = [f"/set {name} " for name in SETTINGS]
+    assert tab("/se") == ["/set ", *settings]
+    assert tab("/sy") == ["/system "]
     assert tab("/set te") == ["/set temperature "]
-    assert tab("/set ") == [f"/set {name} " for name in SETTINGS]
-    assert tab("/stats ") == ["/stats on ", "/stats off "]
-    for text in ("/reset x", "no command", "//set", "", "/set te\nb"):
+    assert tab("/set ") == ["/set ", *settings]
+    assert tab("/stats o") == ["/stats on ", "/stats off "]
+    for text in ("/reset x", "no command", "//set", "/set te\nb"):
         assert tab(text) == []
 
 
