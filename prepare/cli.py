@@ -25,8 +25,11 @@ from common.command import CONTEXT
 from common.errors import EXIT_SKIPPED
 from common.settings import given, options_for
 from prepare.config import PrepareConfig
+from prepare.workers.executor import Executor
 
 COPY_BYTES = 1 << 20
+
+data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
 
 @click.group(context_settings=CONTEXT)
@@ -58,22 +61,7 @@ def main() -> None:
     help="Folder to write; a data set already there is replaced when the new one is complete.",
 )
 @options_for(PrepareConfig)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    show_default="as many as there are cores, and work for",
-    help="Processes that read and encode.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    help="Where they run: on this machine, or as tasks of Ray (requirements-ray.txt).",
-)
-@click.option(
-    "--ray-address",
-    help="Ray cluster to join; without, one is started here. Its nodes must see SRC and --out.",
-)
+@options_for(Executor)
 def text(
     src: tuple[Path, ...],
     dataset: str | None,
@@ -81,9 +69,6 @@ def text(
     split: str,
     val_files: tuple[Path, ...],
     out: Path,
-    workers: int | None,
-    engine: str,
-    ray_address: str | None,
     **options: Any,
 ) -> None:
     """Turn SRC into token files: files, folders, patterns and '-' (standard input), in any of xz,
@@ -95,20 +80,19 @@ def text(
     from prepare.pipeline import prepare_corpus
     from prepare.report.progress import progress_bars, totals_table
     from prepare.sources.discover import Source, find_sources
-    from prepare.workers.executor import Executor
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
-    if ray_address is not None and engine != "ray":
-        raise click.UsageError("--ray-address is of use only with --engine ray.")
     settings = PrepareConfig(**given(PrepareConfig, options))
+    executor = Executor(**given(Executor, options))
+    if executor.ray_address is not None and executor.engine != "ray":
+        raise click.UsageError("--ray-address is of use only with --engine ray.")
     with _standard_input(src) as stdin:
         sources = find_sources(list(src), val_paths=list(val_files), stdin=stdin, out=out)
         if dataset is not None:
             sources.append(
                 Source(name=dataset, path=Path(dataset), dataset=True, config=config, split=split)
             )
-        executor = Executor(kind=engine, workers=workers, ray_address=ray_address)  # type: ignore[arg-type]
         with progress_bars() as new_progress:
             meta = prepare_corpus(sources, settings, out, new_progress, executor)
     click.echo(totals_table(meta, out))
@@ -145,7 +129,7 @@ def corpus(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("data", type=click.Path(path_type=Path), default="data")
+@data_argument
 @click.option("--show", type=click.IntRange(min=0), default=0, help="Decode this many documents.")
 @click.option(
     "--plot",
@@ -173,7 +157,7 @@ def inspect(data: Path, show: int, plot: Path | None) -> None:
 
 
 @main.command()
-@click.argument("data", type=click.Path(path_type=Path), default="data")
+@data_argument
 def verify(data: Path) -> None:
     """Check every hash and count of a data folder again."""
     from common.dataset import open_data, verify_data

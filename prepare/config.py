@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import ConfigError
 from common.settings import check_ranges, setting
+
+MIN_LEARNED_IDS = 256  # the single bytes
+MAX_LEARNED_IDS = (1 << 16) - 5  # with the special tokens, ids stay within uint16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +67,11 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        is_number = self.vocab_size.isdecimal()
+        if self.vocab_size != "auto" and not (
+            is_number and MIN_LEARNED_IDS <= int(self.vocab_size) <= MAX_LEARNED_IDS
+        ):
+            raise ConfigError(
+                f"--vocab-size is {self.vocab_size!r}: it must be auto, or a number from "
+                f"{MIN_LEARNED_IDS} (the single bytes) to {MAX_LEARNED_IDS:,}."
+            )

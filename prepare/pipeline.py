@@ -32,7 +32,6 @@ from prepare.stats import Stats
 from prepare.tokens.plan import Plan
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.split import MIN_DOCUMENTS
-from prepare.tokens.train_bpe import parse_vocab_size
 from prepare.tokens.verify import EncodersDisagreeError
 from prepare.tokens.vocabulary import published_tokenizer
 from prepare.workdir import check_space, remove_work, work_folder
@@ -58,7 +57,6 @@ def prepare_corpus(
     Raises: UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
-    parse_vocab_size(config.vocab_size, 0)  # a typo is better said now than after the first pass
     check_encoding(config)
     if config.vocab_size != "auto" and config.tokenizer != "bpe":
         log.warning(

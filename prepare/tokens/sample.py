@@ -19,7 +19,7 @@ from prepare.sources.discover import Progress
 from prepare.stats import Stats
 from prepare.tokens.plan import Lengths, Plan
 from prepare.tokens.split import MIN_DOCUMENTS, character_at, split_of, tail_cut, unit_hash
-from prepare.tokens.train_bpe import parse_vocab_size, train_bpe
+from prepare.tokens.train_bpe import auto_vocab_size, train_bpe
 from prepare.workers.tasks import ReadSource, Task
 
 # A vocabulary learned from more text is hardly another one, and this fits any machine.
@@ -220,7 +220,8 @@ def make_plan(
         tokenizer = CharTokenizer(tuple(sorted(sample.characters)))
     else:
         n_train_bytes = int(sample.n_bytes * (1 - config.val_fraction))
-        vocab_size = parse_vocab_size(config.vocab_size, n_train_bytes)
+        is_auto = config.vocab_size == "auto"
+        vocab_size = auto_vocab_size(n_train_bytes) if is_auto else int(config.vocab_size)
         tokenizer = train_bpe(training_texts(sample.items, rule, config), vocab_size)
     n_bytes, lengths = sample.n_bytes, sample.lengths
     return Plan(folder=folder, tokenizer=tokenizer, rule=rule, n_bytes=n_bytes, lengths=lengths)

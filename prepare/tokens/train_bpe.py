@@ -10,15 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common.errors import ConfigError, DataError
-from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer, special_ids_after
+from common.errors import DataError
+from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, special_ids_after
 from prepare.forked import defer_signals
 from prepare.readers.chunks import split_prefix_len
 
-MIN_LEARNED_IDS = 256  # the single bytes
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
 MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square
-MAX_LEARNED_IDS = (1 << 16) - len(SPECIAL_TOKENS)  # ids stay within uint16
 
 
 def auto_vocab_size(n_train_bytes: int) -> int:
@@ -31,21 +29,6 @@ def auto_vocab_size(n_train_bytes: int) -> int:
     """
     size: int = 2 ** round(math.log2(max(1, n_train_bytes)) / 2)
     return min(max(size, MIN_AUTO_IDS), MAX_AUTO_IDS)
-
-
-def parse_vocab_size(value: str, n_train_bytes: int) -> int:
-    """Return the number of ids that --vocab-size asks for.
-
-    Raises: ConfigError when it is neither ``auto`` nor a number in range.
-    """
-    if value == "auto":
-        return auto_vocab_size(n_train_bytes)
-    if not value.isdecimal() or not MIN_LEARNED_IDS <= int(value) <= MAX_LEARNED_IDS:
-        raise ConfigError(
-            f"--vocab-size is {value!r}: it must be auto, or a number from {MIN_LEARNED_IDS} (the "
-            f"single bytes) to {MAX_LEARNED_IDS:,}."
-        )
-    return int(value)
 
 
 def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from common.settings import check_ranges, setting
 from prepare.sources.discover import Progress
 from prepare.workers.tasks import Task
 
@@ -24,9 +25,21 @@ MIN_BYTES_PER_WORKER = 8 << 20  # on disk: a process takes some tenths of a seco
 class Executor:
     """Where tasks run, as the person chose; it decides nothing about the bytes written."""
 
-    kind: Literal["local", "ray"] = "local"
-    workers: int | None = None  # None: as many as there are cores, and work for
-    ray_address: str | None = None
+    workers: int | None = setting(
+        None,
+        "Processes that read and encode; by default as many as there are cores, and work for.",
+        at_least=1,
+    )
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where they run: on this machine, or as tasks of Ray (requirements-ray.txt)."
+    )
+    ray_address: str | None = setting(
+        None,
+        "Ray cluster to join; without, one is started here. Its nodes must see SRC and --out.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def run(
         self,
@@ -43,7 +56,7 @@ class Executor:
         Raises: what the job raises; DataError when a worker process dies.
         """
         handed_out = map(at_its_turn, tasks)
-        if self.kind == "ray":
+        if self.engine == "ray":
             from prepare.workers.ray_executor import run_on_ray
 
             return run_on_ray(job, handed_out, self.ray_address, self.workers, progress)

@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
-from prepare.tokens.train_bpe import (
-    MAX_LEARNED_IDS,
-    auto_vocab_size,
-    parse_vocab_size,
-    train_bpe,
-)
+from prepare.config import MAX_LEARNED_IDS, PrepareConfig
+from prepare.tokens.train_bpe import auto_vocab_size, train_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]
@@ -169,12 +165,12 @@ def test_learning_prints_nothing() -> None:
 @pytest.mark.parametrize("value", ["4k", "", "-1", "255", "300.0", str(MAX_LEARNED_IDS + 1), "²"])
 def test_a_vocabulary_size_out_of_range_is_an_error_that_says_the_range(value: str) -> None:
     with pytest.raises(ConfigError, match=r"must be auto, or a number from 256 .* to 65,531"):
-        parse_vocab_size(value, 1000)
+        PrepareConfig(vocab_size=value)
 
 
 @pytest.mark.parametrize("value", ["256", "65531"])
 def test_a_vocabulary_size_in_range_is_taken(value: str) -> None:
-    assert parse_vocab_size(value, 1000) == int(value)
+    assert PrepareConfig(vocab_size=value).vocab_size == value
 
 
 @pytest.mark.parametrize(
@@ -192,3 +188,7 @@ def test_without_gigatoken_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     with pytest.raises(DataError, match=r"--tokenizer bpe needs the package gigatoken: .*pip"):
         train_bpe([b"text"], 256)
+
+
+def test_the_largest_vocabulary_has_ids_of_two_bytes() -> None:
+    assert MAX_LEARNED_IDS + len(SPECIAL_TOKENS) == 1 << 16

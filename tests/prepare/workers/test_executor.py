@@ -348,7 +348,7 @@ def test_ray_that_is_not_installed_is_a_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"needs the package ray: .* -r requirements-ray\.txt"):
-        run(Executor(kind="ray"), Numbers(), tasks_in(tmp_path, 1))
+        run(Executor(engine="ray"), Numbers(), tasks_in(tmp_path, 1))
 
 
 @needs_ray
@@ -386,7 +386,7 @@ folder, n_times = Path(sys.argv[1]), int(sys.argv[2])
 try:
     job = DiesFirst(folder, n_times)
     tasks = tasks_in(folder / "src", int(sys.argv[3]))
-    print(sorted(run(Executor(kind="ray", workers=2), job, tasks)))
+    print(sorted(run(Executor(engine="ray", workers=2), job, tasks)))
 except UserError as error:
     print(type(error).__name__, error.message)
 """
