@@ -82,14 +82,14 @@ def new_run(
     log.info("run         %s, preset %s", folder, preset)
     if init_from is not None:
         log.info("weights     of %s", init_from)
-    for line in summary_lines(config, plan, model, data, device, speed, group):
-        log.info(line)
     with run_lock(folder, group):
-        logger = make_logger(config.tracker if group.is_rank0 else "none", folder, 0, settings)
         trainer = Trainer(
             model, make_optimizer(model, config), data, config, device, group,
             batch_size=plan.batch_size, compiled=plan.compile == "on",
         )  # fmt: skip
+        for line in summary_lines(trainer, plan, speed, data):
+            log.info(line)
+        logger = make_logger(config.tracker if group.is_rank0 else "none", folder, 0, settings)
         run = Run(folder, trainer, plan, data, tokenizer, logger)
         return train_with_rollback(run, Progress(eval_s=speed.eval_s), stop)
 

@@ -46,9 +46,9 @@ def make_logger(kind: str, run: Path, first_step: int, settings: dict[str, Any])
 
     Raises: ConfigError when the package is not installed.
     """
-    module = import_package(kind)
-    if module is None:
+    if kind == "none":
         return MetricsLogger()
+    module = import_package(kind)
     try:
         if kind == "tensorboard":
             return MetricsLogger(kind, _tensorboard(module, run, first_step))

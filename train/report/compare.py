@@ -39,21 +39,15 @@ def differing_settings(runs: Sequence[Path]) -> list[list[str]]:
 
 
 def _row(run: Path) -> list[str]:
-    records = read_metrics(run)
+    first, records = [run.name, _n_parameters(run)], read_metrics(run)
     if not records:
-        return [run.name, _n_parameters(run), *[NO_VALUE] * (len(COLUMNS) - 2)]
+        return first + [NO_VALUE] * (len(COLUMNS) - len(first))
     evaluated = [line for line in records if line.get("val_loss") is not None]
     best = min(evaluated, key=lambda line: float(line["val_loss"]), default=None)
-    last = records[-1]
-    return [
-        run.name,
-        _n_parameters(run),
-        f"{last['tokens']:,}",
-        f"{last['step']:,}",
-        duration(last["seconds"]),
-        *(NO_VALUE if best is None else f"{best[key]:.4f}" for key in ("val_loss", "val_bpb")),
-        f"{median(line['tokens_per_second'] for line in records):,.0f}",
-    ]
+    losses = [f"{best[k]:.4f}" if best else NO_VALUE for k in ("val_loss", "val_bpb")]
+    speed = median(line["tokens_per_second"] for line in records)
+    tokens, steps, seconds = (records[-1][key] for key in ("tokens", "step", "seconds"))
+    return [*first, f"{tokens:,}", f"{steps:,}", duration(seconds), *losses, f"{speed:,.0f}"]
 
 
 def _n_parameters(run: Path) -> str:
@@ -68,14 +62,9 @@ def _n_parameters(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, str]:
     config = read_json(run / CONFIG_NAME)
-    settings: dict[str, Any] = {
-        "preset": config.get("preset"),
-        "device": config.get("device"),
-        "data": config.get("data", {}).get("sha256", "")[:12],
-        "init_from": config.get("init_from"),
-        **config.get("model", {}),
-        **config.get("train", {}),
-    }
+    settings: dict[str, Any] = {key: config.get(key) for key in ("preset", "device", "init_from")}
+    settings["data"] = config.get("data", {}).get("sha256", "")[:12]
+    settings |= config.get("model", {}) | config.get("train", {})
     return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
 
 

@@ -15,7 +15,6 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.distributed.fsdp import is_sharded
 from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
 from train.loop import backward, update
 from train.monitoring.metrics import duration
@@ -221,32 +220,25 @@ def _peak_memory(device: Device) -> int:
 
 
 def summary_lines(
-    config: TrainConfig,
-    plan: TrainPlan,
-    model: GPT,
-    data: DataFolder,
-    device: Device,
-    speed: MeasuredSpeed,
-    group: ProcessGroup = SINGLE_PROCESS,
+    trainer: Trainer, plan: TrainPlan, speed: MeasuredSpeed, data: DataFolder
 ) -> list[str]:
     """Return what a run will do, a line for each part of it."""
-    c, n = model.config, group.world_size
-    n_rows, n_train = config.rows_per_step(c.block_size), data.n_tokens("train")
-    n_tokens = plan.max_steps * n_rows * c.block_size
+    c, n, n_train = trainer.model.config, trainer.group.world_size, data.n_tokens("train")
+    n_tokens = plan.max_steps * trainer.tokens_per_step
     n_evals = -(-plan.max_steps // plan.eval_interval)
     left_s = plan.max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
-    weights = "its shard of the weights" if is_sharded(model) else "all weights"
+    weights = "its shard of the weights" if trainer.is_sharded else "all weights"
     processes = f"{n} processes, each with {weights}, on " if n > 1 else ""
     micro_batches = f"{n} processes x " if n > 1 else ""
-    micro_batches += f"{-(-n_rows // n // plan.batch_size)} x {plan.batch_size}"
+    micro_batches += f"{-(-trainer.n_rows // trainer.batch_size)} x {trainer.batch_size}"
     return [
-        f"device      {processes}{device}",
-        f"model       {model.n_parameters:,} parameters: {c.n_layer} layers, {c.n_head} heads, "
-        f"{c.n_embd} channels, context {c.block_size}",
+        f"device      {processes}{trainer.device}",
+        f"model       {trainer.model.n_parameters:,} parameters: {c.n_layer} layers, {c.n_head} "
+        f"heads, {c.n_embd} channels, context {c.block_size}",
         f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
         f"validate on; vocabulary of {c.vocab_size:,}",
-        f"a step      {n_rows * c.block_size:,} tokens: {micro_batches} rows of {c.block_size}",
+        f"a step      {trainer.tokens_per_step:,} tokens: {micro_batches} rows of {c.block_size}",
         f"length      {plan.max_steps:,} steps, {n_tokens:,} tokens, {n_tokens / n_train:.2f} "
         f"epochs; evaluation each {plan.eval_interval:,} steps",
         f"memory      {speed.memory_bytes / 1e9:.1f} GB",

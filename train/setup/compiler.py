@@ -1,8 +1,7 @@
 """The forward pass, compiled where that works.
 
-Compiling is a gain and never a condition: whatever goes wrong in it, a missing C++ compiler or
-Triton, an error of its own, at wrapping or at the first call or at a later one for another shape,
-is one warning, and the network runs eagerly.
+Compiling is a gain and never a condition: whatever fails in it, at wrapping or at a call, for lack
+of a C++ compiler or Triton or by an error of its own, is one warning, and the network runs eagerly.
 """
 
 import logging
@@ -44,11 +43,9 @@ class CompiledForward:
         """Run eagerly from now on, and log why."""
         self.use_eager()
         kind = type(error).__name__
-        log.warning(
-            "compiling failed (%s: %s): going on without it. --compile off does not try.",
-            kind,
-            (str(error).strip() or kind).splitlines()[0],
-        )
+        reason = (str(error).strip() or kind).splitlines()[0]
+        message = "compiling failed (%s: %s): going on without it. --compile off does not try."
+        log.warning(message, kind, reason)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of targets ``y`` (B, T) after ids ``x`` (B, T)."""

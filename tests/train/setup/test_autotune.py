@@ -16,6 +16,7 @@ from common.settings import options_for
 from tests.tiny import random_model
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
+from train.optim.group import make_optimizer
 from train.setup.autotune import (
     MeasuredSpeed,
     autotune,
@@ -28,6 +29,7 @@ from train.setup.autotune import (
     summary_lines,
 )
 from train.setup.memory import max_batch_size
+from train.trainer import Trainer
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -228,7 +230,8 @@ def test_the_plan_says_what_is_to_come(
     plan = TrainPlan(
         max_steps=2000, batch_size=2, eval_interval=500, save_interval=500, compile="off"
     )
-    summary = "\n".join(summary_lines(config, plan, model, data, cpu, SPEED))
+    trainer = Trainer(model, make_optimizer(model, config), data, config, cpu, batch_size=2)
+    summary = "\n".join(summary_lines(trainer, plan, SPEED, data))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (
         f"{model.n_parameters:,} parameters: 1 layers, 2 heads, 16 channels, context 16",
