@@ -27,7 +27,7 @@ def disable_fork() -> None:
 
 
 def can_fork() -> bool:
-    """Tell whether ``forked`` may be used."""
+    """Return whether ``forked`` may be used."""
     return not _disabled
 
 

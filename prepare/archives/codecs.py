@@ -33,15 +33,15 @@ ZSTD_WINDOW_BYTES = 1 << 31  # of archives made with --long=31
 class ZstdFrame:
     """zstandard's decoder of one frame, with what the decoders of lzma and bz2 have.
 
-    It gives out all that it is given, which may be 128 KiB for 4 bytes: so it is given few blocks
-    at a time, as their headers tell them apart. Source: RFC 8878, section 3.1.
+    It returns all that its input expands to, 128 KiB for 4 bytes at worst: so it is fed a few
+    blocks at a time, which their headers delimit. Source: RFC 8878, section 3.1.
     """
 
     def __init__(self) -> None:
         self.needs_input, self.eof, self.unused_data = True, False, b""
         unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
         self._decoder = unpacker.decompressobj(write_size=BLOCK_BYTES)
-        self._held = b""  # not given to it yet
+        self._held = b""  # not fed to it yet
         self._block_at: int | None = None  # where in it the next block begins, once that is known
         self._has_blocks = True  # some are still to come
 
@@ -73,12 +73,12 @@ class ZstdFrame:
                 end = block_end
                 n_blocks -= 1
                 self._has_blocks = not is_last
-        if not self._has_blocks:  # only a checksum follows, which gives out nothing
+        if not self._has_blocks:  # only a checksum follows, which expands to nothing
             self.needs_input = True
             return len(self._held)
-        n_given = min(end, len(self._held))
-        self._block_at = end - n_given
-        return n_given
+        n_fed = min(end, len(self._held))
+        self._block_at = end - n_fed
+        return n_fed
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from prepare.archives.streams import HEAD_BYTES, Entries, Stream, failing_stream
 from prepare.stats import Stats
 
 SEEK_BYTES = 1 << 19  # read at a time to get past them
+EXTENDED_TYPES = (b"x", b"g", b"X", b"L", b"K")  # headers of pax, of Solaris, GNU's long names
 EXTENDED_HEADER_BYTES = 1 << 20  # of one: tarfile holds it whole
 # What pixz writes behind the tar that it compressed. Source: pixz, src/pixz.h
 PIXZ_INDEX_MAGIC = 0xDBAE14D62E324CA6.to_bytes(8, "little")
@@ -63,14 +64,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         if plain is not None:
             return plain
         member = super().frombuf(buf, encoding, errors)
-        is_extended = member.type in (
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-        )
-        if is_extended and member.size > EXTENDED_HEADER_BYTES:
+        if member.type in EXTENDED_TYPES and member.size > EXTENDED_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {member.size:,} bytes")
         return member
 

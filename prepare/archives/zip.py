@@ -30,14 +30,8 @@ HEADER_BYTES, END_BYTES = 30, 22  # without names, extra fields and comments
 BLOCK_BYTES = 1 << 17  # decompressed at a time
 # What zipfile raises beside its own error comes from damaged or too new directories and headers.
 ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    ValueError,
-    OverflowError,
-    OSError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    *(zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError),
+    *(OSError, EOFError, struct.error, zlib.error),
 )
 
 

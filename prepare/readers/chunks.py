@@ -22,7 +22,7 @@ Chunk: TypeAlias = tuple[bytes, ChunkEnd]  # valid UTF-8 by itself, and what com
 # Where no word of GPT-2's pattern, nor of cl100k's and o200k's, goes on: cut there, both sides have
 # the words of the whole. All three end a word at the space behind what is no space, and at what
 # follows a letter, unless that is a letter, a combining mark, or the apostrophe of a contraction.
-# Bytes can be told apart only where all characters of a range are alike, so these are not all such
+# Bytes are unambiguous only where all characters of a range are alike, so these are not all such
 # places, only enough of them in any script.
 SAFE_SPLIT = re.compile(
     rb"""(?s:.*)  # greedy: the last one is found first

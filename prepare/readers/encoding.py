@@ -23,7 +23,7 @@ MAX_CONTROL_SHARE = 0.01
 CONTROLS = bytes(set(range(32)) - set(b"\b\t\n\v\f\r\x1b"))
 NOT_ASCII = bytes(range(128, 256))
 REPLACEMENT = "\ufffd".encode()
-UNDECODED = b"\xff"  # what a decoder replaced, until they are mended: in no UTF-8
+UNDECODED = b"\xff"  # what a decoder replaced, until _replace_invalid: in no UTF-8
 
 BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -78,7 +78,7 @@ def utf8_blocks(name: str, stream: Stream, config: PrepareConfig, stats: Stats) 
     while not encoding:
         if not block.isascii():
             block += next(blocks, b"")  # its first such character may be at its very end
-            encoding = _detected(name, block)
+            encoding = _detect_encoding(name, block)
         elif block:
             yield block  # ASCII, which is the same in every encoding that has to be detected
             n_passed += len(block)
@@ -92,12 +92,12 @@ def utf8_blocks(name: str, stream: Stream, config: PrepareConfig, stats: Stats) 
         n_passed = len(codecs.BOM_UTF8)
     blocks = chain([block], blocks)
     if encoding == "utf-8" and config.on_bad_bytes != "fail":
-        yield from _in_whole_characters(blocks)
+        yield from _align_to_characters(blocks)
     else:
-        yield from _transcoded(name, blocks, encoding, n_passed, config)
+        yield from _transcode(name, blocks, encoding, n_passed, config)
 
 
-def _in_whole_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _align_to_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
     held = b""
     for block in blocks:
         text = held + block
@@ -108,13 +108,13 @@ def _in_whole_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def _transcoded(
+def _transcode(
     name: str, blocks: Iterator[bytes], encoding: str, n_read: int, config: PrepareConfig
 ) -> Iterator[bytes]:
     """Yield in UTF-8 what is in ``encoding`` from byte ``n_read`` on, UNDECODED where it is not."""
     strict = config.on_bad_bytes == "fail"
     decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")
-    begun = False
+    is_started = False
     for block in chain(blocks, [b""]):
         n_read += len(block)
         try:
@@ -131,14 +131,14 @@ def _transcoded(
                 f"{name}: does not begin with a byte order mark, so {encoding} leaves open which "
                 f"byte comes first. Pass --encoding {encoding}-le, or {encoding}-be."
             ) from error
-        if text and not begun:
+        if text and not is_started:
             text = text.removeprefix("\ufeff")  # which utf-16-le, named as such, leaves in
-            begun = True
+            is_started = True
         utf8 = text.encode("utf-8", "replace")  # of surrogates, which utf-7 can write: "?"
         yield utf8 if strict else utf8.replace(REPLACEMENT, UNDECODED)
 
 
-def _detected(name: str, head: bytes) -> str:
+def _detect_encoding(name: str, head: bytes) -> str:
     """Return the codec of a text by its first block that is not ASCII."""
     try:
         (head if len(head) < FIRST_BYTES else head[: utf8_prefix_len(head)]).decode()

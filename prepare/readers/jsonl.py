@@ -47,7 +47,7 @@ Record: TypeAlias = tuple[str, Any, bool]
 
 
 def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
-    """Tell by the name and the first HEAD_BYTES whether a file is to be read as JSON."""
+    """Return, by the name and the first HEAD_BYTES, whether a file is read as JSON."""
     if name.endswith(JSON_LINES_SUFFIXES):
         return True
     is_whole = len(head) < HEAD_BYTES
@@ -66,7 +66,7 @@ def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
 
 
 def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
-    """Tell whether ``head`` is JSON, or begins some, with a text under its key."""
+    """Return whether ``head`` is JSON, or begins some, with a text under its key."""
     values = JsonValues(iter([head]))
     found = False
     try:
@@ -80,7 +80,7 @@ def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
 
 
 def _begins_text(record: str, text_key: str) -> bool:
-    """Tell whether an object that breaks off has a text under its key, perhaps not all of it."""
+    """Return whether an object that breaks off has a text under its key, perhaps not all of it."""
     first, _, others = text_key.partition(".")
     end = 0
     while member := MEMBER.match(record, BLANKS.match(record, end).end()):  # type: ignore[union-attr]
@@ -115,7 +115,7 @@ def json_documents(
         try:
             if isinstance(record, DataError):
                 raise record
-            text, is_mended = to_utf8(record_text(record, config.text_key, where))
+            text, has_surrogates = to_utf8(record_text(record, config.text_key, where))
         except DataError as error:
             if config.on_error == "skip":
                 is_json = isinstance(error, NoTextError)
@@ -129,7 +129,7 @@ def json_documents(
             if first_error:
                 raise first_error
             is_promised = True
-            stats.n_bad_bytes += has_bad_bytes or is_mended
+            stats.n_bad_bytes += has_bad_bytes or has_surrogates
             yield text, END
     if first_error:
         raise UnreadableError(first_error.message) from first_error
@@ -149,15 +149,15 @@ def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Recor
     max_bytes = BLOCK_BYTES if is_array else MAX_RECORD_BYTES
     following = stream.readline(max_bytes) if line.endswith(b"\n") else b""
     first = filter(None, (line, following))
-    if is_array or _goes_on(line, following):
+    if is_array or _continues(line, following):
         blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
         return _values(name, chain(first, blocks), config)
     lines = iter(partial(stream.readline, MAX_RECORD_BYTES), b"")
     return _lines(name, chain(first, lines), number, config.on_bad_bytes)
 
 
-def _goes_on(line: bytes, following: bytes) -> bool:
-    """Tell whether the object that a line begins goes on in the following one.
+def _continues(line: bytes, following: bytes) -> bool:
+    """Return whether the object that a line begins goes on in the following one.
 
     What follows a damaged line does not go on from it: there, lines are read one by one.
     """

@@ -91,11 +91,11 @@ def _row_documents(
     for number, row in enumerate(rows):
         where = f"{name}, row {number:,}"
         try:
-            text, is_mended = to_utf8(record_text(row, config.text_key, where))
+            text, has_surrogates = to_utf8(record_text(row, config.text_key, where))
         except NoTextError:
             if config.on_error == "fail":
                 raise
             stats.skip(where, f"no text under the key {config.text_key!r}")
         else:
-            stats.n_bad_bytes += is_mended
+            stats.n_bad_bytes += has_surrogates
             yield text, END

@@ -1,11 +1,11 @@
 r"""A plain text file of any length, as blocks of UTF-8 -> its documents.
 
-    blocks -> _text_only -> _with_lf -> _gutenberg_body -> _split -> _mended
-              no binary     no CR LF    no licence         documents  valid
+    blocks -> _refuse_binary -> _normalize_newlines -> _strip_gutenberg
+           -> _split (into documents) -> _replace_invalid
 
-Each step takes blocks and hands blocks on, so that memory stays flat. No block ends inside a
+Each step is a generator from blocks to blocks, so that memory stays flat. No block ends inside a
 character. What could not be decoded goes through the steps as bytes that occur in no UTF-8: only
-_mended, behind the cut into documents, knows which one has to pay for them.
+_replace_invalid, behind the cut into documents, knows which one has to pay for them.
 """
 
 import codecs
@@ -34,7 +34,7 @@ END_MARK_BYTES = 128  # at least the longest match of it
 
 
 def is_clean(text: bytes, config: PrepareConfig) -> bool:
-    """Tell, of most short files and in a fifth of the time, that no step would change them."""
+    """Return True for most short files, which no step would change, in a fifth of the time."""
     return (
         config.encoding == "auto"
         and not (config.separator or config.strip_gutenberg)
@@ -53,20 +53,17 @@ def text_documents(
     Raises: UnreadableError for what is no text, perhaps after some chunks; DataError for bad bytes
     where config says so.
     """
-    blocks = _text_only(name, blocks)
+    blocks = _refuse_binary(name, blocks)
     if config.newlines == "lf":
-        blocks = _with_lf(blocks, stats)
+        blocks = _normalize_newlines(blocks, stats)
     if config.strip_gutenberg:
-        blocks = _gutenberg_body(blocks)
-    separator = _unescaped(config.separator or "").encode("utf-8", "surrogateescape")
-    return _mended(name, _split(blocks, separator), len(separator), config, stats)
+        blocks = _strip_gutenberg(blocks)
+    escaped = config.separator or ""
+    separator = escaped.replace(r"\n", "\n").replace(r"\t", "\t").encode("utf-8", "surrogateescape")
+    return _replace_invalid(name, _split(blocks, separator), len(separator), config, stats)
 
 
-def _unescaped(separator: str) -> str:
-    return separator.replace(r"\n", "\n").replace(r"\t", "\t")
-
-
-def _text_only(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _refuse_binary(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
     n_bytes = n_zero = 0
     for block in blocks:
         n_bytes += len(block)
@@ -79,7 +76,7 @@ def _text_only(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _with_lf(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
+def _normalize_newlines(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
     held, found = b"", False
     for block in blocks:
         if held or b"\r" in block:
@@ -94,7 +91,7 @@ def _with_lf(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
     stats.n_crlf += found
 
 
-def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _strip_gutenberg(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield what stands between Project Gutenberg's marks; all of it where there are none."""
     head = b""
     for block in blocks:
@@ -104,7 +101,7 @@ def _gutenberg_body(blocks: Iterator[bytes]) -> Iterator[bytes]:
     end = GUTENBERG_END.search(head, 0, START_SEARCH_BYTES)
     reach = end.start() if end else START_SEARCH_BYTES
     begin = max((mark.end() for mark in GUTENBERG_START.finditer(head, 0, reach)), default=0)
-    text = b"\n"  # its first byte has always been handed on, and tells whether a line begins
+    text = b"\n"  # its first byte was yielded before, and shows whether a line begins
     for block in chain([head[begin:]], blocks):
         text += block
         if end := GUTENBERG_END.search(text):
@@ -132,7 +129,7 @@ def _split(blocks: Iterator[bytes], separator: bytes) -> Iterator[Chunk]:
     yield held, END
 
 
-def _mended(
+def _replace_invalid(
     name: str, chunks: Iterator[Chunk], separator_bytes: int, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
     """Replace what is not UTF-8, or drop the document; count both.
@@ -210,7 +207,7 @@ def collapse_newlines(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def _is_collapsed(text: bytes) -> bool:
-    """Tell, for most texts and without decoding, that there is nothing to do."""
+    """Return True for most texts, where there is nothing to do, without decoding them."""
     if not text or b"\n\n\n" in text:
         return False
     return 32 < text[0] < 127 and 32 < text[-1] < 127  # no whitespace, Unicode's included

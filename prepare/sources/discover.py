@@ -88,7 +88,8 @@ def find_sources(
         if known := sources.get(path.resolve()):  # by another name, or in a folder, or as val
             path = min(path, known.path, key=os.fsencode)
             named, val = named or known.named, val or known.val
-        sources[path.resolve()] = Source(name=_printable(path), path=path, named=named, val=val)
+        name = os.fsencode(path).decode("utf-8", "replace")
+        sources[path.resolve()] = Source(name=name, path=path, named=named, val=val)
 
     for group, val in ((paths, False), (val_paths or [], True)):
         for path in (p for pattern in group for p in _expanded(pattern)):
@@ -129,27 +130,20 @@ def _expanded(pattern: Path) -> list[Path]:
 def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
     # os.walk does not follow links to folders, so a loop of links ends
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        for name in folders:
-            if Path(parent, name).is_symlink() and not name.startswith("."):
-                log.warning(
-                    "%s: a link to a folder, not followed: name it as a source to read it too.",
-                    Path(parent, name),
+        for path in [Path(parent, name) for name in folders]:
+            if path.name.startswith(".") or path.resolve() == out:
+                folders.remove(path.name)
+            elif path.is_symlink():
+                message = (
+                    "%s: a link to a folder, not followed: name it as a source to read it too."
                 )
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and Path(parent, name).resolve() != out
-        ]
+                log.warning(message, path)
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 
 
 def _refuse_folder(error: OSError) -> None:
     raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}).") from error
-
-
-def _printable(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def byte_ranges(path: Path) -> list[tuple[int, int]]:
@@ -165,19 +159,15 @@ def byte_ranges(path: Path) -> list[tuple[int, int]]:
         if not (is_lines and newline):
             return []
         size = path.stat().st_size
-        borders = [_line_from(file, position) for position in range(0, size, RANGE_BYTES)]
-    return [(start, end) for start, end in pairwise([*borders, size]) if start < end]
+        borders = [_line_from(file, position) for position in range(RANGE_BYTES, size, RANGE_BYTES)]
+    return [(start, end) for start, end in pairwise([0, *borders, size]) if start < end]
 
 
 def _line_from(file: BinaryIO, position: int) -> int:
     """Return where the first line begins that does not begin before ``position``."""
-    if position == 0:
-        return 0
     file.seek(position - 1)
-    while block := file.read(BLOCK_BYTES):
-        found = block.find(b"\n")
-        if found >= 0:
-            return file.tell() - len(block) + found + 1
+    while (part := file.readline(BLOCK_BYTES)) and not part.endswith(b"\n"):
+        pass
     return file.tell()
 
 
@@ -212,7 +202,7 @@ class ProgressFile(io.FileIO):
             self._end = byte_range[1]
 
     def readinto(self, buffer: Any) -> int | None:
-        """Read into ``buffer`` and tell how much."""
+        """Read into ``buffer``."""
         if self._end is not None:
             buffer = memoryview(buffer)[: max(0, self._end - self.tell())]
         n_read = super().readinto(buffer) or 0

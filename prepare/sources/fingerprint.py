@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.dataset import META_NAME, open_data
+from common.dataset import open_data
 from common.errors import DataError
 from common.files import sha256_of
 from prepare.config import PrepareConfig
@@ -44,8 +44,6 @@ def versions() -> dict[str, str]:
 
 def old_meta(out: Path) -> dict[str, Any] | None:
     """Return the meta.json of the data set that is there, or None where none is."""
-    if not (out / META_NAME).exists():
-        return None
     with suppress(DataError):
         return open_data(out).meta
     return None

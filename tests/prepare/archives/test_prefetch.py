@@ -29,9 +29,9 @@ PARTS = [bytes([i]) * (BATCH_BYTES // 3 + i) for i in range(40)]
 def made_apart(
     parts: Iterator[bytes], told: Callable[[int], object] = print, stats: Stats | None = None
 ) -> Generator[bytes]:
-    pieces = prefetch(((part, MORE) for part in parts), ReadCounter(told), stats or Stats())
-    with closing(pieces):
-        for text, chunk_end in pieces:
+    chunks = prefetch(((part, MORE) for part in parts), ReadCounter(told), stats or Stats())
+    with closing(chunks):
+        for text, chunk_end in chunks:
             assert chunk_end is MORE
             yield text
 
@@ -43,14 +43,14 @@ def test_the_items_are_the_same() -> None:
 
 
 def test_every_fate_and_length_comes_through() -> None:
-    pieces: list[Chunk] = [(b"", DROP), (b"a", END), (bytes(3 * BATCH_BYTES), MORE), (b"", END)]
-    assert list(prefetch(iter(pieces), ReadCounter(print), Stats())) == pieces
+    chunks: list[Chunk] = [(b"", DROP), (b"a", END), (bytes(3 * BATCH_BYTES), MORE), (b"", END)]
+    assert list(prefetch(iter(chunks), ReadCounter(print), Stats())) == chunks
 
 
 def test_many_tiny_and_few_huge_chunks_come_through() -> None:
     tiny = [(b"", DROP)] * (2 * BATCH_CHUNKS)
-    pieces: list[Chunk] = [(bytes(BATCH_BYTES - 1), MORE), (b"a" * MAX_CHUNK_BYTES, END)]
-    assert list(prefetch(iter([*tiny, *pieces]), ReadCounter(print), Stats())) == [*tiny, *pieces]
+    chunks: list[Chunk] = [(bytes(BATCH_BYTES - 1), MORE), (b"a" * MAX_CHUNK_BYTES, END)]
+    assert list(prefetch(iter([*tiny, *chunks]), ReadCounter(print), Stats())) == [*tiny, *chunks]
 
 
 def test_they_are_made_in_another_process() -> None:
@@ -133,12 +133,12 @@ def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) 
     text = random.Random(0).randbytes(PREFETCH_BYTES).hex().encode()  # then more than is on its way
     path.write_bytes(lzma.compress(text + b"word " * (4 * BATCH_BYTES), preset=0))
     config = PrepareConfig(on_error=on_error)  # type: ignore[arg-type]
-    pieces = read_source(Source(name="a", path=path), config, Stats(), print)
-    next(pieces)
+    chunks = read_source(Source(name="a", path=path), config, Stats(), print)
+    next(chunks)
     (process,) = children()
     os.kill(int(process), signal.SIGKILL)
     with pytest.raises(ReaderDiedError):
-        deque(pieces, maxlen=0)
+        deque(chunks, maxlen=0)
 
 
 def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
@@ -154,9 +154,9 @@ def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
     told: list[int] = []
     counter = ReadCounter(told.append)
     with ProgressFile(path, counter) as file, io.BufferedReader(file) as stream:
-        chunks = iter(lambda: stream.read(BATCH_BYTES), b"")
-        pieces = prefetch(((chunk, END) for chunk in chunks), counter, Stats())
-        assert sum(len(text) for text, _ in pieces) == 10 * BATCH_BYTES
+        blocks = iter(lambda: stream.read(BATCH_BYTES), b"")
+        chunks = prefetch(((block, END) for block in blocks), counter, Stats())
+        assert sum(len(text) for text, _ in chunks) == 10 * BATCH_BYTES
         assert sum(told) == counter.n_read == 10 * BATCH_BYTES
         assert 0 not in told[:-1]
 
@@ -198,9 +198,9 @@ def test_large_sources_are_read_by_a_process_and_small_ones_here(
     path.write_bytes(b"a " * (n_bytes // 2) + b"a" * (n_bytes % 2))
     told: list[int] = []
     source = Source(name="a.txt", path=path)
-    pieces = read_source(source, PrepareConfig(), Stats(), told.append)
-    text, _ = next(pieces)
+    chunks = read_source(source, PrepareConfig(), Stats(), told.append)
+    text, _ = next(chunks)
     assert len(children()) == (n_bytes == PREFETCH_BYTES)
-    assert text + b"".join(rest for rest, _ in pieces) == path.read_bytes()
+    assert text + b"".join(rest for rest, _ in chunks) == path.read_bytes()
     assert sum(told) == n_bytes
     assert children() == []

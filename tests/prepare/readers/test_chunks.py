@@ -1,4 +1,4 @@
-"""Pieces of documents: cutting changes no id, and nothing is lost, however they come in."""
+"""Chunks of documents: cutting changes no id, and nothing is lost, however they come in."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prepare.readers import chunks as pieces
+from prepare.readers import chunks
 from prepare.readers.chunks import DROP, END, MORE, Chunk, rechunk, utf8_prefix_len
 from prepare.stats import Stats
 from prepare.tokens.train_bpe import train_bpe
@@ -82,10 +82,10 @@ def encodings() -> list[tiktoken.Encoding]:
 ALL_SPACES = [c for c in map(chr, range(0x110000)) if c.isspace()]
 
 
-def cut(parts: Iterable[Chunk], piece_bytes: int) -> tuple[list[Chunk], Stats]:
+def cut(parts: Iterable[Chunk], chunk_bytes: int) -> tuple[list[Chunk], Stats]:
     stats = Stats()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "MAX_CHUNK_BYTES", piece_bytes)
+        patch.setattr(chunks, "MAX_CHUNK_BYTES", chunk_bytes)
         return list(rechunk(iter(parts), stats)), stats
 
 
@@ -95,8 +95,8 @@ def ids(encoding: tiktoken.Encoding, parts: Iterable[Chunk]) -> list[int]:
 
 @settings(max_examples=400, deadline=None)
 @given(hostile_texts, st.integers(10, 200))
-def test_cut_at_borders_the_ids_are_those_of_the_whole(text: str, piece_bytes: int) -> None:
-    found, stats = cut([(text.encode(), END)], piece_bytes)
+def test_cut_at_borders_the_ids_are_those_of_the_whole(text: str, chunk_bytes: int) -> None:
+    found, stats = cut([(text.encode(), END)], chunk_bytes)
     if stats.n_forced_cuts == 0 and found:
         for encoding in encodings():
             assert ids(encoding, found) == encoding.encode_ordinary(text), encoding.name
@@ -106,7 +106,7 @@ def test_cut_at_borders_the_ids_are_those_of_the_whole(text: str, piece_bytes: i
 @given(hostile_texts)
 def test_every_border_of_a_text_is_one_in_all_patterns(text: str) -> None:
     raw = text.encode()
-    while border := pieces.SAFE_SPLIT.match(raw):
+    while border := chunks.SAFE_SPLIT.match(raw):
         left, right = raw[: border.end()], text.encode()[border.end() :]
         assert left
         for encoding in encodings():
@@ -119,8 +119,8 @@ def test_every_border_of_a_text_is_one_in_all_patterns(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(hostile_texts, st.sampled_from([END, END, DROP]))), st.data())
-def test_however_a_stream_was_cut_the_same_pieces_come_out(
-    documents: list[tuple[str, pieces.ChunkEnd]], data: st.DataObject
+def test_however_a_stream_was_cut_the_same_chunks_come_out(
+    documents: list[tuple[str, chunks.ChunkEnd]], data: st.DataObject
 ) -> None:
     whole, parts = [], []
     for text, chunk_end in documents:
@@ -134,35 +134,35 @@ def test_however_a_stream_was_cut_the_same_pieces_come_out(
             parts.append((rest[:n_bytes], MORE))
             rest = rest[n_bytes:]
         parts.append((rest, END))
-    piece_bytes = data.draw(st.integers(10, 100))
-    expected, counted = cut(whole, piece_bytes)
-    found, stats = cut(parts, piece_bytes)
+    chunk_bytes = data.draw(st.integers(10, 100))
+    expected, counted = cut(whole, chunk_bytes)
+    found, stats = cut(parts, chunk_bytes)
     assert kept(found) == kept(expected)
     assert stats.n_empty == counted.n_empty == len(whole) - len(kept(expected))
-    for pieces_of_one in kept(found):
-        assert all(0 < len(text) <= piece_bytes for text in pieces_of_one)
-        assert all(text.decode() for text in pieces_of_one)
-    joined = [b"".join(pieces_of_one) for pieces_of_one in kept(found)]
+    for chunks_of_one in kept(found):
+        assert all(0 < len(text) <= chunk_bytes for text in chunks_of_one)
+        assert all(text.decode() for text in chunks_of_one)
+    joined = [b"".join(chunks_of_one) for chunks_of_one in kept(found)]
     assert joined == [text for text, _ in whole if text.strip()]
 
 
 def kept(parts: list[Chunk]) -> list[list[bytes]]:
-    """Return the pieces of each document that was not dropped."""
+    """Return the chunks of each document that was not dropped."""
     documents: list[list[bytes]] = []
-    open_pieces: list[bytes] = []
+    open_chunks: list[bytes] = []
     for text, chunk_end in parts:
-        open_pieces.append(text)
+        open_chunks.append(text)
         if chunk_end is END:
-            documents.append(open_pieces)
+            documents.append(open_chunks)
         if chunk_end is not MORE:
-            open_pieces = []
-    assert not open_pieces
+            open_chunks = []
+    assert not open_chunks
     return documents
 
 
 def test_no_border_is_in_a_run_of_spaces_of_any_kind() -> None:
     for space in ALL_SPACES:
-        border = pieces.SAFE_SPLIT.match(f"a{space}  b".encode())
+        border = chunks.SAFE_SPLIT.match(f"a{space}  b".encode())
         assert border is None or border.end() == 1, repr(space)
 
 
@@ -237,13 +237,13 @@ def test_a_long_blank_document_is_dropped_and_counted_once() -> None:
         (b"a\x80", 2),
     ],
 )
-def test_a_character_that_is_not_whole_is_left_for_the_next_piece(
+def test_a_character_that_is_not_whole_is_left_for_the_next_chunk(
     raw: bytes, expected: int
 ) -> None:
     assert utf8_prefix_len(raw) == expected
 
 
-def test_the_rest_of_a_large_piece_is_not_copied_for_each_one_cut_off() -> None:
+def test_the_rest_of_a_large_chunk_is_not_copied_for_each_one_cut_off() -> None:
     raw = b"the quick brown fox " * 400_000
     start = time.perf_counter()
     bytes(bytearray(raw))
@@ -257,7 +257,7 @@ def test_the_rest_of_a_large_piece_is_not_copied_for_each_one_cut_off() -> None:
 def test_the_last_border_of_ordinary_text_is_found_without_reading_all_of_it() -> None:
     raw = b"the quick brown fox " * 200_000
     start = time.perf_counter()
-    assert pieces.SAFE_SPLIT.match(raw) is not None
+    assert chunks.SAFE_SPLIT.match(raw) is not None
     n_seconds = time.perf_counter() - start
     start = time.perf_counter()
     re.compile(rb"(?s:.*)(?=!)").match(raw)  # as much, but read to its beginning

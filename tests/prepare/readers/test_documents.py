@@ -23,9 +23,9 @@ from tests.prepare.making import json_lines, tar_of
 from tests.processes import children
 
 
-def whole(pieces: Iterator[Chunk]) -> Iterator[bytes]:
+def whole(chunks: Iterator[Chunk]) -> Iterator[bytes]:
     held = b""
-    for text, chunk_end in pieces:
+    for text, chunk_end in chunks:
         held += text
         if chunk_end is not MORE:
             if chunk_end is not DROP:
@@ -284,10 +284,10 @@ def test_reading_can_be_given_up_anywhere(
     content = lzma.compress(lines, preset=0) if suffix else lines
     (source,) = find_sources([written(tmp_path / f"a.jsonl{suffix}", content)])
     told: list[int] = []
-    pieces = read_source(source, PrepareConfig(), Stats(), told.append)
+    chunks = read_source(source, PrepareConfig(), Stats(), told.append)
     for _ in range(600):  # 6 MB
-        next(pieces)
+        next(chunks)
     assert len(children()) == 1
-    pieces.close()  # type: ignore[attr-defined]
+    chunks.close()  # type: ignore[attr-defined]
     assert children() == []
     assert 0 < sum(told) <= len(content)

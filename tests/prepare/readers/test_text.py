@@ -39,16 +39,16 @@ def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[
         patch.setattr(decoding, "BLOCK_BYTES", block_bytes)
         patch.setattr(decoding, "FIRST_BYTES", min(block_bytes, 1 << 16))
         leaf = io.BufferedReader(io.BytesIO(raw))
-        pieces = plain_documents(leaf, PrepareConfig(**settings), stats)
-        return joined(pieces), stats
+        chunks = plain_documents(leaf, PrepareConfig(**settings), stats)
+        return joined(chunks), stats
 
 
-def joined(pieces: Iterable[Chunk]) -> list[bytes]:
+def joined(chunks: Iterable[Chunk]) -> list[bytes]:
     documents = []
     text = b""
-    for piece, chunk_end in pieces:
-        piece.decode()  # each is UTF-8 by itself
-        text += piece
+    for chunk, chunk_end in chunks:
+        chunk.decode()  # each is UTF-8 by itself
+        text += chunk
         if chunk_end is END:
             documents.append(text)
         if chunk_end is not MORE:
@@ -293,7 +293,7 @@ def test_what_another_encoding_lacks_is_replaced_or_skipped_too() -> None:
     assert stats.skipped == [{"name": "a.txt, byte 3", "reason": "not UTF-8"}]
 
 
-def test_a_damaged_document_is_dropped_after_its_first_pieces() -> None:
+def test_a_damaged_document_is_dropped_after_its_first_chunks() -> None:
     stats = Stats()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK_BYTES", 8)
@@ -462,7 +462,7 @@ def test_a_dropped_document_leaves_no_whitespace_to_the_next() -> None:
     ]
 
 
-def test_whitespace_longer_than_a_piece_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitespace_longer_than_a_chunk_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plaintext, "MAX_CHUNK_BYTES", 10)
     spaces = [(b" " * 8, MORE)] * 3
     assert joined(collapse_newlines(iter([*spaces, (b"a", MORE), *spaces, (b"b", END)]))) == [
@@ -502,8 +502,8 @@ def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
     def peak(n_blocks: int) -> int:
         leaf = io.BufferedReader(Repeated(block, n_blocks), 1 << 16)
         tracemalloc.start()
-        pieces: Iterator[Chunk] = plain_documents(leaf, config, Stats())
-        for _ in pieces:
+        chunks: Iterator[Chunk] = plain_documents(leaf, config, Stats())
+        for _ in chunks:
             pass
         n_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
