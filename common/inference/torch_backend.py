@@ -67,7 +67,7 @@ class TorchBackend:
     def hidden(self, recent: Sequence[Tensor], positions: Tensor, attend: Attend) -> Tensor:
         """Return the last layer's output (B, T, C) for tokens at ``positions`` (B, T).
 
-        ``recent`` are their ids (B, T), those one place before them, and so on, as many as
+        ``recent`` are their ids (B, T), those one position before them, and so on, as many as
         config.n_recent says.
         """
         x = F.embedding(recent[0], self.wte)  # (B, T, C)
@@ -182,7 +182,7 @@ class TorchKVCache:
 
     def _attend_newest(self, positions: Sequence[Position]) -> Attend:
         """Return how the newest tokens (B, 1) of several rows attend, each alone."""
-        # views of what each writes and reads, layer by layer: made once a step
+        # views of what each writes and reads, layer by layer, once a step
         views = []
         for row, position, _ in positions:
             own = self.buffer[:, row]
@@ -193,7 +193,7 @@ class TorchKVCache:
             out = []
             for own, (newest, keys, values) in zip(heads[: len(views), 0], views, strict=True):
                 newest[layer].copy_(own[self.nh :])
-                # heads that share keys take the place of successive queries: one token sees all
+                # heads that share keys pass as successive queries: one token sees all
                 q = own[: self.nh].view(1, self.n_kv, -1, own.shape[1])
                 y = F.scaled_dot_product_attention(q, keys[layer][None], values[layer][None])
                 out.append(y.reshape(1, 1, -1))

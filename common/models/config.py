@@ -72,7 +72,7 @@ class ModelConfig:
         if self.positions == "rope" and self.head_size % 2 != 0:
             raise ConfigError(
                 f"--n-embd {self.n_embd} over --n-head {self.n_head} gives heads of "
-                f"{self.head_size} channels: rotary positions turn channels in pairs, "
+                f"{self.head_size} channels: rotary positions rotate channels in pairs, "
                 "so it must be even."
             )
         if self.positions == "sinusoidal" and self.n_embd % 2 != 0:

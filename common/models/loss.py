@@ -1,10 +1,10 @@
-"""Cross-entropy straight from the hidden states: the scores (N, V) need never be there at once.
+"""Cross-entropy straight from the hidden states: the logits (N, V) need never be there at once.
 
     plain:    hidden (N, C) -> logits (N, V) -> log-probabilities (N, V) -> loss
     chunked:  the same for some rows at a time; as the loss of a row needs no other row, its
-              gradient is worked out at once, and its scores are forgotten
+              gradient is worked out at once, and its logits are freed
 
-Of a network with a large vocabulary the scores are most of the memory: N = 16,384 tokens of GPT-2's
+Of a network with a large vocabulary the logits are most of the memory: N = 16,384 tokens of GPT-2's
 50,257 ids make 3.3 GB in float32, three times over. Both ways make the same matrix products.
 """
 
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Scores (rows x V) beyond which the loss is made in chunks, and how many a chunk has. On a CPU
+# Logits (rows x V) beyond which the loss is made in chunks, and how many a chunk has. On a CPU
 # 2^22 float32 are 16 MB: from 32 MB on, glibc returns each tensor to the kernel, which clears its
 # pages again for the next. Measured, forward and backward, time of the plain way: 2,048 x 4,096
-# scores 0.60 to 0.74, 8,192 x 1,024 0.6, 1,024 x 50,257 0.9; half as many as 2^22: 1.0. On a GPU
+# logits 0.60 to 0.74, 8,192 x 1,024 0.6, 1,024 x 50,257 0.9; half as many as 2^22: 1.0. On a GPU
 # larger products are quicker.
-CHUNK_SCORES = {"cpu": 1 << 22}
-CHUNK_SCORES_ELSEWHERE = 1 << 28
+CHUNK_LOGITS = {"cpu": 1 << 22}
+CHUNK_LOGITS_ELSEWHERE = 1 << 28
 CHUNK_ROWS = 512  # at least: each chunk also passes over the whole gradient of the weight
 
 
 def chunk_rows(n_classes: int, device_type: str) -> int:
-    """Return the tokens whose scores over ``n_classes`` are there at once; of fewer, all are."""
-    n_scores = CHUNK_SCORES.get(device_type, CHUNK_SCORES_ELSEWHERE)
-    return max(CHUNK_ROWS, n_scores // n_classes)
+    """Return the tokens whose logits over ``n_classes`` are computed at once; of fewer, all are."""
+    n_logits = CHUNK_LOGITS.get(device_type, CHUNK_LOGITS_ELSEWHERE)
+    return max(CHUNK_ROWS, n_logits // n_classes)
 
 
 def next_token_loss(
@@ -35,27 +35,27 @@ def next_token_loss(
 ) -> Tensor:
     """Return the mean cross-entropy in nats of ``targets`` (N,) under ``hidden`` (N, C).
 
-    The scores are hidden @ weight.T + bias, of weight (rows, C); rows beyond ``vocab_size`` only
+    The logits are hidden @ weight.T + bias, of weight (rows, C); rows beyond ``vocab_size`` only
     round it up and have no part in the softmax, so padding changes neither loss nor gradient.
     """
     n_rows = chunk_rows(len(weight), hidden.device.type)
     if len(hidden) <= n_rows:
-        return F.cross_entropy(_scores(hidden, weight, bias, vocab_size), targets)
+        return F.cross_entropy(_logits(hidden, weight, bias, vocab_size), targets)
     if torch.is_grad_enabled():
         return _ChunkedLoss.apply(hidden, weight, bias, targets, vocab_size, n_rows)  # type: ignore[no-untyped-call,no-any-return]
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     for start in range(0, len(hidden), n_rows):
-        scores = _scores(hidden[start : start + n_rows], weight, bias, vocab_size)
-        total += F.cross_entropy(scores, targets[start : start + n_rows], reduction="sum")
+        logits = _logits(hidden[start : start + n_rows], weight, bias, vocab_size)
+        total += F.cross_entropy(logits, targets[start : start + n_rows], reduction="sum")
     return total / len(hidden)
 
 
-def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab_size: int) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab_size: int) -> Tensor:
     """Return (N, rows of weight) in float32 at least; minus infinity beyond the vocabulary."""
-    scores = F.linear(hidden, weight, bias)
+    logits = F.linear(hidden, weight, bias)
     if len(weight) > vocab_size:
-        scores[:, vocab_size:] = float("-inf")
-    return scores if scores.dtype == torch.float64 else scores.float()
+        logits[:, vocab_size:] = float("-inf")
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -80,26 +80,26 @@ class _ChunkedLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, len(hidden), n_rows):
             rows = hidden[start : start + n_rows].to(dtype)
-            wanted = targets[start : start + n_rows, None]
-            logp = _scores(rows, w, b, vocab_size).log_softmax(dim=-1)
-            total -= logp.gather(1, wanted).sum()
-            # of -log p[wanted] by the scores: p, less one where it was wanted
-            d_scores = logp.exp_().scatter_add_(1, wanted, logp.new_full(wanted.shape, -1.0))
+            target = targets[start : start + n_rows, None]
+            logp = _logits(rows, w, b, vocab_size).log_softmax(dim=-1)
+            total -= logp.gather(1, target).sum()
+            # of -log p[target] by the logits: p, less one at the target
+            d_logits = logp.exp_().scatter_add_(1, target, logp.new_full(target.shape, -1.0))
             if d_bias is not None:
-                d_bias += d_scores.sum(dim=0)
-            d_scores = d_scores.to(dtype)
-            d_hidden[start : start + n_rows] = d_scores @ w
+                d_bias += d_logits.sum(dim=0)
+            d_logits = d_logits.to(dtype)
+            d_hidden[start : start + n_rows] = d_logits @ w
             if dtype == weight.dtype:
-                d_weight.addmm_(d_scores.T, rows)  # without a second tensor as large
+                d_weight.addmm_(d_logits.T, rows)  # without a second tensor as large
             else:
-                d_weight += d_scores.T @ rows
+                d_weight += d_logits.T @ rows
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total / len(hidden)
 
     @staticmethod
     def backward(ctx: Any, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of hidden, weight and bias; of the rest there are none."""
-        # the division waits until here, where a loss scale has made room: float16 has no 1e-9
+        # the division waits until here, after a loss scale: float16 has no 1e-9
         factor = d_loss[0] / len(ctx.saved_tensors[0])
         # in place: a second backward is an error of autograd's, not a second factor
         gradients = [None if d is None else d.mul_(factor) for d in ctx.saved_tensors]

@@ -3,7 +3,7 @@
     ids ... a b c  ->  hash(b c) of the table of pairs, hash(a b c) of that of triples ...
 
 A small network spends its first thousand steps on learning which ids follow which few. Looked up in
-tables instead, that costs no arithmetic. N-grams that meet in one row share it.
+tables instead, that costs no arithmetic. N-grams with the same hash share a row.
 
 Sources: hashed n-gram features, Joulin et al. 2016, section 2.2 (arXiv:1607.01759); beside the
 embeddings of a transformer, Huang et al. 2025 (arXiv:2501.16975).
@@ -20,7 +20,7 @@ STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
 
 def shifted_ids(idx: Tensor, n: int) -> list[Tensor]:
-    """Return n tensors like ``idx`` (..., T): the ids, those one place before, and so on.
+    """Return n tensors like ``idx`` (..., T): the ids, those one position before, and so on.
 
     What precedes the first counts as id 0.
     """

@@ -3,7 +3,7 @@
     x -> n_layer x [ norm, c_attn, rope, attention, c_proj, norm, c_fc, c_proj ] -> ln_f -> head
 
 A group of threads goes through ``forward``: each takes a part of every product's outputs, of the
-heads and of the norms, and waits at a ``barrier`` for the others before what they made is read.
+heads and of the norms, and waits at a ``barrier`` before it reads what others wrote.
 Nothing is allocated, and no other code runs in between: memory delivers weights nearly always.
 
 A token is computed by the same operations in the same order whatever else is in the pass, so that a
@@ -72,19 +72,19 @@ def logsumexp(x):
 def _mlp(weights, ws, layer, source, group):
     """Add the MLP's output, from source (B, C), to ws.x."""
     C, inner, activation = weights.dims.C, weights.dims.inner, weights.dims.activation  # noqa: N806
-    at, n_rows, made = weights.layers[layer], ws.counts[0], ws.inner
+    at, n_rows, hidden = weights.layers[layer], ws.counts[0], ws.inner
     gemm(
-        weights, at[C_FC:], inner, source, C, n_rows, made, made,
+        weights, at[C_FC:], inner, source, C, n_rows, hidden, hidden,
         np.int64(NONE) if activation == SWIGLU else activation, group,
     )  # fmt: skip
     if activation == SWIGLU:
-        made = ws.gate
+        hidden = ws.gate
         gemm(
-            weights, at[C_GATE:], inner, source, C, n_rows, made, ws.inner,
+            weights, at[C_GATE:], inner, source, C, n_rows, hidden, ws.inner,
             np.int64(SWIGLU), group,
         )  # fmt: skip
     barrier(group)
-    gemm(weights, at[MLP_PROJ:], C, made, inner, n_rows, ws.x, ws.x, np.int64(ADD), group)
+    gemm(weights, at[MLP_PROJ:], C, hidden, inner, n_rows, ws.x, ws.x, np.int64(ADD), group)
     barrier(group)
 
 

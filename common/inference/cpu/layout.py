@@ -49,8 +49,8 @@ class PackedWeights(NamedTuple):
 
     vectors: Floats  # (n,)
     panels: Any  # (n, PANEL) float32, or int8 that scales belong to: an input's weights each
-    layers: Ints  # (n_layer, 21), at the places of the names LN_1 ... MLP_PROJ
-    ends: Ints  # (5,) at those of LN_F, LN_F_BIAS, HEAD
+    layers: Ints  # (n_layer, 21), indexed by LN_1 ... MLP_PROJ
+    ends: Ints  # (5,), by LN_F, LN_F_BIAS, HEAD
     cos: Floats  # (block_size, hs / 2); empty without rotary positions
     sin: Floats
     dims: Dims
@@ -71,7 +71,7 @@ class Workspace(NamedTuple):
     rows: Ints  # (B,) of the cache
     positions: Ints  # (B,)
     blocks: Ints  # (B + 1,) where each begins: up to ROWS tokens of a text, one behind the other
-    logits_indices: Ints  # (B,) the tokens whose logits are made
+    logits_indices: Ints  # (B,) the tokens whose logits are computed
     x: Floats  # (B, C)
     normed: Floats  # (B, C)
     qkv: Floats  # (B, (nh + 2 n_kv) hs)

@@ -17,7 +17,7 @@ N, C, V = 50, 8, 37
 @pytest.fixture(autouse=True)
 def chunks_of_sixteen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut ``N`` rows into three chunks and a shorter one."""
-    monkeypatch.setitem(loss.CHUNK_SCORES, "cpu", 16 * V)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 16 * V)
     monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
 
 
@@ -80,7 +80,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
 def test_rows_beyond_the_vocabulary_have_no_part(
     rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loss.CHUNK_SCORES, "cpu", rows_at_once * V)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", rows_at_once * V)
     hidden, weight, bias, targets = some_inputs(torch.float64, has_bias=True)
     assert bias is not None
     known = 30

@@ -8,7 +8,7 @@ import torch
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.models.loss import CHUNK_ROWS, CHUNK_SCORES_ELSEWHERE, chunk_rows
+from common.models.loss import CHUNK_ROWS, CHUNK_LOGITS_ELSEWHERE, chunk_rows
 from train.setup.memory import activation_bytes, max_batch_size, training_bytes
 
 SMALL = ModelConfig(
@@ -37,7 +37,7 @@ def test_as_many_rows_as_fill_a_quarter_of_the_free_memory(
     free = 1 << 30
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 2 * free))
     config = replace(SMALL, vocab_size=50_257, block_size=64)
-    assert chunk_rows(50_257, "cuda") * 50_257 <= CHUNK_SCORES_ELSEWHERE
+    assert chunk_rows(50_257, "cuda") * 50_257 <= CHUNK_LOGITS_ELSEWHERE
     n = max_batch_size(config, gpu)
     assert n > 1
     assert activation_bytes(config, n, "cuda") <= free / 4 < activation_bytes(config, n + 1, "cuda")
