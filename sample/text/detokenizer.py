@@ -50,6 +50,8 @@ class StopFilter:
 
     def push(self, text: str, *, is_last: bool = False) -> str:
         """Add the next part of the text; return what may be shown now."""
+        if not self._stops:
+            return text
         text = self._held + text
         found = [(text.find(stop) + len(stop), stop) for stop in self._stops if stop in text]
         if found:
@@ -58,9 +60,13 @@ class StopFilter:
             end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
             return text[: end - len(stop)]
         # the last characters that may be the beginning of a stop text
-        sizes = range(1, len(text) + 1)
-        begun = [n for s in self._stops for n in sizes[: len(s) - 1] if text.endswith(s[:n])]
-        n_shown = len(text) - (0 if is_last else max(begun, default=0))
+        n_held = 0
+        for stop in self._stops:
+            for n in range(min(len(stop) - 1, len(text)), n_held, -1):
+                if text.endswith(stop[:n]):
+                    n_held = n
+                    break
+        n_shown = len(text) if is_last else len(text) - n_held
         self._held = text[n_shown:]
         return text[:n_shown]
 
@@ -103,7 +109,7 @@ class Detokenizer:
             self._pending.append((token, start, self._n_decoded))
         shown = self._filter(text, is_last=is_last)
         finish_reason: FinishReason | None = "stop" if is_eot else "length" if is_last else None
-        if any(each.stopped for each in self._filters):
+        if self._filters[0].stopped or self._filters[1].stopped:
             finish_reason = "stop"
         return self._delta(shown, finish_reason)
 
@@ -124,15 +130,15 @@ class Detokenizer:
     def _delta(self, shown: str, finish_reason: FinishReason | None) -> TextDelta:
         self._n_shown += len(shown)
         first = self._n_stripped
-        is_shown = [
-            self._n_shown > 0 and start < first + self._n_shown for _, start, _ in self._pending
-        ]
-        ready, self._pending = self._pending[: sum(is_shown)], self._pending[sum(is_shown) :]
-        ready = [each for each in ready if max(each[1:]) > first or each[1] == first]
+        end = first + self._n_shown if self._n_shown else 0
+        ready = [each for each in self._pending if each[1] < end]
+        del self._pending[: len(ready)]
+        if first:  # without those of nothing but stripped blanks
+            ready = [each for each in ready if each[2] > first or each[1] >= first]
         return TextDelta(
             text=shown,
-            tokens=tuple(token for token, _, _ in ready),
-            text_offsets=tuple(max(0, start - first) for _, start, _ in ready),
+            tokens=tuple([token for token, _, _ in ready]),
+            text_offsets=tuple([max(0, start - first) for _, start, _ in ready]),
             n_tokens=self.n_tokens,
             finish_reason=finish_reason,
         )

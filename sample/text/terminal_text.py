@@ -1,4 +1,4 @@
-"""Text out: to stdout the network's, to stderr notices; a terminal obeys neither."""
+"""What goes to a terminal: text with its control characters escaped, and notices."""
 
 import re
 import shutil
