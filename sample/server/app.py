@@ -26,11 +26,10 @@ from starlette.types import ASGIApp, Receive
 
 from common.errors import UserError
 from sample.server import protocol
-from sample.server.config import ServedModel
 from sample.server.engine import Engine
 from sample.server.errors import APIError, respond
 from sample.server.metrics import Metrics
-from sample.server.requests import parse_request
+from sample.server.requests import ServedModel, parse_request
 from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
 

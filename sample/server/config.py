@@ -1,14 +1,8 @@
-"""How the server is set up, and what it serves."""
+"""How the server is set up."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from common.inference.config import GenerateConfig
 from common.settings import check_ranges, setting
-
-if TYPE_CHECKING:  # the command line reads this file for its options
-    from common.tokenizer import Tokenizer
-    from sample.text.template import Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +22,3 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """What requests are checked against, and answers say."""
-
-    name: str
-    fingerprint: str  # of the weights
-    created: int  # seconds since 1970
-    tokenizer: "Tokenizer"
-    block_size: int
-    template: "Template"
-    defaults: GenerateConfig
-    limits: ServeConfig

@@ -7,13 +7,14 @@ from typing import Any
 
 from common.inference.config import GenerateConfig
 from common.settings import SEEDS_END
-from sample.server.config import ServedModel
+from common.tokenizer import Tokenizer
+from sample.server.config import ServeConfig
 from sample.server.engine import Request
 from sample.server.errors import APIError, shown
 from sample.server.protocol import ChatMessage, ChatRequest, CompletionRequest, SamplingParameters
 from sample.server.responses import ResponseBuilder
 from sample.text.detokenizer import Detokenizer
-from sample.text.template import Message, Role
+from sample.text.template import Message, Role, Template
 from sample.text.truncate import build_prompt, missing_notice
 
 ROLES: dict[str, Role] = {
@@ -22,6 +23,20 @@ ROLES: dict[str, Role] = {
     "user": "user",
     "assistant": "assistant",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What requests are checked against, and answers say."""
+
+    name: str
+    fingerprint: str  # of the weights
+    created: int  # seconds since 1970
+    tokenizer: Tokenizer
+    block_size: int
+    template: Template
+    defaults: GenerateConfig
+    limits: ServeConfig
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,9 @@ def parse_request(body: CompletionRequest | ChatRequest, model: ServedModel) -> 
     ]
     builder = ResponseBuilder(
         chat=isinstance(body, ChatRequest),
-        model=model,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        tokenizer=model.tokenizer,
         n_prompt_tokens=sum(map(len, prompts.ids)),  # once, however many answers share a prompt
         top_logprobs=top_logprobs,
         notices=prompts.notices,

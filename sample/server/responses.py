@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from common.inference.decoder import Token
-from sample.server.config import ServedModel
+from common.tokenizer import Tokenizer
 from sample.server.errors import APIError, unavailable
 from sample.text.detokenizer import TextDelta
 
@@ -41,7 +41,9 @@ class ResponseBuilder:
     """What the answers to one request have in common."""
 
     chat: bool
-    model: ServedModel
+    model: str
+    fingerprint: str
+    tokenizer: Tokenizer
     n_prompt_tokens: int
     top_logprobs: int | None  # likeliest tokens to name beside each; None: no logprobs at all
     notices: Sequence[str]  # what had no room in the context
@@ -57,8 +59,8 @@ class ResponseBuilder:
             "id": ("chatcmpl-" if self.chat else "cmpl-") + self.code,
             "object": kind,
             "created": self.created,
-            "model": self.model.name,
-            "system_fingerprint": self.model.fingerprint,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
 
@@ -78,7 +80,7 @@ class ResponseBuilder:
 
     def _chat_logprobs(self, delta: TextDelta) -> Json:
         def entry(idx: int, logprob: float) -> Json:
-            token_bytes = self.model.tokenizer.token_bytes[idx]
+            token_bytes = self.tokenizer.token_bytes[idx]
             text = token_bytes.decode("utf-8", "replace") or self._special(idx)
             bounded = max(logprob, LEAST_LOGPROB)
             return {"token": text, "bytes": list(token_bytes), "logprob": bounded}
@@ -109,18 +111,18 @@ class ResponseBuilder:
     def _likeliest(self, token: Token) -> list[tuple[int, float]]:
         """Return the likeliest ids, without those that only pad the network's vocabulary."""
         top = token.top_logprobs[: self.top_logprobs]
-        return [(idx, logprob) for idx, logprob in top if idx < self.model.tokenizer.vocab_size]
+        return [(idx, logprob) for idx, logprob in top if idx < self.tokenizer.vocab_size]
 
     def _token_text(self, idx: int) -> str:
         """Return a token's text; of a part of a character the bytes, as OpenAI has them."""
-        token_bytes = self.model.tokenizer.token_bytes[idx]
+        token_bytes = self.tokenizer.token_bytes[idx]
         try:
             return token_bytes.decode("utf-8") or self._special(idx)
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
 
     def _special(self, idx: int) -> str:
-        names = self.model.tokenizer.special_tokens.items()
+        names = self.tokenizer.special_tokens.items()
         return next((name for name, own in names if own == idx), "")
 
 

@@ -26,11 +26,12 @@ from common.run_dir import read_json
 from sample.loaded_model import LoadedModel
 from sample.model_info import model_card
 from sample.server.app import Service, make_app
-from sample.server.config import ServeConfig, ServedModel
+from sample.server.config import ServeConfig
 from sample.server.engine import Engine
 from sample.server.errors import invalid
 from sample.server.metrics import Metrics
 from sample.server.protocol import SamplingParameters
+from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.template import Template
 

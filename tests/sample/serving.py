@@ -23,9 +23,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from sample.server.app import Service, make_app
-from sample.server.config import ServeConfig, ServedModel
+from sample.server.config import ServeConfig
 from sample.server.engine import Engine
 from sample.server.metrics import Metrics
+from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.template import TURNS, Template
 from tests.processes import TIMEOUT_S, environment
