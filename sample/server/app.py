@@ -27,14 +27,14 @@ from starlette.types import ASGIApp, Receive
 from common.errors import UserError
 from sample.server import protocol
 from sample.server.engine import Engine
-from sample.server.errors import APIError, respond
+from sample.server.errors import APIError, error_response
 from sample.server.metrics import Metrics
 from sample.server.requests import ServedModel, parse_request
 from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
-BODY_WITHIN_S = 30.0
+BODY_TIMEOUT_S = 30.0
 PAGE = Path(__file__).parents[1] / "page"
 STREAM: dict[int | str, Json] = {200: {"content": {"text/event-stream": {}}}}
 ERROR = {"model": protocol.ErrorResponse}
@@ -61,7 +61,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         "has an API key: Authorization: Bearer KEY.",
         docs_url=None,
         redoc_url=None,
-        exception_handlers=dict.fromkeys(failures, respond),
+        exception_handlers=dict.fromkeys(failures, error_response),
     )
     app.state.service = service
     app.include_router(router)
@@ -94,14 +94,14 @@ class JsonRequest(Request):
         """Yield the body; raise APIError where it is too large or comes too slowly."""
         n_bytes = 0
         try:
-            async with asyncio.timeout(BODY_WITHIN_S):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in super().stream():
                     n_bytes += len(chunk)
                     if n_bytes > MAX_BODY_BYTES:
                         raise _closing(413, f"has more than {MAX_BODY_BYTES:,} bytes")
                     yield chunk
         except TimeoutError as error:
-            raise _closing(408, f"did not come within {BODY_WITHIN_S:.0f} seconds") from error
+            raise _closing(408, f"did not come within {BODY_TIMEOUT_S:.0f} seconds") from error
 
     async def json(self) -> Any:
         """Return the body's value."""
@@ -149,13 +149,13 @@ async def model(name: str, request: Request) -> protocol.ModelDescription:
     return protocol.ModelDescription(id=own.name, created=own.created)
 
 
-@router.post("/v1/completions", response_model=protocol.Answer, responses=STREAM)
+@router.post("/v1/completions", response_model=protocol.CompletionResponse, responses=STREAM)
 async def completions(body: protocol.CompletionRequest, request: Request) -> Response:
     """Continue a text."""
     return await _complete(body, request)
 
 
-@router.post("/v1/chat/completions", response_model=protocol.Answer, responses=STREAM)
+@router.post("/v1/chat/completions", response_model=protocol.CompletionResponse, responses=STREAM)
 async def chat_completions(body: protocol.ChatRequest, request: Request) -> Response:
     """Continue a conversation."""
     return await _complete(body, request)
@@ -173,7 +173,7 @@ async def _complete(
     if generation.stream:
         return EventStream(stream.events(), lambda: service.engine.cancel(jobs))
     try:
-        whole = await cancel_on_disconnect(request.receive, stream.whole())
+        whole = await cancel_on_disconnect(request.receive, stream.response())
     finally:
         service.engine.cancel(jobs)
     if whole is None:

@@ -61,7 +61,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "..."
 
 
-def invalid(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
+def validation_error(errors: Iterable[Mapping[str, Any]], body: Any) -> APIError:
     """Return the error that names one parameter: what was found, and what pydantic expected."""
     named = [(*_locate(error, body), error) for error in errors]
     # of a union's arms the one that got furthest
@@ -93,7 +93,7 @@ def _expected(error: Mapping[str, Any]) -> str:
     return re.sub(r"^\w+ should ", "", words).replace("dictionary", "object")
 
 
-def _invalid_body(error: RequestValidationError) -> APIError:
+def _body_error(error: RequestValidationError) -> APIError:
     body, errors = error.body, error.errors()
     if isinstance(body, bytes):
         wanted = "be announced as such: Content-Type: application/json"
@@ -104,16 +104,18 @@ def _invalid_body(error: RequestValidationError) -> APIError:
     if not isinstance(body, dict):
         found = "empty" if body is None else shown(body)
         return APIError(f"The body is {found}: it must be a JSON object.")
-    return invalid([each | {"loc": each["loc"][1:]} for each in errors], body)  # without "body"
+    return validation_error(
+        [each | {"loc": each["loc"][1:]} for each in errors], body
+    )  # without "body"
 
 
-async def respond(request: Request, error: Exception) -> Response:
+async def error_response(request: Request, error: Exception) -> Response:
     """Return the answer to a request that ended in ``error``."""
     match error:
         case APIError():
             return error.response()
         case RequestValidationError():
-            return _invalid_body(error).response()
+            return _body_error(error).response()
         case UserError():
             return APIError(error.message).response()
         case HTTPException(status_code=status):

@@ -164,7 +164,7 @@ class Choice(Shape):
     finish_reason: Literal["stop", "length"]
 
 
-class Answer(Shape):
+class CompletionResponse(Shape):
     """What both kinds of completion answer."""
 
     id: str

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's too
-SEND_WITHIN_S = 60.0  # a client that does not read for so long is gone
+SEND_TIMEOUT_S = 60.0  # a client that does not read for so long is gone
 # in ASCII: some clients take U+2028 and U+0085 for the end of a line, thus of an event
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -50,13 +50,13 @@ class ResponseBuilder:
     prefixes: Sequence[str]  # of each answer: its prompt, if it is to be echoed
     include_usage: bool  # in a stream
     created: int = field(default_factory=lambda: int(time.time()))
-    code: str = field(default_factory=lambda: secrets.token_hex(12))
+    request_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def envelope(self, choices: list[Json], *, chunk: bool) -> Json:
         """Return what goes around whole ``choices``, or around those of a ``chunk``."""
         kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
         return {
-            "id": ("chatcmpl-" if self.chat else "cmpl-") + self.code,
+            "id": ("chatcmpl-" if self.chat else "cmpl-") + self.request_id,
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -129,9 +129,9 @@ class ResponseBuilder:
 class ResponseStream:
     """The deltas of one request's answers, as the engine delivers them."""
 
-    def __init__(self, builder: ResponseBuilder, arrived_s: float, first_token: Histogram) -> None:
-        """``first_token`` observes how long after ``arrived_s`` the first delta comes."""
-        self._builder, self._arrived_s, self._first_token = builder, arrived_s, first_token
+    def __init__(self, builder: ResponseBuilder, arrived_s: float, ttft: Histogram) -> None:
+        """``ttft`` observes how long after ``arrived_s`` the first delta comes."""
+        self._builder, self._arrived_s, self._ttft = builder, arrived_s, ttft
         self._deltas: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue()
         self._n_generated = [0] * len(builder.prefixes)
 
@@ -150,7 +150,7 @@ class ResponseStream:
             if delta.error is not None:
                 raise unavailable(delta.error)
             if n_open == len(self._n_generated) and not any(self._n_generated):
-                self._first_token.observe(time.monotonic() - self._arrived_s)
+                self._ttft.observe(time.monotonic() - self._arrived_s)
             first = self._n_generated[index] == 0
             self._n_generated[index] = delta.n_tokens
             n_open -= delta.is_last
@@ -158,13 +158,13 @@ class ResponseStream:
                 delta = replace(delta, text=self._builder.prefixes[index] + delta.text)
             yield index, delta, first
 
-    async def whole(self) -> Json:
+    async def response(self) -> Json:
         """Return all answers as one JSON object."""
         builder = self._builder
         parts: list[list[TextDelta]] = [[] for _ in builder.prefixes]
         async for index, delta, _ in self.deltas():
             parts[index].append(delta)
-        choices = [builder.choice(i, _joined(each), chunk=False) for i, each in enumerate(parts)]
+        choices = [builder.choice(i, _merge(each), chunk=False) for i, each in enumerate(parts)]
         body = builder.envelope(choices, chunk=False) | self._usage()
         return body | ({"notices": builder.notices} if builder.notices else {})
 
@@ -191,7 +191,7 @@ class ResponseStream:
         return {"usage": usage}
 
 
-def _joined(parts: Sequence[TextDelta]) -> TextDelta:
+def _merge(parts: Sequence[TextDelta]) -> TextDelta:
     return replace(
         parts[-1],
         text="".join(part.text for part in parts),
@@ -217,12 +217,12 @@ class EventStream(StreamingResponse):
         """Send the events, until the client is gone or does not read any more."""
 
         async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(SEND_WITHIN_S):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
 
         try:
             await super().__call__(scope, receive, send_in_time)
         except TimeoutError:
-            log.warning("A client read nothing of its answer for %.0f s.", SEND_WITHIN_S)
+            log.warning("A client read nothing of its answer for %.0f s.", SEND_TIMEOUT_S)
         finally:
             self._close()

@@ -28,7 +28,7 @@ from sample.model_info import model_card
 from sample.server.app import Service, make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.errors import invalid
+from sample.server.errors import validation_error
 from sample.server.metrics import Metrics
 from sample.server.protocol import SamplingParameters
 from sample.server.requests import ServedModel
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 # Below the 1,024 files that a process may usually open: refused with 503, not by a failing accept.
 MAX_CONNECTIONS = 900
-HEAD_WITHIN_S = 30.0  # a connection without a whole request's headers
+HEAD_TIMEOUT_S = 30.0  # a connection without a whole request's headers
 KEEP_ALIVE_S = 95  # longer than the pools of common clients keep an idle connection: up to 90 s
 AFTER_DRAIN_S = 2  # for the last words to be sent
 GOING_DOWN = "The server is going down: it takes no more requests, and ends those that take long."
@@ -84,7 +84,7 @@ def describe_model(
     try:
         SamplingParameters.model_validate(asdict(defaults))
     except ValidationError as error:
-        sentence = invalid(error.errors(), asdict(defaults)).detail
+        sentence = validation_error(error.errors(), asdict(defaults)).detail
         raise ConfigError(f"--{sentence.replace('_', '-')}") from error
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
@@ -187,7 +187,7 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> 
 
 
 class TimeoutProtocol(H11Protocol):
-    """uvicorn's connection, closed where no whole head of a request comes within HEAD_WITHIN_S.
+    """uvicorn's connection, closed where no whole head of a request comes within HEAD_TIMEOUT_S.
 
     uvicorn itself waits for ever, and connections are limited. Of its internals only ``cycle``, the
     request under way, is used.
@@ -198,14 +198,14 @@ class TimeoutProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
-        self._timer = self.loop.call_later(HEAD_WITHIN_S, transport.close)
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
         """Wait on where a request is not whole yet."""
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             close = self.transport.close
-            self._timer = self._timer or self.loop.call_later(HEAD_WITHIN_S, close)
+            self._timer = self._timer or self.loop.call_later(HEAD_TIMEOUT_S, close)
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -394,7 +394,7 @@ def test_a_large_body_is_refused(api: InProcess, *, chunked: bool) -> None:
 
 
 def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sample.server.app.BODY_WITHIN_S", 0.05)
+    monkeypatch.setattr("sample.server.app.BODY_TIMEOUT_S", 0.05)
 
     async def never() -> dict[str, Any]:
         await asyncio.sleep(SOON_S)

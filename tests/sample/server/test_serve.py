@@ -411,7 +411,7 @@ async def answers_slowly(scope: Any, receive: Any, send: Any) -> None:
 def test_a_connection_without_a_whole_request_is_closed_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sample.server.run.HEAD_WITHIN_S", 0.3)
+    monkeypatch.setattr("sample.server.run.HEAD_TIMEOUT_S", 0.3)
 
     async def heard(port: int, *sent: bytes) -> bytes:
         """Return all that comes; what is sent but for the first waits for an answer."""
