@@ -140,19 +140,19 @@ def corpus(folder: Path) -> None:
 def inspect(data: Path, show: int, plot: Path | None) -> None:
     """Say what is in a data folder: by split and by source, how long, which tokens."""
     from common.dataset import open_data
-    from prepare.report.inspection import first_documents, inspection, tables
+    from prepare.report.inspection import first_documents, inspect_data, tables
     from prepare.report.progress import totals_table
 
     opened = open_data(data)
-    found = inspection(opened)
+    inspection = inspect_data(opened)
     click.echo(totals_table(opened.meta, data))
-    click.echo("\n" + tables(found))
+    click.echo("\n" + tables(inspection))
     for document in first_documents(opened, show):
         click.echo("\n" + document)
     if plot is not None:
         from prepare.report.plot import draw
 
-        draw(found, plot)
+        draw(inspection, plot)
         click.echo(f"\n{plot}: drawn.", err=True)
 
 

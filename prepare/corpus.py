@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import lzma
+import re
 import sysconfig
 import tarfile
 import warnings
@@ -42,30 +43,26 @@ def documentation() -> list[tuple[str, str]]:
     """
     # From text to name and back: two topics may share their text, as "if" and "else" do.
     names = {text.strip() + "\n": f"topics/{topic}.txt" for topic, text in topics.items()}
-    documents = {name: text for text, name in names.items()}
-    seen, n_characters = set(names), sum(map(len, names))
+    n_characters = sum(map(len, names))
     paths = sysconfig.get_paths()
-    for file, inside in sorted(_files(paths["stdlib"], paths["purelib"]), key=_draw):
+    for _, file, inside in sorted(_files(paths["stdlib"], paths["purelib"])):
         for line, text in _docstrings(file):
-            if text not in seen and _is_text(text):
-                seen.add(text)
-                documents[f"{inside.with_suffix('').as_posix()}-{line}.txt"] = text
+            if text not in names:
+                names[text] = f"{inside.with_suffix('').as_posix()}-{line}.txt"
                 n_characters += len(text)
         if n_characters >= MAX_CHARACTERS:
             break
-    return sorted(documents.items())
+    return sorted((name, text) for text, name in names.items())
 
 
-def _files(*roots: str) -> Iterator[tuple[Path, Path]]:
+def _files(*roots: str) -> Iterator[tuple[bytes, Path, Path]]:
+    """Yield the hash of each file's name, its path, and the path below its root."""
     for root in dict.fromkeys(roots):
         for file in Path(root).rglob("*.py"):
             inside = file.relative_to(root)
             if LEFT_OUT_FOLDERS.isdisjoint(inside.parts[:-1]):
-                yield file, inside
-
-
-def _draw(entry: tuple[Path, Path]) -> bytes:
-    return hashlib.sha256(entry[1].as_posix().encode("utf-8", "replace")).digest()
+                name = inside.as_posix().encode("utf-8", "replace")
+                yield hashlib.sha256(name).digest(), file, inside
 
 
 def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
@@ -77,8 +74,9 @@ def _docstrings(file: Path) -> Iterator[tuple[int, str]]:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring) >= MIN_CHARACTERS:
+            docstring = ast.get_docstring(node) or ""
+            is_text = not re.search("[\0\ud800-\udfff]", docstring)
+            if len(docstring) >= MIN_CHARACTERS and is_text:
                 yield getattr(node, "lineno", 0), docstring + "\n"
 
 
@@ -90,36 +88,23 @@ def write_corpus(folder: Path) -> tuple[int, int]:
     documents = [(name, text.encode("utf-8")) for name, text in documentation()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_tar(folder / TAR_NAME, documents[::2])
-        _write_json_lines(folder / JSONL_NAME, documents[1::2])
+        with (
+            atomic_write(folder / TAR_NAME) as file,
+            lzma.open(file, "wb", preset=6) as compressed,
+            tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for name, text in documents[::2]:
+                member = tarfile.TarInfo(name)  # its time is 0 and its owner is nobody
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text))
+        compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
+        with (
+            atomic_write(folder / JSONL_NAME) as file,
+            compressor.stream_writer(file, closefd=False) as lines,
+        ):
+            for name, text in documents[1::2]:
+                record = {"text": text.decode("utf-8"), "name": name}
+                lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror}).") from error
     return len(documents), sum(len(text) for _, text in documents)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # a docstring can hold half of a surrogate pair
-        return False
-    return "\0" not in text
-
-
-def _write_tar(path: Path, documents: list[tuple[str, bytes]]) -> None:
-    with (
-        atomic_write(path) as file,
-        lzma.open(file, "wb", preset=6) as compressed,
-        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name, text in documents:
-            member = tarfile.TarInfo(name)  # its time is 0 and its owner is nobody
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text))
-
-
-def _write_json_lines(path: Path, documents: list[tuple[str, bytes]]) -> None:
-    compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
-    with atomic_write(path) as file, compressor.stream_writer(file, closefd=False) as lines:
-        for name, text in documents:
-            record = {"text": text.decode("utf-8"), "name": name}
-            lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")

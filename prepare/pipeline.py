@@ -63,17 +63,17 @@ def prepare_corpus(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
     tasks = make_tasks([part for source in sources for part in _parts(source)])
-    made_from = fingerprint_of((state for task in tasks for state in task.states), config)
+    fingerprint = fingerprint_of((state for task in tasks for state in task.states), config)
     old = old_meta(out)
     if old is not None:
-        reason = stale_reason(old.get("made_from", {}), made_from)
+        reason = stale_reason(old.get("made_from", {}), fingerprint)
         if reason is None:
             log.info("%s: made of these sources, with these options: nothing to do.", out)
             remove_work(out)
             return old
         log.info("%s: made again: %s.", out, reason)
     with work_folder(out) as work:
-        run = _Run(sources, tasks, config, work, made_from, new_progress, executor)
+        run = _Run(sources, tasks, config, work, fingerprint, new_progress, executor)
         check_space(work, tasks, config, 0)
         plan = _first_pass(run)
         check_space(work, tasks, config, plan.n_bytes if run.learns else 0)
@@ -87,7 +87,7 @@ def prepare_corpus(
             "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "seed": config.seed},
             **merged.as_json(sources),
             "encoder": encoder,
-            "made_from": made_from,
+            "made_from": fingerprint,
         }
         return commit(out, work, merged.files, plan.tokenizer, meta)
 
@@ -106,7 +106,7 @@ class _Run:
     tasks: list[Task]
     config: PrepareConfig
     work: Path
-    made_from: dict[str, Any]
+    fingerprint: dict[str, Any]
     new_progress: NewProgress
     executor: Executor
 
@@ -123,7 +123,7 @@ class _Run:
 
 def _first_pass(run: _Run) -> Plan:
     """Decide on vocabulary and split, from a sample of the sources where that takes one."""
-    key = key_of(run.made_from)
+    key = key_of(run.fingerprint)
     plan = Plan.load(run.work, key)
     if plan is not None:
         log.info("Going on where an earlier run was stopped.")
@@ -193,7 +193,7 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     if n_documents:
         return
     for path in (*run.work.glob("*.sample"), *run.work.glob("*.json")):
-        path.unlink()  # it would be found again, and is nothing to go on from
+        path.unlink()  # a later run would resume from it
     names = ", ".join(source.name for source in run.sources[:5])
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []

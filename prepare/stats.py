@@ -1,4 +1,4 @@
-"""What was met on the way through the sources: everything left out or changed, and why."""
+"""Statistics of reading: everything that was left out or changed, and why."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Stats:
     warnings: list[str] = field(default_factory=list)  # sentences; nothing was left out for them
     encodings: Counter[str] = field(default_factory=Counter)  # of files that were not UTF-8
     n_empty: int = 0
-    n_bad_bytes: int = 0  # documents that were not UTF-8 (or held lone surrogates)
+    n_bad_bytes: int = 0  # documents that were not UTF-8 (or had lone surrogates)
     n_with_nul: int = 0
     n_crlf: int = 0  # plain files in which CR LF became LF
     n_forced_cuts: int = 0  # places where a run of MAX_CHUNK_BYTES without a border was cut
@@ -40,7 +40,7 @@ class Stats:
             self.warnings.append(sentence)
 
     def add(self, other: "Stats") -> None:
-        """Take in what was met in a later source."""
+        """Add those of a later source."""
         self.skipped = (self.skipped + other.skipped)[:MAX_LISTED]
         self.warnings = (self.warnings + other.warnings)[:MAX_LISTED]
         self.reasons.update(other.reasons)

@@ -24,9 +24,9 @@ POLL_SECONDS = 0.05
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """Hold the folder in ``out``; where a run is stopped, what can be gone on with stays.
+    """Lock the folder in ``out``; it stays where a run is stopped that can be resumed.
 
-    Raises: DataError when another run holds it, or ``out`` cannot be written.
+    Raises: DataError when another run has locked it, or ``out`` cannot be written.
     """
     existed = out.exists()
     try:
@@ -69,7 +69,7 @@ def _locked(work: Path) -> Iterator[Path]:
 
 
 def _lock(work: Path) -> TextIO | None:
-    """Return the lock of the folder, held, or None where another run holds it."""
+    """Lock the folder; return None where another run has locked it."""
     try:
         work.mkdir(exist_ok=True)
         lock = (work / "lock").open("w")
@@ -77,7 +77,7 @@ def _lock(work: Path) -> TextIO | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock.fileno()).st_nlink:  # 0: held, but of a folder that is gone
+        if os.fstat(lock.fileno()).st_nlink:  # 0: of a folder that is gone
             return lock
     except BlockingIOError:
         pass

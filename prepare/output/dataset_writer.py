@@ -44,7 +44,7 @@ class TokenWriter:
     def __init__(
         self, folder: Path, split: Split, dtype: "np.dtype[Any]", ids_path: Path | None = None
     ) -> None:
-        """Write into ``folder``; with ``ids_path`` go on at the end of the ids in that file."""
+        """Write into ``folder``; with ``ids_path`` append to the ids in that file."""
         self.dtype = dtype
         self.n_tokens = self.n_documents = 0
         self._split, self._digest = split, hashlib.sha256()

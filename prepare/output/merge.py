@@ -70,7 +70,7 @@ def merge(
     shards[0].trim()
     if duplicate is not None and duplicate[: len(shards[0].rows)].any():
         base = None
-    n_sources = 1 + max(index for task in tasks for index in task.source_indexes)
+    n_sources = 1 + max(index for task in tasks for index in task.global_indexes)
     by_source = np.zeros((n_sources, len(SPLITS), len(COUNTED)), np.int64)
     stats, start, n_documents, n_duplicates = Stats(), 0, 0, 0
     with ExitStack() as stack:
@@ -118,7 +118,7 @@ def _blocks(shard: Shard) -> Iterator[Rows]:
 
 
 def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
-    places = np.array(task.source_indexes)[rows["source"]], rows["split"]
+    places = np.array(task.global_indexes)[rows["source"]], rows["split"]
     columns = (np.ones(len(rows), np.int64), rows["n_bytes"], rows["n_tokens"])
     for i, column in enumerate(columns):
         np.add.at(by_source[..., i], places, column)

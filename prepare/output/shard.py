@@ -24,8 +24,8 @@ ROW = np.dtype(
         ("n_tokens", "<i8"),  # the end-of-text id included
         ("n_bytes", "<i8"),
         ("hash", "<u8", 2),  # of the whole document: equal for equal ones
-        ("source", "<i4"),  # its place among the task's sources
-        ("split", "u1"),  # its place in SPLITS
+        ("source", "<i4"),  # its index among the task's sources
+        ("split", "u1"),  # its index in SPLITS
         ("first", "u1"),  # 0 for the second half of a document
     ]
 )

@@ -66,8 +66,8 @@ class EncodeJob:
         """
         stats = Stats()
         with ShardWriter(self, task) as writer:
-            for place, text, end in task.documents(self.read, stats, progress):
-                writer.add(text, end, place)
+            for source_index, text, end in task.documents(self.read, stats, progress):
+                writer.add(text, end, source_index)
             writer.finish(stats)
         return self.encoder[0]
 
@@ -111,17 +111,17 @@ class ShardWriter(ExitStack):
         """The encoder, made only when the first text is here: meanwhile more of it is read."""
         return self._job.encoder[1]
 
-    def add(self, text: bytes, end: ChunkEnd, source: int) -> None:
-        """Take in a document of the task's ``source``, or a chunk of it."""
+    def add(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
+        """Add a document, or a chunk of one, of the task's source at ``source_index``."""
         if self._long is not None or end is not END:
-            self._add_chunk(text, end, source)
+            self._add_chunk(text, end, source_index)
             return
         digest = xxhash.xxh3_128_digest(text)
-        val = self._task.sources[source].val
+        val = self._task.sources[source_index].val
         parts = split_document(text, digest, self._plan.rule, self._config, val=val)
         for i, (split, part) in enumerate(parts):
             self._texts.append(part)
-            self._rows.append((len(part), digest, source, SPLITS.index(split), i == 0))
+            self._rows.append((len(part), digest, source_index, SPLITS.index(split), i == 0))
         self._n_documents += 1
         self._batch_bytes += len(text)
         if self._batch_bytes >= BATCH_BYTES:
@@ -157,9 +157,9 @@ class ShardWriter(ExitStack):
             block[name] = column
         self._append(-1, block.view(np.uint8).data)
 
-    def _add_chunk(self, text: bytes, end: ChunkEnd, source: int) -> None:
+    def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
-        long = self._long = self._long or self._begin_long(source)
+        long = self._long = self._long or self._begin_long(source_index)
         if end is DROP:
             self._rewind(long, TRAIN)
             self._rewind(long, VAL)
@@ -174,16 +174,16 @@ class ShardWriter(ExitStack):
                 text = text[cut:]
             self._append_long(long, text, ends=end is END)
         if end is END:
-            self._end_long(long, source)
+            self._end_long(long, source_index)
         if end is not MORE:
             self._long = None
 
-    def _begin_long(self, source: int) -> _LongDocument:
+    def _begin_long(self, source_index: int) -> _LongDocument:
         self._flush()
         cut = sys.maxsize
         if self._plan.rule == "tail":
             cut = tail_cut(self._lengths.get(self._n_documents, 0), self._config.val_fraction)
-        in_val = self._plan.rule == "files" and self._task.sources[source].val
+        in_val = self._plan.rule == "files" and self._task.sources[source_index].val
         marks = [
             (f.tell(), digest.copy()) for f, digest in zip(self._files, self._digests, strict=True)
         ]
@@ -197,7 +197,7 @@ class ShardWriter(ExitStack):
         long.n_tokens[long.split] += len(ids)
         long.n_bytes[long.split] += len(text)
 
-    def _end_long(self, long: _LongDocument, source: int) -> None:
+    def _end_long(self, long: _LongDocument, source_index: int) -> None:
         """Move the document to val if its content says so, and note its rows."""
         digest = long.digest.digest()
         if self._plan.rule == "hash" and split_of(digest, self._config) == "val":
@@ -210,7 +210,10 @@ class ShardWriter(ExitStack):
         splits = [split for split in (TRAIN, VAL) if long.n_tokens[split]]
         self._append_rows(
             [long.n_tokens[split] for split in splits],
-            [(long.n_bytes[split], digest, source, split, split == splits[0]) for split in splits],
+            [
+                (long.n_bytes[split], digest, source_index, split, split == splits[0])
+                for split in splits
+            ],
         )
         self._n_documents += 1
 

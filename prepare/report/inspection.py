@@ -59,7 +59,7 @@ class Inspection:
         return nlargest(MAX_LISTED, occurring, key=lambda i: len(token_bytes[i]))
 
 
-def inspection(data: DataFolder) -> Inspection:
+def inspect_data(data: DataFolder) -> Inspection:
     """Count a data folder, reading each of its ids once.
 
     Raises: DataError when its lengths or ids cannot be those that were written.
@@ -109,23 +109,23 @@ def by_tokens(meta: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     return sorted(sources, key=lambda source: -source[1]["tokens"])
 
 
-def bins(found: Inspection) -> range:
+def bins(inspection: Inspection) -> range:
     """Return the bins of lengths from the first to the last that hold documents."""
-    occupied = np.flatnonzero(sum(lengths.n_by_bin for lengths in found.lengths.values()))
+    occupied = np.flatnonzero(sum(lengths.n_by_bin for lengths in inspection.lengths.values()))
     return range(int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else range(0)
 
 
-def tables(found: Inspection, *, width: int = 80) -> str:
+def tables(inspection: Inspection, *, width: int = 80) -> str:
     """Return everything that was counted as text of ``width`` columns, 80 or more."""
-    n_occurring = np.count_nonzero(found.n_by_id)
+    n_occurring = np.count_nonzero(inspection.n_by_id)
     return "\n\n".join(
         "\n".join(lines)
         for lines in [
-            _sources_table(found.data.meta),
-            _lengths_table(found, width),
-            _tokens_table(found, "most frequent tokens", found.most_frequent()),
-            _tokens_table(found, "longest tokens that occur", found.longest()),
-            [f"{n_occurring:,} of {found.tokenizer.vocab_size:,} ids occur."],
+            _sources_table(inspection.data.meta),
+            _lengths_table(inspection, width),
+            _tokens_table(inspection, "most frequent tokens", inspection.most_frequent()),
+            _tokens_table(inspection, "longest tokens that occur", inspection.longest()),
+            [f"{n_occurring:,} of {inspection.tokenizer.vocab_size:,} ids occur."],
         ]
     )
 
@@ -139,13 +139,13 @@ def _sources_table(meta: dict[str, Any]) -> Iterator[str]:
         yield f"{'':>32}and {len(sources) - MAX_LISTED:,} more"
 
 
-def _lengths_table(found: Inspection, width: int) -> Iterator[str]:
+def _lengths_table(inspection: Inspection, width: int) -> Iterator[str]:
     """Yield the histogram of lengths: a row for each power of two, a bar for both splits."""
-    train, val = (found.lengths[split] for split in SPLITS)
+    train, val = (inspection.lengths[split] for split in SPLITS)
     n_by_bin = train.n_by_bin + val.n_by_bin
     yield (header := f"{'tokens in a document':>23}{'train':>13}{'val':>13}")
     full = width - len(header) - 2
-    for i in bins(found):
+    for i in bins(inspection):
         label = f"{1 << i:,}-{(2 << i) - 1:,}" if i else "1"
         bar = "#" * -(-full * int(n_by_bin[i]) // int(n_by_bin.max()))  # rounded up: 1 is seen
         yield f"{label:>23}{train.n_by_bin[i]:>13,}{val.n_by_bin[i]:>13,}  {bar}".rstrip()
@@ -157,13 +157,13 @@ def _lengths_table(found: Inspection, width: int) -> Iterator[str]:
         yield f"{name:>23}" + "".join(f"{count:>13}" for count in shown)
 
 
-def _tokens_table(found: Inspection, title: str, ids: list[int]) -> Iterator[str]:
-    n_tokens = found.n_by_id.sum()
+def _tokens_table(inspection: Inspection, title: str, ids: list[int]) -> Iterator[str]:
+    n_tokens = inspection.n_by_id.sum()
     # the token comes last: nobody knows how many columns a terminal gives its characters
     yield f"{'id':>8}{'count':>16}{'share':>9}{'bytes':>7}  {title}"
     for i in ids:
-        count, n_bytes = found.n_by_id[i], len(found.tokenizer.token_bytes[i])
-        readable = _readable(found.tokenizer, i)
+        count, n_bytes = inspection.n_by_id[i], len(inspection.tokenizer.token_bytes[i])
+        readable = _readable(inspection.tokenizer, i)
         yield f"{i:>8}{count:>16,}{count / n_tokens:>9.2%}{n_bytes:>7}  {readable}"
 
 

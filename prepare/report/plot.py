@@ -36,7 +36,7 @@ LOOKS = {
 COLOURS = {"train": "#3b6ea5", "val": "#e08a3c"}
 
 
-def draw(found: Inspection, path: Path) -> None:
+def draw(inspection: Inspection, path: Path) -> None:
     """Draw an inspection into a file, as .png, .svg or .pdf.
 
     Raises: DataError when the suffix is another, or the file cannot be written.
@@ -49,7 +49,7 @@ def draw(found: Inspection, path: Path) -> None:
     from matplotlib import style
 
     with style.context(["default", LOOKS]):  # whatever a person's matplotlibrc says
-        figure = picture(found)
+        figure = picture(inspection)
         try:
             with atomic_write(path) as file:
                 figure.savefig(file, format=path.suffix.lower()[1:])
@@ -57,7 +57,7 @@ def draw(found: Inspection, path: Path) -> None:
             raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-def picture(found: Inspection) -> "Figure":
+def picture(inspection: Inspection) -> "Figure":
     """Return the four panels of an inspection."""
     from matplotlib.figure import Figure
 
@@ -65,24 +65,24 @@ def picture(found: Inspection) -> "Figure":
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False)
     lengths, ranks = upper.subplots(1, 2)
     tokens, ratios = lower.subplots(1, 2, sharey=True)  # so the names stand there once
-    name, vocabulary = found.data.path.resolve().name, found.tokenizer
+    name, vocabulary = inspection.data.path.resolve().name, inspection.tokenizer
     figure.suptitle(
         _drawable(
-            f"{name}: {found.n_by_id.sum():,} tokens, vocabulary {vocabulary.name} of "
+            f"{name}: {inspection.n_by_id.sum():,} tokens, vocabulary {vocabulary.name} of "
             f"{vocabulary.vocab_size:,} ids"
         )
     )
-    _draw_lengths(lengths, found)
-    _draw_ranks(ranks, found)
-    _draw_sources(tokens, ratios, found)
+    _draw_lengths(lengths, inspection)
+    _draw_ranks(ranks, inspection)
+    _draw_sources(tokens, ratios, inspection)
     return figure
 
 
-def _draw_lengths(axes: "Axes", found: Inspection) -> None:
+def _draw_lengths(axes: "Axes", inspection: Inspection) -> None:
     """Draw the share of a split's documents in each bin: counts would hide val beside train."""
-    drawn = bins(found)
+    drawn = bins(inspection)
     for shift, split in zip((-0.2, 0.2), SPLITS, strict=True):
-        n_by_bin = found.lengths[split].n_by_bin
+        n_by_bin = inspection.lengths[split].n_by_bin
         n_documents = int(n_by_bin.sum())
         axes.bar(
             np.arange(len(drawn)) + 0.5 + shift,
@@ -99,10 +99,10 @@ def _draw_lengths(axes: "Axes", found: Inspection) -> None:
     axes.legend(loc="upper center", ncols=2, frameon=False)
 
 
-def _draw_ranks(axes: "Axes", found: Inspection) -> None:
+def _draw_ranks(axes: "Axes", inspection: Inspection) -> None:
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    counts = np.sort(found.n_by_id[found.n_by_id > 0])[::-1]
+    counts = np.sort(inspection.n_by_id[inspection.n_by_id > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(1, len(counts)), MAX_POINTS).round().astype(np.int64))
     ranks = ranks[ranks <= len(counts)]
     axes.plot(ranks, counts[ranks - 1], color=COLOURS["train"], marker=".", markersize=3)
@@ -116,11 +116,11 @@ def _draw_ranks(axes: "Axes", found: Inspection) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_sources(tokens: "Axes", ratios: "Axes", found: Inspection) -> None:
+def _draw_sources(tokens: "Axes", ratios: "Axes", inspection: Inspection) -> None:
     """Draw the largest sources from the top down, a bar of tokens and one of bytes per token."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    sources = by_tokens(found.data.meta)
+    sources = by_tokens(inspection.data.meta)
     largest = sources[:MAX_LISTED]
     rows = np.arange(len(largest))
     names = [_drawable(name) for name, _ in largest]

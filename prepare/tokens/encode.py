@@ -4,7 +4,7 @@
                                                              each document, then the end-of-text id
 
 tiktoken defines which ids are right. gigatoken gives the same some twenty times faster, and a
-sample of what it gives is held against tiktoken's (verify.py). Text is always ordinary text: what
+sample of its ids is compared with tiktoken's (verify.py). Text is always ordinary text: what
 looks like a special token in it yields ordinary ids.
 """
 

@@ -61,7 +61,7 @@ class BottomKSample:
                 self.items()
 
     def merge(self, other: "BottomKSample") -> None:
-        """Take in another sample, as if all its items had been offered here."""
+        """Add another sample, as if all its items had been offered here."""
         items = other.items()  # first: it may lower the threshold
         self.threshold = min(self.threshold, other.threshold)
         for item in items:
@@ -95,7 +95,7 @@ class CorpusSample:
     stats: Stats = field(default_factory=Stats)
 
     def add(self, other: "CorpusSample") -> None:
-        """Take in what was found in another task, in any order."""
+        """Add the sample of another task, in any order."""
         self.n_documents += other.n_documents
         self.n_bytes += other.n_bytes
         self.characters |= other.characters
@@ -104,7 +104,7 @@ class CorpusSample:
         self.items.merge(other.items)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, for a run that goes on later."""
+        """Write it as JSON, for a run that resumes."""
         items = [item._replace(text=item.text.decode()) for item in self.items.items()]  # type: ignore[arg-type]
         threshold, characters = self.items.threshold, sorted(self.characters)
         changed = {"items": [threshold, items], "characters": characters}
@@ -157,14 +157,14 @@ class SampleJob:
         # Of the document in progress: its length and split are known only at its end.
         pending = BottomKSample(SAMPLE_BYTES, task.threshold)
         digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
-        for place, text, end in task.documents(self.read, found.stats, progress):
+        for source_index, text, end in task.documents(self.read, found.stats, progress):
             if config.tokenizer == "char":
                 # of documents dropped later too: they will be encoded before that shows
                 found.characters.update(text.decode("utf-8"))
             elif config.tokenizer == "bpe":
                 # by another seed than the split's: the sample is to be of both sides
                 hashed = unit_hash(xxhash.xxh3_128_digest(text), config.seed + 1)
-                in_val_file = task.sources[place].val
+                in_val_file = task.sources[source_index].val
                 pending.add(SampleItem(hashed, text, n_bytes, 0, False, in_val_file))
                 digest.update(text)
             n_bytes += len(text)

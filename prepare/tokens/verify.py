@@ -1,4 +1,4 @@
-"""gigatoken's ids held against tiktoken's, which define what is right.
+"""A sample of gigatoken's ids compared with tiktoken's, which define what is right.
 
 In every run a sample of texts is encoded by both: the first of each process, and one in
 VERIFY_ONE_IN of the others. One difference ends gigatoken's use, and all is encoded again.

@@ -26,7 +26,7 @@ class Task:
 
     number: int  # of the task, in order
     sources: tuple[Source, ...]  # byte ranges of one among them
-    source_indexes: tuple[int, ...]  # of each, among the sources that the person named
+    global_indexes: tuple[int, ...]  # of each, among the sources that the person named
     states: tuple[Any, ...]  # of each, when the run began
     size_bytes: int  # on disk, when the run began
     threshold: float = 1.0  # a sample of it needs no item of this unit hash or above
@@ -34,14 +34,14 @@ class Task:
     def documents(
         self, read: ReadSource, stats: Stats, progress: Progress
     ) -> Iterator[tuple[int, bytes, ChunkEnd]]:
-        """Yield chunk by chunk what its sources hold, each with the place of its source.
+        """Yield the chunks of its documents, each with the index of its source in ``sources``.
 
         Raises: DataError when a source is not what it was when the run began.
         """
         self._check_unchanged()
-        for place, source in enumerate(self.sources):
+        for source_index, source in enumerate(self.sources):
             for text, end in read(source, stats=stats, progress=progress):
-                yield place, text, end
+                yield source_index, text, end
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:
@@ -68,7 +68,7 @@ def make_tasks(sources: list[Source]) -> list[Task]:
                 Task(
                     number=len(tasks),
                     sources=members,
-                    source_indexes=indexes,
+                    global_indexes=indexes,
                     states=states,
                     size_bytes=size_bytes,
                 )

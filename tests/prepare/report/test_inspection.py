@@ -31,7 +31,7 @@ from prepare.report.inspection import (
     SHOWN_CHARACTERS,
     Inspection,
     first_documents,
-    inspection,
+    inspect_data,
     tables,
 )
 from prepare.report.plot import LOOKS, draw, picture
@@ -89,7 +89,7 @@ def test_every_id_is_counted_wherever_blocks_end(
 ) -> None:
     monkeypatch.setattr(inspection_module, "BLOCK_TOKENS", block_tokens)
     train, val = random_rows(20, seed=0), random_rows(9, seed=1)
-    found = inspection(write(tmp_path, ABC, train, val))
+    found = inspect_data(write(tmp_path, ABC, train, val))
     counted = Counter(i for row in train + val for i in [*row, ABC.eot_id])
     assert found.n_by_id.tolist() == [counted[i] for i in range(ABC.vocab_size)]
 
@@ -97,7 +97,7 @@ def test_every_id_is_counted_wherever_blocks_end(
 def test_lengths_fall_into_bins_between_powers_of_two(tmp_path: Path) -> None:
     """By hand: a document of n characters has n + 1 tokens."""
     lengths = [1, 2, 3, 4, 7, 8, 1023, 1024]
-    found = inspection(write(tmp_path, ABC, [[0] * (n - 1) for n in lengths]))
+    found = inspect_data(write(tmp_path, ABC, [[0] * (n - 1) for n in lengths]))
     by_hand = {0: 1, 1: 2, 2: 2, 3: 1, 9: 1, 10: 1}
     assert found.lengths["train"].n_by_bin.tolist() == [by_hand.get(i, 0) for i in range(31)]
     assert (found.lengths["train"].median, found.lengths["train"].longest) == (5.5, 1024)
@@ -105,7 +105,7 @@ def test_lengths_fall_into_bins_between_powers_of_two(tmp_path: Path) -> None:
 
 def test_bins_median_and_longest_are_those_of_the_documents(tmp_path: Path) -> None:
     rows: dict[Split, Rows] = {"train": random_rows(50, seed=2), "val": random_rows(20, seed=3)}
-    found = inspection(write(tmp_path, ABC, rows["train"], rows["val"]))
+    found = inspect_data(write(tmp_path, ABC, rows["train"], rows["val"]))
     for split in SPLITS:
         lengths = [len(row) + 1 for row in rows[split]]
         bits = Counter(length.bit_length() - 1 for length in lengths)
@@ -141,24 +141,24 @@ BY_HAND = """\
 
 def test_the_tables_of_three_documents_are_these(tmp_path: Path) -> None:
     data = write(tmp_path, ABC, [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 2, 2]], [[]])
-    assert tables(inspection(data)) == BY_HAND
+    assert tables(inspect_data(data)) == BY_HAND
 
 
 def test_one_document_and_an_empty_val_are_shown(tmp_path: Path) -> None:
-    text = tables(inspection(write(tmp_path, ABC, [[0, 1]])))
+    text = tables(inspect_data(write(tmp_path, ABC, [[0, 1]])))
     assert re.search(r"^ +2-3 +1 +0  #{29}$", text, re.MULTILINE)
     assert re.search(r"^ +median +3 +-$", text, re.MULTILINE)
     assert re.search(r"^ +longest +3 +-$", text, re.MULTILINE)
 
 
 def test_a_data_set_without_a_document_is_shown(tmp_path: Path) -> None:
-    text = tables(inspection(write(tmp_path, ABC, [], sources=[])))
+    text = tables(inspect_data(write(tmp_path, ABC, [], sources=[])))
     assert re.search(r"^ +median +- +-$", text, re.MULTILINE)
     assert text.endswith("0 of 8 ids occur.")
 
 
 def test_a_single_document_among_thousands_has_a_bar(tmp_path: Path) -> None:
-    found = inspection(write(tmp_path, ABC, [[0]] * 5000 + [[0] * 9]))
+    found = inspect_data(write(tmp_path, ABC, [[0]] * 5000 + [[0] * 9]))
     assert re.search(r"^ +8-15 +1 +0  #$", tables(found), re.MULTILINE)
 
 
@@ -167,7 +167,7 @@ def test_tokens_are_shown_as_python_writes_them(tmp_path: Path) -> None:
     tokens = ["日本".encode(), "é".encode(), b"\xe6\x97", b" \n", b"<|user|>", b"-" * 99]
     tokenizer = byte_pairs(*tokens)
     user = tokenizer.special_tokens["<|user|>"]
-    text = tables(inspection(write(tmp_path, tokenizer, [[*range(256, 262), 0xFF, user]])))
+    text = tables(inspect_data(write(tmp_path, tokenizer, [[*range(256, 262), 0xFF, user]])))
     frequent = text.split("most frequent tokens\n")[1].split("\n\n")[0]
     shown = {int(line.split()[0]): line.split("%", 1)[1].strip() for line in frequent.splitlines()}
     assert shown == {
@@ -188,7 +188,7 @@ def test_the_ten_longest_and_most_frequent_of_60_000_ids_are_listed(tmp_path: Pa
     tokenizer = byte_pairs(*more)
     assert tokenizer.vocab_size == 60_000
     ids = random.Random(4).choices(range(60_000 - 5), k=20_000) + [59_000] * 3 + [300] * 50
-    found = inspection(write(tmp_path, tokenizer, [ids]))
+    found = inspect_data(write(tmp_path, tokenizer, [ids]))
     counted = Counter(ids)
     assert found.most_frequent() == sorted(counted, key=lambda i: (-counted[i], i))[:MAX_LISTED]
     by_length = sorted(counted, key=lambda i: (-len(tokenizer.token_bytes[i]), i))
@@ -201,14 +201,16 @@ def test_bars_fill_the_terminal_and_no_line_is_wider(width: int, tmp_path: Path)
     tokenizer = byte_pairs(*[b"\\" * n for n in range(50, 70)])
     sources = [source("/folder" * 30 + f"/{i}", 10**12 + i, 10**12) for i in range(25)]
     rows = [[256 + i % 20] * 2**i for i in range(18)]
-    text = tables(inspection(write(tmp_path, tokenizer, rows, rows, sources=sources)), width=width)
+    text = tables(
+        inspect_data(write(tmp_path, tokenizer, rows, rows, sources=sources)), width=width
+    )
     assert max(map(len, text.splitlines())) == width
     assert "and 15 more" in text
 
 
 def test_sources_stand_in_order_of_their_tokens(tmp_path: Path) -> None:
     sources = [source("few", 5, 10), source("most", 70, 10), source("some", 30, 10)]
-    text = tables(inspection(write(tmp_path, ABC, [[0]], sources=sources)))
+    text = tables(inspect_data(write(tmp_path, ABC, [[0]], sources=sources)))
     assert re.findall(r"^ +2 +(\d+)  (\w+)$", text, re.MULTILINE) == [
         ("70", "most"),
         ("30", "some"),
@@ -225,9 +227,9 @@ def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from resource import RUSAGE_SELF, getrusage\n"
         "from common.dataset import open_data\n"
-        "from prepare.report.inspection import first_documents, inspection\n"
+        "from prepare.report.inspection import first_documents, inspect_data\n"
         "before = getrusage(RUSAGE_SELF).ru_maxrss\n"
-        "found = inspection(open_data(Path('data')))\n"
+        "found = inspect_data(open_data(Path('data')))\n"
         "shown = list(first_documents(found.data, 3))\n"
         "print(found.n_by_id[0], len(shown), getrusage(RUSAGE_SELF).ru_maxrss - before)\n"
     )
@@ -289,7 +291,7 @@ def test_of_a_long_document_only_the_beginning_is_read(tmp_path: Path) -> None:
     data = write(tmp_path, ABC, [[1] * 8000 + [99]])  # there is no id 99
     assert len(documents_shown(data, 1)) == 1
     with pytest.raises(DataError, match="holds id 99"):
-        inspection(data)
+        inspect_data(data)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -302,7 +304,7 @@ def test_an_id_beyond_the_vocabulary_is_a_sentence_not_a_table_of_its_size(
     (tmp_path / f"{split}.bin").write_bytes(b"\xff" * 4 + b"\0" * 4)
     message = f"^{tmp_path}/{split}.bin: holds id 4294967295, but the vocabulary ends at 70260"
     with pytest.raises(DataError, match=message):
-        inspection(data)
+        inspect_data(data)
     with pytest.raises(DataError, match=message):
         list(first_documents(data, 2))
 
@@ -314,7 +316,7 @@ def test_damaged_lengths_are_a_sentence(lengths: tuple[int, int], tmp_path: Path
     damaged = raw[:34] + np.array(lengths, "<i4").tobytes() + raw[42:]
     (tmp_path / "train.idx").write_bytes(damaged)
     with pytest.raises(DataError, match=rf"^{tmp_path}/train\.idx: \d tokens in documents of"):
-        inspection(data)
+        inspect_data(data)
 
 
 @pytest.fixture
@@ -322,7 +324,7 @@ def found(tmp_path: Path) -> Inspection:
     """An inspection with two splits and twelve sources."""
     sources = [source(f"part-{i:02}.txt", 1000 * (i + 1), 3000) for i in range(12)]
     train, val = random_rows(60, seed=5), random_rows(20, seed=6)
-    return inspection(write(tmp_path / "data", ABC, train, val, sources=sources))
+    return inspect_data(write(tmp_path / "data", ABC, train, val, sources=sources))
 
 
 def panels(found: Inspection) -> list[Axes]:
@@ -349,7 +351,7 @@ def test_the_curve_of_ranks_is_that_of_the_counts(found: Inspection) -> None:
 def test_a_curve_of_60_000_ranks_keeps_its_ends_and_few_points(tmp_path: Path) -> None:
     tokenizer = byte_pairs(*[b"%d" % i * 3 for i in range(60_000)])
     ids = [*range(50_000), *[7] * 10]
-    [line] = panels(inspection(write(tmp_path, tokenizer, [ids])))[1].lines
+    [line] = panels(inspect_data(write(tmp_path, tokenizer, [ids])))[1].lines
     ranks, counts = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     assert len(ranks) <= 500
     assert (ranks[0], counts[0]) == (1, 11)
@@ -409,7 +411,7 @@ PICTURES: dict[str, Callable[[Path], DataFolder]] = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_no_text_of_the_picture_touches_another_or_leaves_it(name: str, tmp_path: Path) -> None:
     with style.context(["default", LOOKS]):
-        figure = picture(inspection(PICTURES[name](tmp_path / "data")))
+        figure = picture(inspect_data(PICTURES[name](tmp_path / "data")))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # type: ignore[no-untyped-call]
         texts = texts_in(figure)
@@ -435,7 +437,7 @@ def test_no_text_of_the_picture_touches_another_or_leaves_it(name: str, tmp_path
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_kind_of_picture_is_drawn(name: str, tmp_path: Path) -> None:
-    found = inspection(PICTURES[name](tmp_path / "data"))
+    found = inspect_data(PICTURES[name](tmp_path / "data"))
     for suffix, beginning in (
         (".png", b"\x89PNG\r\n\x1a\n"),
         (".svg", b"<?xml"),

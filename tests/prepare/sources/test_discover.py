@@ -232,7 +232,7 @@ def test_a_progress_file_gives_its_range_and_tells_every_byte(
 def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:
     assert [task.number for task in tasks] == list(range(len(tasks)))
     return [
-        (task.source_indexes[0], [source.path.name for source in task.sources]) for task in tasks
+        (task.global_indexes[0], [source.path.name for source in task.sources]) for task in tasks
     ]
 
 

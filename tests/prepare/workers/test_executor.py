@@ -56,7 +56,7 @@ def tasks_in(folder: Path, n_tasks: int) -> list[Task]:
             Task(
                 number=number,
                 sources=(source,),
-                source_indexes=(number,),
+                global_indexes=(number,),
                 states=(source.state(),),
                 size_bytes=source.size_bytes,
             )
