@@ -39,19 +39,10 @@ class ProcessGroup:
 
     def __init__(self, rank: int = 0, world_size: int = 1, store: Store | None = None) -> None:
         self.rank, self.world_size = rank, world_size
-        self._store = store
-        self._n_store_calls = 0
+        self.is_rank0 = rank == 0  # it alone writes files and logs
+        self.is_distributed = store is not None  # torch.distributed, be it for one process
+        self._store, self._n_store_calls = store, 0
         self._ddp: nn.parallel.DistributedDataParallel | None = None
-
-    @property
-    def is_rank0(self) -> bool:
-        """Whether this process is the one that writes files and logs."""
-        return self.rank == 0
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether torch.distributed is initialized, be it for one process."""
-        return self._store is not None
 
     def broadcast_from_rank0(self, make: Callable[[], Json]) -> Json:
         """Return what ``make`` returns on rank 0, which alone calls it; sent as JSON.
@@ -100,17 +91,18 @@ class ProcessGroup:
         """Return the module to call in place of ``model``: its gradients are means over ranks."""
         if not self.is_distributed:
             return model
-        if self._ddp is None or self._ddp.module is not model:
-            self._ddp = None  # before there is another: it holds references to the parameters
-            with warnings.catch_warnings():
-                # torch 2.13 has a new name for it, which 2.11 does not know
-                warnings.filterwarnings("ignore", "`broadcast_buffers` is dep", FutureWarning)
-                self._ddp = nn.parallel.DistributedDataParallel(
-                    model,
-                    device_ids=[device] if device.type == "cuda" else None,
-                    broadcast_buffers=False,  # position tables: they never change
-                    gradient_as_bucket_view=True,
-                )
+        if self._ddp is not None and self._ddp.module is model:
+            return self._ddp
+        self._ddp = None  # before there is another: it holds references to the parameters
+        with warnings.catch_warnings():
+            # torch 2.13 has a new name for it, which 2.11 does not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is dep", FutureWarning)
+            self._ddp = nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # position tables: they never change
+                gradient_as_bucket_view=True,
+            )
         return self._ddp
 
     def gradient_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
@@ -126,14 +118,14 @@ class ProcessGroup:
 
         Raises: ConfigError when the world size does not divide them.
         """
-        if n_rows % self.world_size:
-            even = -(-n_rows // self.world_size) * self.world_size * block_size
+        n, rest = divmod(n_rows, self.world_size)
+        if rest:
             raise ConfigError(
                 f"{self.world_size} processes cannot share the {n_rows:,} rows of an update "
                 f"evenly: start a number of processes that divides {n_rows:,}, or a run with "
-                f"--tokens-per-step {even}."
+                f"--tokens-per-step {(n + 1) * self.world_size * block_size}."
             )
-        return n_rows // self.world_size
+        return n
 
     def destroy(self) -> None:
         """Destroy the process group, and its threads with it.
@@ -148,20 +140,19 @@ class ProcessGroup:
         """Tell whether rank 0 raises the same message, so that this rank need not print it."""
         if self._store is None:
             return False
-        store, deadline = self._store, time.monotonic() + DUPLICATE_ERROR_S
+        store, deadline, is_same = self._store, time.monotonic() + DUPLICATE_ERROR_S, False
         try:
             if self.is_rank0:
                 store.set("error", message)
                 # the store may end with this process
                 _wait_until(lambda: store.add("error read", 0) >= self.world_size - 1, deadline)
-                return False
-            same = _wait_until(lambda: store.check(["error"]), deadline) and (
-                store.get("error") == message.encode()
-            )
-            store.add("error read", 1)
+            else:
+                if _wait_until(lambda: store.check(["error"]), deadline):
+                    is_same = store.get("error") == message.encode()
+                store.add("error read", 1)
         except RuntimeError:  # the store has gone with another process
             return False
-        return same
+        return is_same
 
     def _next_key(self, operation: str) -> str:
         """Return the key of a collective: ranks make the same calls in the same order."""

@@ -62,8 +62,9 @@ def _n_parameters(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, str]:
     config = read_json(run / CONFIG_NAME)
-    settings: dict[str, Any] = {key: config.get(key) for key in ("preset", "device", "init_from")}
-    settings["data"] = config.get("data", {}).get("sha256", "")[:12]
+    names = ("preset", "device", "data", "init_from")
+    settings: dict[str, Any] = {name: config.get(name) for name in names}
+    settings["data"] = (settings["data"] or {}).get("sha256", "")[:12]
     settings |= config.get("model", {}) | config.get("train", {})
     return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
 

@@ -67,8 +67,8 @@ def broken(trainer, rows):
 train.loop.backward = broken
 """
 FULL = """
-import train.trainer
-save = train.trainer.save_sharded
+import train.distributed.fsdp
+save = train.distributed.fsdp.save_sharded
 def full(tensors, folder):
     if rank == 1:
         import errno
@@ -77,7 +77,7 @@ def full(tensors, folder):
             raise OSError(errno.ENOSPC, "No space left on device")
         HuggingFaceStorageWriter.write_data = nothing_left
     save(tensors, folder)
-train.trainer.save_sharded = full
+train.distributed.fsdp.save_sharded = full
 """
 
 
