@@ -1,6 +1,7 @@
-"""When a run has learned what it can: pure functions of its evaluations so far."""
+"""When a run ends, and when it overfits: pure functions of its evaluations so far."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from common.metrics import read_metrics
 from train.config import TrainConfig
 
 # One rise may be chance and so may two; of three in a row, while train falls, few are.
-RISES_THAT_TELL = 3
+OVERFITTING_EVALS = 3
 
 
 class Losses(NamedTuple):
@@ -27,8 +28,8 @@ def read_history(run: Path) -> list[Losses]:
     ]
 
 
-def since_best(history: Sequence[Losses]) -> int:
-    """Return how many evaluations were made since the lowest val loss, the first such one."""
+def evals_since_best(history: Sequence[Losses]) -> int:
+    """Return the number of evaluations since the lowest val loss, the first such one."""
     val = [losses.val for losses in history]
     return len(val) - 1 - val.index(min(val)) if val else 0
 
@@ -36,34 +37,30 @@ def since_best(history: Sequence[Losses]) -> int:
 def reason_to_end(
     step: int, max_steps: int, history: Sequence[Losses], config: TrainConfig
 ) -> str | None:
-    """Return why the run ends after the evaluation at ``step``, in words, or None: it goes on."""
+    """Return why the run ends after the evaluation at ``step``, or None where it goes on."""
     val_loss = history[-1].val
     if config.target_loss is not None and val_loss <= config.target_loss:
         return f"val loss {val_loss:.4f} has reached --target-loss {config.target_loss:g}"
-    if config.patience and since_best(history) >= config.patience:
-        return f"no better val loss in {since_best(history)} evaluations (--patience)"
+    if config.patience and evals_since_best(history) >= config.patience:
+        return f"no better val loss in {evals_since_best(history)} evaluations (--patience)"
     return f"all {max_steps:,} steps are made" if step == max_steps else None
 
 
-def rises(history: Sequence[Losses]) -> int:
-    """Return how many of the last evaluations, in a row, saw val rise while train fell."""
-    pairs = zip(history[-2::-1], history[:0:-1], strict=True)
-    n = 0
-    for before, after in pairs:
-        if not (after.val > before.val and after.train < before.train):
-            break
-        n += 1
-    return n
+def overfitting_evals(history: Sequence[Losses]) -> int:
+    """Return in how many of the last evaluations, in a row, val rose while train fell."""
+    pairs = list(pairwise(history))[::-1]
+    diverges = [after.val > before.val and after.train < before.train for before, after in pairs]
+    return [*diverges, False].index(False)
 
 
 def overfitting_line(history: Sequence[Losses]) -> str | None:
-    """Return the warning when a run begins to learn by heart, once each time it does."""
-    if rises(history) != RISES_THAT_TELL:
+    """Return the warning when a run begins to overfit, once each time it does."""
+    if overfitting_evals(history) != OVERFITTING_EVALS:
         return None
-    first, last = history[-1 - RISES_THAT_TELL], history[-1]
+    first, last = history[-1 - OVERFITTING_EVALS], history[-1]
     return (
-        f"overfitting: in {RISES_THAT_TELL} evaluations val loss rose from {first.val:.4f} to "
+        f"overfitting: in {OVERFITTING_EVALS} evaluations val loss rose from {first.val:.4f} to "
         f"{last.val:.4f} while train loss fell from {first.train:.4f} to {last.train:.4f}: it "
-        "learns its text by heart. The best checkpoint is kept. More text helps, or --dropout 0.2; "
+        "memorizes its text. The best checkpoint is kept. More text helps, or --dropout 0.2; "
         "--patience 3 would stop here."
     )

@@ -1,7 +1,7 @@
 """Which optimizer updates what, and its state as named tensors.
 
-Muon where asked for and where it is made for: the matrices inside the blocks. Adagrad for n-gram
-tables. AdamW for all else, with decay on matrices and embeddings only.
+Muon: the matrices inside the blocks, with --optimizer muon. Adagrad: the n-gram tables. AdamW: all
+else, with weight decay on matrices and embeddings only.
 
 Source: Loshchilov and Hutter 2019 (arXiv:1711.05101); muon.py.
 """
@@ -25,27 +25,27 @@ class OptimizerGroup:
 
     def set_lr(self, lr: float) -> None:
         """Set the schedule's learning rate, and each optimizer's in proportion."""
-        for part in self.optimizers:
-            part.lr = lr * part.ratio
+        for optimizer in self.optimizers:
+            optimizer.lr = lr * optimizer.ratio
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for part in self.optimizers:
-            for parameter in part.params:
+        """Drop the gradients."""
+        for optimizer in self.optimizers:
+            for parameter in optimizer.params:
                 parameter.grad = None
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        for part in self.optimizers:
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def state_dict(self, model: GPT) -> dict[str, Tensor]:
         """Return the state by name, e.g. ``wte.weight:exp_avg``."""
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         return {
             f"{names[parameter]}:{key}": value
-            for part in self.optimizers
-            for parameter, state in part.state.items()
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
 
@@ -55,9 +55,9 @@ class OptimizerGroup:
         Raises: CheckpointError when the names are not those of this model.
         """
         by_name = dict(model.named_parameters())
-        optimizer_of = {p: part for part in self.optimizers for p in part.params}
-        for part in self.optimizers:
-            part.state.clear()
+        optimizer_of = {p: optimizer for optimizer in self.optimizers for p in optimizer.params}
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition(":")
             if name not in by_name:

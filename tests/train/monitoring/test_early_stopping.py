@@ -1,14 +1,14 @@
-"""When a run ends, and when it is told that it learns by heart: by hand."""
+"""When a run ends, and when it is warned of overfitting, worked out by hand."""
 
 import pytest
 
 from train.config import TrainConfig
 from train.monitoring.early_stopping import (
     Losses,
+    evals_since_best,
+    overfitting_evals,
     overfitting_line,
     reason_to_end,
-    rises,
-    since_best,
 )
 
 
@@ -24,7 +24,7 @@ def history(*val: float) -> list[Losses]:
 def test_evaluations_are_counted_from_the_first_lowest(
     val: tuple[float, ...], expected: int
 ) -> None:
-    assert since_best(history(*val)) == expected
+    assert evals_since_best(history(*val)) == expected
 
 
 def test_patience_ends_a_run_at_the_evaluation_that_exhausts_it() -> None:
@@ -62,7 +62,7 @@ RISING = [Losses(3.0, 3.0), Losses(2.5, 3.1), Losses(2.0, 3.2), Losses(1.5, 3.3)
     ],
 )
 def test_rises_are_those_in_a_row_at_the_end(losses: list[Losses], expected: int) -> None:
-    assert rises(losses) == expected
+    assert overfitting_evals(losses) == expected
 
 
 def test_overfitting_is_said_once_in_words_at_the_third_rise() -> None:

@@ -8,7 +8,7 @@ import torch
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.models.loss import CHUNK_ROWS, CHUNK_LOGITS_ELSEWHERE, chunk_rows
+from common.models.loss import CHUNK_LOGITS_ELSEWHERE, CHUNK_ROWS, chunk_rows
 from train.setup.memory import activation_bytes, max_batch_size, training_bytes
 
 SMALL = ModelConfig(
