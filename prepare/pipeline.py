@@ -73,19 +73,20 @@ def prepare_corpus(
             return old
         log.info("%s: made again: %s.", out, reason)
     with work_folder(out) as work:
-        run = _Run(sources, tasks, config, work, fingerprint, new_progress, executor)
+        read = partial(read_source, config=config)
+        run = _Run(sources, tasks, config, work, fingerprint, new_progress, executor, read)
         check_space(work, tasks, config, 0)
         plan = _first_pass(run)
         check_space(work, tasks, config, plan.n_bytes if run.learns else 0)
         shards, encoder = _second_pass(run, plan)
-        merged = merge(
-            tasks, shards, work, plan.tokenizer.vocab_size, dedup=config.dedup == "exact"
-        )
-        _refuse_empty(run, merged.n_documents, merged.stats)
+        vocab_size, dedup = plan.tokenizer.vocab_size, config.dedup == "exact"
+        merged = merge(tasks, shards, work, sources, vocab_size, dedup=dedup)
+        _refuse_empty(run, merged.counts["n_documents"], merged.stats)
         meta = {
-            "dtype": token_dtype(plan.tokenizer.vocab_size).name,
+            "dtype": token_dtype(vocab_size).name,
             "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "seed": config.seed},
-            **merged.as_json(sources),
+            **merged.counts,
+            **merged.stats.as_json(),
             "encoder": encoder,
             "made_from": fingerprint,
         }
@@ -109,16 +110,12 @@ class _Run:
     fingerprint: dict[str, Any]
     new_progress: NewProgress
     executor: Executor
+    read: ReadSource
 
     @property
     def learns(self) -> bool:
         """Whether the vocabulary is learned from the sources."""
         return self.config.tokenizer in ("bpe", "char")
-
-    @property
-    def read(self) -> ReadSource:
-        """How a source is read in either pass."""
-        return partial(read_source, config=self.config)
 
 
 def _first_pass(run: _Run) -> Plan:

@@ -41,15 +41,9 @@ class Stats:
 
     def add(self, other: "Stats") -> None:
         """Add those of a later source."""
-        self.skipped = (self.skipped + other.skipped)[:MAX_LISTED]
-        self.warnings = (self.warnings + other.warnings)[:MAX_LISTED]
-        self.reasons.update(other.reasons)
-        self.encodings.update(other.encodings)
-        self.n_empty += other.n_empty
-        self.n_bad_bytes += other.n_bad_bytes
-        self.n_with_nul += other.n_with_nul
-        self.n_crlf += other.n_crlf
-        self.n_forced_cuts += other.n_forced_cuts
+        for name, value in vars(other).items():
+            total = getattr(self, name) + value
+            setattr(self, name, total[:MAX_LISTED] if isinstance(total, list) else total)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as meta.json holds it."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.dataset import SPLITS, Split, token_dtype
+from common.dataset import SPLITS, token_dtype
 from prepare.output.dataset_writer import COPY_BYTES, TokenWriter, WrittenFile
 from prepare.output.shard import Rows, Shard
 from prepare.sources.discover import Source
@@ -27,59 +27,42 @@ Flags = npt.NDArray[np.bool_]
 COUNTED = ("documents", "bytes", "tokens")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Merged:
-    """What the files hold."""
+    """The files, and what meta.json says of what is in them."""
 
     files: list[WrittenFile]
-    by_source: npt.NDArray[np.int64]  # (sources, SPLITS, COUNTED)
-    n_documents: int
-    n_duplicates: int | None  # None: nobody asked, and none was looked for
+    counts: dict[str, Any]
     stats: Stats
-
-    def as_json(self, sources: list[Source]) -> dict[str, Any]:
-        """Return it as meta.json holds it."""
-
-        def of_source(counts: list[list[int]]) -> dict[Split, dict[str, int]]:
-            return {s: dict(zip(COUNTED, counts[i], strict=True)) for i, s in enumerate(SPLITS)}
-
-        return {
-            "splits": of_source(self.by_source.sum(axis=0).tolist()),
-            "n_documents": self.n_documents,
-            "n_duplicates": self.n_duplicates,
-            "sources": [
-                {"name": source.name, "size_bytes": None if source.dataset else source.size_bytes}
-                | of_source(counts)
-                for source, counts in zip(sources, self.by_source.tolist(), strict=True)
-            ],
-            **self.stats.as_json(),
-        }
 
 
 def merge(
-    tasks: list[Task], shards: list[Shard], folder: Path, vocab_size: int, *, dedup: bool
+    tasks: list[Task],
+    shards: list[Shard],
+    folder: Path,
+    sources: list[Source],
+    vocab_size: int,
+    *,
+    dedup: bool,
 ) -> Merged:
     """Write the .bin and .idx of both splits into ``folder``; memory stays flat.
 
-    With ``dedup`` documents equal to an earlier one are left out. The ids of the first shard are
-    not copied, where all are kept: those of the others are appended to them.
+    With ``dedup`` documents equal to an earlier one are left out. Without, the ids of the first
+    shard are not copied: those of the others are appended to them.
     """
     dtype = token_dtype(vocab_size)
     duplicate = find_duplicates(shards) if dedup else None
-    base: Shard | None = shards[0]
     shards[0].trim()
-    if duplicate is not None and duplicate[: len(shards[0].rows)].any():
-        base = None
-    n_sources = 1 + max(index for task in tasks for index in task.global_indexes)
-    by_source = np.zeros((n_sources, len(SPLITS), len(COUNTED)), np.int64)
+    base = None if dedup else shards[0]
+    by_source = np.zeros((len(sources), len(SPLITS), len(COUNTED)), np.int64)
     stats, start, n_documents, n_duplicates = Stats(), 0, 0, 0
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(
-                closing(TokenWriter(folder, split, dtype, base.ids_path(split) if base else None))
-            )
+            TokenWriter(folder, split, dtype, base.ids_path(split) if base else None)
             for split in SPLITS
         ]
+        for writer in writers:
+            stack.enter_context(closing(writer))
         for task, shard in zip(tasks, shards, strict=True):
             stats.add(Stats.from_json(shard.manifest["stats"]))
             first_ids = [0] * len(SPLITS)  # of a block of rows, among the shard's ids
@@ -88,8 +71,8 @@ def merge(
                 if duplicate is not None:
                     kept = ~duplicate[start : start + len(rows)]
                 start += len(rows)
-                n_documents += int((kept & (rows["first"] == 1)).sum())
-                n_duplicates += int((~kept & (rows["first"] == 1)).sum())
+                n_documents += int(rows["first"][kept].sum())
+                n_duplicates += int(rows["first"][~kept].sum())
                 _count(by_source, task, rows[kept])
                 for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):
                     chosen = rows["split"] == number
@@ -100,15 +83,23 @@ def merge(
                     first_ids[number] += int(lengths.sum())
                     writer.add_lengths(lengths[kept[chosen]])
         files = [file for writer in writers for file in writer.finish()]
-    for counts, writer in zip(by_source.sum(axis=0), writers, strict=True):
-        assert counts.tolist()[::2] == [writer.n_documents, writer.n_tokens]
-    return Merged(
-        files=files,
-        by_source=by_source,
-        n_documents=n_documents,
-        n_duplicates=n_duplicates if dedup else None,
-        stats=stats,
-    )
+    counts = {
+        "splits": _by_split(by_source.sum(axis=0)),
+        "n_documents": n_documents,
+        "n_duplicates": n_duplicates if dedup else None,  # None: not looked for
+        "sources": [
+            {"name": source.name, "size_bytes": None if source.dataset else source.size_bytes}
+            | _by_split(counted)
+            for source, counted in zip(sources, by_source, strict=True)
+        ],
+    }
+    return Merged(files, counts, stats)
+
+
+def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return counts of shape (SPLITS, COUNTED) as meta.json has them."""
+    rows = (dict(zip(COUNTED, row, strict=True)) for row in counts.tolist())
+    return dict(zip(SPLITS, rows, strict=True))
 
 
 def _blocks(shard: Shard) -> Iterator[Rows]:

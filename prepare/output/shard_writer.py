@@ -1,7 +1,6 @@
 """Second pass: the documents of a task -> its shard of ids (shard.py)."""
 
 import sys
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -33,13 +32,8 @@ def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bo
         OUTPUT_VERSION, asdict(config), versions(), plan.rule, fast,
         describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content().decode("utf-8"),
     )  # fmt: skip
-    lengths = defaultdict(list)
-    for number, document, n_bytes in plan.lengths:
-        lengths[number].append((document, n_bytes))
     return [
-        key_of(
-            same_for_all, task.states, [s.byte_range for s in task.sources], lengths[task.number]
-        )
+        key_of(same_for_all, task.states, [source.byte_range for source in task.sources])
         for task in tasks
     ]
 
