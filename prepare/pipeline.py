@@ -34,7 +34,7 @@ from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.split import MIN_DOCUMENTS
 from prepare.tokens.verify import EncodersDisagreeError
 from prepare.tokens.vocabulary import published_tokenizer
-from prepare.workdir import check_space, remove_work, work_folder
+from prepare.workdir import check_space, forget, remove_work, work_folder
 from prepare.workers.executor import Executor
 from prepare.workers.tasks import ReadSource, Task, key_of, make_tasks
 
@@ -64,8 +64,7 @@ def prepare_corpus(
         )
     tasks = make_tasks([part for source in sources for part in _parts(source)])
     fingerprint = fingerprint_of((state for task in tasks for state in task.states), config)
-    old = old_meta(out)
-    if old is not None:
+    if (old := old_meta(out)) is not None:
         reason = stale_reason(old.get("made_from", {}), fingerprint)
         if reason is None:
             log.info("%s: made of these sources, with these options: nothing to do.", out)
@@ -189,8 +188,7 @@ def _encode(run: _Run, plan: Plan, *, fast: bool) -> tuple[list[Shard], str]:
 def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     if n_documents:
         return
-    for path in (*run.work.glob("*.sample"), *run.work.glob("*.json")):
-        path.unlink()  # a later run would resume from it
+    forget(run.work)
     names = ", ".join(source.name for source in run.sources[:5])
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []

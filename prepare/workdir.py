@@ -35,7 +35,7 @@ def work_folder(out: Path) -> Iterator[Path]:
             try:
                 yield work
             except BaseException:
-                if not any(work.glob("*.json")) and not any(work.glob("*.sample")):
+                if not _finished(work):
                     shutil.rmtree(work, ignore_errors=True)
                 raise
             shutil.rmtree(work)
@@ -45,6 +45,16 @@ def work_folder(out: Path) -> Iterator[Path]:
         if not existed:
             with suppress(OSError):  # not empty
                 out.rmdir()
+
+
+def _finished(work: Path) -> list[Path]:
+    return [*work.glob("*.json"), *work.glob("*.sample")]
+
+
+def forget(work: Path) -> None:
+    """Leave nothing that a later run would resume from."""
+    for path in _finished(work):
+        path.unlink()
 
 
 def remove_work(out: Path) -> None:
