@@ -36,23 +36,14 @@ log = logging.getLogger(__name__)
 N_WARMUP = 2
 
 
-class Optimizer(Protocol):
+class _Optimizer(Protocol):
     """What updates the parameters: OptimizerGroup, of optim/group.py."""
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next steps."""
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-
-    def state_dict(self, model: GPT) -> dict[str, Tensor]:
-        """Return the state by name."""
-
-    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None:
-        """Put back what state_dict() returned."""
+    def set_lr(self, lr: float) -> None: ...
+    def zero_grad(self) -> None: ...
+    def step(self) -> None: ...
+    def state_dict(self, model: GPT) -> dict[str, Tensor]: ...
+    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None: ...
 
 
 class DivergedError(Exception):
@@ -92,7 +83,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        optimizer: Optimizer,
+        optimizer: _Optimizer,
         data: DataFolder,
         config: TrainConfig,
         device: Device,
