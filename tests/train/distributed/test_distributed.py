@@ -66,6 +66,17 @@ def broken(trainer, rows):
     return loss * float("nan") if rank == 1 and trainer.optimizer.optimizers[0].lr > 0 else loss
 train.loop.backward = broken
 """
+SPOILT_AT_7 = """
+import train.loop
+from train.distributed.fsdp import to_local
+update = train.loop.update
+def spoilt(trainer, step, lr):
+    if step == 7 and lr == 1e-2:
+        for parameter in trainer.model.parameters():
+            to_local(parameter.data).fill_(float("nan"))
+    return update(trainer, step, lr)
+train.loop.update = spoilt
+"""
 FULL = """
 import train.distributed.fsdp
 save = train.distributed.fsdp.save_sharded
@@ -146,6 +157,9 @@ def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, E
         "no memory": new(data, 2, "no-memory", before=NO_MEMORY),
         "later no memory": new(data, 2, "later", before=LATER_NO_MEMORY),
         "nan": new(data, 2, "nan", before=NAN, max_bad_steps=2, max_steps=8),
+        "back, one": new(data, 0, "back-one", before=SPOILT_AT_7, max_bad_steps=2),
+        "back, two": new(data, 2, "back-two", before=SPOILT_AT_7, max_bad_steps=2),
+        "back, shared": new(data, 2, "back-shared", "--shard", before=SPOILT_AT_7, max_bad_steps=2),
         "full": new(data, 2, "full", "--shard", before=FULL),
         "alone": new(data, 2, "alone", n_started=1, before=IMPATIENT),
         "uneven": new(data, 3, "uneven"),
@@ -331,6 +345,17 @@ def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
     assert "step 1: the loss is nan" in job.said[0]
     assert "the run has diverged" in job.said[0].splitlines()[-1]
     assert job.said[1] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two", "shared"])
+def test_weights_that_are_no_numbers_are_given_up_for_a_checkpoint_by_all(
+    ended: dict[str, Ended], place: Path, name: str
+) -> None:
+    job = ended[f"back, {name}"]
+    assert job.codes == [0, 0], job.said
+    assert "step-00000006, with the learning rate times 0.5" in job.said[0]
+    assert_same_to_rounding(run_of(place, f"back-{name}"), run_of(place, "back-one"))
 
 
 @pytest.mark.slow
