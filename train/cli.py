@@ -154,7 +154,7 @@ def pretrain(
 @click.option(
     "--shard/--no-shard",
     default=None,
-    help="Share out the weights over the processes, or no longer.  [default: as it was]",
+    help="Shard the weights over the processes, or no longer.  [default: as it was]",
 )
 @device_option
 @runs_dir_option
