@@ -14,8 +14,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sample.server.protocol import ChatRequest, CompletionRequest
 from tests.sample.serving import InProcess, in_process
 
-# Where a request keeps to its schema and cannot be answered all the same.
-BEYOND_SCHEMA = {"prompt", "n", "echo", "top_logprobs", "model"}
+# Where a request keeps to its schema and cannot be answered all the same; of a seed's bound FastAPI
+# writes the nearest float, which is 1 more.
+BEYOND_SCHEMA = {"prompt", "n", "echo", "top_logprobs", "model", "seed"}
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 relaxed = settings(
     max_examples=40, database=None, deadline=None, derandomize=True,
@@ -53,7 +54,9 @@ def test_what_keeps_to_the_schema_is_answered_as_described(api: InProcess, path:
         statuses[answered.status_code] += 1
         case.validate_response(answered, excluded_checks=[positive_data_acceptance])
         if answered.status_code != 200:
-            assert answered.json()["error"]["param"].partition("[")[0] in BEYOND_SCHEMA
+            assert answered.json()["error"]["param"].partition("[")[0] in BEYOND_SCHEMA, (
+                answered.text
+            )
 
     check()
     assert statuses[200] > 10
