@@ -12,7 +12,6 @@ from contextlib import closing
 
 from common.errors import DataError
 from prepare.archives.codecs import CODECS, decompress
-from prepare.archives.prefetch import prefetch
 from prepare.archives.sniff import archive_kind, without_extension
 from prepare.archives.streams import (
     HEAD_BYTES,
@@ -28,6 +27,7 @@ from prepare.config import PrepareConfig
 from prepare.readers.chunks import END, Chunk, rechunk
 from prepare.readers.encoding import WIDE_MARKS, json_in_utf8, utf8_blocks
 from prepare.readers.jsonl import json_documents, looks_like_json
+from prepare.readers.prefetch import prefetch
 from prepare.readers.skip import skip_errors
 from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
 from prepare.sources.discover import Progress, ProgressFile, ReadCounter, Source

@@ -13,7 +13,6 @@ MAX_RECORD_BYTES = 256 << 20  # of its line, or its characters
 TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes, the limit of a record: split its text"
 LONGEST_LITERAL = 16  # characters: -Infinity, or an escape, and some
 BLANKS = re.compile(r"[ \t\n\r]*")
-ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of one that is not UTF-8
 
 raw_decode = json.JSONDecoder().raw_decode
 
@@ -28,7 +27,6 @@ class JsonValues:
     def __init__(self, blocks: Iterator[str]) -> None:
         self.ended = False  # all blocks were taken
         self.has_bad_bytes = False  # bytes that are not UTF-8 were in the value decoded last
-        self._is_dirty = False  # there were some before
         self._blocks = blocks
         self._text = ""  # held of it ...
         self._at = 0  # ... from here on
@@ -68,11 +66,15 @@ class JsonValues:
                 is_near_end = end > len(self._text) - LONGEST_LITERAL
                 if not (isinstance(value, int | float) and is_near_end and self._fill()):
                     break  # else a number may go on
-        start, self._at = self._at, end
-        self.has_bad_bytes = self._is_dirty and bool(ESCAPED_BYTE.search(self._text, start, end))
-        if self.has_bad_bytes:
-            raw = self._text[start:end].encode("utf-8", "surrogateescape")
+        text = self._text[self._at : end]
+        self._at = end
+        try:
+            text.encode()
+            self.has_bad_bytes = False
+        except UnicodeEncodeError:
+            raw = text.encode("utf-8", "surrogateescape")
             value, _ = raw_decode(raw.decode("utf-8", "replace"))
+            self.has_bad_bytes = True
         return value
 
     def _peek(self) -> str:
@@ -101,7 +103,6 @@ class JsonValues:
         while n_missing > 0 and (block := next(self._blocks, None)) is not None:
             parts.append(block)
             n_missing -= len(block)
-            self._is_dirty = self._is_dirty or not _is_encodable(block)
         if len(parts) == 1:
             self.ended = True
             return False
@@ -128,14 +129,6 @@ def decode_utf8(blocks: Iterator[bytes], name: str, on_bad_bytes: str) -> Iterat
         except UnicodeDecodeError as error:
             start = n_read - len(error.object) + error.start
             raise not_utf8(name, start, error.object[error.start]) from error
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def not_utf8(where: str, start: int, byte: int) -> DataError:

@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import os
+import random
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_newlines_are_collapsed_in_json_as_in_text(tmp_path: Path) -> None:
         path = written(tmp_path / name, content)
         assert read(path, collapse_newlines=True)[0] == [b"one\n\ntwo"]
         assert read(path)[0] == [text.encode()]
+
+
+@pytest.mark.parametrize(("max_ratio", "is_refused"), [(100, True), (180, True), (190, False)])
+def test_what_a_source_expands_to_is_the_same_in_a_process_of_its_own(
+    max_ratio: float, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A past bug: the layers of an archive were counted in two processes, each from nothing."""
+    inner = gzip.compress(b"all the same " * 8_000_000, 1)
+    outer = tar_of({"a": random.Random(0).randbytes(500_000).hex().encode(), "b.gz": inner})
+    path = written(tmp_path / "a.tar.gz", gzip.compress(outer))
+    monkeypatch.setattr(documents, "PREFETCH_BYTES", 1)
+    for disabled in (False, True):
+        monkeypatch.setattr("prepare.forked._disabled", disabled)
+        found, stats = read(path, max_ratio=max_ratio, on_error="skip")
+        assert len(found) == (1 if is_refused else 2)
+        assert stats.reasons.total() == is_refused
 
 
 def test_line_ends_become_lf_in_plain_files_only(tmp_path: Path) -> None:

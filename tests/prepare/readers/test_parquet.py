@@ -94,6 +94,30 @@ def test_text_may_lie_deeper_in_a_list_or_under_a_name_with_a_dot(tmp_path: Path
         assert read(tmp_path / "a", text_key=key)[0] == expected
 
 
+def test_a_row_without_text_costs_one_document_where_asked(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": None}, None, {"text": "two"}]
+    (tmp_path / "a").write_bytes(parquet_of({"meta": rows}))
+    with pytest.raises(DataError, match=r"row 2: no text under the key 'meta\.text'"):
+        read(tmp_path / "a", text_key="meta.text")
+    found, stats = read(tmp_path / "a", text_key="meta.text", on_error="skip")
+    assert found == [b"one", b"two"]
+    assert stats.n_empty == 1
+    assert stats.reasons == {"no text under the key 'meta.text'": 1}
+
+
+def test_newlines_are_collapsed_and_zero_bytes_counted_in_rows_too(
+    saved: Path, tmp_path: Path
+) -> None:
+    texts = ["\n\n one\n\n\n\ntwo \n", "a\0b"]
+    (tmp_path / "a").write_bytes(parquet_of({"text": texts}))
+    found, stats = read(tmp_path / "a", collapse_newlines=True)
+    assert found == [b"one\n\ntwo", b"a\0b"]
+    assert stats.n_with_nul == 1
+    rows = pytest.importorskip("datasets").Dataset.from_dict({"text": texts})
+    rows.save_to_disk(tmp_path / "rows")
+    assert read(data_set(tmp_path / "rows"), collapse_newlines=True) == (found, stats)
+
+
 @pytest.mark.parametrize("key", ["text", "meta.text", "meta.n", "id"])
 def test_a_missing_column_is_a_sentence_that_lists_those_there_are(
     key: str, tmp_path: Path

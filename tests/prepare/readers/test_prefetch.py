@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.archives.prefetch import BATCH_BYTES, BATCH_CHUNKS, ReaderDiedError, prefetch
 from prepare.config import PrepareConfig
 from prepare.forked import disable_fork, forked
 from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
 from prepare.readers.documents import PREFETCH_BYTES, read_source
+from prepare.readers.prefetch import BATCH_BYTES, BATCH_CHUNKS, ReaderDiedError, prefetch
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
 from prepare.stats import Stats, UnreadableError
 from tests.processes import children
