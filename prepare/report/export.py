@@ -27,7 +27,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from common.dataset import IDX_HEADER, SPLITS, DataFolder, Split
+from common.dataset import SPLITS, DataFolder, Split
 from common.errors import DataError
 from common.files import atomic_write, fsync_folder, write_text
 from common.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
             index, metadata = (out / f"{tokens.name}.{kind}" for kind in ("index", "metadata"))
             _link_or_copy(data.path / f"{split}.bin", tokens)
             with atomic_write(index) as file:
-                _write_ends(data, split, file)
+                file.write(_ends(data, split))
             n_tokens = data.n_tokens(split)
             name = f"{data.meta['tokenizer']['name']}|{data.dtype.itemsize}"
             write_text(metadata, f"{name}\n{n_tokens}\n{_rounded(n_tokens)}")
@@ -163,19 +163,14 @@ def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
     return paths
 
 
-def _write_ends(data: DataFolder, split: Split, file: BinaryIO) -> None:
-    """Write how many tokens end with each document, as uint64, from the lengths in the .idx."""
-    path = data.path / f"{split}.idx"
-    n_bytes, end = 4 * int(data.meta["splits"][split]["documents"]), 0
-    with path.open("rb") as idx:
-        idx.seek(IDX_HEADER.size)
-        for start in range(0, n_bytes, BLOCK_BYTES):
-            lengths = np.frombuffer(idx.read(min(BLOCK_BYTES, n_bytes - start)), "<i4")
-            ends = end + np.cumsum(lengths, dtype=np.int64)
-            file.write(ends.astype("<u8").tobytes())
-            end = int(ends[-1])
-    if end != data.n_tokens(split):
-        raise _damaged(path, f"has documents of {end:,} tokens, not of {data.n_tokens(split):,}")
+def _ends(data: DataFolder, split: Split) -> bytes:
+    """Return how many tokens end with each document, as uint64."""
+    ends = data.document_bounds(split)[1:]
+    n_tokens = int(ends[-1]) if len(ends) else 0
+    if n_tokens != data.n_tokens(split):
+        what = f"has documents of {n_tokens:,} tokens, not of {data.n_tokens(split):,}"
+        raise _damaged(data.path / f"{split}.idx", what)
+    return ends.astype("<u8").tobytes()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

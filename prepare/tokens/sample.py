@@ -104,22 +104,27 @@ class CorpusSample:
         self.items.merge(other.items)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, for a run that resumes."""
-        items = [item._replace(text=item.text.decode()) for item in self.items.items()]  # type: ignore[arg-type]
-        threshold, characters = self.items.threshold, sorted(self.characters)
-        changed = {"items": [threshold, items], "characters": characters}
-        whole = vars(self) | changed | {"stats": self.stats.as_json()}
+        """Write it as a line of JSON and the texts of its items, for a run that resumes."""
+        items = self.items.items()
+        sizes = [item._replace(text=len(item.text)) for item in items]  # type: ignore[arg-type]
+        header = {
+            "items": [self.items.threshold, sizes],
+            "characters": sorted(self.characters),
+            "stats": self.stats.as_json(),
+        }
         with atomic_write(path) as file:
-            file.write(json.dumps(whole, ensure_ascii=False).encode())
+            file.write(json.dumps(vars(self) | header).encode() + b"\n")
+            file.writelines(item.text for item in items)
 
     @classmethod
     def load(cls, path: Path) -> "CorpusSample":
         """Read back what ``save`` wrote."""
-        saved = json.loads(path.read_bytes())
-        threshold, items = saved.pop("items")
         sample = BottomKSample(SAMPLE_BYTES)
-        for hashed, text, *rest in items:
-            sample.add(SampleItem(hashed, text.encode(), *rest))
+        with path.open("rb") as file:
+            saved = json.loads(file.readline())
+            threshold, sizes = saved.pop("items")
+            for hashed, n_bytes, *rest in sizes:
+                sample.add(SampleItem(hashed, file.read(n_bytes), *rest))
         sample.threshold = threshold
         characters, stats = set(saved.pop("characters")), Stats.from_json(saved.pop("stats"))
         return cls(items=sample, characters=characters, stats=stats, **saved)
