@@ -44,12 +44,13 @@ class KVCache(Protocol):
     # one. 1 where drafts do not pay.
     max_batch_tokens: int
 
-    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
-        """Begin a row with ``ids``; yield the logits after each of the last ``n_wanted``."""
-        ...
+    def prefill(
+        self, prompts: Sequence[tuple[int, Sequence[int]]], n_wanted: int = 1
+    ) -> Iterator[tuple[int, Logits]]:
+        """Begin rows, each with its ids; yield rows and the logits after their last ``n_wanted``.
 
-    def prefill_batch(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
-        """Begin several rows, each with its ids; return the logits after each prompt."""
+        Those of a row come in order, in as many parts as they are computed in.
+        """
         ...
 
     def decode(self, positions: Sequence[Position]) -> Logits:

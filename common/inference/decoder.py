@@ -69,10 +69,10 @@ class Decoder:
 
         Raises: CheckpointError when the network's logits are not finite numbers.
         """
-        busy = [(number, row) for number, row in enumerate(self.rows) if row is not None]
-        self._forward([(number, row) for number, row in busy if row.logits is None])
+        busy = {number: row for number, row in enumerate(self.rows) if row is not None}
+        self._forward({number: row for number, row in busy.items() if row.logits is None})
         tokens = {}
-        for number, row in busy:
+        for number, row in busy.items():
             tokens[number] = self._sample(row)
             row.append(tokens[number].idx)
         return tokens
@@ -81,19 +81,12 @@ class Decoder:
         """Forget a row's text; the row is free again."""
         self.rows[row] = None
 
-    def _forward(self, rows: Sequence[tuple[int, Row]]) -> None:
+    def _forward(self, rows: dict[int, Row]) -> None:
         """Compute the logits of rows: prefill the new and the re-based, decode the others."""
-        new: list[tuple[Row, tuple[int, list[int]]]] = []
-        others: list[tuple[int, Row]] = []
-        for number, row in rows:
-            if prompt := row.prompt():
-                new.append((row, (number, prompt)))
-            else:
-                others.append((number, row))
-        if new:
-            found = self.cache.prefill_batch([prompt for _, prompt in new])
-            for (row, _), logits in zip(new, found, strict=True):
-                row.prefilled(next(logits.each()))
+        prompts = {number: prompt for number, row in rows.items() if (prompt := row.prompt())}
+        for number, logits in self.cache.prefill([*prompts.items()]):
+            rows[number].prefilled(next(logits.each()))
+        others = [(number, row) for number, row in rows.items() if number not in prompts]
         if others:
             limit = self.cache.max_batch_tokens // len(others) - 1
             positions = [row.positions(number, limit) for number, row in others]

@@ -132,17 +132,29 @@ class TorchKVCache:
         self.prompts: list[tuple[list[int], Logits] | None] = [None] * n_rows  # and what followed
 
     @torch.inference_mode()
-    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
-        """Begin a row with ``ids``; yield the logits after each of the last ``n_wanted``."""
-        for other, prompt in enumerate(self.prompts):
-            # as for several samples of one prompt; behind it a row may hold more
-            if n_wanted == 1 and prompt is not None and prompt[0] == ids:
-                self.prompts[row] = None  # until it is sure: a Ctrl-C may come in between
-                self.buffer[:, row, :, : len(ids)] = self.buffer[:, other, :, : len(ids)]
-                self.prompts[row] = prompt
-                yield prompt[1]
-                return
-        self.prompts[row] = None
+    def prefill(
+        self, prompts: Sequence[tuple[int, Sequence[int]]], n_wanted: int = 1
+    ) -> Iterator[tuple[int, Logits]]:
+        """Begin rows, each with its ids; yield rows and the logits after their last ``n_wanted``.
+
+        A prompt that another row began with is copied, as for several samples of one prompt.
+        """
+        for row, ids in prompts:
+            same = [
+                (other, prompt[1])
+                for other, prompt in enumerate(self.prompts)
+                if n_wanted == 1 and prompt is not None and prompt[0] == ids
+            ]
+            self.prompts[row] = None  # until it is sure: a Ctrl-C may come in between
+            if same:
+                self.buffer[:, row, :, : len(ids)] = self.buffer[:, same[0][0], :, : len(ids)]
+            found = iter([same[0][1]]) if same else self._prefill(row, ids, n_wanted)
+            for logits in found:
+                if n_wanted == 1:
+                    self.prompts[row] = list(ids), logits
+                yield row, logits
+
+    def _prefill(self, row: int, ids: Sequence[int], n_wanted: int) -> Iterator[Logits]:
         config = self.backend.config
         idx = torch.tensor([ids], device=self.buffer.device)  # (1, T)
         positions = torch.arange(len(ids), device=idx.device)[None]
@@ -150,14 +162,7 @@ class TorchKVCache:
         hidden = self.backend.hidden(shifted_ids(idx, config.n_recent), positions, attend)
         n_tokens = max(1, LOGITS_BYTES // (4 * config.vocab_size))
         for first in range(len(ids) - n_wanted, len(ids), n_tokens):
-            logits = self.backend.logits(hidden[0, first : first + n_tokens], n_tokens)
-            if n_wanted == 1:
-                self.prompts[row] = list(ids), logits
-            yield logits
-
-    def prefill_batch(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
-        """Begin several rows, each with its ids; return the logits after each prompt."""
-        return [logits for row, ids in prompts for logits in self.prefill(row, ids)]
+            yield self.backend.logits(hidden[0, first : first + n_tokens], n_tokens)
 
     @torch.inference_mode()
     def decode(self, positions: Sequence[Position]) -> Logits:

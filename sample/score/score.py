@@ -124,7 +124,7 @@ def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[Token]
     """Score ids[1 + n_skipped :], each from all before it."""
     targets = ids[1 + n_skipped :]
     logprobs: list[float] = []
-    for logits, logsumexp in cache.prefill(0, ids[:-1], len(targets)):
+    for _, (logits, logsumexp) in cache.prefill([(0, ids[:-1])], len(targets)):
         chosen = targets[len(logprobs) : len(logprobs) + len(logits)]
         logprobs += (logits[np.arange(len(logits)), chosen] - logsumexp).tolist()
     return [Token(idx, logprob) for idx, logprob in zip(targets, logprobs, strict=True)]

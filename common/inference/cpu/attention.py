@@ -8,13 +8,12 @@ import math
 import numpy as np
 from numba import carray, njit
 
-from common.inference.cpu.gemm import EXACT, K_BLOCK, LINE_BYTES, LOOSE, exp, gemm, gemm_block
-from common.inference.cpu.intrinsics import alloca, prefetch
+from common.inference.cpu.gemm import EXACT, K_BLOCK, LOOSE, exp, gemm, gemm_block
+from common.inference.cpu.intrinsics import alloca
 from common.inference.cpu.layout import C_ATTN, K_NORM, NONE, PANEL, Q_NORM, ROWS
 from common.inference.cpu.threads import barrier
 
 LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
-LINE = LINE_BYTES // 4  # numbers of 32 bits
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -63,9 +62,6 @@ def attention(queries, n_rows, keys, values, position, weights, sums, y):
     hs, n, zero = y.shape[1], position + n_rows, np.int64(0)
     totals = carray(alloca(ROWS), ROWS)
     for panel in range(-(-n // PANEL)):
-        for i in range(panel * PANEL, min((panel + 1) * PANEL, n)):
-            for j in range(0, hs, LINE):
-                prefetch(values[j // PANEL], i * PANEL + j % PANEL)
         gemm_block(queries, n_rows, keys[panel], zero, hs, weights, panel * PANEL, n < 0)
     for row in range(n_rows):
         n_seen, own = position + row + 1, weights[row]

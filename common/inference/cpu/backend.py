@@ -9,6 +9,7 @@ begin with alike is prefilled once.
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -82,39 +83,30 @@ class CpuKVCache:
         numbers = range(1, backend.n_threads)
         self._pipes = np.array([start_thread(n, work, owner=self) for n in numbers], np.int64)
 
-    def prefill(self, row: int, ids: Sequence[int], n_wanted: int = 1) -> Iterator[Logits]:
-        """Begin a row with ``ids``; yield the logits after each of the last ``n_wanted``.
+    def prefill(
+        self, prompts: Sequence[tuple[int, Sequence[int]]], n_wanted: int = 1
+    ) -> Iterator[tuple[int, Logits]]:
+        """Begin rows, each with its ids; yield rows and the logits after their last ``n_wanted``.
 
-        What any row holds already of their beginning is copied from there.
+        What any row holds already of a beginning is copied from there. What two prompts begin with
+        is computed once: the second waits for the first.
         """
-        positions = self._uncached(row, ids, n_wanted)
-        first_wanted = len(positions) - n_wanted
-        for first in range(0, len(positions), MAX_TOKENS):
-            part = positions[first : first + MAX_TOKENS]
-            logits = self._forward(part, range(max(0, first_wanted - first), len(part)))
-            if len(logits.logsumexp):
-                yield logits
-
-    def prefill_batch(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[Logits]:
-        """Begin several rows, each with its ids; return the logits after each prompt."""
-        found: dict[int, Logits] = {}
         waiting = [*prompts]
         while waiting:
             batch: list[tuple[int, Sequence[int]]] = []
             for row, ids in waiting:
-                # what two of them begin with is computed once: the second waits for the first
                 if all(_n_common(ids, other) < MIN_SHARED for _, other in batch):
                     batch.append((row, ids))
             waiting = [prompt for prompt in waiting if prompt not in batch]
-            positions = [at for row, ids in batch for at in self._uncached(row, ids, 1)]
-            lengths = {row: len(ids) for row, ids in batch}
+            positions = [at for row, ids in batch for at in self._uncached(row, ids, n_wanted)]
+            first_wanted = {row: len(ids) - n_wanted for row, ids in batch}
             for first in range(0, len(positions), MAX_TOKENS):
                 part = positions[first : first + MAX_TOKENS]
-                last = [n for n, at in enumerate(part) if at.position == lengths[at.row] - 1]
-                logits = self._forward(part, last)
-                for i, n in enumerate(last):
-                    found[part[n].row] = Logits(*(x[i : i + 1] for x in logits))
-        return [found[row] for row, _ in prompts]
+                wanted = [n for n, at in enumerate(part) if at.position >= first_wanted[at.row]]
+                logits, n = self._forward(part, wanted), 0
+                for row, own in groupby(part[i].row for i in wanted):
+                    n, begin = n + len([*own]), n
+                    yield row, Logits(*(x[begin:n] for x in logits))
 
     def decode(self, positions: Sequence[Position]) -> Logits:
         """Put one more id at each of several positions; return the logits after each."""

@@ -61,12 +61,12 @@ def test_a_text_has_the_same_logits_to_the_last_bit_however_it_is_computed(
     model = random_model(config)
     backend = CpuBackend(model, n_threads=n_threads)
     ids, other = ids_of(config, N), ids_of(config, N, seed=1)
-    (expected,) = backend.make_cache(1).prefill(0, ids, N)
+    ((_, expected),) = backend.make_cache(1).prefill([(0, ids)], N)
     cache = backend.make_cache(3)
-    (beside,) = cache.prefill(2, other, N)
+    ((_, beside),) = cache.prefill([(2, other)], N)
     for first in (1, 2, 17, N - 1):
         cache.cached_ids[1] = []  # nothing is to be known of it already
-        *_, found = cache.prefill(1, ids[:first])
+        ((_, found),) = cache.prefill([(1, ids[:first])])
         assert_same(found, expected, first - 1, first)
         for at in range(first, N, 3):
             last = min(at + 3, N)
@@ -88,8 +88,8 @@ def test_a_prompt_longer_than_a_pass_is_computed_in_several() -> None:
     with torch.inference_mode():
         logits = model(torch.tensor([ids]))[0].numpy()
     for n_wanted in (1, 150, 400):
-        parts = list(CpuBackend(model).make_cache(1).prefill(0, ids, n_wanted))
-        found = np.concatenate([part.logits for part in parts])
+        parts = CpuBackend(model).make_cache(1).prefill([(0, ids)], n_wanted)
+        found = np.concatenate([part.logits for _, part in parts])
         np.testing.assert_allclose(found, logits[400 - n_wanted :], atol=1e-4, rtol=1e-4)
 
 
@@ -108,11 +108,11 @@ def test_what_a_text_begins_with_is_not_computed_again_where_a_row_holds_it(
         (2, ids[:60], 10),
         (1, ids[5:10], 5),
     ]
-    expected = [next(backend.make_cache(1).prefill(0, text)) for _, text, _ in texts]
+    expected = [next(backend.make_cache(1).prefill([(0, text)]))[1] for _, text, _ in texts]
     n_computed = counted(backend, monkeypatch)
     for (row, text, n_new), anew in zip(texts, expected, strict=True):
         del n_computed[:]
-        (found,) = cache.prefill(row, text)
+        ((_, found),) = cache.prefill([(row, text)])
         assert sum(n_computed) == n_new
         assert_same(found, anew, 0, 1)
 
@@ -124,11 +124,12 @@ def test_prompts_prefilled_together_have_the_logits_of_each_alone_and_share_thei
     backend = CpuBackend(random_model(config))
     ids, other = ids_of(config, 200), ids_of(config, 200, seed=1)
     texts = [(3, ids[:90]), (0, ids[:100]), (5, other), (1, ids[:90]), (4, [7]), (2, ids[3:8])]
-    expected = [next(backend.make_cache(1).prefill(0, text)) for _, text in texts]
+    expected = [next(backend.make_cache(1).prefill([(0, text)]))[1] for _, text in texts]
     n_computed = counted(backend, monkeypatch)
     cache = backend.make_cache(6)
-    for found, alone in zip(cache.prefill_batch(texts), expected, strict=True):
-        assert_same(found, alone, 0, 1)
+    found = dict(cache.prefill(texts))
+    for (row, _), alone in zip(texts, expected, strict=True):
+        assert_same(found[row], alone, 0, 1)
     # those that begin alike wait, and then compute the 10 and the 1 that are left
     first = 90 + 200 + 1 + 5
     assert n_computed == [128, 128, first - 256, 10, 1]
@@ -142,7 +143,7 @@ def test_logits_that_are_not_finite_have_no_logsumexp(bad: float) -> None:
     backend = CpuBackend(model)
     with torch.no_grad():
         backend.wte[3] = bad
-        (found,) = backend.make_cache(1).prefill(0, [1, 2, 3])
+        ((_, found),) = backend.make_cache(1).prefill([(0, [1, 2, 3])])
     assert not np.isfinite(found.logsumexp[0])
 
 
@@ -163,7 +164,7 @@ def test_the_threads_end_with_the_cache_and_signals_do_not_end_them() -> None:
     config = ModelConfig(vocab_size=50, block_size=64, n_layer=2, n_head=4, n_embd=32)
     backend, ids = CpuBackend(random_model(config), n_threads=3), ids_of(config, 60)
     n_before = len(kernel_threads())
-    (expected,) = backend.make_cache(1).prefill(0, ids)
+    ((_, expected),) = backend.make_cache(1).prefill([(0, ids)])
     came: list[int] = []
     former = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
     try:
@@ -172,7 +173,7 @@ def test_the_threads_end_with_the_cache_and_signals_do_not_end_them() -> None:
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGUSR1)
             cache.cached_ids[0] = []
-            (found,) = cache.prefill(0, ids)
+            ((_, found),) = cache.prefill([(0, ids)])
             assert_same(found, expected, 0, 1)
     finally:
         signal.signal(signal.SIGUSR1, former)
@@ -245,3 +246,16 @@ def test_a_small_network_takes_one_thread_however_large_its_tables(
     assert CpuBackend(GPT(tables)).n_threads == 1
     large = ModelConfig(**small | {"n_inner": ONE_THREAD_WEIGHTS // 64})
     assert CpuBackend(GPT(large)).n_threads == 4
+
+
+def test_the_wanted_logits_of_several_rows_come_in_order_and_in_parts() -> None:
+    config = ModelConfig(vocab_size=50, block_size=200, n_layer=2, n_head=4, n_embd=32)
+    backend = CpuBackend(random_model(config))
+    texts = [(1, ids_of(config, 150)), (0, ids_of(config, 20, seed=1))]
+    found: dict[int, list[Logits]] = {0: [], 1: []}
+    for row, logits in backend.make_cache(2).prefill(texts, 20):
+        found[row].append(logits)
+    for row, ids in texts:
+        whole = [logits for _, logits in backend.make_cache(1).prefill([(0, ids)], 20)]
+        mine, alone = (np.concatenate([part.logits for part in x]) for x in (found[row], whole))
+        assert np.array_equal(mine, alone)

@@ -55,7 +55,7 @@ def test_logits_are_those_of_a_model_with_the_rounded_weights(changed: dict[str,
                 rounded, scales = quantize_int8(module.weight)
                 module.weight.copy_(rounded.float() * scales[:, None])
     ids = torch.randint(0, model.config.vocab_size, (32,)).tolist()
-    (found,) = backend.make_cache(1).prefill(0, ids, 32)
+    ((_, found),) = backend.make_cache(1).prefill([(0, ids)], 32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]
     torch.testing.assert_close(torch.from_numpy(found.logits), expected, atol=1e-4, rtol=1e-4)

@@ -51,7 +51,7 @@ def place(ids: list[int], position: int, n_recent: int, row: int = 1) -> Positio
 
 def in_pieces(cache: KVCache, ids: list[int], n_read: int, n_recent: int) -> Logits:
     """Return what follows each id: ``n_read`` of them read at once, the rest one by one."""
-    found = list(cache.prefill(1, ids[:n_read], n_read))
+    found = [logits for _, logits in cache.prefill([(1, ids[:n_read])], n_read)]
     found += [cache.decode([place(ids, at, n_recent)]) for at in range(n_read, len(ids))]
     return Logits(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
