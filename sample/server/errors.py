@@ -121,7 +121,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         case HTTPException(status_code=status):
             sentence = {
                 400: f"The body is not JSON in UTF-8: {error.__cause__}.",
-                404: f"There is no {request.url.path[:100]} here: see /openapi.json.",
+                404: f"There is no {request.url.path[:100]} here: OpenAI's API is below /v1, and "
+                "/openapi.json lists all there is.",
                 405: f"{request.method[:20]} is not done here.",
             }.get(status, str(error.detail))
             return APIError(sentence, status=status, headers=error.headers).response()

@@ -71,11 +71,11 @@ def parse_request(body: CompletionRequest | ChatRequest, model: ServedModel) -> 
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
         prompts, top_logprobs, echo = _prompts(body, model), body.logprobs, bool(body.echo)
-    n_answers = len(prompts.ids) * n
-    if n_answers > model.limits.rows:
+    n_answers, most = len(prompts.ids) * n, model.limits.rows + model.limits.queue
+    if n_answers > most:  # they would never all find a place
         raise APIError(
             f"{len(prompts.ids)} prompts times n = {n} are {n_answers} answers: "
-            f"at most {model.limits.rows} at once.",
+            f"at most {most} at once.",
             param="n" if n > 1 else "prompt",
         )
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []

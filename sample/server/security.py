@@ -112,6 +112,8 @@ class SecurityMiddleware:
         """Answer one request."""
         if scope["type"] != "http":  # the server's own start and end
             return await self.app(scope, receive, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # FastAPI has no HEAD; uvicorn leaves the body out
         path = scope["path"] if scope["path"] in self.known_paths else "other"
 
         async def send_secured(message: Message) -> None:

@@ -91,6 +91,12 @@ def test_choices_have_seeds_that_follow_and_prompts_come_in_order(api: InProcess
     assert answer["usage"]["prompt_tokens"] == 3
 
 
+def test_more_prompts_than_rows_are_answered_in_order(api: InProcess) -> None:
+    prompts = [character * 2 for character in "abcdefgh"]
+    texts = [choice["text"] for choice in complete(api, prompt=prompts)["choices"]]
+    assert texts == [alone(api, ALPHABET.encode(prompt), seed=1) for prompt in prompts]
+
+
 def test_without_a_seed_answers_differ(api: InProcess) -> None:
     texts = {complete(api, seed=None)["choices"][0]["text"] for _ in range(4)}
     assert len(texts) == 4
@@ -245,7 +251,7 @@ WRONG = [
     (COMPLETIONS, {"prompt": "a" * 33}, "prompt", "has 33 tokens, and the context holds 32"),
     (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}, "echo", "not supported here"),
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
-    (COMPLETIONS, {"prompt": ["a"] * 3, "n": 2}, "n", "3 prompts times n = 2 are 6 answers"),
+    (COMPLETIONS, {"prompt": ["a"] * 5, "n": 2}, "n", "5 prompts times n = 2 are 10 answers"),
     (CHAT, {"messages": []}, "messages", "messages is a list of 0"),
     (CHAT, {"messages": "hello"}, "messages", "messages is 'hello'"),
     (CHAT, {"messages": ["hello"]}, "messages[0]", "messages[0] is 'hello': it must be a valid"),
@@ -265,7 +271,7 @@ RANGES: list[tuple[str, Any]] = [
     ("temperature", -0.1), ("temperature", 2.1), ("temperature", "hot"), ("temperature", True),
     ("temperature", 10**400), ("temperature", -(10**400)), ("temperature", [[[]]]),
     ("top_p", -1), ("top_p", 1.01), ("top_k", -1), ("top_k", 1.5), ("top_k", 10**30),
-    ("seed", -1), ("seed", 1 << 63), ("seed", "1"), ("seed", 0.5), ("n", 0), ("n", 5),
+    ("seed", -1), ("seed", 1 << 63), ("seed", "1"), ("seed", 0.5), ("n", 0), ("n", 9),
     ("max_tokens", 0), ("max_tokens", -2), ("max_tokens", False), ("stop", 5), ("stop", [5]),
     ("stream", "yes"), ("stream", 1), ("stream_options", []),
     ("stream_options", {"include_usage": 1}), ("model", 5), ("suffix", "x"), ("best_of", 2),
@@ -413,6 +419,7 @@ def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/%2e%2e/api.py", 404),
         ("GET", "/v1/models/other", 404),
+        ("GET", "/chat/completions", 404),
         ("GET", COMPLETIONS, 405),
         ("OPTIONS", COMPLETIONS, 405),
         ("DELETE", "/v1/models", 405),
@@ -425,6 +432,10 @@ def test_what_is_not_there_is_said_in_the_same_shape(
     answered = api.client.request(method, path)
     assert answered.status_code == status
     assert answered.json()["error"]["message"].endswith(".")
+
+
+def test_the_health_check_may_be_a_head_request(api: InProcess) -> None:
+    assert api.client.head("/health").status_code == api.client.head("/").status_code == 200
 
 
 def test_another_model_is_not_there(api: InProcess) -> None:
