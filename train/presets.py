@@ -96,7 +96,7 @@ PRESETS = {
             "mlp": "relu2",
             "ngrams": 3,
             "ngram_rows": 1 << 15,
-            "ngram_dropout": 0.25,  # of two epochs and more: plan.ngram_dropout
+            "ngram_dropout": 0.25,  # of two epochs and more: setup/autotune.py
         },
         of_characters={"ngrams": 5},  # they are shorter
         train={
