@@ -13,8 +13,6 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
-HASH_CHUNK_BYTES = 1 << 20
-
 
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's list of names to disk: without it a rename may not survive a power cut."""
@@ -79,9 +77,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal, reading it in pieces."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import HASH_CHUNK_BYTES, atomic_write, sha256_of, write_json, write_text
+from common.files import atomic_write, sha256_of, write_json, write_text
 from tests.processes import start_python
 
 
@@ -70,7 +70,7 @@ def test_json_is_readable_and_ends_in_a_newline(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text(encoding="utf-8") == '{\n "name": "ä",\n "n": [\n  1\n ]\n}\n'
 
 
-@pytest.mark.parametrize("n_bytes", [0, 1, HASH_CHUNK_BYTES, 2 * HASH_CHUNK_BYTES + 1])
+@pytest.mark.parametrize("n_bytes", [0, 1, 1 << 20, (1 << 21) + 1])
 def test_the_hash_is_that_of_the_whole_file(n_bytes: int, tmp_path: Path) -> None:
     content = os.urandom(n_bytes)
     (tmp_path / "a").write_bytes(content)

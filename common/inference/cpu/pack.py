@@ -1,4 +1,12 @@
-"""A model's weights -> one array of vectors and one of matrices in panels (layout.py)."""
+"""A model's weights -> one array of vectors and one of matrices in panels (layout.py).
+
+Matrices may be stored as int8, a quarter of the memory to read, so more tokens a second: whole
+numbers from -127 to 127 and a scale for each row; what is multiplied with them stays in float32.
+The embedding, of which a token reads one row, stays as it is; the head, also a shared one, is
+quantized. What it costs is measured by `sample score --quantize int8`.
+
+Source: Jacob et al. 2018, section 2 (arXiv:1712.05877), with zero points of 0.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +16,6 @@ from torch.nn import functional as F
 
 from common.inference.cpu import layout
 from common.inference.cpu.layout import PANEL, Dims, PackedWeights, padded
-from common.inference.cpu.quantize import quantize_int8
 from common.models.gpt import GPT, Block
 
 ACTIVATIONS = {
@@ -17,6 +24,15 @@ ACTIVATIONS = {
     "relu2": layout.RELU2,
     "swiglu": layout.SWIGLU,
 }
+
+INT8_MAX = 127  # -128 would have no opposite
+MIN_SCALE = 1e-30  # keeps weights of zeros from dividing by 0
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix (out, in) as int8, and the scale (out,) of each of its rows."""
+    scales = weight.abs().amax(dim=1).clamp_(min=MIN_SCALE) / INT8_MAX
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 class _Packer:

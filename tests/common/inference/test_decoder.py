@@ -1,4 +1,4 @@
-"""Generation: with the cache as without, filters worked out by hand, what is never chosen."""
+"""Generation: with the cache as without, alone as among others, and what is never sampled."""
 
 import math
 from typing import Any
@@ -10,13 +10,12 @@ from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
 from common.inference.cpu.backend import CpuBackend
 from common.inference.decoder import Decoder, Token, generate
-from common.inference.row import window_start
 from common.inference.selector import make_backend
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer, Tokenizer
-from tests.common.inference.passes import counted
+from tests.common.inference.passes import SHAPES, counted, next_tokens
 from tests.tiny import byte_tokenizer, random_model, successor_model
 
 BYTES = byte_tokenizer()
@@ -81,23 +80,7 @@ def test_greedy_generation_with_the_cache_equals_that_without(
     assert len(seen) > 2  # not one id over and over, on which anything would agree
 
 
-# n_tokens -> the first that is seen, for a context of 8, then of 5, then of 1
-WINDOWS = [
-    (8, [(1, 0), (7, 0), (8, 0), (9, 4), (12, 4), (13, 8), (16, 8), (17, 12), (100, 92)]),
-    (5, [(1, 0), (5, 0), (6, 3), (8, 3), (9, 6), (11, 6), (12, 9)]),
-    (1, [(1, 0), (2, 1), (3, 2)]),
-]
-
-
-@pytest.mark.parametrize(
-    ("block_size", "n_tokens", "start"),
-    [(block_size, n, start) for block_size, table in WINDOWS for n, start in table],
-)
-def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: int) -> None:
-    assert window_start(n_tokens, block_size) == start
-
-
-def test_ids_are_drawn_as_often_as_their_probabilities_say() -> None:
+def test_ids_are_sampled_as_often_as_their_probabilities_say() -> None:
     scores = {"a": math.log(6.0), "b": math.log(3.0), "c": math.log(1.0)}
     never = dict.fromkeys(ABC.special_tokens, -50.0)
     model = successor_model(ABC, dict.fromkeys("abc", scores | never))
@@ -137,32 +120,17 @@ def test_an_empty_prompt_begins_a_document() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_ids_that_stand_for_no_text_are_never_chosen(temperature: float) -> None:
+def test_ids_that_stand_for_no_text_are_never_sampled(temperature: float) -> None:
     best = {"<|user|>": 90.0, "<|end|>": 80.0, "b": 40.0}
     model = successor_model(ABC, {"a": best, "b": best})
     config = GenerateConfig(max_new_tokens=5, temperature=temperature)
     assert ids_after(model, [0], config, ABC) == [1] * 5
 
 
-def test_max_new_tokens_are_written_and_no_more() -> None:
+def test_max_new_tokens_are_generated_and_no_more() -> None:
     model = successor_model(ABC, {"a": {"a": 9}})
     config = GenerateConfig(max_new_tokens=50, temperature=0)
     assert ids_after(model, [0], config, ABC) == [0] * 50
-
-
-def next_tokens(decoder: Decoder, row: int, n_new: int) -> list[Token]:
-    """Return a row's next tokens, while the other rows go on as well."""
-    return [decoder.step()[row] for _ in range(n_new)]
-
-
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"n_kv_head": 2, "tied_head": False},
-    ARCHITECTURES["gpt2"] | {"n_embd": 48},
-    ARCHITECTURES["gpt2"] | {"norm_first": False},
-    # large and long enough for the other ways to multiply
-    {"n_embd": 128, "n_inner": 1088, "n_layer": 1},
-]
 
 
 @pytest.mark.parametrize("changed", SHAPES, ids=str)
@@ -232,14 +200,14 @@ def test_equal_prompts_with_other_seeds_go_together_as_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [CpuBackend, TorchBackend])
-def test_a_prompt_that_another_row_has_read_is_not_read_again(
+def test_a_prompt_that_another_row_has_prefilled_is_not_prefilled_again(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(
         ModelConfig(vocab_size=BYTES.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
     )
     network, prompt = kind(model), list(range(20))
-    n_read = counted(network, monkeypatch)
+    n_computed = counted(network, monkeypatch)
 
     def alone(seed: int) -> list[int]:
         decoder = Decoder(kind(model), BYTES, 1)
@@ -257,50 +225,8 @@ def test_a_prompt_that_another_row_has_read_is_not_read_again(
             if len(got[row]) == 8:
                 decoder.release(row)
     assert [got[row] for row in (0, 2, 3)] == [alone(row) for row in (0, 2, 3)]
-    assert n_read[0] == 20
-    assert max(n_read[1:]) <= 4  # a token for each row
-
-
-@pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
-@pytest.mark.parametrize(
-    "config",
-    [
-        GenerateConfig(temperature=0),
-        GenerateConfig(temperature=0.3, seed=1),
-        GenerateConfig(temperature=1.2, seed=2),
-        GenerateConfig(temperature=0.5, repetition_penalty=1.3, seed=3),
-    ],
-    ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
-)
-def test_drafts_change_nothing(changed: dict[str, Any], config: GenerateConfig) -> None:
-    shape = {"block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
-    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **(shape | changed)))
-    with torch.no_grad():
-        model.wte.weight.mul_(0.3)  # less sure of the last id again
-    tokens = []
-    for max_batch_tokens in (1, 3, 16):
-        decoder = Decoder(make_backend(model), BYTES, n_rows=1)
-        decoder.cache.max_batch_tokens = max_batch_tokens
-        decoder.admit(0, [5, 6, 7, 8] * 4, config, top_logprobs=2)
-        tokens.append(next_tokens(decoder, 0, 90))
-    assert tokens[1] == tokens[2] == tokens[0]  # to the last bit of every logprob
-
-
-@pytest.mark.parametrize(("max_batch_tokens", "n_passes"), [(1, 10), (2, 8), (16, 7)])
-def test_passes_over_a_text_that_repeats_itself_counted_by_hand(
-    max_batch_tokens: int, n_passes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pass for a, b, c, a, b; then one for each, for two, or for two and then for three."""
-    after = {"a": {"b": 9.0}, "b": {"c": 9.0}, "c": {"a": 9.0}}
-    model = successor_model(ABC, after)
-    network = CpuBackend(model)
-    passes = counted(network, monkeypatch)
-    decoder = Decoder(network, ABC, 1)
-    decoder.cache.max_batch_tokens = max_batch_tokens
-    decoder.admit(0, [0], LIKELIEST)
-    assert [token.idx for token in next_tokens(decoder, 0, 10)] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
-    assert len(passes) == n_passes
-    assert max(passes) <= max_batch_tokens
+    assert n_computed[0] == 20
+    assert max(n_computed[1:]) <= 4  # a token for each row
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -340,7 +266,7 @@ def test_a_busy_row_takes_no_other_text_and_a_released_one_does() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_scores_that_are_no_numbers_are_an_error_in_words(value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error_in_words(value: float) -> None:
     model = successor_model(ABC, {"a": {"b": 9}})
     with torch.no_grad():
         model.lm_head.weight.fill_(value)

@@ -9,7 +9,7 @@ from torch import nn
 from common.inference.backend import Backend
 from common.inference.config import GenerateConfig
 from common.inference.cpu.backend import CpuBackend
-from common.inference.cpu.quantize import quantize_int8
+from common.inference.cpu.pack import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, ModelConfig
 from sample.score.score import score_ids
