@@ -2,8 +2,8 @@
 
     Source --iter_files--> plain files --read_file--> documents, in chunks --rechunk--> tokens/
 
-What a file is, its first bytes say: archives are unpacked, layer by layer, and what is left is read
-as parquet, JSON or text. One text file, one JSON object, or one row of a table is one document.
+A file is what its first bytes say it is: archives are unpacked, layer by layer, and what is left is
+read as parquet, JSON or text. One text file, one JSON object, or one row of a table is a document.
 """
 
 import io
@@ -54,12 +54,16 @@ def read_source(
     documents = _source_documents(source, config, stats, counter)
     documents = skip_errors(source.name, documents, config, stats, is_found=False)
     chunks = rechunk(documents, stats)
-    return prefetch(chunks, counter, stats) if _is_large(source) else chunks
+    return prefetch(chunks, counter, stats) if _is_worth_a_process(source) else chunks
 
 
-def _is_large(source: Source) -> bool:
+def _is_worth_a_process(source: Source) -> bool:
     try:
-        return source.n_read >= PREFETCH_BYTES
+        with source.path.open("rb") as file:
+            is_parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+            return (
+                source.n_read >= PREFETCH_BYTES and not is_parquet
+            )  # pyarrow is loaded here, once
     except OSError:  # said where it is read
         return False
 
