@@ -9,9 +9,9 @@ python -m prepare verify data                          every hash and count agai
 python -m prepare export data shards --to llmc         for other projects
 """
 
-import hashlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,8 +26,6 @@ from common.errors import EXIT_SKIPPED
 from common.settings import given, options_for
 from prepare.config import PrepareConfig
 from prepare.workers.executor import Executor
-
-COPY_BYTES = 1 << 20
 
 data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
@@ -103,19 +101,17 @@ def text(
 @contextmanager
 def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
     """Copy what '-' stands for into a file: sources are read twice, and a pipe can be read once."""
+    from common.files import sha256_of
     from prepare.sources.discover import Source
 
     if Path("-") not in paths:
         yield None
         return
-    digest = hashlib.sha256()
     with tempfile.NamedTemporaryFile() as spool:
-        while block := sys.stdin.buffer.read(COPY_BYTES):
-            digest.update(block)
-            spool.write(block)
+        shutil.copyfileobj(sys.stdin.buffer, spool)
         spool.flush()
         path = Path(spool.name)
-        yield Source(name="standard input", path=path, content=digest.hexdigest())
+        yield Source(name="standard input", path=path, content=sha256_of(path))
 
 
 @main.command()

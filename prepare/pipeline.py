@@ -34,7 +34,7 @@ from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.split import MIN_DOCUMENTS
 from prepare.tokens.verify import EncodersDisagreeError
 from prepare.tokens.vocabulary import published_tokenizer
-from prepare.workdir import check_space, forget, remove_work, work_folder
+from prepare.workdir import check_space, discard_resumable, remove_work, work_folder
 from prepare.workers.executor import Executor
 from prepare.workers.tasks import ReadSource, Task, key_of, make_tasks
 
@@ -62,7 +62,7 @@ def prepare_corpus(
         log.warning(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
-    tasks = make_tasks([part for source in sources for part in _parts(source)])
+    tasks = make_tasks([part for source in sources for part in _split_source(source)])
     fingerprint = fingerprint_of((state for task in tasks for state in task.states), config)
     if (old := old_meta(out)) is not None:
         reason = stale_reason(old.get("made_from", {}), fingerprint)
@@ -92,7 +92,7 @@ def prepare_corpus(
         return commit(out, work, merged.files, plan.tokenizer, meta)
 
 
-def _parts(source: Source) -> list[Source]:
+def _split_source(source: Source) -> list[Source]:
     """Return byte ranges of a source that can be read apart, or the source."""
     ranges = [] if source.dataset else byte_ranges(source.path)
     return [replace(source, byte_range=byte_range) for byte_range in ranges] or [source]
@@ -188,7 +188,7 @@ def _encode(run: _Run, plan: Plan, *, fast: bool) -> tuple[list[Shard], str]:
 def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     if n_documents:
         return
-    forget(run.work)
+    discard_resumable(run.work)
     names = ", ".join(source.name for source in run.sources[:5])
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []

@@ -35,7 +35,7 @@ def work_folder(out: Path) -> Iterator[Path]:
             try:
                 yield work
             except BaseException:
-                if not _finished(work):
+                if not _resumable(work):
                     shutil.rmtree(work, ignore_errors=True)
                 raise
             shutil.rmtree(work)
@@ -47,13 +47,13 @@ def work_folder(out: Path) -> Iterator[Path]:
                 out.rmdir()
 
 
-def _finished(work: Path) -> list[Path]:
+def _resumable(work: Path) -> list[Path]:
     return [*work.glob("*.json"), *work.glob("*.sample")]
 
 
-def forget(work: Path) -> None:
+def discard_resumable(work: Path) -> None:
     """Leave nothing that a later run would resume from."""
-    for path in _finished(work):
+    for path in _resumable(work):
         path.unlink()
 
 

@@ -45,7 +45,7 @@ def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
     # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
     corpus = b"\xff".join(part for text in texts for part in _without_long_words(text))
     # Ctrl-C cannot end native code; raised right behind it, it would leave stderr silent.
-    with defer_signals(), _silenced():
+    with defer_signals(), _output_discarded():
         learned, _ = gigatoken.train_bpe(
             corpus, vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
         )
@@ -68,7 +68,7 @@ def _without_long_words(text: bytes) -> Iterator[bytes]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def _output_discarded() -> Iterator[None]:
     """Send what native code prints to stdout and stderr nowhere."""
     sys.stdout.flush()
     sys.stderr.flush()

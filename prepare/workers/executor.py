@@ -46,27 +46,27 @@ class Executor:
         job: Job[Result],
         tasks: list[Task],
         progress: Progress,
-        at_its_turn: Callable[[Task], Task] = lambda task: task,
+        on_submit: Callable[[Task], Task] = lambda task: task,
     ) -> Generator[Result, None, None]:
         """Yield the result of each task as it comes.
 
-        A task is handed out, as ``at_its_turn`` makes it, only when a worker is soon free for it.
+        A task is submitted, as ``on_submit`` returns it, only when a worker is soon free for it.
         Closed before its end, or left by an exception, this ends the workers at once.
 
         Raises: what the job raises; DataError when a worker process dies.
         """
-        handed_out = map(at_its_turn, tasks)
+        submitted = map(on_submit, tasks)
         if self.engine == "ray":
             from prepare.workers.ray_executor import run_on_ray
 
-            return run_on_ray(job, handed_out, self.ray_address, self.workers, progress)
+            return run_on_ray(job, submitted, self.ray_address, self.workers, progress)
         # macOS does not say which cores a process may use
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         size_bytes = sum(task.size_bytes for task in tasks)
         wanted = self.workers or min(cores or 1, 1 + size_bytes // MIN_BYTES_PER_WORKER)
         workers = min(wanted, len(tasks))
         if workers <= 1:
-            return (job(task, progress) for task in handed_out)
+            return (job(task, progress) for task in submitted)
         from prepare.workers.process_executor import run_in_processes
 
-        return run_in_processes(job, handed_out, workers, progress)
+        return run_in_processes(job, submitted, workers, progress)

@@ -265,9 +265,10 @@ def test_no_run_of_a_million_is_too_long_for_tiktoken(
     tokenizer = of_pattern(name, learned.ranks)
     (ids,) = make_encoder(tokenizer, fast=False)[1]([text.encode()])
     assert learned.decode_bytes(ids.tolist()) == text.encode()
-    start, end = text[:13], "x and more" * 3
+    end = "x and more" * 3
     judge = judge_of(tokenizer)
-    assert ids[:3].tolist() == judge.encode_ordinary(start + run)[:3]
+    first = judge.encode_ordinary("words before")
+    assert ids[: len(first)].tolist() == first
     n_last = 5
     assert ids[-n_last:].tolist() == judge.encode_ordinary(run + end)[-n_last:]
 
