@@ -65,7 +65,8 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     )
     app.state.service = service
     app.include_router(router)
-    page = {"/" if file.name == "page.html" else f"/{file.name}": file for file in PAGE.iterdir()}
+    files = [file for file in PAGE.iterdir() if file.suffix in (".html", ".css", ".js", ".svg")]
+    page = {"/" if file.name == "page.html" else f"/{file.name}": file for file in files}
     for path, file in page.items():
         app.add_route(path, partial(_send_file, file))
     paths = {*page, *app.openapi()["paths"], "/openapi.json", f"/v1/models/{service.model.name}"}
