@@ -113,8 +113,8 @@ def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGrou
             raise
         raise UserError(
             f"{info}: another process has ended, or did not answer within {TIMEOUT_S} s "
-            f"({_first_sentence(error)}). What it said last, or torchrun below, tells why. Go on "
-            "from the last checkpoint: torchrun ... -m train resume"
+            f"({_first_sentence(error)}). Its last lines, or torchrun's below, give the reason. Go "
+            "on from the last checkpoint: torchrun ... -m train resume"
         ) from error
     else:
         # once one ends torchrun ends the others, and with rank 0 goes the store of the others

@@ -32,10 +32,11 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
 
     Where several points of a curve share a column their mean is drawn; later curves lie above.
     """
-    if not any(curve.x for curve in curves):
+    all_x = [x for curve in curves for x in curve.x]
+    all_y = [y for curve in curves for y in curve.y]
+    if not all_x:
         return f"{title}: no values"
-    first, last = _range([x for curve in curves for x in curve.x])
-    low, high = _range([y for curve in curves for y in curve.y])
+    first, last, low, high = min(all_x), max(all_x), min(all_y), max(all_y)
     margin = max(len(_number(high)), len(_number(low)))
     columns = max(2, width - margin - 2)
     grid = [[" "] * columns for _ in range(height)]
@@ -55,10 +56,6 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
         f"{indent}  " + "  ".join(f"{m} {c.label}" for m, c in zip(cycle(MARKERS), curves)),
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    return min(values), max(values)
 
 
 def _cell(distance: float, length: float, n: int) -> int:

@@ -51,11 +51,11 @@ def measure_flops(device: Device) -> float:
         return time.perf_counter() - start
 
     pass_s()  # warms up
-    end = time.perf_counter() + MEASURE_S
-    best_s = pass_s()  # the fastest: what else the machine does is not its speed
-    while time.perf_counter() < end:
-        best_s = min(best_s, pass_s())
-    return idx.numel() * flops_per_token(model) / best_s
+    times = [pass_s()]
+    while sum(times) < MEASURE_S:
+        times.append(pass_s())
+    # the fastest: what else the machine does is not its speed
+    return idx.numel() * flops_per_token(model) / min(times)
 
 
 def expected_time(model: GPT, config: TrainConfig, flops: float) -> str:

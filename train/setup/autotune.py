@@ -34,7 +34,7 @@ N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memor
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
 # times (gpt2, 4 layers of 256 channels) to 1.22 times (tiny) as fast: half an hour loses 3 % at
-# worst. On a GPU the same minute is said to buy a quarter and more.
+# worst. On a GPU the same minute is reported to gain a quarter and more.
 COMPILE_S = {"cpu": 1800.0, "cuda": 300.0}
 
 
