@@ -60,7 +60,6 @@ def main() -> None:
 @click.option(
     "--architecture",
     type=click.Choice(list(ARCHITECTURES)),
-    default=None,
     help="Set the network's switches at once.  [default: the preset's]",
 )
 @click.option(
@@ -72,7 +71,6 @@ def main() -> None:
 @click.option(
     "--init-from",
     metavar="RUN[:best|:latest]",
-    default=None,
     help="Begin with the weights of this run's best (or latest) checkpoint, and with its shape.",
 )
 @device_option

@@ -204,7 +204,8 @@ class Trainer:
                     raise
                 failure = error.with_traceback(None)  # it would hold the activations
             self.optimizer.zero_grad()
-            free_memory(self.device)
+            if failure is not None:
+                free_memory(self.device)
             self.group.barrier()  # compiling takes one longer than another
             # all do what the worst failure of any asks for
             own = 0 if failure is None else 1 + is_out_of_memory(failure)
