@@ -7,6 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("prepare", "train", "sample")
+# Sub-packages import those that stand after them, none beside or before them, and files that lie
+# directly in their stage.
+DIRECTION: dict[str, list[set[str]]] = {
+    "common": [{"inference"}, {"models"}],
+    "prepare": [{"output"}, {"tokens"}, {"workers"}, {"readers"}, {"archives"}, {"sources"}],
+    "train": [{"report"}, {"setup"}, {"optim"}, {"monitoring"}, {"distributed"}],
+    "sample": [{"chat", "score", "server"}, {"text"}],
+}
 FILES = sorted(path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.py"))
 
 
@@ -47,6 +55,18 @@ def test_the_stages_are_there() -> None:
 def test_a_stage_imports_no_other_stage_and_common_imports_none(path: Path) -> None:
     own = path.relative_to(ROOT).parts[0]
     assert packages(imported_by(path)) & set(STAGES) <= {own} - {"common"}
+
+
+@pytest.mark.parametrize("stage", DIRECTION)
+def test_sub_packages_import_in_one_direction(stage: str) -> None:
+    level = {name: i for i, names in enumerate(DIRECTION[stage]) for name in names}
+    for path in FILES:
+        own, folder, *_ = (*path.relative_to(ROOT).parts, "")
+        for name in imported_by(path):
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if own == package == stage and folder in level and other in level and other != folder:
+                assert level[folder] < level[other], f"{path.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
