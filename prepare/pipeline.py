@@ -19,6 +19,7 @@ from typing import Any
 
 from common.dataset import token_dtype
 from common.errors import DataError
+from prepare.chunks import Stats
 from prepare.config import PrepareConfig
 from prepare.output.dataset_writer import commit
 from prepare.output.merge import merge
@@ -28,7 +29,6 @@ from prepare.readers.documents import read_source
 from prepare.readers.encoding import check_encoding
 from prepare.sources.discover import Progress, Source, byte_ranges
 from prepare.sources.fingerprint import fingerprint_of, old_meta, stale_reason
-from prepare.stats import Stats
 from prepare.tokens.plan import Plan
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.split import MIN_DOCUMENTS

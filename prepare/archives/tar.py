@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import DataError
 from prepare.archives.sniff import TAR_BLOCK_BYTES
 from prepare.archives.streams import HEAD_BYTES, Entries, Stream, failing_stream
-from prepare.stats import Stats
+from prepare.chunks import Stats
 
 SEEK_BYTES = 1 << 19  # read at a time to get past them
 EXTENDED_TYPES = (b"x", b"g", b"X", b"L", b"K")  # headers of pax, of Solaris, GNU's long names

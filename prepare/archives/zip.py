@@ -24,7 +24,7 @@ from prepare.archives.streams import (
     seekable,
     stream_of,
 )
-from prepare.stats import UnreadableError
+from prepare.chunks import UnreadableError
 
 HEADER_BYTES, END_BYTES = 30, 22  # without names, extra fields and comments
 BLOCK_BYTES = 1 << 17  # decompressed at a time

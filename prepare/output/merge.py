@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.dataset import SPLITS, token_dtype
+from prepare.chunks import Stats
 from prepare.output.dataset_writer import COPY_BYTES, TokenWriter, WrittenFile
 from prepare.output.shard import Rows, Shard
 from prepare.sources.discover import Source
-from prepare.stats import Stats
 from prepare.workers.tasks import Task
 
 BLOCK_ROWS = 1 << 17  # in memory at a time

@@ -11,12 +11,11 @@ import xxhash
 from common.dataset import SPLITS, token_dtype
 from common.files import write_all, write_json
 from common.tokenizer import describe_tokenizer
+from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
 from prepare.config import PrepareConfig
 from prepare.output.shard import ROW, Shard
-from prepare.readers.chunks import DROP, END, MORE, ChunkEnd
 from prepare.sources.discover import Progress
 from prepare.sources.fingerprint import OUTPUT_VERSION, versions
-from prepare.stats import Stats
 from prepare.tokens.encode import Encode, join_documents, make_encoder
 from prepare.tokens.plan import Plan
 from prepare.tokens.split import character_at, split_document, split_of, tail_cut

@@ -23,15 +23,13 @@ from prepare.archives.streams import (
 )
 from prepare.archives.tar import tar_entries
 from prepare.archives.zip import zip_entries
+from prepare.chunks import END, Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import END, Chunk, rechunk
 from prepare.readers.encoding import WIDE_MARKS, json_in_utf8, utf8_blocks
 from prepare.readers.jsonl import json_documents, looks_like_json
 from prepare.readers.prefetch import prefetch
-from prepare.readers.skip import skip_errors
 from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
 from prepare.sources.discover import Progress, ProgressFile, ReadCounter, Source
-from prepare.stats import Stats, UnreadableError
 
 MAX_DEPTH = 8  # no corpus nests deeper; a file made to nest for ever does
 PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin and end
@@ -49,10 +47,12 @@ def read_source(
         from prepare.readers.parquet import dataset_documents
 
         rows = _normalized(dataset_documents(source, config, stats), config, stats)
-        return rechunk(skip_errors(source.name, rows, config, stats, is_found=False), stats)
+        return rechunk(
+            skip_errors(source.name, rows, config.on_error, stats, is_found=False), stats
+        )
     counter = ReadCounter(progress)
     documents = _source_documents(source, config, stats, counter)
-    documents = skip_errors(source.name, documents, config, stats, is_found=False)
+    documents = skip_errors(source.name, documents, config.on_error, stats, is_found=False)
     chunks = rechunk(documents, stats)
     return prefetch(chunks, counter, stats) if _is_worth_a_process(source) else chunks
 
@@ -82,7 +82,7 @@ def _source_documents(
             for name, content in files:
                 documents = _normalized(read_file(name, content, config, stats), config, stats)
                 is_found = not source.named or name != source.name
-                yield from skip_errors(name, documents, config, stats, is_found=is_found)
+                yield from skip_errors(name, documents, config.on_error, stats, is_found=is_found)
 
 
 def iter_files(

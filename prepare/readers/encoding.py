@@ -12,9 +12,8 @@ from itertools import chain
 
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream, stream_of
+from prepare.chunks import Stats, UnreadableError, utf8_prefix_len
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import utf8_prefix_len
-from prepare.stats import Stats, UnreadableError
 
 FIRST_BYTES = HEAD_BYTES  # asked for at once: most files are shorter, and a large buffer costs time
 BLOCK_BYTES = 1 << 20

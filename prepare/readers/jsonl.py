@@ -21,8 +21,8 @@ import orjson
 
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream
+from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import END, Chunk
 from prepare.readers.json_values import (
     BLANKS,
     MAX_RECORD_BYTES,
@@ -34,7 +34,6 @@ from prepare.readers.json_values import (
 )
 from prepare.readers.records import NOTHING, NoTextError, record_text, to_utf8, value_at
 from prepare.sources.discover import JSON_LINES_SUFFIXES
-from prepare.stats import Stats, UnreadableError
 
 BLOCK_BYTES = 1 << 20  # read at a time
 ORJSON_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times its memory

@@ -5,12 +5,11 @@ from typing import Any
 
 from common.errors import DataError
 from prepare.archives.streams import Stream, seekable
+from prepare.chunks import END, Chunk, Stats
 from prepare.config import PrepareConfig
 from prepare.forked import disable_fork
-from prepare.readers.chunks import END, Chunk
 from prepare.readers.records import NoTextError, record_text, to_utf8
 from prepare.sources.discover import Source
-from prepare.stats import Stats
 
 BATCH_ROWS = 16  # so that no batch is large where rows are
 BUFFER_BYTES = 1 << 20  # of a column that is read at a time

@@ -12,10 +12,9 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from common.errors import DataError, UserError
+from prepare.chunks import Chunk, Stats
 from prepare.forked import can_fork, forked
-from prepare.readers.chunks import Chunk
 from prepare.sources.discover import ReadCounter
-from prepare.stats import Stats
 
 # Chunks are sent together: to wake a process that waits takes up to 0.3 ms on a virtual machine.
 BATCH_BYTES = 1 << 20

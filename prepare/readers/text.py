@@ -13,9 +13,8 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
+from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
-from prepare.stats import Stats, UnreadableError
 
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01

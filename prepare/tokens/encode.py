@@ -21,8 +21,8 @@ import numpy as np
 
 from common.errors import DataError
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
+from prepare.chunks import split_prefix_len
 from prepare.forked import defer_signals
-from prepare.readers.chunks import split_prefix_len
 from prepare.tokens.verify import TokenIds, VerifiedEncoder
 
 log = logging.getLogger(__name__)

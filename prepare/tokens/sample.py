@@ -13,10 +13,9 @@ import xxhash
 
 from common.files import atomic_write
 from common.tokenizer import CharTokenizer, Tokenizer
+from prepare.chunks import END, MORE, Stats
 from prepare.config import PrepareConfig
-from prepare.readers.chunks import END, MORE
 from prepare.sources.discover import Progress
-from prepare.stats import Stats
 from prepare.tokens.plan import Lengths, Plan
 from prepare.tokens.split import MIN_DOCUMENTS, character_at, split_of, tail_cut, unit_hash
 from prepare.tokens.train_bpe import auto_vocab_size, train_bpe

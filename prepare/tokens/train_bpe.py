@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from common.errors import DataError
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, special_ids_after
+from prepare.chunks import split_prefix_len
 from prepare.forked import defer_signals
-from prepare.readers.chunks import split_prefix_len
 
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
 MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square

@@ -11,9 +11,8 @@ from hashlib import blake2b
 from typing import Any
 
 from common.errors import DataError
-from prepare.readers.chunks import Chunk, ChunkEnd
+from prepare.chunks import Chunk, ChunkEnd, Stats
 from prepare.sources.discover import Progress, Source
-from prepare.stats import Stats
 
 ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
 

@@ -24,8 +24,8 @@ import zstandard
 from common.errors import DataError
 from prepare.archives.streams import FREE_BYTES, HEAD_BYTES, ExpansionLimit, Stream
 from prepare.archives.tar import PIXZ_INDEX_MAGIC
+from prepare.chunks import Stats, UnreadableError
 from prepare.readers.documents import MAX_DEPTH, iter_files
-from prepare.stats import Stats, UnreadableError
 from tests.prepare.making import tar_of
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

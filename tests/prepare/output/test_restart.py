@@ -26,12 +26,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds proces
 # spawned, read this file too.
 SMALL = """
 import os, time
-import prepare.readers.documents, prepare.output.shard_writer, prepare.readers.chunks
+import prepare.readers.documents, prepare.output.shard_writer, prepare.chunks
 import prepare.tokens.sample, prepare.workers.tasks
 
 prepare.workers.tasks.GROUP_BYTES = 2_000
 prepare.output.shard_writer.BATCH_BYTES = 1_000
-prepare.readers.chunks.MAX_CHUNK_BYTES = 3_000
+prepare.chunks.MAX_CHUNK_BYTES = 3_000
 prepare.tokens.sample.SAMPLE_BYTES = 20_000
 if os.environ.get("QUERN_TEST_HELPERS"):  # for each task
     prepare.readers.documents.PREFETCH_BYTES = 1

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.dataset import SPLITS, Split, verify_data
+from prepare import chunks
 from prepare.config import PrepareConfig
 from prepare.output import dataset_writer, merge, shard_writer
 from prepare.output.merge import find_duplicates
 from prepare.output.shard import ROW, Shard
-from prepare.readers import chunks
 from prepare.sources import discover
 from prepare.tokens.encode import make_encoder
 from prepare.tokens.sample import CorpusSample, SampleItem

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from prepare.chunks import DROP, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import documents
-from prepare.readers.chunks import DROP, MORE, Chunk
 from prepare.readers.documents import read_source
 from prepare.sources.discover import find_sources
-from prepare.stats import Stats, UnreadableError
 from tests.prepare.making import json_lines, tar_of
 from tests.processes import children
 

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from prepare.chunks import END, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
-from prepare.readers.chunks import END
 from prepare.readers.jsonl import json_documents, looks_like_json
 from prepare.readers.records import record_text
-from prepare.stats import Stats, UnreadableError
 
 
 @dataclass

@@ -13,12 +13,11 @@ import pyarrow.parquet
 import pytest
 
 from common.errors import DataError
+from prepare.chunks import END, Stats
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
-from prepare.readers.chunks import END
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Source, find_sources
-from prepare.stats import Stats
 from tests.prepare.making import json_lines, prepare, tar_of, texts_of
 
 TEXTS = [f"row {i} of some, with \u00fcmlauts" for i in range(100)]

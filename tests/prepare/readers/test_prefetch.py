@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
+from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.forked import disable_fork, forked
-from prepare.readers.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk
 from prepare.readers.documents import PREFETCH_BYTES, read_source
 from prepare.readers.prefetch import BATCH_BYTES, BATCH_CHUNKS, ReaderDiedError, prefetch
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
-from prepare.stats import Stats, UnreadableError
 from tests.processes import children
 
 PARTS = [bytes([i]) * (BATCH_BYTES // 3 + i) for i in range(40)]

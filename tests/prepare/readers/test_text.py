@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from prepare.archives.streams import Stream
+from prepare.chunks import DROP, END, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import encoding as decoding
 from prepare.readers import text as plaintext
-from prepare.readers.chunks import DROP, END, MORE, Chunk
 from prepare.readers.encoding import check_encoding, utf8_blocks
 from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
-from prepare.stats import Stats, UnreadableError
 
 
 def plain_documents(leaf: Stream, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:

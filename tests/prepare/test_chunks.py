@@ -12,9 +12,8 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prepare.readers import chunks
-from prepare.readers.chunks import DROP, END, MORE, Chunk, rechunk, utf8_prefix_len
-from prepare.stats import Stats
+from prepare import chunks
+from prepare.chunks import DROP, END, MORE, Chunk, Stats, rechunk, utf8_prefix_len
 from prepare.tokens.train_bpe import train_bpe
 
 # Source: tiktoken 0.14.0, tiktoken_ext/openai_public.py.

@@ -1,4 +1,4 @@
-"""A document as it streams by: in chunks, so that none is ever too long for the memory.
+"""What is read, and what is left out: documents in chunks, so that none is too long for the memory.
 
     (text, MORE) (text, MORE) (text, END)      one long document
     (text, END)                                one as short as most are
@@ -9,10 +9,15 @@ are those of the whole document.
 """
 
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Any, TypeAlias
 
+from common.errors import DataError
+
+MAX_LISTED = 1_000  # left out, by name; beyond that they are only counted
 MAX_CHUNK_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
 
 ChunkEnd = Enum("ChunkEnd", ["MORE", "END", "DROP"])
@@ -41,14 +46,55 @@ SAFE_SPLIT = re.compile(
 )
 
 
-class Counts(Protocol):
-    """What ``rechunk`` counts."""
-
-    n_empty: int  # documents that are blank throughout
-    n_forced_cuts: int
+class UnreadableError(DataError):
+    """A file that holds no text: left out where it was found, an error where it was named."""
 
 
-def rechunk(chunks: Iterator[Chunk], counts: Counts) -> Generator[Chunk]:
+@dataclass
+class Stats:
+    """Counts that end up in meta.json."""
+
+    skipped: list[dict[str, str]] = field(default_factory=list)  # at most MAX_LISTED
+    reasons: Counter[str] = field(default_factory=Counter)  # of everything skipped
+    warnings: list[str] = field(default_factory=list)  # sentences; nothing was left out for them
+    encodings: Counter[str] = field(default_factory=Counter)  # of files that were not UTF-8
+    n_empty: int = 0
+    n_bad_bytes: int = 0  # documents that were not UTF-8 (or had lone surrogates)
+    n_with_nul: int = 0
+    n_crlf: int = 0  # plain files in which CR LF became LF
+    n_forced_cuts: int = 0  # places where a run of MAX_CHUNK_BYTES without a border was cut
+
+    def skip(self, name: str, reason: str, detail: str = "") -> None:
+        """Record a file or document that is left out; ``reason`` is one of few."""
+        self.reasons[reason] += 1
+        if len(self.skipped) < MAX_LISTED:
+            entry = {"name": name, "reason": reason}
+            self.skipped.append(entry | {"detail": detail} if detail else entry)
+
+    def warn(self, sentence: str) -> None:
+        """Record what a person should know of though nothing was left out."""
+        if len(self.warnings) < MAX_LISTED:
+            self.warnings.append(sentence)
+
+    def add(self, other: "Stats") -> None:
+        """Add those of a later source."""
+        for name, value in vars(other).items():
+            total = getattr(self, name) + value
+            setattr(self, name, total[:MAX_LISTED] if isinstance(total, list) else total)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as meta.json holds it."""
+        # not asdict: it takes a Counter's items for things to count
+        return vars(self) | {"reasons": dict(self.reasons), "encodings": dict(self.encodings)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Stats":
+        """Read back what ``as_json`` gave."""
+        counters = {name: Counter(value[name]) for name in ("reasons", "encodings")}
+        return cls(**value | counters)
+
+
+def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
     """Split longer chunks to MAX_CHUNK_BYTES where it is safe, and join shorter ones.
 
     Documents that are blank throughout are dropped and counted. A run of MAX_CHUNK_BYTES without a
@@ -61,7 +107,7 @@ def rechunk(chunks: Iterator[Chunk], counts: Counts) -> Generator[Chunk]:
             if text and not text.isspace():
                 yield text, END  # as most are
             else:
-                counts.n_empty += 1
+                stats.n_empty += 1
             continue
         held.append(text)
         n_held += len(text)
@@ -70,7 +116,7 @@ def rechunk(chunks: Iterator[Chunk], counts: Counts) -> Generator[Chunk]:
             while len(whole) - start > MAX_CHUNK_BYTES:
                 part = whole[start : start + MAX_CHUNK_BYTES]
                 n_bytes, is_safe = split_prefix_len(part)
-                counts.n_forced_cuts += not is_safe
+                stats.n_forced_cuts += not is_safe
                 is_blank = is_blank and part[:n_bytes].isspace()
                 yield part[:n_bytes], MORE
                 start += n_bytes
@@ -82,7 +128,7 @@ def rechunk(chunks: Iterator[Chunk], counts: Counts) -> Generator[Chunk]:
         if chunk_end is END and not (is_blank and (not last or last.isspace())):
             yield last, END
         else:
-            counts.n_empty += chunk_end is END
+            stats.n_empty += chunk_end is END
             if is_split:
                 yield b"", DROP
         held, n_held, is_blank, is_split = [], 0, True, False
@@ -102,3 +148,30 @@ def utf8_prefix_len(text: bytes) -> int:
             width = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return len(text) - back if width > back else len(text)
     return len(text)
+
+
+def skip_errors(
+    name: str, chunks: Iterator[Chunk], on_error: str, stats: Stats, *, is_found: bool
+) -> Iterator[Chunk]:
+    """Yield ``chunks``; an error ends them, and is listed, where --on-error is skip.
+
+    So does a file without text that was found in a folder or an archive, and not named.
+
+    Raises: DataError, for what cannot be read too, where it is not to be skipped.
+    """
+    try:
+        yield from chunks
+        return
+    except OSError as error:
+        message = f"{name}: cannot be read ({error.strerror or error})."
+        if on_error == "fail":
+            raise DataError(message) from error
+    except DataError as error:
+        message = error.message
+        if on_error == "fail" and not (is_found and isinstance(error, UnreadableError)):
+            raise
+    yield b"", DROP
+    # a reason ends before any number, so that alike ones are one
+    _, _, what = message.removeprefix(name).partition(": ")
+    reason = re.split(r",? (?:at|before) byte|,? \d|[:;.(]", what)[0].strip()
+    stats.skip(name, reason, message)
