@@ -177,7 +177,7 @@ def score(
     Each file is scored as one document. With --per-token, in a terminal the text is coloured;
     elsewhere each token gets a line: bits, logprob, id, text.
     """
-    from sample.score.report import write_scores
+    from sample.score import write_scores
 
     model = load(options)
     notify(f"{model.info.folder}: {model.info.loss_words}")

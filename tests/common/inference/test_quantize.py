@@ -12,7 +12,7 @@ from common.inference.cpu.backend import CpuBackend
 from common.inference.cpu.pack import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, ModelConfig
-from sample.score.score import score_ids
+from sample.score import score_ids
 from tests.tiny import byte_tokenizer, random_model
 
 BYTES = byte_tokenizer()

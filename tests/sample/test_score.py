@@ -1,4 +1,7 @@
-"""Scores of texts: transformers, training's evaluation and sums by hand are the oracles."""
+"""Scores of texts: transformers, training's evaluation and sums by hand are the oracles.
+
+As shown: colours that a terminal understands, columns that a program reads.
+"""
 
 import io
 import math
@@ -15,9 +18,9 @@ from common.errors import DataError
 from common.inference.decoder import Token
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
-from common.tokenizer import BytePairTokenizer, CharTokenizer
-from sample.score import score as score_module
-from sample.score.score import Score, encode_chunks, read_text, score_ids
+from common.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer
+from sample import score as score_module
+from sample.score import Report, Score, encode_chunks, read_text, score_ids, surprisal
 from tests.common.hf_weights import gpt2_like, qwen3_like
 from tests.tiny import byte_tokenizer, prepare_text, random_model, successor_model, words
 from train.evaluate import evaluate, token_lengths
@@ -141,6 +144,56 @@ def test_a_file_is_read_as_utf8_across_the_borders_of_reads(
 def test_a_file_that_is_not_utf8_is_an_error_that_says_where(content: bytes, where: str) -> None:
     with pytest.raises(DataError, match=f"f.txt: not UTF-8 at {where}"):
         list(read_text(io.BytesIO(content), "f.txt"))
+
+
+def surprising(text: bytes, n_bits: float) -> list[Token]:
+    return [Token(byte, -n_bits * math.log(2)) for byte in text]
+
+
+def coloured(text: bytes, n_bits: float) -> str:
+    report = Report(BYTES, per_token=True, as_json=False)
+    return "".join(map(report.coloured, surprising(text, n_bits)))
+
+
+def as_columns(token: Token, tokenizer: Tokenizer) -> str:
+    return Report(tokenizer, per_token=True, as_json=False).columns(token)
+
+
+def test_bits_are_halvings() -> None:
+    assert surprisal(Token(0, math.log(1 / 8))) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("n_bits", "expected"),
+    [
+        (0.0, "a"),
+        (1.9, "a"),
+        (2.1, "\x1b[38;5;16;48;5;229ma\x1b[0m"),
+        (14.9, "\x1b[38;5;16;48;5;208ma\x1b[0m"),
+        (99.0, "\x1b[38;5;16;48;5;196ma\x1b[0m"),
+    ],
+)
+def test_what_surprises_is_coloured(n_bits: float, expected: str) -> None:
+    assert coloured(b"a", n_bits) == expected
+
+
+def test_a_character_of_several_tokens_comes_whole_and_line_ends_are_not_coloured() -> None:
+    painted = coloured("\u4e16\n\U0001f600".encode(), 20)
+    paint = "\x1b[38;5;16;48;5;196m{}\x1b[0m"
+    assert painted == paint.format("\u4e16") + "\n" + paint.format("\U0001f600")
+
+
+def test_what_a_terminal_would_obey_is_spelled_out() -> None:
+    assert coloured(b"\x1b[2J", 0.0) == "\\x1b[2J"
+
+
+def test_columns_hold_any_token_in_a_line() -> None:
+    line = as_columns(Token(10, -1.0), BYTES)
+    assert line == "1.443\t-1.00000\t10\t\\n\n"
+    assert as_columns(Token(0xE4, -1.0), BYTES).endswith("\t228\t\\xe4\n")
+    assert as_columns(Token(0, 0.0), CharTokenizer(("\\",))).endswith("\t0\t\\\\\n")
+    tokenizer = CharTokenizer(("\u4e16",))
+    assert as_columns(Token(0, 0.0), tokenizer) == "0.000\t0.00000\t0\t\u4e16\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,249 @@
+"""How surprised a network is by a text: loss, perplexity, bits per byte, and each token's share.
+
+    file -> text in chunks -> ids -> windows that overlap -> one logprob a token
+
+A window is a whole context and moves on by ``stride`` tokens; of each only the tokens that the one
+before it did not reach are counted. So every token but those of the first window is predicted from
+at least block_size - stride tokens. With a stride of block_size windows stand end to end, as in
+training's evaluation. Memory does not grow with the text.
+
+Surprisal is counted in bits: 1 bit is a coin tossed, 10 bits one guess among a thousand.
+"""
+
+import codecs
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from common.errors import ConfigError, DataError
+from common.inference.backend import Backend, KVCache
+from common.inference.decoder import Token
+from common.tokenizer import Tokenizer
+from sample.loaded_model import LoadedModel
+from sample.text.detokenizer import token_json
+from sample.text.terminal_text import escape_controls, write_stdout
+
+READ_BYTES = 1 << 16
+# Text is encoded in chunks that end before a blank behind a letter or digit: there every published
+# way of cutting text into words begins a new one, so the ids are those of the whole text.
+CHUNK_CHARACTERS = 1 << 18
+WORD_END = re.compile(r"\w(?= )")
+HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
+COLUMNS = "bits\tlogprob\tid\ttext\n"
+# below how many bits -> which of the terminal's 256 colours behind the text: none, yellow ... red
+COLOURS = ((2.0, 0), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208))
+BEYOND = 196
+
+
+@dataclass
+class Score:
+    """The sum over a text."""
+
+    nats: float = 0.0
+    n_tokens: int = 0
+    n_bytes: int = 0
+
+    def add(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> None:
+        """Add more of the text; end-of-text stands for no byte."""
+        for token in tokens:
+            self.nats -= token.logprob
+            self.n_tokens += 1
+            self.n_bytes += len(tokenizer.token_bytes[token.idx])
+
+    @property
+    def loss(self) -> float:
+        """Mean loss, nats a token."""
+        return self.nats / max(1, self.n_tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss; infinite where it has no float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bpb(self) -> float:
+        """Bits a byte of text, which compares between vocabularies."""
+        return self.nats / math.log(2) / max(1, self.n_bytes)
+
+
+def write_scores(
+    model: LoadedModel, names: Sequence[str], stride: int | None, *, per_token: bool, as_json: bool
+) -> None:
+    """Write the scores of files, each one document ("-" is standard input), and of all together.
+
+    Results go to stdout, what explains them to stderr. Raise ConfigError where the stride is longer
+    than the context, DataError where a file is not UTF-8.
+    """
+    block_size, tokenizer = model.block_size, model.tokenizer
+    stride = stride or max(1, block_size // 2)
+    if stride > block_size:
+        raise ConfigError(f"--stride is {stride:,}, but the context holds {block_size:,} tokens.")
+    sys.stderr.write(
+        f"stride {stride:,}: behind the first {block_size:,} tokens each is predicted from "
+        f"{block_size - stride:,} or more before it\n"
+    )
+    report = Report(tokenizer, per_token=per_token, as_json=as_json)
+    total = Score()
+    for name in names:
+        score = Score()
+        # open(0) is standard input
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            chunks = encode_chunks(read_text(file, name), tokenizer)
+            for tokens in score_ids(model.backend, chunks, tokenizer.eot_id, stride):
+                score.add(tokens, tokenizer)
+                total.add(tokens, tokenizer)
+                report.add_tokens(name, tokens)
+        report.add_score(name, score)
+    if len(names) > 1:
+        report.add_score("all", total)
+
+
+def read_text(file: BinaryIO, name: str) -> Iterator[str]:
+    """Yield a file's text in chunks; raise DataError where it is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_read = 0
+    try:
+        while chunk := file.read(READ_BYTES):
+            n_read += len(chunk)
+            if text := decoder.decode(chunk):
+                yield text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        position = n_read - len(error.object) + error.start
+        raise DataError(
+            f"{name}: not UTF-8 at byte {position:,} ({error.reason}). Convert it "
+            "first, as in: iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def encode_chunks(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the ids of a text that comes in chunks: together those of the whole."""
+    held: list[str] = []
+    n_held = 0
+    for text in texts:
+        held.append(text)
+        n_held += len(text)
+        if n_held < CHUNK_CHARACTERS:
+            continue
+        whole = "".join(held)
+        ends = [match.end() for match in WORD_END.finditer(whole, n_held // 2)]
+        if not ends:
+            continue  # no blank so far: text that has none is held as a whole
+        yield tokenizer.encode(whole[: ends[-1]])
+        held, n_held = [whole[ends[-1] :]], n_held - ends[-1]
+    yield tokenizer.encode("".join(held))
+
+
+def score_ids(
+    backend: Backend, chunks: Iterable[list[int]], before: int, stride: int
+) -> Iterator[list[Token]]:
+    """Yield the tokens of ``chunks``, window by window, each with its logprob.
+
+    ``before`` is the id that precedes the text: end-of-text. ``stride`` is from 1 to block_size.
+    """
+    block_size = backend.config.block_size
+    cache = backend.make_cache(1)
+    ids = [before]  # from the window's first input on
+    n_scored = 0  # of them, behind the first
+    for chunk in chunks:
+        ids += chunk
+        while len(ids) > block_size:
+            yield _score_window(cache, ids[: block_size + 1], n_scored)
+            ids = ids[stride:]
+            n_scored = block_size - stride
+    if len(ids) - 1 > n_scored:
+        yield _score_window(cache, ids, n_scored)
+
+
+def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[Token]:
+    """Score ids[1 + n_skipped :], each from all before it."""
+    targets = ids[1 + n_skipped :]
+    logprobs: list[float] = []
+    for _, (logits, logsumexp) in cache.prefill([(0, ids[:-1])], len(targets)):
+        chosen = targets[len(logprobs) : len(logprobs) + len(logits)]
+        logprobs += (logits[np.arange(len(logits)), chosen] - logsumexp).tolist()
+    return [Token(idx, logprob) for idx, logprob in zip(targets, logprobs, strict=True)]
+
+
+class Report:
+    """Scores as they come; with ``per_token``, colours in a terminal and columns in a pipe."""
+
+    def __init__(self, tokenizer: Tokenizer, *, per_token: bool, as_json: bool) -> None:
+        self._tokenizer, self._per_token, self._as_json = tokenizer, per_token, as_json
+        self._in_colour = per_token and not as_json and sys.stdout.isatty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._heading = "" if as_json else COLUMNS if per_token else HEADINGS
+
+    def _write(self, text: str) -> None:
+        write_stdout(self._heading + text)
+        self._heading = ""
+
+    def add_tokens(self, name: str, tokens: Sequence[Token]) -> None:
+        """Write more tokens of a file."""
+        if self._in_colour:
+            sys.stdout.write("".join(map(self.coloured, tokens)))
+        elif self._per_token and self._as_json:
+            self._write("".join(self._token_record(name, token) for token in tokens))
+        elif self._per_token:
+            self._write("".join(map(self.columns, tokens)))
+
+    def _token_record(self, name: str, token: Token) -> str:
+        bits = {"file": name, "bits": round(surprisal(token), 4)}
+        return _json_line(bits | token_json(token, self._tokenizer))
+
+    def columns(self, token: Token) -> str:
+        r"""Return tab-separated columns; \n, \t and bytes beyond text are spelled out."""
+        text = self._tokenizer.decode_bytes([token.idx]).decode("utf-8", "surrogateescape")
+        # a surrogate stands for a byte beyond text
+        spelled = [
+            f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else repr(c)[1:-1]
+            for c in text
+        ]
+        return f"{surprisal(token):.3f}\t{token.logprob:.5f}\t{token.idx}\t{''.join(spelled)}\n"
+
+    def coloured(self, token: Token) -> str:
+        """Return a token in its colour; a character of several comes with the last of them."""
+        text = escape_controls(self._decoder.decode(self._tokenizer.token_bytes[token.idx]))
+        colour = next((colour for limit, colour in COLOURS if surprisal(token) < limit), BEYOND)
+        # black on the colour, whatever the theme; a colour behind a line end fills the rest of it
+        return "\n".join(
+            f"\x1b[38;5;16;48;5;{colour}m{line}\x1b[0m" if line and colour else line
+            for line in text.split("\n")
+        )
+
+    def add_score(self, name: str, score: Score) -> None:
+        """Write the score of a file."""
+        figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
+        if self._as_json:
+            counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
+            self._write(
+                _json_line(counts | (figures if score.n_tokens else dict.fromkeys(figures)))
+            )
+            return
+        perplexity = f"{score.perplexity:{'.3e' if score.perplexity >= 1e9 else ',.2f'}}"
+        columns = [f"{score.loss:.4f}", perplexity, f"{score.bpb:.4f}"]
+        loss, perplexity, bpb = columns if score.n_tokens else ["-"] * 3
+        shown = escape_controls(name).replace("\n", "\\n")
+        line = f"{shown:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
+        line += f"{loss:>9}{perplexity:>14}{bpb:>11}\n"
+        if self._in_colour:
+            write_stdout(self._decoder.decode(b"", final=True) + "\n")
+        if self._per_token:  # behind tokens it is not one of them
+            sys.stderr.write(HEADINGS + line)
+        else:
+            self._write(line)
+
+
+def surprisal(token: Token) -> float:
+    """Return a token's surprisal in bits."""
+    return abs(token.logprob) / math.log(2)  # not -0.0 for what was certain
+
+
+def _json_line(value: dict[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
