@@ -1,4 +1,4 @@
-"""What begins with / in a chat: commands, and what Tab makes of a part of one.
+"""What begins with / in a chat: commands.
 
 A command does its work on a Repl and speaks through the chat's ``notify``; /retry also returns an
 answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its line of /help.
@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_type_hints
 
 from common.errors import ConfigError, UserError
 from common.inference.config import GenerateConfig
@@ -30,7 +29,6 @@ class Repl:
 
     chat: Chat
     file: Path | None = None  # where the conversation was saved last, or loaded from
-    shows_stats: bool = False
 
     @property
     def system(self) -> list[Message]:
@@ -82,33 +80,23 @@ def _reset(repl: Repl, argument: str) -> None:
 def _retry(repl: Repl, argument: str) -> Generator[str]:
     """/retry: Answer the last prompt again."""
     chat = repl.chat
-    prompt = _last_prompt(chat, "There is nothing to answer again yet.")
+    prompt = _last_prompt(chat)
     if chat.config.temperature == 0:
         chat.notify("At temperature 0 the answer is the same again: /set temperature 0.8")
-
-    def answer_again() -> Generator[str]:
-        before = chat.messages
-        chat.messages = before[:-2]
-        try:
-            yield from chat.reply(prompt)
-        except UserError:  # there is no other answer: the one that there was stays
-            chat.messages = before
-            raise
-
-    return answer_again()
+    return chat.reply(prompt, chat.messages[:-2])
 
 
 def _undo(repl: Repl, argument: str) -> None:
     """/undo: Take back the last turn."""
-    prompt = _last_prompt(repl.chat, "There is no turn to take back.")
+    prompt = _last_prompt(repl.chat)
     repl.chat.messages = repl.chat.messages[:-2]
     shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
     repl.chat.notify(f"Taken back: {shown!r} and its answer.")
 
 
-def _last_prompt(chat: Chat, missing: str) -> str:
+def _last_prompt(chat: Chat) -> str:
     if len(chat.messages) < 2:
-        raise ConfigError(missing)
+        raise ConfigError("There is no turn yet.")
     return chat.messages[-2].content
 
 
@@ -122,15 +110,14 @@ def _set(repl: Repl, argument: str) -> None:
     option, text = [*argument.replace("_", "-").split(maxsplit=1), ""][:2]
     if option not in SETTINGS:
         raise ConfigError(f"{option}: no such setting. There are {', '.join(SETTINGS)}.")
-    name = SETTINGS[option].name
-    kind = get_type_hints(GenerateConfig)[name]
+    item = SETTINGS[option]
+    kind = type(item.default)
     try:
         value = kind(text)
     except ValueError as error:
         wanted = "a whole number" if kind is int else "a number"
-        given = f"/set {option} {text}".rstrip()
-        raise ConfigError(f"{given}: {option} must be {wanted}.") from error
-    chat.config = replace(chat.config, **{name: value})
+        raise ConfigError(f"/set {argument}: {option} must be {wanted}.") from error
+    chat.config = replace(chat.config, **{item.name: value})
     chat.notify(f"{option} {value}")
 
 
@@ -174,27 +161,14 @@ def _file(repl: Repl, argument: str, command: str) -> Path:
 
 
 def _stats(repl: Repl, argument: str) -> None:
-    """/stats [on|off]: Speed and context, after each answer."""
-    if argument not in ("", "on", "off"):
-        raise ConfigError(
-            f"/stats {argument}: on or off is wanted, or nothing for the last answer."
-        )
-    if argument:
-        repl.shows_stats = argument == "on"
-        repl.chat.notify(f"Figures after each answer: {argument}.")
-    else:
-        repl.chat.notify(stats_line(repl.chat))
-
-
-def stats_line(chat: Chat) -> str:
-    """Return how fast the last answer came, and what of the context it took."""
-    if chat.stats is None:
-        return "No answer yet."
-    prompt, n_new, dt_s = chat.stats.prompt, chat.stats.n_new, chat.stats.dt_s
-    n_used = min(len(prompt.ids) + n_new, chat.decoder.block_size)
-    return (
+    """/stats: Speed of the last answer, and what of the context it took."""
+    if repl.chat.stats is None:
+        raise ConfigError("No answer yet.")
+    prompt, n_new, dt_s = repl.chat.stats.prompt, repl.chat.stats.n_new, repl.chat.stats.dt_s
+    block_size = repl.chat.decoder.block_size
+    repl.chat.notify(
         f"{n_new:,} tokens in {dt_s:.2f} s, {n_new / max(dt_s, 1e-9):,.0f} tokens/s. Context: "
-        f"{n_used:,} of {chat.decoder.block_size:,} tokens, "
+        f"{min(len(prompt.ids) + n_new, block_size):,} of {block_size:,} tokens, "
         f"{prompt.n_turns - prompt.n_dropped:,} of {prompt.n_turns:,} turns."
     )
 
@@ -208,9 +182,3 @@ COMMANDS: dict[str, Callable[[Repl, str], Generator[str] | None]] = {
     run.__name__.removeprefix("_"): run
     for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _quit)
 }
-
-
-def completions() -> list[str]:
-    """Return the lines, or their beginnings, that Tab may make of a command's."""
-    words = [*COMMANDS, *(f"set {option}" for option in SETTINGS), "stats on", "stats off"]
-    return [f"/{each} " for each in words]

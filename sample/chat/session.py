@@ -47,17 +47,19 @@ class Chat:
         self._n_replies = 0
         self._stop_requested = False
 
-    def reply(self, text: str) -> Generator[str]:
+    def reply(self, text: str, history: list[Message] | None = None) -> Generator[str]:
         """Yield the answer to ``text`` as it is written; then both are kept as a turn.
 
-        Where the template only continues a text, its beginning comes first. An answer that is
-        stopped or closed is kept as far as it came, and marked.
+        The turn follows ``history``, all messages so far by default. Where the template only
+        continues a text, its beginning comes first. An answer that is stopped or closed is kept as
+        far as it came, and marked.
 
-        Raises: UserError where the text cannot be encoded, or the logits are no numbers; then
-        nothing is kept.
+        Raises: UserError where the text cannot be encoded, or the logits are no numbers; then the
+        messages stay as they are.
         """
         text = replace_surrogates(text)
-        prompt = self._build_prompt(text)
+        history = self.messages if history is None else history
+        prompt = self._build_prompt([*history, Message("user", text)])
         config = replace(self.config, seed=(self.config.seed + self._n_replies) % SEEDS_END)
         self._n_replies += 1
         self._stop_requested = False
@@ -85,23 +87,23 @@ class Chat:
         finally:  # also where it is closed, or the program ends
             if not failed:
                 turn = [Message("user", text), Message("assistant", answer, not delta.is_last)]
-                self.messages = [*self.messages, *turn]
+                self.messages = [*history, *turn]
                 self.stats = ReplyStats(prompt, delta.n_tokens, time.perf_counter() - start_s)
 
     def stop(self) -> None:
         """End the answer that is being written after its next token; safe in a signal handler."""
         self._stop_requested = True
 
-    def _build_prompt(self, text: str) -> TruncatedPrompt:
+    def _build_prompt(self, messages: list[Message]) -> TruncatedPrompt:
         prompt = build_prompt(
-            [*self.messages, Message("user", text)],
+            messages,
             template=self.template,
             tokenizer=self.decoder.tokenizer,
             block_size=self.decoder.block_size,
             max_new_tokens=self.config.max_new_tokens,
         )
         told = self.stats is not None and self.stats.prompt.n_dropped > 0  # /stats says it again
-        missing = missing_notice(self.decoder.tokenizer, text)
+        missing = missing_notice(self.decoder.tokenizer, messages[-1].content)
         for notice in [*missing, *prompt.notices(dropped=not told)]:
             self.notify(notice)
         return prompt

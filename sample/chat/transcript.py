@@ -9,13 +9,10 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.errors import ConfigError, DataError
 from common.files import write_all, write_text
 from sample.text.template import ROLES, Message, replace_surrogates
-
-MOST_BYTES = 1 << 26  # months of typing
 
 
 def as_lines(messages: Sequence[Message]) -> str:
@@ -25,42 +22,42 @@ def as_lines(messages: Sequence[Message]) -> str:
 
 
 def save_conversation(path: Path, messages: Sequence[Message]) -> None:
-    """Write a conversation, whole or not at all.
-
-    Raises: DataError when it cannot be written.
-    """
+    """Write a conversation, whole or not at all; raise DataError when it cannot be written."""
     try:
         if os.path.lexists(unfinished := f"{path}.tmp"):
             raise OSError(None, f"{unfinished} is in the way: move it, or name another file")
         write_text(path, as_lines(messages))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DataError(f"{path}: cannot be written ({_reason(error)}).") from error
+        raise DataError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', error)})."
+        ) from error
 
 
 def load_conversation(path: Path) -> list[Message]:
-    """Read what save_conversation or a Transcript wrote.
-
-    Raises: DataError that says what is wrong with the file.
-    """
+    """Read what save_conversation or a Transcript wrote; raise DataError where it is damaged."""
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
-            raise OSError(None, "it is no file, or too large to be a conversation")
+        if path.exists() and not path.is_file():  # /dev/zero has no end
+            raise OSError(None, "it is no file")
         lines = path.read_bytes().splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}).") from error
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}).") from error
     messages: list[Message] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}: no message in JSON ({error}). What an older /save wrote "
-                f"becomes such lines by: jq -c '.messages[]' {path} > NEW"
-            ) from error
-        if isinstance(record, dict) and isinstance(record.get("kept"), int):
-            del messages[record["kept"] :]
-        else:
-            messages.append(_message(f"{path}, line {number}", record))
+        except (ValueError, RecursionError):
+            record = None
+        match record:
+            case {"kept": int(n_kept)}:
+                del messages[n_kept:]
+            case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
+                is_stopped = record.get("stopped") is True
+                messages.append(Message(role, replace_surrogates(content), is_stopped))
+            case _:
+                raise DataError(
+                    f"{path}, line {number}: must be a JSON object with a role, one of "
+                    f"{', '.join(ROLES)}, and a content that is a text."
+                )
     roles = [message.role for message in messages]
     turns = roles[roles[:1] == ["system"] :]
     if turns != ["user", "assistant"] * (len(turns) // 2):
@@ -69,21 +66,6 @@ def load_conversation(path: Path) -> list[Message]:
             "user and assistant."
         )
     return messages
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _message(where: str, value: Any) -> Message:
-    value = value if isinstance(value, dict) else {}
-    role, content = value.get("role"), value.get("content")
-    if role not in ROLES or not isinstance(content, str):
-        raise DataError(
-            f"{where}: must be an object with a role, one of {', '.join(ROLES)}, and a content "
-            "that is a text."
-        )
-    return Message(role, replace_surrogates(content), value.get("stopped") is True)
 
 
 class Transcript:

@@ -14,9 +14,9 @@ from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
 from common.inference.selector import make_backend
-from sample.chat.commands import COMMANDS, SETTINGS, Repl, completions, is_command, run_command
-from sample.chat.line_editor import completer
+from sample.chat.commands import COMMANDS, SETTINGS, Repl, is_command, run_command
 from sample.chat.session import Chat
+from sample.chat.terminal import completer
 from sample.chat.transcript import Transcript, load_conversation
 from sample.text.template import Message
 from tests.sample.conftest import ALPHABET, round_and_round
@@ -58,7 +58,7 @@ def test_undo_after_a_turn_is_the_conversation_before(told: Told) -> None:
     told.do("/undo")
     told.do("/undo")
     assert told.chat.messages == []
-    assert told.do("/undo") == "There is no turn to take back."
+    assert told.do("/undo") == "There is no turn yet."
 
 
 def test_retry_answers_the_last_prompt_again_and_replaces_the_turn(told: Told) -> None:
@@ -69,7 +69,7 @@ def test_retry_answers_the_last_prompt_again_and_replaces_the_turn(told: Told) -
     assert said.startswith("At temperature 0 the answer is the same again")
     assert told.chat.messages == before
     told.do("/reset")
-    assert told.do("/retry") == "There is nothing to answer again yet."
+    assert told.do("/retry") == "There is no turn yet."
 
 
 def test_retry_uses_another_seed(told: Told) -> None:
@@ -125,7 +125,7 @@ def test_save_never_replaces_a_file_that_is_not_the_conversation_s(
     thesis.write_text("years", encoding="utf-8")
     assert told.do(f"/save {thesis}").endswith("not this conversation's: name another file.")
     assert thesis.read_text(encoding="utf-8") == "years"
-    assert told.do(f"/load {thesis}").startswith(f"{thesis}, line 1: no message in JSON (")
+    assert told.do(f"/load {thesis}").startswith(f"{thesis}, line 1: must be a JSON object")
     assert told.do(f"/save {thesis}").endswith("name another file.")
 
 
@@ -158,15 +158,15 @@ def test_save_writes_over_no_file_and_through_no_link_that_is_in_the_way(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"role": "user", "content": ', "line 1: no message in JSON"),
-        (b"\xff\x00", "line 1: no message in JSON"),
-        (b"[" * 100_000, "line 1: no message in JSON"),
-        (b'{\n "format": 1,\n "messages": []}', "by: jq -c '.messages[]' "),  # an older /save's
-        (b'{"command": "/undo"}', "line 1: must be an object with a role"),
-        (b"[]", "line 1: must be an object with a role"),
+        (b'{"role": "user", "content": ', "line 1: must be a JSON object"),
+        (b"\xff\x00", "line 1: must be a JSON object"),
+        (b"[" * 100_000, "line 1: must be a JSON object"),
+        (b'{\n "format": 1,\n "messages": []}', "line 1: must be a JSON"),  # an older /save's
+        (b'{"command": "/undo"}', "line 1: must be a JSON object with a role"),
+        (b"[]", "line 1: must be a JSON object with a role"),
         (b'{"role": "bot", "content": ""}', "line 1: must be"),
         (b'{"role": [], "content": ""}', "line 1: must be"),
-        (b'{"role": "user", "content": ""}\n{"role": "user"}', "line 2: must be an object"),
+        (b'{"role": "user", "content": ""}\n{"role": "user"}', "line 2: must be a JSON object"),
         (b'{"role": "user", "content": "a"}', "by turns of user and"),
     ],
 )
@@ -226,15 +226,6 @@ def test_set_alone_lists_every_setting(told: Told) -> None:
     assert lines[list(SETTINGS).index("temperature")].startswith("temperature 0: ")
 
 
-def test_figures_on_request(told: Told) -> None:
-    assert told.do("/stats") == "No answer yet."
-    assert told.do("/stats on") == "Figures after each answer: on."
-    assert told.repl.shows_stats
-    assert told.do("/stats perhaps").startswith("/stats perhaps: on or off is wanted")
-    told.do("/stats off")
-    assert not told.repl.shows_stats
-
-
 def test_an_unknown_command_is_a_sentence_that_names_the_near_one(told: Told) -> None:
     assert told.do("/rety") == (
         "/rety: no such command; do you mean /retry. To send it, begin with //."
@@ -268,17 +259,16 @@ def test_no_command_line_is_more_than_a_sentence(line: str) -> None:
 def tab(text: str) -> list[str]:
     """Return what Tab makes of a text."""
     document, event = Document(text), CompleteEvent()
-    found = completer(completions()).get_completions(document, event)
+    found = completer().get_completions(document, event)
     return [text[: len(text) + each.start_position] + each.text for each in found]
 
 
-def test_tab_completes_commands_settings_and_figures() -> None:
+def test_tab_completes_commands_and_settings() -> None:
     settings = [f"/set {name} " for name in SETTINGS]
     assert tab("/se") == ["/set ", *settings]
     assert tab("/sy") == ["/system "]
     assert tab("/set te") == ["/set temperature "]
     assert tab("/set ") == ["/set ", *settings]
-    assert tab("/stats o") == ["/stats on ", "/stats off "]
     for text in ("/reset x", "no command", "//set", "/set te\nb"):
         assert tab(text) == []
 

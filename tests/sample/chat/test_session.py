@@ -11,7 +11,7 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
-from sample.chat.commands import Repl, stats_line
+from sample.chat.commands import Repl, run_command
 from sample.chat.session import Chat
 from sample.text.template import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
@@ -42,6 +42,15 @@ def new_chat(config: GenerateConfig = LIKELIEST) -> tuple[Chat, list[str]]:
 
 def ask(chat: Chat, text: str) -> str:
     return "".join(chat.reply(text))
+
+
+def stats_line(chat: Chat) -> str:
+    """Return what /stats says."""
+    said: list[str] = []
+    before, chat.notify = chat.notify, said.append
+    run_command(Repl(chat), "/stats")
+    chat.notify = before
+    return said[0]
 
 
 def test_an_answer_continues_the_prompt() -> None:
