@@ -29,14 +29,12 @@ from prepare.readers.documents import read_source
 from prepare.readers.encoding import check_encoding
 from prepare.sources.discover import Progress, Source, byte_ranges
 from prepare.sources.fingerprint import fingerprint_of, old_meta, stale_reason
-from prepare.tokens.plan import Plan
+from prepare.tokens.encode import EncodersDisagreeError
+from prepare.tokens.plan import MIN_DOCUMENTS, Plan
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
-from prepare.tokens.split import MIN_DOCUMENTS
-from prepare.tokens.verify import EncodersDisagreeError
 from prepare.tokens.vocabulary import published_tokenizer
 from prepare.workdir import check_space, discard_resumable, remove_work, work_folder
-from prepare.workers.executor import Executor
-from prepare.workers.tasks import ReadSource, Task, key_of, make_tasks
+from prepare.workers.executor import Executor, ReadSource, Task, key_of, make_tasks
 
 log = logging.getLogger(__name__)
 

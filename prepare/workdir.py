@@ -11,7 +11,7 @@ from typing import TextIO
 
 from common.errors import DataError
 from prepare.config import PrepareConfig
-from prepare.workers.tasks import Task
+from prepare.workers.executor import Task
 
 NAME = ".unfinished"
 # For the estimate of disk space; low, so that nothing is refused that would fit.

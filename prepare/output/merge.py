@@ -18,7 +18,7 @@ from prepare.chunks import Stats
 from prepare.output.dataset_writer import COPY_BYTES, TokenWriter, WrittenFile
 from prepare.output.shard import Rows, Shard
 from prepare.sources.discover import Source
-from prepare.workers.tasks import Task
+from prepare.workers.executor import Task
 
 BLOCK_ROWS = 1 << 17  # in memory at a time
 SORTED_ROWS = 2 << 20  # hashes sorted at a time, when equal documents are looked for

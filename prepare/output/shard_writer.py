@@ -17,9 +17,8 @@ from prepare.output.shard import ROW, Shard
 from prepare.sources.discover import Progress
 from prepare.sources.fingerprint import OUTPUT_VERSION, versions
 from prepare.tokens.encode import Encode, join_documents, make_encoder
-from prepare.tokens.plan import Plan
-from prepare.tokens.split import character_at, split_document, split_of, tail_cut
-from prepare.workers.tasks import ReadSource, Task, key_of
+from prepare.tokens.plan import Plan, character_at, split_document, split_of, tail_cut
+from prepare.workers.executor import ReadSource, Task, key_of
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time
 TRAIN, VAL = range(len(SPLITS))

@@ -16,10 +16,17 @@ from common.tokenizer import CharTokenizer, Tokenizer
 from prepare.chunks import END, MORE, Stats
 from prepare.config import PrepareConfig
 from prepare.sources.discover import Progress
-from prepare.tokens.plan import Lengths, Plan
-from prepare.tokens.split import MIN_DOCUMENTS, character_at, split_of, tail_cut, unit_hash
-from prepare.tokens.train_bpe import auto_vocab_size, train_bpe
-from prepare.workers.tasks import ReadSource, Task
+from prepare.tokens.plan import (
+    MIN_DOCUMENTS,
+    Lengths,
+    Plan,
+    character_at,
+    split_of,
+    tail_cut,
+    unit_hash,
+)
+from prepare.tokens.vocabulary import auto_vocab_size, train_bpe
+from prepare.workers.executor import ReadSource, Task
 
 # A vocabulary learned from more text is hardly another one, and this fits any machine.
 SAMPLE_BYTES = 32 << 20

@@ -1,24 +1,106 @@
-"""Where tasks run: in this process, in several on this machine, or on a Ray cluster.
+"""The work cut into tasks, and where they run: in this process, in several, or on a Ray cluster.
 
 A job is called with each task, in any order and any place; what it writes depends on the task
 alone, and what it returns is short: a worker killed in the middle of a long answer would leave us
-waiting for the rest. Processes, as Python code would wait for one interpreter lock. What each
-place needs is imported only there.
+waiting for the rest. Processes, as Python code would wait for one interpreter lock; and
+ProcessPoolExecutor, as multiprocessing's Pool waits for ever for a worker that was killed.
 """
 
+import json
+import multiprocessing
 import os
-from collections.abc import Callable, Generator
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from hashlib import blake2b
+from multiprocessing.connection import wait as wait_for_connection
+from typing import Any, Literal, TypeVar
 
+from common.errors import DataError
 from common.settings import check_ranges, setting
-from prepare.sources.discover import Progress
-from prepare.workers.tasks import Task
+from prepare.chunks import Chunk, ChunkEnd, Stats
+from prepare.forked import defer_signals, disable_fork
+from prepare.sources.discover import Progress, Source
+
+ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
+
+GROUP_BYTES = 4 << 20  # on disk: enough for what a task costs besides, small enough to share out
+MIN_BYTES_PER_WORKER = 8 << 20  # on disk: a process takes some tenths of a second to start
+QUEUED_PER_WORKER = 2  # tasks: no worker waits for one, and few are in memory
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A source, a byte range of a big one, or several small ones in a row."""
+
+    number: int  # of the task, in order
+    sources: tuple[Source, ...]  # byte ranges of one among them
+    global_indexes: tuple[int, ...]  # of each, among the sources that the person named
+    states: tuple[Any, ...]  # of each, when the run began
+    size_bytes: int  # on disk, when the run began
+    threshold: float = 1.0  # a sample of it needs no item of this unit hash or above
+
+    def documents(
+        self, read: ReadSource, stats: Stats, progress: Progress
+    ) -> Iterator[tuple[int, bytes, ChunkEnd]]:
+        """Yield the chunks of its documents, each with the index of its source in ``sources``.
+
+        Raises: DataError when a source is not what it was when the run began.
+        """
+        self._check_unchanged()
+        for source_index, source in enumerate(self.sources):
+            for text, end in read(source, stats=stats, progress=progress):
+                yield source_index, text, end
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        for source, state in zip(self.sources, self.states, strict=True):
+            if source.state() != state:
+                raise DataError(
+                    f"{source.name}: changed while it was read. Run the same command again when "
+                    "it is complete."
+                )
+
 
 Result = TypeVar("Result")
 Job = Callable[[Task, Progress], Result]
 
-MIN_BYTES_PER_WORKER = 8 << 20  # on disk: a process takes some tenths of a second to start
+
+def make_tasks(sources: list[Source]) -> list[Task]:
+    """Group sources, or byte ranges of them, into tasks of at least GROUP_BYTES."""
+    tasks: list[Task] = []
+    group: list[tuple[int, Source, Any]] = []
+    index, size_bytes = -1, 0
+    for number, source in enumerate(sources, start=1):
+        index += source.byte_range is None or source.byte_range[0] == 0
+        group.append((index, source, source.state()))
+        size_bytes += source.n_read
+        if size_bytes >= GROUP_BYTES or source.dataset or number == len(sources):
+            indexes, members, states = zip(*group, strict=True)
+            tasks.append(
+                Task(
+                    number=len(tasks),
+                    sources=members,
+                    global_indexes=indexes,
+                    states=states,
+                    size_bytes=size_bytes,
+                )
+            )
+            group, size_bytes = [], 0
+    return tasks
+
+
+def key_of(*parts: Any) -> str:
+    """Return a name for what ``parts``, as JSON, describe.
+
+    What a task wrote under the name of all that decides its bytes is found again after a kill, and
+    is never taken for the work of other sources or options.
+    """
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +141,7 @@ class Executor:
         if self.engine == "ray":
             from prepare.workers.ray_executor import run_on_ray
 
-            return run_on_ray(job, submitted, self.ray_address, self.workers, progress)
+            return run_on_ray(_OnRay(job), submitted, self.ray_address, self.workers, progress)
         # macOS does not say which cores a process may use
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         size_bytes = sum(task.size_bytes for task in tasks)
@@ -67,6 +149,85 @@ class Executor:
         workers = min(wanted, len(tasks))
         if workers <= 1:
             return (job(task, progress) for task in submitted)
-        from prepare.workers.process_executor import run_in_processes
+        return _run_in_processes(job, submitted, workers, progress)
 
-        return run_in_processes(job, submitted, workers, progress)
+
+@dataclass(frozen=True)
+class _OnRay:
+    """A job in a worker of Ray, which has one core and tells no progress."""
+
+    job: Job[Any]
+
+    def __call__(self, task: Task) -> Any:
+        disable_fork()
+        return self.job(task, lambda n_bytes: None)
+
+
+def _run_in_processes(
+    job: Job[Result], tasks: Iterator[Task], workers: int, progress: Progress
+) -> Generator[Result, None, None]:
+    # Spawned, not forked: a fork would copy locks that threads of this process hold.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (job, counter))
+    pending: set[Future[Result]] = set()
+    n_reported = 0
+    try:
+        while True:
+            while len(pending) < QUEUED_PER_WORKER * workers and (task := next(tasks, None)):
+                with defer_signals():  # a worker may be started here
+                    pending.add(pool.submit(_work, task))
+            if not pending:
+                return
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            n_now = counter.get_obj().value  # without the lock: a worker may have died with it
+            progress(n_now - n_reported)
+            n_reported = n_now
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process ended without a word: it was killed, or there was no memory left "
+            "for it (--workers takes fewer). Run the same command again: it goes on from the "
+            "shards that are finished."
+        ) from error
+    finally:
+        # Not asked to end: one may be in a long call, or still at its imports though the others
+        # have done all the work, and what is not on disk is made again.
+        with defer_signals():
+            for worker in set(multiprocessing.active_children()).difference(others):
+                worker.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+# Set once in each worker, when it begins: a pool hands its tasks nothing else.
+_job: Job[Any]
+_progress: Progress
+
+
+def _begin_worker(job: Job[Any], counter: Any) -> None:
+    """Set up a worker: it ends when it is killed, or when the process that began it is gone."""
+    global _job, _progress
+    # Ctrl-C reaches all processes of a terminal, but the first decides; the pool ends by SIGTERM.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait_for_connection([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+    def report(n_bytes: int) -> None:
+        with counter.get_lock():
+            counter.value += n_bytes
+
+    disable_fork()
+    _job, _progress = job, report
+
+
+def _work(task: Task) -> Any:
+    return _job(task, _progress)

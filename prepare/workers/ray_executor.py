@@ -8,14 +8,9 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from common.errors import DataError
-from prepare.forked import disable_fork
-from prepare.sources.discover import Progress
-from prepare.workers.tasks import Task
-
-Result = TypeVar("Result")
 
 QUEUED_PER_CORE = 2  # tasks handed out to the cluster
 N_RETRIES = 3  # of a task whose worker died
@@ -23,12 +18,12 @@ CONNECT_SECONDS = 5.0  # to a cluster; Ray itself would try for more than a minu
 
 
 def run_on_ray(
-    job: Callable[[Task, Progress], Result],
-    tasks: Iterator[Task],
+    job: Callable[[Any], Any],
+    tasks: Iterator[Any],
     address: str | None,
     workers: int | None,
-    progress: Progress,
-) -> Generator[Result, None, None]:
+    progress: Callable[[int], object],
+) -> Generator[Any, None, None]:
     """Yield the result of each task as it comes; one whose worker dies is begun again.
 
     Raises: what the job raises; DataError when there is no Ray, no cluster, or no worker lives.
@@ -44,9 +39,9 @@ def run_on_ray(
         _begin_ray(ray, thread, address, workers)
         _restore_sigterm()
         shared_job = ray.put(job)
-        work = ray.remote(max_retries=N_RETRIES, num_cpus=1)(_ray_task)
+        work = ray.remote(max_retries=N_RETRIES, num_cpus=1)(_work)
         limit = workers or QUEUED_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        pending: dict[Any, Task] = {}
+        pending: dict[Any, Any] = {}
         while True:
             while len(pending) < limit and (task := next(tasks, None)) is not None:
                 pending[work.remote(shared_job, task, os.getcwd())] = task
@@ -75,8 +70,11 @@ def _begin_ray(
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}},
     )
+    host, _, port = (address or "").rpartition(":")
     try:
-        _check_answers(address)
+        if host and port.isdecimal():  # what else an address may be, Ray checks
+            place = host.removeprefix("ray://"), int(port)
+            socket.create_connection(place, CONNECT_SECONDS).close()
         begun = thread.submit(start)
         try:
             begun.result()
@@ -96,17 +94,9 @@ def _restore_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def _check_answers(address: str | None) -> None:
-    """Raise OSError when nothing listens at HOST:PORT; what else an address may be, Ray checks."""
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_SECONDS).close()
-
-
-def _ray_task(job: Callable[[Task, Progress], Any], task: Task, folder: str) -> Any:
+def _work(job: Callable[[Any], Any], task: Any, folder: str) -> Any:
     os.chdir(folder)  # what the paths are relative to
-    disable_fork()
-    return job(task, lambda n_bytes: None)
+    return job(task)
 
 
 def _result(ray: Any, reference: Any) -> Any:

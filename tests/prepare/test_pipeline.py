@@ -30,8 +30,8 @@ from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import PREFETCH_BYTES
 from prepare.sources import fingerprint as made_from
 from prepare.sources.discover import find_sources
-from prepare.tokens.split import MIN_DOCUMENTS
-from prepare.tokens.train_bpe import train_bpe
+from prepare.tokens.plan import MIN_DOCUMENTS
+from prepare.tokens.vocabulary import train_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
 EACH_TOKENIZER = ["char", "bpe", "gpt2"]
@@ -524,7 +524,7 @@ def test_enough_room_is_never_refused(
         largest = max(largest, sum(inodes.values()))
         return commit(*arguments, **named)
 
-    monkeypatch.setattr("prepare.workers.tasks.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
+    monkeypatch.setattr("prepare.workers.executor.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
     sources = sorted(tmp_path.glob("*.txt"))
     with monkeypatch.context() as patch:
         patch.setattr("prepare.pipeline.commit", watched)

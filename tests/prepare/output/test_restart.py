@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds proces
 SMALL = """
 import os, time
 import prepare.readers.documents, prepare.output.shard_writer, prepare.chunks
-import prepare.tokens.sample, prepare.workers.tasks
+import prepare.tokens.sample, prepare.workers.executor
 
-prepare.workers.tasks.GROUP_BYTES = 2_000
+prepare.workers.executor.GROUP_BYTES = 2_000
 prepare.output.shard_writer.BATCH_BYTES = 1_000
 prepare.chunks.MAX_CHUNK_BYTES = 3_000
 prepare.tokens.sample.SAMPLE_BYTES = 20_000

@@ -23,9 +23,9 @@ from prepare.output.merge import find_duplicates
 from prepare.output.shard import ROW, Shard
 from prepare.sources import discover
 from prepare.tokens.encode import make_encoder
+from prepare.tokens.plan import split_document, split_of
 from prepare.tokens.sample import CorpusSample, SampleItem
-from prepare.tokens.split import split_document, split_of
-from prepare.workers import tasks
+from prepare.workers import executor
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of, token_rows
 
 WORDS = ["alpha", "beta", "gamma", "don't", "12", "345", "\u00fcmlaut", "\u6f22\u5b57", "foo_bar"]
@@ -50,7 +50,7 @@ class Cut:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunks, "MAX_CHUNK_BYTES", self.chunk_bytes)
             patch.setattr(shard_writer, "BATCH_BYTES", self.batch_bytes)
-            patch.setattr(tasks, "GROUP_BYTES", self.group_bytes)
+            patch.setattr(executor, "GROUP_BYTES", self.group_bytes)
             patch.setattr(discover, "RANGE_BYTES", self.span_bytes)
             patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
             patch.setattr(merge, "BLOCK_ROWS", self.block_rows)

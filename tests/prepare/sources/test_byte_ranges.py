@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from prepare.sources import discover
 from prepare.sources.discover import byte_ranges
-from prepare.workers import tasks
+from prepare.workers import executor
 from tests.prepare.making import json_lines, prepare, snapshot
 
 
@@ -76,7 +76,7 @@ def test_the_data_are_the_same_however_the_file_is_cut(
     whole = prepare(sources, tmp_path / "whole", tokenizer=tokenizer, vocab_size="300")
     for size in (100, 5_000):
         monkeypatch.setattr(discover, "RANGE_BYTES", size)
-        monkeypatch.setattr(tasks, "GROUP_BYTES", 10 * size)
+        monkeypatch.setattr(executor, "GROUP_BYTES", 10 * size)
         cut = prepare(sources, tmp_path / str(size), tokenizer=tokenizer, vocab_size="300")
         assert snapshot(cut.path) == snapshot(whole.path)
 

@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import DataError
 from prepare.sources.discover import ProgressFile, Source, find_sources
-from prepare.workers.tasks import Task, key_of, make_tasks
+from prepare.workers.executor import Task, key_of, make_tasks
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of
 
 
@@ -239,7 +239,7 @@ def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:
 def test_small_sources_share_a_task_and_large_ones_have_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prepare.workers.tasks.GROUP_BYTES", 100)
+    monkeypatch.setattr("prepare.workers.executor.GROUP_BYTES", 100)
     sizes = [40, 40, 40, 500, 0, 99, 1, 7]
     for i, size in enumerate(sizes):
         written(tmp_path / str(i), b"x" * size)

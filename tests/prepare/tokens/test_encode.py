@@ -17,10 +17,8 @@ from common.tokenizer import (
     CharTokenizer,
     special_ids_after,
 )
-from prepare.tokens.encode import Encode, make_encoder
-from prepare.tokens.train_bpe import train_bpe
-from prepare.tokens.verify import UNICODE_17
-from prepare.tokens.vocabulary import published_tokenizer
+from prepare.tokens.encode import UNICODE_17, Encode, make_encoder
+from prepare.tokens.vocabulary import published_tokenizer, train_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPTS = [  # one word each; what follows another is drawn

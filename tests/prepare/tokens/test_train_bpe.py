@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError, DataError
 from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
 from prepare.config import MAX_LEARNED_IDS, PrepareConfig
-from prepare.tokens.train_bpe import auto_vocab_size, train_bpe
+from prepare.tokens.vocabulary import auto_vocab_size, train_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]
@@ -155,7 +155,7 @@ def test_words_do_not_reach_across_documents() -> None:
 
 
 def test_learning_prints_nothing() -> None:
-    code = "from prepare.tokens.train_bpe import train_bpe; train_bpe([b'one two three'] * 9, 260)"
+    code = "from prepare.tokens.vocabulary import train_bpe; train_bpe([b'one two three'] * 9, 260)"
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True
     )

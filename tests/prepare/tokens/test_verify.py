@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from common.tokenizer import BytePairTokenizer
-from prepare.tokens.train_bpe import train_bpe
-from prepare.tokens.verify import (
+from prepare.tokens.encode import (
     VERIFY_FIRST,
     EncodersDisagreeError,
-    TokenIds,
     VerifiedEncoder,
 )
+from prepare.tokens.vocabulary import train_bpe
 from tests.prepare.making import prepare, snapshot
 
 
@@ -34,11 +33,8 @@ class FakeEncoder:
         return np.array(ids, np.uint32)
 
 
-def verified(tokenizer: BytePairTokenizer, n_first: int = VERIFY_FIRST) -> VerifiedEncoder:
-    def tiktoken_ids(text: bytes) -> TokenIds:
-        return tokenizer.encode_array(text.decode())
-
-    return VerifiedEncoder(FakeEncoder(tokenizer).encode, tiktoken_ids, tokenizer, n_first)
+def verified(tokenizer: BytePairTokenizer) -> VerifiedEncoder:
+    return VerifiedEncoder(FakeEncoder(tokenizer).encode, tokenizer)
 
 
 def test_a_difference_in_the_first_documents_is_always_found(learned: BytePairTokenizer) -> None:
@@ -48,17 +44,11 @@ def test_a_difference_in_the_first_documents_is_always_found(learned: BytePairTo
         encode([b"wrong words"])
 
 
-def test_a_share_of_the_later_documents_is_verified_too(learned: BytePairTokenizer) -> None:
+def test_of_the_later_documents_a_share_is_verified(learned: BytePairTokenizer) -> None:
     encode = verified(learned)
     encode([b"right"] * VERIFY_FIRST)
-    with pytest.raises(EncodersDisagreeError):  # one in 400: some of 6,000 for all but certain
-        encode([b"wrong words %d" % i for i in range(6_000)])
-
-
-def test_nothing_but_a_share_is_verified_where_that_is_asked(learned: BytePairTokenizer) -> None:
-    encode = verified(learned, n_first=0)
     encode([b"wrong words"])
-    with pytest.raises(EncodersDisagreeError):
+    with pytest.raises(EncodersDisagreeError):  # one in 400: some of 6,000 for all but certain
         encode([b"wrong words %d" % i for i in range(6_000)])
 
 

@@ -5,8 +5,7 @@ import tiktoken
 
 from common.errors import DataError
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN
-from prepare.tokens.train_bpe import train_bpe
-from prepare.tokens.vocabulary import file_tokenizer, published_tokenizer
+from prepare.tokens.vocabulary import file_tokenizer, published_tokenizer, train_bpe
 from tests.prepare.making import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[3]

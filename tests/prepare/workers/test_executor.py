@@ -31,9 +31,7 @@ from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress, Source, find_sources
 from prepare.tokens.plan import Plan
 from prepare.tokens.sample import CorpusSample, SampleJob
-from prepare.workers.executor import Executor
-from prepare.workers.process_executor import QUEUED_PER_WORKER
-from prepare.workers.tasks import Task, make_tasks
+from prepare.workers.executor import QUEUED_PER_WORKER, Executor, Task, make_tasks
 from tests.prepare.making import json_lines, snapshot
 from tests.prepare.output.test_restart import SMALL
 from tests.processes import TIMEOUT_S, assert_one_sentence, environment, run_python, start_python
