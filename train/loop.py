@@ -19,7 +19,7 @@ from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress
 from train.monitoring.mfu import mfu
-from train.optim.clip_grad import clip_grad_norm_
+from train.optim.gradients import clip_grad_norm_
 from train.optim.lr_schedule import learning_rate_at
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest

@@ -23,7 +23,7 @@ from train.config import LENGTHS, TrainConfig, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS, preset_for
 from train.recovery import run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines

@@ -17,7 +17,7 @@ from train.config import TrainConfig, TrainPlan, load_settings, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import make_logger
 from train.monitoring.metrics import Progress
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.recovery import restore, run_lock, train_with_rollback
 from train.signals import StopRequest
 from train.trainer import Run, Trainer, parallelize

@@ -26,7 +26,7 @@ from train.distributed import fsdp
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics
-from train.optim.grad_scaler import GradScaler
+from train.optim.gradients import GradScaler
 from train.setup.compiler import CompiledForward
 from train.setup.memory import free_memory
 
@@ -37,7 +37,7 @@ N_WARMUP = 2
 
 
 class _Optimizer(Protocol):
-    """What updates the parameters: OptimizerGroup, of optim/group.py."""
+    """What updates the parameters: OptimizerGroup, of optim/optimizers.py."""
 
     def set_lr(self, lr: float) -> None: ...
     def zero_grad(self) -> None: ...

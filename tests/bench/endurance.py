@@ -20,7 +20,7 @@ from train.config import TrainConfig, TrainPlan
 from train.loop import train
 from train.monitoring.loggers import make_logger
 from train.monitoring.metrics import Progress
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.setup.autotune import choose_batch_size
 from train.signals import StopRequest

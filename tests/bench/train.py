@@ -20,7 +20,7 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from tests.bench.table import compare
 from train.config import TrainConfig
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 
 SMALL = ModelConfig(

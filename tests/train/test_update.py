@@ -19,9 +19,9 @@ from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.data import window_starts
 from train.loop import update
-from train.optim.grad_scaler import GROWTH_INTERVAL, INITIAL_SCALE
-from train.optim.group import make_optimizer
+from train.optim.gradients import GROWTH_INTERVAL, INITIAL_SCALE
 from train.optim.lr_schedule import learning_rate_at
+from train.optim.optimizers import make_optimizer
 from train.setup.compiler import CompiledForward
 from train.trainer import Trainer
 

@@ -28,7 +28,7 @@ POLYNOMIALS = ((3.4445, -4.7750, 2.0315),) * 5
 LOWEST, ERROR = 3e-3, 0.33
 # From this ratio of sides on, products of the short side's squares alone are cheaper.
 WIDE = 2
-GATHERED = 8  # matrices of a sharded network that are whole at a time
+GATHER_SIZE = 8  # matrices of a sharded network that are all-gathered at a time
 RMS = 0.2  # of AdamW's updates, which the scale gives to these too (arXiv:2502.16982)
 
 
@@ -73,12 +73,12 @@ def _polynomial(square: Tensor, a: float, b: float, c: float) -> Tensor:
 class Muon:
     """Updates matrices at the rate ``lr``, which is to be set before each step.
 
-    With Nesterov's momentum and decoupled weight decay. ``rows`` names those that are several
+    With Nesterov's momentum and decoupled weight decay. ``split_sizes`` has those that are several
     matrices on top of each other, with the rows of each.
     """
 
     params: Sequence[Tensor]
-    rows: dict[Tensor, list[int]]
+    split_sizes: dict[Tensor, list[int]]
     momentum: float
     weight_decay: float
     lr: float = 0.0
@@ -96,11 +96,11 @@ class Muon:
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.momentum)
         torch._foreach_mul_([to_local(p) for p in weights], 1 - self.lr * self.weight_decay)
-        rows = [self.rows.get(p, [p.shape[0]]) for p in weights]
+        split_sizes = [self.split_sizes.get(p, [p.shape[0]]) for p in weights]
         if to_local(weights[0]) is weights[0]:
-            self._apply(weights, updates, rows)
+            self._apply(weights, updates, split_sizes)
         else:
-            self._apply_sharded(weights, updates, rows)
+            self._apply_sharded(weights, updates, split_sizes)
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state.setdefault(weight, {})
@@ -109,27 +109,27 @@ class Muon:
         return state["momentum_buffer"]
 
     def _apply_sharded(
-        self, weights: list[Tensor], updates: Sequence[Tensor], rows: list[list[int]]
+        self, weights: list[Tensor], updates: Sequence[Tensor], split_sizes: list[list[int]]
     ) -> None:
         """Do the same with gathered matrices, a few at a time; each process does all of them."""
-        for i in range(0, len(weights), GATHERED):
-            some = slice(i, i + GATHERED)
-            likes = weights[some]
-            gathered = [gather_like(u, p) for u, p in zip(updates[some], likes, strict=True)]
+        for i in range(0, len(weights), GATHER_SIZE):
+            batch = slice(i, i + GATHER_SIZE)
+            likes = weights[batch]
+            gathered = [gather_like(u, p) for u, p in zip(updates[batch], likes, strict=True)]
             changes = [torch.zeros_like(update) for update in gathered]
-            self._apply(changes, gathered, rows[some])
+            self._apply(changes, gathered, split_sizes[batch])
             for weight, change in zip(likes, changes, strict=True):
                 to_local(weight).add_(to_local(shard_like(change, weight)))
 
     def _apply(
-        self, weights: list[Tensor], updates: Iterable[Tensor], n_rows: Iterable[list[int]]
+        self, weights: list[Tensor], updates: Iterable[Tensor], split_sizes: Iterable[list[int]]
     ) -> None:
         """Subtract the updates, made orthogonal: those of one shape, either way up, together."""
         stacks = defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor]]](list)
-        for weight, update, rows in zip(weights, updates, n_rows, strict=True):
-            for w, u in zip(torch.split(weight, rows), torch.split(update, rows), strict=True):
-                lying = (w, u) if w.shape[0] <= w.shape[1] else (w.mT, u.mT)
-                stacks[tuple(lying[0].shape)].append(lying)
+        for weight, update, sizes in zip(weights, updates, split_sizes, strict=True):
+            for w, u in zip(torch.split(weight, sizes), torch.split(update, sizes), strict=True):
+                wide = (w, u) if w.shape[0] <= w.shape[1] else (w.mT, u.mT)
+                stacks[tuple(wide[0].shape)].append(wide)
         for shape, pairs in stacks.items():
             stack = torch.stack([u for _, u in pairs]).to(_dtype(pairs[0][1]))
             scaled = list(orthogonalised(stack).to(pairs[0][0].dtype))

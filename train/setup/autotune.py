@@ -18,7 +18,7 @@ from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
 from train.loop import backward, update
 from train.monitoring.metrics import duration
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.setup.memory import max_batch_size
 from train.trainer import Trainer
 

@@ -33,7 +33,7 @@ def update_of(gradients: list[Tensor]) -> list[Tensor]:
     parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()
-    Muon(params=parameters, rows={}, lr=1.0, momentum=0.0, weight_decay=0.0).step()
+    Muon(params=parameters, split_sizes={}, lr=1.0, momentum=0.0, weight_decay=0.0).step()
     return [-parameter.detach() for parameter in parameters]
 
 
@@ -118,7 +118,7 @@ def test_parts_on_top_of_each_other_are_updated_as_matrices_of_their_own() -> No
     parts = [torch.randn(n, 16) * size for n, size in zip(rows, (1.0, 100.0, 0.01), strict=True)]
     joined = torch.nn.Parameter(torch.zeros(24, 16))
     joined.grad = torch.cat(parts)
-    Muon(params=[joined], rows={joined: rows}, lr=1.0, momentum=0.0, weight_decay=0.0).step()
+    Muon(params=[joined], split_sizes={joined: rows}, lr=1.0, momentum=0.0, weight_decay=0.0).step()
     torch.testing.assert_close(-joined.detach(), torch.cat(update_of(parts)))
 
 
@@ -128,7 +128,7 @@ def test_several_steps_equal_those_of_torch(shape: tuple[int, int]) -> None:
     start = torch.randn(shape)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     settings: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.3}
-    optimizer = Muon(params=[ours], rows={}, **settings)
+    optimizer = Muon(params=[ours], split_sizes={}, **settings)
     peer = torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
     for _ in range(6):
         gradient = torch.randn(shape)
@@ -148,7 +148,7 @@ def test_in_bfloat16_the_update_is_nearly_the_same_and_the_momentum_as_exact(
         torch.manual_seed(7)
         weights = torch.nn.Parameter(torch.zeros(32, 48))
         weights.grad = torch.randn(32, 48)
-        optimizer = Muon(params=[weights], rows={}, lr=1.0, momentum=0.9, weight_decay=0.0)
+        optimizer = Muon(params=[weights], split_sizes={}, lr=1.0, momentum=0.9, weight_decay=0.0)
         optimizer.step()
         return weights.detach(), optimizer.state[weights]["momentum_buffer"]
 
@@ -159,5 +159,5 @@ def test_in_bfloat16_the_update_is_nearly_the_same_and_the_momentum_as_exact(
 
 def test_what_has_no_gradient_stays() -> None:
     weights = torch.nn.Parameter(torch.ones(4, 4))
-    Muon(params=[weights], rows={}, lr=1.0, momentum=0.9, weight_decay=0.5).step()
+    Muon(params=[weights], split_sizes={}, lr=1.0, momentum=0.9, weight_decay=0.5).step()
     assert torch.equal(weights.detach(), torch.ones(4, 4))

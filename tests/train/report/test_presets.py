@@ -21,8 +21,8 @@ from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
 from train.monitoring.mfu import flops_per_token
-from train.optim.group import make_optimizer
 from train.optim.lr_schedule import learning_rate_at
+from train.optim.optimizers import make_optimizer
 from train.presets import AUTO, PRESETS
 from train.report import presets as preset_table
 from train.setup.autotune import choose_batch_size

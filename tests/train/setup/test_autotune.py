@@ -16,7 +16,7 @@ from common.settings import options_for
 from tests.tiny import random_model
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
-from train.optim.group import make_optimizer
+from train.optim.optimizers import make_optimizer
 from train.setup.autotune import (
     MeasuredSpeed,
     autotune,

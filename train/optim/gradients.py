@@ -1,4 +1,4 @@
-"""The loss scale of float16: halved where gradients overflow, doubled after many that did not.
+"""What happens to a gradient before it is applied: clipping, and the loss scale of float16.
 
 float16 reaches down to 6e-8: small gradients survive only if the loss is multiplied.
 
@@ -9,13 +9,49 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from common.models.gpt import GPT
+from train.distributed.comm import ProcessGroup
+from train.distributed.fsdp import is_sharded, to_local
 
 # A power of two, so that nothing is rounded; doubled after so many updates without overflow.
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2_000
 
 
+def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, group: ProcessGroup) -> Tensor:
+    """Undo the loss scale and clip, without waiting for a GPU; return the norm before clipping.
+
+    With a ``max_norm`` of 0 nothing is clipped.
+    """
+    gradients = [_values(p) for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if is_sharded(model):
+        norm = group.all_reduce_(norm.square()).sqrt()
+    norm = norm / loss_scale
+    factor = torch.full_like(norm, 1 / loss_scale)
+    if max_norm:
+        # 1e-6: as torch.nn.utils.clip_grad_norm_, for a gradient of 0
+        factor *= (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if max_norm or loss_scale != 1:
+        torch._foreach_mul_(gradients, factor)
+    return norm
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """Return a parameter's gradient; of a sparse one the values that are there, as a view."""
+    assert parameter.grad is not None
+    if not parameter.grad.is_sparse:
+        return to_local(parameter.grad)
+    parameter.grad = parameter.grad.coalesce()
+    return parameter.grad._values()
+
+
 class GradScaler:
-    """The factor of the loss; 1 in dtypes that need none."""
+    """The factor of the loss: halved where gradients overflow, doubled after many that did not.
+
+    It is 1 in dtypes that need none.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._is_enabled = dtype == torch.float16
