@@ -8,7 +8,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.types import ASGIApp, Receive
+from starlette.types import ASGIApp
 
 from common.errors import UserError
 from sample.server import protocol
 from sample.server.engine import Engine
-from sample.server.errors import APIError, error_response
-from sample.server.metrics import Metrics
+from sample.server.protocol import APIError, Json
 from sample.server.requests import ServedModel, parse_request
-from sample.server.responses import EventStream, Json, ResponseStream, json_bytes
+from sample.server.responses import EventStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
@@ -41,37 +39,27 @@ ERROR = {"model": protocol.ErrorResponse}
 ERRORS: dict[int | str, Json] = {"4XX": ERROR, "5XX": ERROR}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Service:
-    """All that the routes need."""
-
-    engine: Engine
-    model: ServedModel
-    metrics: Metrics
-    model_info: Json  # what the page says of the model
-
-
-def make_app(service: Service, access: Access) -> ASGIApp:
+def make_app(engine: Engine, model: ServedModel, access: Access) -> ASGIApp:
     """Return the ASGI application, secured."""
     failures = (RequestValidationError, HTTPException, UserError, Exception)
     app = FastAPI(
         title="Quern",
         version="1",
-        description=f"{service.model.name}: a GPT, over OpenAI's completions API. Where the server "
+        description=f"{model.name}: a GPT, over OpenAI's completions API. Where the server "
         "has an API key: Authorization: Bearer KEY.",
         docs_url=None,
         redoc_url=None,
         exception_handlers=dict.fromkeys(failures, error_response),
     )
-    app.state.service = service
+    app.state.engine, app.state.model = engine, model
     app.include_router(router)
     files = [file for file in PAGE.iterdir() if file.suffix in (".html", ".css", ".js", ".svg")]
     page = {"/" if file.name == "page.html" else f"/{file.name}": file for file in files}
     for path, file in page.items():
         app.add_route(path, partial(_send_file, file))
-    paths = {*page, *app.openapi()["paths"], "/openapi.json", f"/v1/models/{service.model.name}"}
+    paths = {*page, *app.openapi()["paths"], "/openapi.json", f"/v1/models/{model.name}"}
     open_paths = {*page, "/health", "/openapi.json"}
-    secured = SecurityMiddleware(app, access, service.metrics, open_paths, paths)
+    secured = SecurityMiddleware(app, access, engine.metrics.requests, open_paths, paths)
     if not access.origins:
         return secured
     return CORSMiddleware(
@@ -105,8 +93,11 @@ class JsonRequest(Request):
             raise _closing(408, f"did not come within {BODY_TIMEOUT_S:.0f} seconds") from error
 
     async def json(self) -> Any:
-        """Return the body's value."""
-        return json.loads((await self.body()).decode("utf-8"), parse_float=_number)
+        """Return the body's value; raise APIError where it is none."""
+        try:
+            return json.loads((await self.body()).decode("utf-8"), parse_float=_number)
+        except (ValueError, RecursionError) as error:
+            raise APIError(f"The body is not JSON in UTF-8: {error}.") from error
 
 
 def _closing(status: int, what: str) -> APIError:
@@ -135,19 +126,19 @@ router = APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> protocol.ModelList:
+async def models(request: Request) -> Json:
     """List the one model there is."""
-    return protocol.ModelList(data=[await model(request.app.state.service.model.name, request)])
+    return {"object": "list", "data": [await model(request.app.state.model.name, request)]}
 
 
 @router.get("/v1/models/{name:path}")
-async def model(name: str, request: Request) -> protocol.ModelDescription:
+async def model(name: str, request: Request) -> Json:
     """Describe the model."""
-    own: ServedModel = request.app.state.service.model
+    own: ServedModel = request.app.state.model
     if name != own.name:
         sentence = f"This server has only {own.name}."
         raise APIError(sentence, status=404, param="model", code="model_not_found")
-    return protocol.ModelDescription(id=own.name, created=own.created)
+    return {"id": own.name, "object": "model", "created": own.created, "owned_by": "quern"}
 
 
 @router.post("/v1/completions", response_model=protocol.CompletionResponse, responses=STREAM)
@@ -166,56 +157,77 @@ async def _complete(
     body: protocol.CompletionRequest | protocol.ChatRequest, request: Request
 ) -> Response:
     arrived_s = time.monotonic()
-    service: Service = request.app.state.service
+    engine: Engine = request.app.state.engine
     # in a thread: a long text takes a while to encode, and the event loop serves others meanwhile
-    generation = await asyncio.to_thread(parse_request, body, service.model)
-    stream = ResponseStream(generation.builder, arrived_s, service.metrics.time_to_first_token)
-    jobs = service.engine.submit(generation.rows, stream.push)
-    if generation.stream:
-        return EventStream(stream.events(), lambda: service.engine.cancel(jobs))
+    rows, answers = await asyncio.to_thread(parse_request, body, request.app.state.model)
+    jobs = engine.submit(rows, answers.push)
+
+    def on_first() -> None:
+        engine.metrics.time_to_first_token.observe(time.monotonic() - arrived_s)
+
+    if body.stream:
+        return EventStream(answers.events(on_first), lambda: engine.cancel(jobs))
+    whole = asyncio.create_task(answers.whole(on_first))
+    gone = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
     try:
-        whole = await cancel_on_disconnect(request.receive, stream.response())
+        await asyncio.wait({gone, whole}, return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():
+            return Response(status_code=499)  # as nginx logs it
+        return Response(json_bytes(whole.result()), media_type="application/json")
     finally:
-        service.engine.cancel(jobs)
-    if whole is None:
-        return Response(status_code=499)  # as nginx logs it: the client is gone
-    return Response(json_bytes(whole), media_type="application/json")
+        gone.cancel()
+        whole.cancel()
+        engine.cancel(jobs)
 
 
-@router.get("/health", response_model_exclude_none=True)
-async def health(request: Request, response: Response) -> protocol.Health:
+@router.get("/health")
+async def health(request: Request, response: Response) -> Json:
     """Say whether requests are accepted."""
-    why = request.app.state.service.engine.closed
-    response.status_code = 503 if why else 200
-    return protocol.Health(status="unavailable" if why else "ok", reason=why)
+    why = request.app.state.engine.closed
+    if why is None:
+        return {"status": "ok"}
+    response.status_code = 503
+    return {"status": "unavailable", "reason": why}
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return the counters for Prometheus."""
-    text = generate_latest(request.app.state.service.metrics.registry)
+    text = generate_latest(request.app.state.engine.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 @router.get("/card")
 async def model_info(request: Request) -> Json:
     """Return what the page says of the model."""
-    info: Json = request.app.state.service.model_info
+    info: Json = request.app.state.model.info
     return info
 
 
-async def cancel_on_disconnect(receive: Receive, answer: Coroutine[Any, Any, Json]) -> Json | None:
-    """Return what is awaited, or None where the client goes away before."""
-    waited = asyncio.create_task(answer)
-    gone = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait({gone, waited}, return_when=asyncio.FIRST_COMPLETED)
-        return waited.result() if waited.done() else None
-    finally:
-        gone.cancel()
-        waited.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def error_response(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that ended in ``error``."""
+    match error:
+        case APIError():
+            answer = error
+        case RequestValidationError(body=bytes()):
+            wanted = "be announced as such: Content-Type: application/json"
+            answer = APIError(f"The body must be JSON, and {wanted}", status=415)
+        case RequestValidationError(body=dict()):
+            answer = protocol.validation_error(error.errors())
+        case RequestValidationError(body=body):
+            found = "empty" if body is None else protocol.shown(body)
+            answer = APIError(f"The body is {found}: it must be a JSON object.")
+        case UserError():
+            answer = APIError(error.message)
+        case HTTPException(status_code=status):
+            sentences = {
+                404: f"There is no {request.url.path[:100]} here: OpenAI's API is below /v1, and "
+                "/openapi.json lists all there is.",
+                405: f"{request.method[:20]} is not done here.",
+            }
+            sentence = sentences.get(status, error.detail)
+            answer = APIError(sentence, status=status, headers=error.headers)
+        case _:  # Starlette raises it again after this, and the server logs it
+            sentence = "The server failed; its log says why."
+            answer = APIError(sentence, status=500, kind="server_error")
+    return answer.response()

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
 from common.errors import UserError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
-from sample.server.errors import busy, unavailable
-from sample.server.metrics import Metrics
+from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 # Prefilled between two steps, while the running answers wait: about a second at 124 M parameters
 # on two cores.
 PREFILL_TOKENS = 512
+# Upper bounds in seconds: from a tiny network's first token to a long wait in the queue.
+TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 FAULT = "The server failed while it was generating; its log says why. It has to be started again."
 
 Receive = Callable[[int, TextDelta], None]  # of one among the requests that were submitted together
@@ -52,13 +55,36 @@ class Job:
     cancelled: bool = False
 
 
+class Metrics:
+    """What the server counts from its start, for Prometheus."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "quern_requests", "Requests that were answered, by status.", ("path", "status"),
+            registry=registry,
+        )  # fmt: skip
+        self.prompt_tokens = Counter(
+            "quern_prompt_tokens", "Tokens of prompts that were read.", registry=registry
+        )
+        self.generated_tokens = Counter(
+            "quern_generated_tokens", "Tokens that were generated.", registry=registry
+        )
+        self.time_to_first_token = Histogram(
+            "quern_time_to_first_token_seconds", "From a request's arrival to its first text.",
+            buckets=TTFT_BOUNDS_S, registry=registry,
+        )  # fmt: skip
+
+    def add_gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+        """Show what ``value`` returns whenever somebody looks."""
+        Gauge(name, meaning, registry=self.registry).set_function(value)
+
+
 class Engine:
     """A Decoder, the thread that owns it, and the queue for its rows."""
 
-    def __init__(
-        self, decoder: Decoder, *, n_rows: int, max_waiting: int, metrics: Metrics
-    ) -> None:
-        self._decoder, self._metrics = decoder, metrics
+    def __init__(self, decoder: Decoder, *, n_rows: int, max_waiting: int) -> None:
+        self._decoder, self.metrics = decoder, Metrics()
         self._capacity = n_rows + max_waiting
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[Job] = deque()
@@ -68,10 +94,11 @@ class Engine:
         self._thread: threading.Thread | None = None
         self.closed: str | None = None  # why no requests are accepted, as a sentence
         self.fault: str | None = None  # why the engine failed
-        metrics.rows.set(n_rows)
-        metrics.up.set_function(lambda: self.closed is None)
-        metrics.queue_length.set_function(lambda: self.n_waiting)
-        metrics.rows_busy.set_function(lambda: self.n_busy)
+        add_gauge = self.metrics.add_gauge
+        add_gauge("quern_up", "1 while the engine works.", lambda: self.closed is None)
+        add_gauge("quern_queue_length", "Answers that wait for a row.", lambda: self.n_waiting)
+        add_gauge("quern_rows_busy", "Rows that generate.", lambda: self.n_busy)
+        add_gauge("quern_rows", "Rows there are.", lambda: n_rows)
 
     def start(self, call_in_loop: CallInLoop) -> None:
         """Begin to decode; deltas are received inside ``call_in_loop``, once a step."""
@@ -93,14 +120,18 @@ class Engine:
     def submit(self, requests: Sequence[Request], receive: Receive) -> list[Job]:
         """Queue all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
 
-        Raises: APIError, 429 when the queue has no room for them, 503 after ``refuse``.
+        Raise APIError: 429 where the queue has no room for them, 503 after ``refuse``.
         """
         jobs = [Job(request, partial(receive, i)) for i, request in enumerate(requests)]
         with self._changed:
             if self.closed is not None:
-                raise unavailable(self.closed)
+                raise APIError.unavailable(self.closed)
             if self.n_waiting + self.n_busy + len(jobs) > self._capacity:
-                raise busy()
+                raise APIError(
+                    "All rows are busy and the queue is full: try again in a moment.",
+                    status=429, kind="rate_limit_error", code="rate_limit_exceeded",
+                    headers={"Retry-After": "1"},  # rows get free often, and asking costs little
+                )  # fmt: skip
             self._waiting.extend(jobs)
             self._changed.notify()
         return jobs
@@ -130,7 +161,6 @@ class Engine:
     def _run(self, call_in_loop: CallInLoop) -> None:
         try:
             while self._await_work():
-                self._free_cancelled()
                 self._admit_waiting()
                 if deltas := self._step():
                     call_in_loop(partial(_deliver, deltas))
@@ -152,10 +182,6 @@ class Engine:
                 self._changed.wait()
             return not self._ended
 
-    def _free_cancelled(self) -> None:
-        for row in [row for row, job in self._rows.items() if job.cancelled]:
-            self._free_row(row)
-
     def _free_row(self, row: int) -> None:
         self._decoder.release(row)
         with self._changed:
@@ -163,6 +189,8 @@ class Engine:
             self._free.append(row)
 
     def _admit_waiting(self) -> None:
+        for row in [row for row, job in self._rows.items() if job.cancelled]:
+            self._free_row(row)
         n_prefilled = 0
         while n_prefilled < PREFILL_TOKENS:
             with self._changed:
@@ -173,7 +201,7 @@ class Engine:
             request = job.request
             self._decoder.admit(row, request.prompt, request.config, request.top_logprobs)
             n_prefilled += max(1, len(request.prompt))
-            self._metrics.prompt_tokens.inc(len(request.prompt))
+            self.metrics.prompt_tokens.inc(len(request.prompt))
 
     def _step(self) -> list[tuple[Job, TextDelta]]:
         tokens = self._decoder.step() if self._rows else {}
@@ -185,7 +213,7 @@ class Engine:
                 self._free_row(row)
             if delta.text or delta.tokens or delta.is_last:
                 deltas.append((job, delta))
-        self._metrics.generated_tokens.inc(len(tokens))
+        self.metrics.generated_tokens.inc(len(tokens))
         return deltas
 
 

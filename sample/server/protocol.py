@@ -1,4 +1,4 @@
-"""The API's shapes in both directions: what requests may hold, and what answers do.
+"""The API's shapes in both directions: what requests may hold, what answers do, and errors.
 
 Requests are checked against these models, and /openapi.json is made from them. The ranges of what
 chooses ids (temperature, top_k, ...) are GenerateConfig's. A null is as good as leaving a parameter
@@ -8,12 +8,20 @@ declared, and refused (``Unsupported``).
 Source: platform.openai.com/docs/api-reference, "Completions" and "Chat", of 2025.
 """
 
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from common.inference.config import GenerateConfig
+
+Json = dict[str, Any]
+SHOWN_VALUE_CHARS = 40
 
 # min_length: pydantic refuses halves of characters (lone surrogates) only where it has to count
 Text = Annotated[str, Field(min_length=0)]
@@ -24,7 +32,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # OpenAI's bound
 MaxTokens = Literal[-1] | Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
-EmptyDict = Annotated[dict[str, Any], Field(max_length=0)]
+EmptyDict = Annotated[Json, Field(max_length=0)]
 
 
 class Shape(BaseModel):
@@ -159,7 +167,7 @@ class Choice(Shape):
     index: int
     text: str | None = None
     message: AssistantMessage | None = None
-    logprobs: dict[str, Any] | None
+    logprobs: Json | None
     """Tokens and their natural logarithms of probability, as OpenAI writes them."""
     finish_reason: Literal["stop", "length"]
 
@@ -178,29 +186,6 @@ class CompletionResponse(Shape):
     """What had no room in the context."""
 
 
-class ModelDescription(Shape):
-    """The model that is served."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["quern"] = "quern"
-
-
-class ModelList(Shape):
-    """The one model there is."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelDescription]
-
-
-class Health(Shape):
-    """Whether requests are accepted."""
-
-    status: Literal["ok", "unavailable"]
-    reason: str | None = None
-
-
 class ErrorDetail(Shape):
     """A sentence, and what it is about."""
 
@@ -214,3 +199,63 @@ class ErrorResponse(Shape):
     """What is answered where the status is not 200."""
 
     error: ErrorDetail
+
+
+class APIError(HTTPException):
+    """A request that cannot be answered as it is; ``kind`` is OpenAI's type of error."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    @classmethod
+    def unavailable(cls, message: str) -> "APIError":
+        """Return the error of a server that accepts no requests."""
+        return cls(message, status=503, kind="server_error", code="unavailable")
+
+    def response(self) -> Response:
+        """Return what the client gets."""
+        content = json.dumps(self.body)  # in ASCII: a message may hold half a character
+        return Response(content, self.status_code, self.headers, media_type="application/json")
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error may show it: in ASCII, and not the whole of a long one."""
+    if isinstance(value, list | dict):  # may be too deep to be written down
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    text = ascii(value)
+    return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "..."
+
+
+def validation_error(errors: Iterable[Mapping[str, Any]]) -> APIError:
+    """Return the error that names one parameter: what was found, and what pydantic expected."""
+    by_path: dict[tuple[int | str, ...], list[Mapping[str, Any]]] = {}
+    for error in errors:
+        # "loc" begins with FastAPI's "body", and also holds a union's arms, such as list[TextPart]
+        keys = [key for key in error["loc"] if isinstance(key, int) or key.isidentifier()]
+        by_path.setdefault(tuple(key for key in keys if key != "body"), []).append(error)
+    # of a union's arms the one that got furthest
+    path = max(by_path, key=lambda keys: (len(keys), [k for k in keys if isinstance(k, int)]))
+    found = by_path[path]
+    name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
+    if found[0]["type"] == "missing":
+        return APIError(f"{name} is missing.", param=name, code="missing_required_parameter")
+    expected = " or ".join(dict.fromkeys(map(_expected, found)))
+    message = f"{name} is {shown(found[0]['input'])}: it must {expected}."
+    return APIError(message, param=name, code="invalid_value")
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    if error["type"] == "string_unicode":
+        return "be a text of whole characters"
+    words = re.sub(r"^\w+ should | after validation.*| or instance of.*", "", error["msg"])
+    return words.replace("dictionary", "object")

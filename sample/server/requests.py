@@ -1,28 +1,28 @@
-"""A request's body -> what the engine is to generate, and how its answers are written."""
+"""A request's body -> what the engine is to generate, and what writes its answers down."""
 
 import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.inference.config import GenerateConfig
 from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
 from sample.server.config import ServeConfig
 from sample.server.engine import Request
-from sample.server.errors import APIError, shown
-from sample.server.protocol import ChatMessage, ChatRequest, CompletionRequest, SamplingParameters
-from sample.server.responses import ResponseBuilder
+from sample.server.protocol import (
+    APIError,
+    ChatRequest,
+    CompletionRequest,
+    Json,
+    SamplingParameters,
+    shown,
+)
+from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import Message, Role, Template
 from sample.text.truncate import build_prompt, missing_notice
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",  # OpenAI's newer name for it
-    "user": "user",
-    "assistant": "assistant",
-}
+ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+ROLES["developer"] = "system"  # OpenAI's newer name for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,75 +37,59 @@ class ServedModel:
     template: Template
     defaults: GenerateConfig
     limits: ServeConfig
+    info: Json  # what the page says of it
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One HTTP request: a Request to the engine for each of its answers, and their form."""
+def parse_request(
+    body: CompletionRequest | ChatRequest, model: ServedModel
+) -> tuple[list[Request], ResponseStream]:
+    """Return a row for each answer, and what writes them down.
 
-    rows: Sequence[Request]
-    builder: ResponseBuilder
-    stream: bool
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Several prompts, and what had no room in them, or in the vocabulary."""
-
-    ids: Sequence[list[int]]
-    notices: Sequence[str]
-    detokenizer_options: Mapping[str, Any]
-
-
-def parse_request(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerationRequest:
-    """Return what ``body`` stands for.
-
-    Raises: APIError that names the parameter that cannot be served.
+    Raise APIError that names the parameter that cannot be served.
     """
     if body.model not in (None, model.name):
         sentence = f"model is {shown(body.model)}: this server has {model.name}."
         raise APIError(sentence, status=404, param="model", code="model_not_found")
-    config, n, echo = _config(body, model), body.n or 1, False
+    config, n, echo, strip = _config(body, model), body.n or 1, False, Json()
     if isinstance(body, ChatRequest):
-        prompts = _chat_prompt(body, config, model)
+        ids, notices, strip = _chat_prompt(body, config, model)
+        prompts = [ids]
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
-        prompts, top_logprobs, echo = _prompts(body, model), body.logprobs, bool(body.echo)
-    n_answers, most = len(prompts.ids) * n, model.limits.rows + model.limits.queue
+        prompts, notices = _prompts(body, model)
+        top_logprobs, echo = body.logprobs, bool(body.echo)
+    n_answers, most = len(prompts) * n, model.limits.rows + model.limits.queue
     if n_answers > most:  # they would never all find a place
-        raise APIError(
-            f"{len(prompts.ids)} prompts times n = {n} are {n_answers} answers: "
-            f"at most {most} at once.",
-            param="n" if n > 1 else "prompt",
-        )
+        sentence = f"{len(prompts)} prompts times n = {n} are {n_answers} answers"
+        param = "n" if n > 1 else "prompt"
+        raise APIError(f"{sentence}: at most {most} at once.", param=param)
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     rows = [
         Request(
             prompt=ids,
             config=replace(config, seed=(config.seed + i) % SEEDS_END),
             detokenizer=Detokenizer(
-                model.tokenizer,
-                config.max_new_tokens,
-                [stop for stop in stops if stop],
-                **prompts.detokenizer_options,
+                model.tokenizer, config.max_new_tokens, [stop for stop in stops if stop], **strip
             ),
             top_logprobs=top_logprobs or 0,
         )
-        for ids in prompts.ids
+        for ids in prompts
         for i in range(n)
     ]
-    builder = ResponseBuilder(
+    decode = model.tokenizer.decode_bytes
+    prefixes = [decode(row.prompt).decode("utf-8", "replace") if echo else "" for row in rows]
+    answers = ResponseStream(
         chat=isinstance(body, ChatRequest),
         model=model.name,
         fingerprint=model.fingerprint,
         tokenizer=model.tokenizer,
-        n_prompt_tokens=sum(map(len, prompts.ids)),  # once, however many answers share a prompt
+        n_prompt_tokens=sum(map(len, prompts)),  # once, however many answers share a prompt
         top_logprobs=top_logprobs,
-        notices=prompts.notices,
-        prefixes=[_decoded(row.prompt, model) if echo else "" for row in rows],
+        notices=notices,
+        prefixes=prefixes,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    return GenerationRequest(rows, builder, bool(body.stream))
+    return rows, answers
 
 
 def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerateConfig:
@@ -122,41 +106,47 @@ def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> Genera
     )
 
 
-def _chat_prompt(body: ChatRequest, config: GenerateConfig, model: ServedModel) -> _Prompts:
+def _chat_prompt(
+    body: ChatRequest, config: GenerateConfig, model: ServedModel
+) -> tuple[list[int], list[str], Json]:
+    """Return the prompt's ids, what had no room, and what the template asks of a Detokenizer."""
     if body.top_logprobs and not body.logprobs:
         raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    messages = [Message(ROLES[each.role], _content(each)) for each in body.messages]
+    messages = [
+        Message(
+            ROLES[each.role],
+            each.content
+            if isinstance(each.content, str)
+            else "".join(part.text for part in each.content),
+        )
+        for each in body.messages
+    ]
+    template = model.template
     prompt = build_prompt(
         messages,
-        template=model.template,
+        template=template,
         tokenizer=model.tokenizer,
         block_size=model.block_size,
         max_new_tokens=config.max_new_tokens,
     )
     missing = missing_notice(model.tokenizer, "".join(each.content for each in messages))
-    strips, continues = model.template.strips_answers, messages[-1].role == "assistant"
     options = {
-        "template_stops": model.template.stops,
-        "strip_start": strips and not continues,
-        "strip_end": strips,
+        "template_stops": template.stops,
+        # an answer that is last is continued, with its first blanks
+        "strip_start": template.strips_answers and messages[-1].role != "assistant",
+        "strip_end": template.strips_answers,
     }
-    return _Prompts([prompt.ids], [*missing, *prompt.notices()], options)
+    return prompt.ids, [*missing, *prompt.notices()], options
 
 
-def _content(message: ChatMessage) -> str:
-    content = message.content
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-def _prompts(body: CompletionRequest, model: ServedModel) -> _Prompts:
+def _prompts(body: CompletionRequest, model: ServedModel) -> tuple[list[list[int]], list[str]]:
     if body.echo and body.logprobs is not None:
         raise APIError("echo together with logprobs is not supported here.", param="echo")
     given = body.prompt
     one = isinstance(given, str) or isinstance(given[0], int)
     prompts: list[str | list[int]] = [given] if one else given  # type: ignore[list-item, assignment]
     texts = "".join(prompt for prompt in prompts if isinstance(prompt, str))
-    ids = [_encode(prompt, model) for prompt in prompts]
-    return _Prompts(ids, missing_notice(model.tokenizer, texts), {})
+    return [_encode(prompt, model) for prompt in prompts], missing_notice(model.tokenizer, texts)
 
 
 def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
@@ -170,7 +160,3 @@ def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
         sentence = f"The prompt has {len(ids):,} tokens, and the context holds {model.block_size:,}"
         raise APIError(f"{sentence}: shorten it.", param="prompt", code="context_length_exceeded")
     return ids
-
-
-def _decoded(ids: Sequence[int], model: ServedModel) -> str:
-    return model.tokenizer.decode_bytes(list(ids)).decode("utf-8", "replace")

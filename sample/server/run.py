@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -25,12 +24,10 @@ from common.inference.config import GenerateConfig
 from common.run_dir import read_json
 from sample.loaded_model import LoadedModel
 from sample.model_info import model_card
-from sample.server.app import Service, make_app
+from sample.server.app import make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.errors import validation_error
-from sample.server.metrics import Metrics
-from sample.server.protocol import SamplingParameters
+from sample.server.protocol import SamplingParameters, validation_error
 from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.template import Template
@@ -46,36 +43,32 @@ GOING_DOWN = "The server is going down: it takes no more requests, and ends thos
 
 
 def bind(config: ServeConfig) -> socket.socket:
-    """Return a socket bound to the address; nobody can connect until the server listens.
+    """Return a socket bound to the address, or raise ConfigError where it cannot be had.
 
-    Raises: ConfigError where the address cannot be had.
+    Nobody can connect until the server listens.
     """
     where = f"--host {config.host} --port {config.port}"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{where}: no such address ({error}).") from error
+    bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise ConfigError(
-            f"{where}: cannot be listened on ({error.strerror}). Choose another --port."
-        ) from error
+        found = f"cannot be listened on ({error.strerror})"
+        raise ConfigError(f"{where}: {found}. Choose another --port.") from error
     return bound
 
 
 def describe_model(
     loaded: LoadedModel, template: Template, defaults: GenerateConfig, limits: ServeConfig
 ) -> ServedModel:
-    """Return the facts that requests are checked against.
-
-    Raises: ConfigError where a request would get what it may not ask for.
-    """
+    """Return what is served; raise ConfigError where defaults are not what may be asked for."""
     if defaults.max_new_tokens > limits.max_tokens:
         raise ConfigError(
             f"--max-new-tokens is {defaults.max_new_tokens:,} and --max-tokens is "
@@ -84,7 +77,7 @@ def describe_model(
     try:
         SamplingParameters.model_validate(asdict(defaults))
     except ValidationError as error:
-        sentence = validation_error(error.errors(), asdict(defaults)).detail
+        sentence = validation_error(error.errors()).detail
         raise ConfigError(f"--{sentence.replace('_', '-')}") from error
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
@@ -97,25 +90,16 @@ def describe_model(
         template=template,
         defaults=defaults,
         limits=limits,
+        info=model_card(loaded.info, defaults, template.name),
     )
 
 
 def serve(loaded: LoadedModel, model: ServedModel, bound: socket.socket, access: Access) -> None:
-    """Serve until a signal comes.
-
-    Raises: CheckpointError where the engine failed.
-    """
-    limits, metrics = model.limits, Metrics()
-    engine = Engine(
-        loaded.decoder(limits.rows),
-        n_rows=limits.rows,
-        max_waiting=limits.queue,
-        metrics=metrics,
-    )
-    info = model_card(loaded.info, model.defaults, model.template.name)
-    service = Service(engine=engine, model=model, metrics=metrics, model_info=info)
+    """Serve until a signal comes; raise CheckpointError where the engine failed."""
+    limits = model.limits
+    engine = Engine(loaded.decoder(limits.rows), n_rows=limits.rows, max_waiting=limits.queue)
     config = uvicorn.Config(
-        make_app(service, access),
+        make_app(engine, model, access),
         http=TimeoutProtocol,
         ws="none",
         loop="asyncio",
@@ -176,7 +160,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal: the first drains, the second ends the process as it is."""
         if self.should_exit:
-            sys.stderr.flush()
             os._exit(128 + sig)  # nothing is written that could be lost
         super().handle_exit(sig, frame)
 

@@ -18,12 +18,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import ConfigError
-from sample.server.errors import APIError, shown
-from sample.server.metrics import Metrics
+from sample.server.protocol import APIError, shown
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def make_access(
 ) -> Access:
     """Return who may ask a server that listens at ``bound``, which ``host`` named.
 
-    Raises: ConfigError where others than this machine could, and there is no key.
+    Raise ConfigError where others than this machine could, and there is no key.
     """
     address = ipaddress.ip_address(bound.getsockname()[0].partition("%")[0])
     if not address.is_loopback and key_file is None:
@@ -81,10 +81,7 @@ def make_access(
 
 
 def read_key(path: Path) -> bytes:
-    """Return the key in a file, without the blanks around it.
-
-    Raises: ConfigError where there is none, or one that no header can carry.
-    """
+    """Return the key in a file; raise ConfigError where there is none that a header can carry."""
     try:
         key = path.read_bytes().strip()
     except OSError as error:
@@ -104,7 +101,7 @@ class SecurityMiddleware:
 
     app: ASGIApp
     access: Access
-    metrics: Metrics
+    requests: Counter  # by path and status
     open_paths: Collection[str]  # they need no key
     known_paths: Collection[str]  # they are counted by name, the rest together
 
@@ -121,7 +118,7 @@ class SecurityMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                self.metrics.requests.labels(path, message["status"]).inc()
+                self.requests.labels(path, message["status"]).inc()
             await send(message)
 
         try:

@@ -22,10 +22,9 @@ from common.inference.decoder import Decoder
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
-from sample.server.app import Service, make_app
+from sample.server.app import make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
-from sample.server.metrics import Metrics
 from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.template import TURNS, Template
@@ -64,8 +63,6 @@ class InProcess:
     client: TestClient
     decoder: FakeDecoder
     engine: Engine
-    metrics: Metrics
-    model: ServedModel
 
 
 @contextmanager
@@ -74,7 +71,7 @@ def in_process(
 ) -> Iterator[InProcess]:
     """Serve from this process; the client's base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
-    decoder, metrics = FakeDecoder(limits.rows), Metrics()
+    decoder = FakeDecoder(limits.rows)
     model = ServedModel(
         name="fake",
         fingerprint="quern-0123456789ab",
@@ -84,18 +81,15 @@ def in_process(
         template=template,
         defaults=GenerateConfig(max_new_tokens=8),
         limits=limits,
+        info={"name": "fake"},
     )
-    engine = Engine(
-        cast(Decoder, decoder), n_rows=limits.rows, max_waiting=limits.queue,
-        metrics=metrics,
-    )  # fmt: skip
-    service = Service(engine=engine, model=model, metrics=metrics, model_info={"name": "fake"})
-    app = make_app(service, access or Access())
+    engine = Engine(cast(Decoder, decoder), n_rows=limits.rows, max_waiting=limits.queue)
+    app = make_app(engine, model, access or Access())
     with TestClient(app, base_url="http://localhost") as client:
         assert client.portal is not None
         engine.start(client.portal.call(_running_loop).call_soon_threadsafe)
         try:
-            yield InProcess(client, decoder, engine, metrics, model)
+            yield InProcess(client, decoder, engine)
         finally:
             decoder.go.set()
             engine.close("Over.")

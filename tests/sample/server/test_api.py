@@ -13,7 +13,7 @@ from common.inference.config import GenerateConfig
 from sample.server.app import MAX_BODY_BYTES, JsonRequest
 from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Request
-from sample.server.errors import APIError
+from sample.server.protocol import APIError
 from sample.server.responses import json_bytes
 from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer

@@ -13,8 +13,7 @@ from common.errors import CheckpointError
 from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, Token
 from sample.server.engine import FAULT, Engine, Request
-from sample.server.errors import APIError
-from sample.server.metrics import Metrics
+from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder
@@ -68,7 +67,7 @@ def decoder() -> FakeDecoder:
 
 @pytest.fixture
 def engine(decoder: FakeDecoder) -> Iterator[Engine]:
-    engine = Engine(cast(Decoder, decoder), n_rows=3, max_waiting=4, metrics=Metrics())
+    engine = Engine(cast(Decoder, decoder), n_rows=3, max_waiting=4)
     engine.start(lambda call: call())
     yield engine
     decoder.go.set()
@@ -187,7 +186,7 @@ def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
 
 def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
     decoder = FakeDecoder(n_rows=4)
-    engine = Engine(cast(Decoder, decoder), n_rows=4, max_waiting=32, metrics=Metrics())
+    engine = Engine(cast(Decoder, decoder), n_rows=4, max_waiting=32)
     engine.start(lambda call: call())
     n_right, n_busy, n_gone, wrong = [0], [0], [0], list[str]()
 
