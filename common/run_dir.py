@@ -1,7 +1,7 @@
 """A run's folder: its name, its checkpoints, the pointers to two of them, its lock.
 
 runs/NAME/config.json      every effective setting (train writes it)
-runs/NAME/metrics.jsonl    one JSON object a logged step (metrics.py)
+runs/NAME/metrics.jsonl    one JSON object a logged step
 runs/NAME/step-00000500/   a checkpoint (checkpoint.py)
 runs/NAME/latest, best     text files that hold a checkpoint's folder name
 """
@@ -18,7 +18,7 @@ from common.errors import CheckpointError
 from common.files import write_text
 
 FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
+CONFIG_NAME, METRICS_NAME = "config.json", "metrics.jsonl"
 SHARDS_NAME = "optimizer"  # a folder in a checkpoint, a file of each process in it
 Pointer = Literal["latest", "best"]
 
@@ -96,6 +96,36 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: not of format {FORMAT_VERSION}, the one that this version reads."
         )
     return value
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises: CheckpointError that names a line before it that is damaged.
+    """
+    path = run / METRICS_NAME
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it is no object with a step")
+            records.append(record)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number}: damaged ({error}). Delete that line."
+            ) from error
+    return records
+
+
+def stop_reason(run: Path, step: int | None = None) -> str | None:
+    """Return why a run is finished, in words, or None: it is not, or not after ``step``."""
+    last: dict[str, Any] = next(reversed(read_metrics(run)), {})
+    return last.get("ended") if step in (None, last.get("step")) else None
 
 
 def checkpoint_dir(run: Path, step: int) -> Path:

@@ -8,6 +8,7 @@ import math
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -17,6 +18,7 @@ from common.errors import ConfigError
 Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+CONTEXT = {"show_default": True, "max_content_width": 100}  # of click's commands
 SEEDS_END = 1 << 63  # what torch takes; counting on from a seed begins at 0 again there
 
 
@@ -127,3 +129,12 @@ def given(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a command's options that are settings of ``config`` and were given."""
     names = {item.name for item in fields(config)}
     return {name: value for name, value in options.items() if name in names and value is not None}
+
+
+runs_dir_option = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    help="Folder that holds the runs.",
+)
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")

@@ -1,7 +1,7 @@
 """The commands of prepare: python -m prepare."""
 
 try:
-    from common.command import run
+    from common.errors import run
     from prepare.cli import main
 
     run(main, "prepare")

@@ -21,9 +21,8 @@ from typing import Any
 
 import click
 
-from common.command import CONTEXT
 from common.errors import EXIT_SKIPPED
-from common.settings import given, options_for
+from common.settings import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
 from prepare.workers.executor import Executor
 

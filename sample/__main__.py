@@ -1,7 +1,7 @@
 """The commands of sample: python -m sample."""
 
 try:
-    from common.command import run
+    from common.errors import run
     from sample.cli import main
 
     run(main, "sample")

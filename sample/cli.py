@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.command import CONTEXT, device_option, runs_dir_option
 from common.errors import ConfigError
-from common.inference.config import GenerateConfig
-from common.settings import given, options_for
+from common.models.config import GenerateConfig
+from common.settings import CONTEXT, device_option, given, options_for, runs_dir_option
 from sample.server.config import ServeConfig
 from sample.text.terminal_text import notify, write_stdout
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from sample.loaded_model import LoadedModel
 from sample.text.detokenizer import Detokenizer, TextDelta, token_json

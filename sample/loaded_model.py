@@ -8,9 +8,8 @@ import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and 
 from common import checkpoint, run_dir
 from common.device import choose_device
 from common.errors import ConfigError
-from common.inference.backend import Backend
+from common.inference.backend import Backend, make_backend
 from common.inference.decoder import Decoder
-from common.inference.selector import make_backend
 from common.tokenizer import Tokenizer
 from sample.model_info import RunInfo, read_run_info
 

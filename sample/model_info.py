@@ -11,10 +11,8 @@ from typing import Any
 from common.checkpoint import Checkpoint
 from common.dataset import open_data
 from common.errors import UserError
-from common.inference.config import GenerateConfig
-from common.metrics import read_metrics
-from common.models.config import ModelConfig
-from common.run_dir import CONFIG_NAME, read_json
+from common.models.config import GenerateConfig, ModelConfig
+from common.run_dir import CONFIG_NAME, read_json, read_metrics
 
 # Tokens read per parameter where more of either no longer pays more than of the other.
 # Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.

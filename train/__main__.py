@@ -1,7 +1,7 @@
 """The commands of train: python -m train."""
 
 try:
-    from common.command import run
+    from common.errors import run
     from train.cli import main
 
     run(main, "train")

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.command import CONTEXT, device_option, runs_dir_option
 from common.models.config import ARCHITECTURES, ModelConfig
-from common.settings import given, options_for
+from common.settings import CONTEXT, device_option, given, options_for, runs_dir_option
 from train.config import TrainConfig
 from train.presets import DECIDED, PRESETS
 from train.signals import StopRequest

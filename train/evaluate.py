@@ -14,9 +14,9 @@ import torch
 
 from common.dataset import DataFolder, Ids
 from common.device import Device
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, generate
 from common.inference.torch_backend import TorchBackend
+from common.models.config import GenerateConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from train.data import read_rows

@@ -12,7 +12,7 @@ from common.dataset import open_data
 from common.device import choose_device
 from common.errors import ConfigError
 from common.files import write_json
-from common.metrics import stop_reason
+from common.run_dir import stop_reason
 from train.config import TrainConfig, TrainPlan, load_settings, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import make_logger

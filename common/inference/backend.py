@@ -1,44 +1,25 @@
-"""What a Decoder asks of a network: a KV cache of several rows, prefill and decode.
+"""What a Decoder asks of a network, and which backend is taken: compiled on CPUs, else PyTorch's.
 
-Two backends: cpu/, compiled by Numba, and torch_backend.py, of PyTorch's operators, for GPUs.
+A backend is a network prepared for generation; its KV cache holds several rows, each a text of its
+own, which begin by prefill and go on by decode.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
+from common.errors import ConfigError
+from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
+from common.models.gpt import GPT
 
-Floats = npt.NDArray[np.float32]
-NextLogits = tuple[Floats, float]  # (V,) for one next token, and their logsumexp
-
-
-class Position(NamedTuple):
-    """Where a row's newest id goes in the cache, and that id with those before it, newest first."""
-
-    row: int
-    position: int
-    recent: Sequence[int]  # as many as config.n_recent says, zeros before the first
-
-
-class Logits(NamedTuple):
-    """Logits (n, V) for the tokens after n tokens, and the logsumexp of each (n,).
-
-    The latter is not finite where one of the logits is not.
-    """
-
-    logits: Floats
-    logsumexp: Floats
-
-    def each(self) -> Iterator[NextLogits]:
-        """Yield those of one token after another."""
-        return zip(self.logits, self.logsumexp.tolist(), strict=True)
+log = logging.getLogger(__name__)
 
 
 class KVCache(Protocol):
-    """Keys and values of several rows, each a text of its own, and what computes them."""
+    """Keys and values of several rows, and what computes them."""
 
     # Tokens decoded together at most, of all rows: up to here a pass costs little more than for
     # one. 1 where drafts do not pay.
@@ -66,3 +47,32 @@ class Backend(Protocol):
     def make_cache(self, n_rows: int) -> KVCache:
         """Allocate a cache for ``n_rows`` texts."""
         ...
+
+
+def make_backend(model: GPT, *, int8: bool = False) -> Backend:
+    """Return a model prepared for generation on its device; with ``int8`` weights, on CPUs.
+
+    Without Numba, which compiles for CPUs, PyTorch's operators generate there too; raise
+    ConfigError for int8 then.
+    """
+    # here: only what is used is imported, Numba on CPUs alone
+    weight = model.wte.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        try:
+            from common.inference.cpu.backend import CpuBackend
+
+            return CpuBackend(model, int8=int8)
+        except ImportError as error:
+            if int8:
+                raise ConfigError(
+                    f"--quantize int8 needs Numba, which cannot be imported ({error}): install "
+                    "requirements.txt, or leave it out."
+                ) from error
+            log.warning(
+                "Numba cannot be imported (%s): PyTorch's operators generate, which takes some "
+                "times as long.",
+                error,
+            )
+    from common.inference.torch_backend import TorchBackend
+
+    return TorchBackend(model)

@@ -16,9 +16,9 @@ import numpy as np
 
 from common.errors import CheckpointError
 from common.inference.backend import Backend
-from common.inference.config import GenerateConfig
 from common.inference.row import Row, top_logprobs
 from common.inference.sampling import filter_logits, sample
+from common.models.config import GenerateConfig
 from common.tokenizer import Tokenizer
 
 

@@ -1,16 +1,50 @@
-"""One text of a Decoder: its ids, which of them the next prediction sees, which the cache holds."""
+"""One text of a Decoder: its ids, which the next prediction sees, which the cache holds, drafts.
+
+Drafts come from the text itself: what followed its last few ids before is drafted to follow again.
+They are decoded in the same pass as the newest id and decide nothing: ids are sampled as ever, and
+the logits after a draft that turns out right are there already. Source: prompt lookup decoding,
+Saxena 2023 (github.com/apoorvumang), a case of speculative decoding, Leviathan et al. 2022
+(arXiv:2211.17192).
+"""
 
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from common.inference.backend import Floats, NextLogits, Position
-from common.inference.config import GenerateConfig
-from common.inference.prompt_lookup import PromptLookup
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
+
+NGRAM = 3  # ids that must have stood before, in this order, to draft what followed
+MAX_DRAFT = 8  # ids; from 1 on, twice as many each time that all were right
+
+Floats = npt.NDArray[np.float32]
+NextLogits = tuple[Floats, float]  # (V,) for one next token, and their logsumexp
+
+
+class Position(NamedTuple):
+    """Where a row's newest id goes in the cache, and that id with those before it, newest first."""
+
+    row: int
+    position: int
+    recent: Sequence[int]  # as many as config.n_recent says, zeros before the first
+
+
+class Logits(NamedTuple):
+    """Logits (n, V) for the tokens after n tokens, and the logsumexp of each (n,).
+
+    The latter is not finite where one of the logits is not.
+    """
+
+    logits: Floats
+    logsumexp: Floats
+
+    def each(self) -> Iterator[NextLogits]:
+        """Yield those of one token after another."""
+        return zip(self.logits, self.logsumexp.tolist(), strict=True)
 
 
 def window_start(n_tokens: int, block_size: int) -> int:
@@ -23,6 +57,43 @@ def window_start(n_tokens: int, block_size: int) -> int:
         return 0
     half = block_size - block_size // 2
     return -(-(n_tokens - block_size) // half) * half
+
+
+class PromptLookup:
+    """The drafts of one text."""
+
+    def __init__(self) -> None:
+        self.following: dict[tuple[int, ...], int] = {}  # NGRAM ids -> where the next one is
+        self.n_draft = 1
+        # ids of a draft that are not sampled yet, and the logits after each
+        self.pending: deque[tuple[int, NextLogits]] = deque()
+
+    def index(self, ids: Sequence[int], start: int) -> None:
+        """Note what follows what in ids[start:], and in these alone."""
+        ends = range(start + NGRAM, len(ids))
+        self.following = {tuple(ids[end - NGRAM : end]): end for end in ends}
+
+    def draft(self, ids: Sequence[int], limit: int) -> list[int]:
+        """Return at most ``limit`` ids that may come next, none where the last ones are new."""
+        at = self.following.get(tuple(ids[-NGRAM:]))
+        if at is None:
+            return []
+        period = len(ids) - at  # behind the text's end it is drafted to begin again
+        return [ids[at + i % period] for i in range(min(self.n_draft, limit))]
+
+    def verify(self, ids: Sequence[int], idx: int) -> NextLogits | None:
+        """Note that ``idx`` follows ``ids``; return the logits after it if it was drafted."""
+        self.following[tuple(ids[-NGRAM:])] = len(ids)
+        if not self.pending:
+            return None
+        drafted, logits = self.pending.popleft()
+        if drafted != idx:
+            self.pending.clear()
+            self.n_draft = 1
+            return None
+        if not self.pending:
+            self.n_draft = min(2 * self.n_draft, MAX_DRAFT)
+        return logits
 
 
 class Row:

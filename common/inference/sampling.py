@@ -15,7 +15,7 @@ al. 2020, section 3.1 (arXiv:1904.09751); min-p, Nguyen et al. 2024, section 3 (
 import numpy as np
 import numpy.typing as npt
 
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.inference.backend import Logits, Position
+from common.inference.row import Logits, Position
 from common.models.gpt import GPT, Block
 from common.models.ngram import ngram_rows, shifted_ids
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from common.errors import ConfigError, UserError
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 from sample.chat.session import Chat
 from sample.chat.transcript import load_conversation, save_conversation
 from sample.text.template import Message, replace_surrogates

@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from common.errors import UserError
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, generate
+from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from sample.text.detokenizer import Detokenizer, TextDelta
 from sample.text.template import RAW, Message, Template, replace_surrogates

@@ -18,8 +18,8 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import UserError
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
+from common.models.config import GenerateConfig
 from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 
 Json = dict[str, Any]
 SHOWN_VALUE_CHARS = 40

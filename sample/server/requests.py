@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import dataclass, replace
 
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
 from sample.server.config import ServeConfig

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.checkpoint import MANIFEST_NAME, MODEL_NAME
 from common.errors import CheckpointError, ConfigError
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 from common.run_dir import read_json
 from sample.loaded_model import LoadedModel
 from sample.model_info import model_card

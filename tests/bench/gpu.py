@@ -27,9 +27,9 @@ from transformers.utils import logging
 from common.dataset import SPLITS, Split
 from common.device import Device, choose_device, set_matmul_precision
 from common.inference.torch_backend import TorchBackend
-from common.metrics import read_metrics
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
+from common.run_dir import read_metrics
 from tests.bench.sample import any_tokenizer, generation, their_generation
 from tests.bench.table import compare
 from tests.prepare.making import write_data

@@ -22,10 +22,9 @@ from common.checkpoint import save_checkpoint
 from common.device import Device, choose_device
 from common.files import write_json
 from common.inference.backend import Backend
-from common.inference.config import GenerateConfig
 from common.inference.cpu.backend import CpuBackend
 from common.inference.decoder import Decoder
-from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from common.tokenizer import CharTokenizer, Tokenizer

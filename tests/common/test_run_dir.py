@@ -14,8 +14,10 @@ from common.run_dir import (
     find_run,
     lock_run,
     new_run,
+    read_metrics,
     read_pointer,
     rollback_to,
+    stop_reason,
     write_pointer,
 )
 from tests.common.saved import empty, names, save
@@ -137,3 +139,27 @@ def test_what_is_left_of_a_killed_save_of_the_same_step_stops_no_pruning(run: Pa
         save(run, step)
     assert names(run) == ["step-00000030", "step-00000040"]
     assert not list(run.glob("*.tmp"))
+
+
+def test_a_metrics_line_cut_short_is_left_out(run: Path) -> None:
+    assert read_metrics(run) == []
+    (run / "metrics.jsonl").write_text(
+        '{"step": 10, "val_loss": 2.5}\n{"step": 20}\n{"ste', encoding="utf-8"
+    )
+    assert read_metrics(run) == [{"step": 10, "val_loss": 2.5}, {"step": 20}]
+
+
+def test_a_run_is_finished_where_its_last_line_says_so(run: Path) -> None:
+    assert stop_reason(run) is None
+    (run / "metrics.jsonl").write_text('{"step": 1, "ended": "why"}\n', encoding="utf-8")
+    assert stop_reason(run) == stop_reason(run, 1) == "why"
+    assert stop_reason(run, 2) is None  # it was made again from an earlier checkpoint
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2}\n')
+    assert stop_reason(run) is None
+
+
+def test_damaged_metrics_are_an_error_that_names_the_line(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 10}\n{"st\n{"step": 20}\n', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(run)

@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import ConfigError
-from common.inference.config import GenerateConfig
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
 from common.settings import from_dict, given, options_for
 from train.config import TrainConfig
 

@@ -4,8 +4,8 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Token
+from common.models.config import GenerateConfig
 
 
 class FakeDecoder:

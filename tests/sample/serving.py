@@ -17,9 +17,8 @@ from starlette.testclient import TestClient
 
 from common.checkpoint import save_checkpoint
 from common.files import write_json
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from sample.server.app import make_app

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.inference.config import GenerateConfig
+from common.inference.backend import make_backend
 from common.inference.decoder import Decoder, generate
-from common.inference.selector import make_backend
 from common.inference.torch_backend import TorchBackend
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from sample import generate as samples

@@ -10,8 +10,7 @@ import torch
 
 from common.checkpoint import load_checkpoint
 from common.files import write_json
-from common.inference.config import GenerateConfig
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
 from sample import model_info
 from sample.model_info import (
     RunInfo,

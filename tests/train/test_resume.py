@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.dataset import DataFolder
-from common.metrics import stop_reason
+from common.run_dir import stop_reason
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.resume import resume_run

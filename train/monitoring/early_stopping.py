@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from common.metrics import read_metrics
+from common.run_dir import read_metrics
 from train.config import TrainConfig
 
 # One rise may be chance and so may two; of three in a row, while train falls, few are.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text
-from common.metrics import METRICS_NAME, read_metrics
+from common.run_dir import METRICS_NAME, read_metrics
 
 
 @dataclass

@@ -9,8 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from common.checkpoint import MODEL_NAME
-from common.metrics import read_metrics
-from common.run_dir import CONFIG_NAME, read_json, read_pointer
+from common.run_dir import CONFIG_NAME, read_json, read_metrics, read_pointer
 from train.monitoring.metrics import duration
 
 NO_VALUE = "-"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import CheckpointError, ConfigError
 from common.files import atomic_write
-from common.metrics import METRICS_NAME, read_metrics
+from common.run_dir import METRICS_NAME, read_metrics
 from train.report.chart import Curve, chart
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from common.inference.backend import Logits, Position
 from common.inference.cpu.forward import worker_loop
 from common.inference.cpu.layout import PANEL, ROWS, Floats, Ints, ThreadGroup, Workspace, padded
 from common.inference.cpu.pack import pack
 from common.inference.cpu.threads import n_threads_for, one_byte, start_thread
+from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.ngram import ngram_rows

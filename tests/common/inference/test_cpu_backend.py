@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.inference.backend import Logits, Position
 from common.inference.cpu.backend import MAX_TOKENS, CpuBackend
 from common.inference.cpu.gemm import exp
 from common.inference.cpu.threads import ONE_THREAD_WEIGHTS
+from common.inference.row import Logits, Position
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from tests.common.inference.passes import counted
@@ -197,7 +197,7 @@ DECODE_ONE = """
 import logging, sys, torch
 from common.inference.cpu.backend import CpuBackend
 from common.models.config import ModelConfig
-from common.inference.backend import Position
+from common.inference.row import Position
 from common.models.gpt import GPT
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
 torch.manual_seed(0)

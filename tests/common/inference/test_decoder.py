@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from common.inference.config import GenerateConfig
+from common.inference.backend import make_backend
 from common.inference.cpu.backend import CpuBackend
 from common.inference.decoder import Decoder, Token, generate
-from common.inference.selector import make_backend
 from common.inference.torch_backend import TorchBackend
-from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer, Tokenizer
 from tests.common.inference.passes import SHAPES, counted, next_tokens

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from common.inference.backend import Backend
-from common.inference.config import GenerateConfig
 from common.inference.cpu.backend import CpuBackend
 from common.inference.cpu.pack import quantize_int8
 from common.inference.decoder import Decoder
-from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from sample.score import score_ids
 from tests.tiny import byte_tokenizer, random_model
 

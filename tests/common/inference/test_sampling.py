@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.inference.config import GenerateConfig
 from common.inference.sampling import filter_logits, sample
+from common.models.config import GenerateConfig
 
 # Probabilities by the logits' order; "b" and "d" are the likeliest.
 P = [0.1, 0.5, 0.15, 0.25]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.inference.backend import KVCache, Logits, Position
+from common.inference.backend import KVCache
 from common.inference.cpu.backend import CpuBackend
+from common.inference.row import Logits, Position
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from tests.tiny import random_model

@@ -44,7 +44,7 @@ def write_slowly(path, value):  # so that a signal finds the run still at work
 prepare.output.shard_writer.write_json = write_slowly
 
 if __name__ == "__main__":
-    from common.command import run
+    from common.errors import run
     from prepare.cli import main
 
     run(main, "prepare")
@@ -134,7 +134,7 @@ import json, os, shutil, signal, sys, tempfile
 import gigatoken, tiktoken, tqdm
 import prepare.cli, prepare.pipeline, prepare.report.progress, prepare.readers.parquet
 import small
-from common.command import run
+from common.errors import run
 from tests.prepare.making import snapshot
 
 CHANGES = {"os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
@@ -311,7 +311,7 @@ if __name__ in ("__main__", "__mp_main__"):
     import sys
     sys.addaudithook(deadly)
 if __name__ == "__main__":
-    from common.command import run
+    from common.errors import run
     from prepare.cli import main
 
     run(main, "prepare")
@@ -446,7 +446,7 @@ def interrupted(self, version):
 
 NumpyVersion.__init__ = interrupted
 
-from common.command import run
+from common.errors import run
 from prepare.cli import main
 
 run(main, "prepare")
@@ -483,7 +483,7 @@ def learned(*args, **options):
 
 gigatoken.train_bpe = learned
 
-from common.command import run
+from common.errors import run
 from prepare.cli import main
 
 run(main, "prepare")

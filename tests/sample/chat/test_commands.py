@@ -11,9 +11,9 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from common.errors import CheckpointError
-from common.inference.config import GenerateConfig
+from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
-from common.inference.selector import make_backend
+from common.models.config import GenerateConfig
 from sample.chat.commands import COMMANDS, SETTINGS, Repl, is_command, run_command
 from sample.chat.session import Chat
 from sample.chat.terminal import completer

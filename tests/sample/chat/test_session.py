@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from common.inference.config import GenerateConfig
+from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
-from common.inference.selector import make_backend
-from common.models.config import ModelConfig
+from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.inference.config import GenerateConfig
+from common.models.config import GenerateConfig
 from sample.server.app import MAX_BODY_BYTES, JsonRequest
 from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Request

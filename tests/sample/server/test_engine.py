@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from common.errors import CheckpointError
-from common.inference.config import GenerateConfig
 from common.inference.decoder import Decoder, Token
+from common.models.config import GenerateConfig
 from sample.server.engine import FAULT, Engine, Request
 from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta

@@ -19,9 +19,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from common.errors import ConfigError
-from common.inference.config import GenerateConfig
+from common.inference.backend import make_backend
 from common.inference.decoder import Decoder, generate
-from common.inference.selector import make_backend
+from common.models.config import GenerateConfig
 from sample.server.config import ServeConfig
 from sample.server.run import TimeoutProtocol, bind
 from sample.server.security import make_access, read_key

@@ -10,7 +10,7 @@ import pytest
 
 from common.checkpoint import newest_valid
 from common.dataset import DataFolder
-from common.metrics import stop_reason
+from common.run_dir import stop_reason
 from tests.processes import run_python, start_python
 from tests.train.runs import metrics, options
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from common.errors import ConfigError
+from common.inference.backend import make_backend
 from common.inference.cpu.backend import CpuBackend
-from common.inference.selector import make_backend
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ModelConfig
 from tests.tiny import random_model
