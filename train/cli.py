@@ -226,11 +226,11 @@ def _job(device: str) -> "Iterator[tuple[StopRequest, ProcessGroup, str]]":
     """
     with StopRequest() as stop:
         try:
-            from train.distributed import init
+            from train.distributed import comm
 
-            info = init.rank_info_from(os.environ)
-            device = init.rank_device(info, device)
-            with init.init_distributed(info, device) as group:
+            info = comm.rank_info_from(os.environ)
+            device = comm.rank_device(info, device)
+            with comm.init_distributed(info, device) as group:
                 yield stop, group, device
         except SystemExit:
             if stop.signal is not None:

@@ -1,33 +1,41 @@
-"""The collectives of a run: one process or many, and what only rank 0 does.
+"""The processes of a run: how they find each other, what they exchange, how they end.
 
-torchrun starts the processes (init.py: how they rendezvous). Each has the whole network and its
-share of an update's rows; DistributedDataParallel all-reduces the gradients while the last
-backward pass is still running. With --shard each also keeps only its shard of the weights
-(fsdp.py). Numbers go through all-reduce; what takes long or is no number, such as a folder's name,
-goes through the store, where the other ranks wait without a timeout.
+torchrun starts them and sets in each one's environment its rank and where they rendezvous; they
+communicate by NCCL on GPUs, by gloo on CPUs. Each has the whole network and its share of an
+update's rows; DistributedDataParallel all-reduces the gradients while the last backward pass is
+still running. With --shard each also keeps only its shard of the weights (fsdp.py). Numbers go
+through all-reduce; what takes long or is no number, such as a folder's name, goes through the
+store, where the other ranks wait without a timeout.
 
 Source: Li et al. 2020, "PyTorch Distributed" (arXiv:2006.15704).
 """
 
 import gc
 import json
+import logging
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from common.errors import ConfigError
+from common.errors import ConfigError, UserError
 
 Json = TypeVar("Json")
 
 POLL_S = 0.02  # between looks at the store
-DUPLICATE_ERROR_S = 2.0  # for rank 0 to fail with the same message
+# A rank that does not answer within this time ends the job: less than a minute is promised. One
+# that is dead does so at once, by its connection and by torchrun.
+TIMEOUT_S = 50
 
 
 class Rank0FailedError(Exception):
@@ -51,7 +59,7 @@ class ProcessGroup:
         """
         if self._store is None:
             return make()
-        store, key = self._store, self._next_key("broadcast")
+        store, key = self._store, self._next_key()
         if not self.is_rank0:
             _wait_until(lambda: store.check([key]))
             message = json.loads(store.get(key))
@@ -69,7 +77,7 @@ class ProcessGroup:
         """Wait for every rank, however long one of them takes."""
         if self._store is None:
             return
-        store, key = self._store, self._next_key("barrier")
+        store, key = self._store, self._next_key()
         store.add(key, 1)
         _wait_until(lambda: store.add(key, 0) >= self.world_size)
 
@@ -114,10 +122,7 @@ class ProcessGroup:
         return nullcontext()
 
     def rows_per_rank(self, n_rows: int, block_size: int) -> int:
-        """Return how many of an update's rows are this rank's.
-
-        Raises: ConfigError when the world size does not divide them.
-        """
+        """Return how many of an update's rows are this rank's; raise ConfigError where uneven."""
         n, rest = divmod(n_rows, self.world_size)
         if rest:
             raise ConfigError(
@@ -128,36 +133,15 @@ class ProcessGroup:
         return n
 
     def destroy(self) -> None:
-        """Destroy the process group, and its threads with it.
-
-        One that still frees a tensor while Python ends would abort the process.
-        """
+        """Destroy the process group: threads that outlive Python would abort the process."""
         self._ddp = None
         gc.collect()  # what else references the group
         dist.destroy_process_group()
 
-    def rank0_raises_too(self, message: str) -> bool:
-        """Tell whether rank 0 raises the same message, so that this rank need not print it."""
-        if self._store is None:
-            return False
-        store, deadline, is_same = self._store, time.monotonic() + DUPLICATE_ERROR_S, False
-        try:
-            if self.is_rank0:
-                store.set("error", message)
-                # the store may end with this process
-                _wait_until(lambda: store.add("error read", 0) >= self.world_size - 1, deadline)
-            else:
-                if _wait_until(lambda: store.check(["error"]), deadline):
-                    is_same = store.get("error") == message.encode()
-                store.add("error read", 1)
-        except RuntimeError:  # the store has gone with another process
-            return False
-        return is_same
-
-    def _next_key(self, operation: str) -> str:
+    def _next_key(self) -> str:
         """Return the key of a collective: ranks make the same calls in the same order."""
         self._n_store_calls += 1
-        return f"{operation}/{self._n_store_calls}"
+        return str(self._n_store_calls)
 
     def _all_reduce(self, values: list[float], op: Any) -> list[float]:
         if not self.is_distributed:
@@ -171,6 +155,121 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
+@dataclass(frozen=True)
+class RankInfo:
+    """This process's rank among all, its rank on this machine, and the address of rank 0."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master: str  # host:port
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
+
+
+def rank_info_from(environment: Mapping[str, str]) -> RankInfo | None:
+    """Return the rank that torchrun gave to this process, None without torchrun.
+
+    Raises: ConfigError when the variables do not make sense together.
+    """
+    if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    found = {name: environment.get(name, "not set") for name in names}
+    *numbers, host, port = found.values()
+    rank, world_size, local_rank = (int(n) if n.isdecimal() else -1 for n in numbers)
+    if not 0 <= rank < world_size or local_rank < 0 or "not set" in (host, port):
+        raise ConfigError(
+            f"{', '.join(f'{name} is {value}' for name, value in found.items())}: several "
+            "processes need all five, ranks from 0 up to WORLD_SIZE - 1. torchrun sets them: "
+            "torchrun --nproc-per-node N -m train ..."
+        )
+    return RankInfo(rank, world_size, local_rank, f"{host}:{port}")
+
+
+def rank_device(info: RankInfo | None, name: str) -> str:
+    """Return the name of this rank's device: with GPUs each has its own.
+
+    Raises: ConfigError when there are too few, or they cannot communicate.
+    """
+    if info is None:
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: several processes work on cpu or cuda only.")
+    if name != "cuda":
+        return name
+    if info.local_rank >= (n_gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{info} is number {info.local_rank + 1} on its machine, which has {n_gpus} GPUs: "
+            f"start --nproc-per-node {n_gpus}, or pass --device cpu."
+        )
+    return f"cuda:{info.local_rank}"
+
+
+@contextmanager
+def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGroup]:
+    """Initialize torch.distributed where there are ranks; destroy it at the end.
+
+    Raises: UserError when the rendezvous fails, or when a process is lost.
+    """
+    if info is None:
+        yield SINGLE_PROCESS
+        return
+    group = _rendezvous(info, device)
+    if not group.is_rank0:
+        logging.getLogger().setLevel(logging.ERROR)  # rank 0 logs what all would log
+    try:
+        yield group
+    except Rank0FailedError:
+        time.sleep(1.0)  # were this the first to end, torchrun would kill rank 0 as it prints
+        raise SystemExit(1) from None
+    except UserError as error:
+        # with the rank: what has failed may have failed in this one alone
+        raise UserError(f"{info}: {error.message}") from error
+    except RuntimeError as error:
+        if not is_peer_failure(error):
+            raise
+        raise UserError(
+            f"{info}: another process has ended, or did not answer within {TIMEOUT_S} s "
+            f"({_first_sentence(error)}). The last lines of that process, or torchrun's report "
+            "below, give the reason. Go on from the last checkpoint: torchrun ... -m train resume"
+        ) from error
+    else:
+        # once one ends torchrun ends the others, and with rank 0 goes the store of the others
+        group.barrier()
+        group.all_reduce_max(0)
+        group.destroy()
+
+
+def _rendezvous(info: RankInfo, device: str) -> ProcessGroup:
+    timeout, backend = timedelta(seconds=TIMEOUT_S), "gloo"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+        backend = "cpu:gloo,cuda:nccl"  # scalars are reduced on the CPU
+    try:
+        store = next(rendezvous("env://", info.rank, info.world_size, timeout=timeout))[0]
+        dist.init_process_group(
+            backend, timeout=timeout, rank=info.rank, world_size=info.world_size,
+            store=PrefixStore("group", store),
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:  # torch's own are RuntimeErrors
+        raise ConfigError(
+            f"{info}: the {info.world_size} processes did not connect at {info.master} within "
+            f"{TIMEOUT_S} s ({_first_sentence(error)}). Start as many as WORLD_SIZE says, with a "
+            "MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint, that each of them reaches."
+        ) from error
+    return ProcessGroup(info.rank, info.world_size, PrefixStore("quern", store))
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error, or its name."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(". ")[0].encode("ascii", "replace").decode()
+
+
 def is_peer_failure(error: BaseException) -> bool:
     """Tell whether an error means that another process has ended or does not answer."""
     # gloo's own are plain RuntimeErrors, which name its source files
@@ -180,8 +279,6 @@ def is_peer_failure(error: BaseException) -> bool:
     )
 
 
-def _wait_until(condition: Callable[[], bool], deadline: float = float("inf")) -> bool:
-    """Poll until the condition holds or time.monotonic() passes the deadline; tell which."""
-    while not (holds := condition()) and time.monotonic() < deadline:
+def _wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
         time.sleep(POLL_S)
-    return holds

@@ -15,8 +15,7 @@ from common.run_dir import checkpoints
 from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
 from train.data import dropout_seed
-from train.distributed.comm import ProcessGroup
-from train.distributed.init import RankInfo, rank_device, rank_info_from
+from train.distributed.comm import ProcessGroup, RankInfo, rank_device, rank_info_from
 from train.resume import resume_run
 from train.signals import StopRequest
 
@@ -57,7 +56,7 @@ def too_much(trainer, rows):
     return backward(trainer, rows)
 train.loop.backward = train.setup.autotune.backward = too_much
 """
-IMPATIENT = "import train.distributed.init; train.distributed.init.TIMEOUT_S = 1"
+IMPATIENT = "import train.distributed.comm; train.distributed.comm.TIMEOUT_S = 1"
 NAN = """
 import train.loop
 backward = train.loop.backward
@@ -342,8 +341,8 @@ def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
     job = ended["nan"]
     assert job.codes == [1, 1]
     assert "step 1: the loss is nan" in job.said[0]
-    assert "the run has diverged" in job.said[0].splitlines()[-1]
-    assert job.said[1] == ""
+    for said in job.said:
+        assert "the run has diverged" in said.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -379,9 +378,9 @@ def test_rows_that_cannot_be_shared_evenly_are_refused_before_there_is_a_run(
     ended: dict[str, Ended], place: Path
 ) -> None:
     assert ended["uneven"].codes == [1, 1, 1]
-    assert "3 processes cannot share the 4 rows" in ended["uneven"].said[0]
-    assert "--tokens-per-step 96" in ended["uneven"].said[0]
-    assert ended["uneven"].said[1:] == ["", ""]
+    for said in ended["uneven"].said:
+        assert "3 processes cannot share the 4 rows" in said
+        assert "--tokens-per-step 96" in said
     assert not run_of(place, "uneven").exists()
 
 
@@ -406,10 +405,10 @@ def test_the_place_is_read_from_the_variables_of_torchrun() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"RANK": None}, "RANK not set"),
-        ({"MASTER_ADDR": None, "MASTER_PORT": None}, "MASTER_ADDR, MASTER_PORT not set"),
-        ({"RANK": "4"}, "RANK is 4, WORLD_SIZE 4"),
-        ({"WORLD_SIZE": "many"}, "WORLD_SIZE many"),
+        ({"RANK": None}, "RANK is not set"),
+        ({"MASTER_ADDR": None, "MASTER_PORT": None}, "MASTER_ADDR is not set, MASTER_PORT is not"),
+        ({"RANK": "4"}, "RANK is 4, WORLD_SIZE is 4"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is many"),
     ],
 )
 def test_variables_that_make_no_sense_are_refused(
