@@ -18,7 +18,6 @@ from train.evaluate import evaluate_splits, sample_line
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress
-from train.monitoring.mfu import mfu
 from train.optim.gradients import clip_grad_norm_
 from train.optim.lr_schedule import learning_rate_at
 from train.setup.memory import explain_out_of_memory
@@ -151,12 +150,10 @@ def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
     n = trainer.group.world_size
-    if (share := mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
+    if (share := metrics.mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
     step_s = trainer.tokens_per_step / speed
-    eta_s = metrics.remaining_s(
-        progress, step_s, plan.max_steps, plan.eval_interval, plan.save_interval
-    )
+    eta_s = metrics.remaining_s(progress, step_s, plan)
     log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 

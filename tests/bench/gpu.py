@@ -33,7 +33,7 @@ from common.run_dir import read_metrics
 from tests.bench.sample import any_tokenizer, generation, their_generation
 from tests.bench.table import compare
 from tests.prepare.making import write_data
-from train.monitoring.mfu import flops_per_token
+from train.monitoring.metrics import flops_per_token
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAKESPEARE = REPOSITORY.parent / "shared/data/tinyshakespeare.txt"

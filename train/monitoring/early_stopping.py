@@ -31,7 +31,7 @@ def read_history(run: Path) -> list[Losses]:
 def evals_since_best(history: Sequence[Losses]) -> int:
     """Return the number of evaluations since the lowest val loss, the first such one."""
     val = [losses.val for losses in history]
-    return len(val) - 1 - val.index(min(val)) if val else 0
+    return len(val) - 1 - val.index(min(val))
 
 
 def reason_to_end(
@@ -46,16 +46,11 @@ def reason_to_end(
     return f"all {max_steps:,} steps are made" if step == max_steps else None
 
 
-def overfitting_evals(history: Sequence[Losses]) -> int:
-    """Return in how many of the last evaluations, in a row, val rose while train fell."""
-    pairs = list(pairwise(history))[::-1]
-    diverges = [after.val > before.val and after.train < before.train for before, after in pairs]
-    return [*diverges, False].index(False)
-
-
 def overfitting_line(history: Sequence[Losses]) -> str | None:
     """Return the warning when a run begins to overfit, once each time it does."""
-    if overfitting_evals(history) != OVERFITTING_EVALS:
+    pairs = [*pairwise(history)][::-1]
+    diverges = [after.val > before.val and after.train < before.train for before, after in pairs]
+    if [*diverges, False].index(False) != OVERFITTING_EVALS:
         return None
     first, last = history[-1 - OVERFITTING_EVALS], history[-1]
     return (

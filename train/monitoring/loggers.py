@@ -5,6 +5,7 @@ Their packages are imported only then, and their failures never stop training: e
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ PROJECT = "quern"
 
 
 class MetricsLogger:
-    """Sends records until it fails once; without a backend it does nothing."""
+    """Sends records until that fails once; without a backend it does nothing."""
 
     def __init__(self, kind: str = "none", send: Send | None = None) -> None:
         self._kind, self._send = kind, send
@@ -43,26 +44,28 @@ def make_logger(kind: str, run: Path, first_step: int, settings: dict[str, Any])
 
     A resumed run goes on in the same place: its folder for TensorBoard, and for Weights & Biases
     the id in ``settings["tracker_id"]``.
-
-    Raises: ConfigError when the package is not installed.
     """
-    if kind == "none":
-        return MetricsLogger()
     module = import_package(kind)
     try:
         if kind == "tensorboard":
-            return MetricsLogger(kind, _tensorboard(module, run, first_step))
-        return MetricsLogger(kind, _wandb(module, run, settings))
+            # purge_step: what a killed run had sent after its last checkpoint is sent again
+            writer = module.SummaryWriter(log_dir=str(run / kind), purge_step=first_step)
+            return MetricsLogger(kind, partial(_send_to_tensorboard, writer))
+        if kind == "wandb":
+            wandb_run = module.init(
+                project=PROJECT, name=run.name, id=settings["tracker_id"], resume="allow",
+                dir=str(run), config=settings,
+            )  # fmt: skip
+            # by our step, not by its own count: that refuses what a resumed run sends again
+            wandb_run.define_metric("*", step_metric="step")
+            return MetricsLogger(kind, lambda step, values: wandb_run.log(values | {"step": step}))
     except Exception as error:  # as above: no network, no account, no room on its disk
         _warn(kind, error)
-        return MetricsLogger()
+    return MetricsLogger()
 
 
 def import_package(kind: str) -> Any:
-    """Return the module that --tracker names, None for ``none``.
-
-    Raises: ConfigError that says how to install it.
-    """
+    """Return the module that --tracker names; raise ConfigError where it is not installed."""
     if kind == "none":
         return None
     try:
@@ -74,26 +77,10 @@ def import_package(kind: str) -> Any:
         ) from error
 
 
-def _tensorboard(module: Any, run: Path, first_step: int) -> Send:
-    # purge_step: what a killed run had sent after its last checkpoint is sent again
-    writer = module.SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=first_step)
-
-    def send(step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, global_step=step)
-        writer.flush()
-
-    return send
-
-
-def _wandb(module: Any, run: Path, settings: dict[str, Any]) -> Send:
-    wandb_run = module.init(
-        project=PROJECT, name=run.name, id=settings["tracker_id"], resume="allow",
-        dir=str(run), config=settings,
-    )  # fmt: skip
-    # by our step, not by its own count: that refuses what a resumed run sends again
-    wandb_run.define_metric("*", step_metric="step")
-    return lambda step, values: wandb_run.log(values | {"step": step})
+def _send_to_tensorboard(writer: Any, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        writer.add_scalar(name, value, global_step=step)
+    writer.flush()
 
 
 def _warn(kind: str, error: Exception) -> None:

@@ -1,4 +1,10 @@
-"""metrics.jsonl, one record a logged step; the same numbers as terminal lines, and the ETA."""
+"""How far and how fast a run is: metrics.jsonl, the same as terminal lines, ETA and MFU.
+
+Model FLOPs utilization is the arithmetic that a network needs over what its GPU can do.
+
+Source: Chowdhery et al. 2022, appendix B (arXiv:2204.02311): six operations a matrix weight and
+token, and attention's twelve a layer, channel and token of context, not halved for its causality.
+"""
 
 import json
 import math
@@ -7,8 +13,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from common.device import Device
 from common.files import write_text
+from common.models.gpt import GPT
 from common.run_dir import METRICS_NAME, read_metrics
+from train.config import TrainPlan
+
+# 10^12 operations a second of dense 16-bit matrix products summed in float32, from NVIDIA's data
+# sheets and, for GeForce, the architecture papers. bfloat16; float16 where a GPU lacks it (T4,
+# V100). The first name that a device's contains counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200 NVL": 835.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "A30": 165.0,
+    "A40": 149.7,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "T4": 65.0,
+    "V100-PCIE": 112.0,
+    "V100": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
 
 
 @dataclass
@@ -72,21 +108,34 @@ def cut_metrics(run: Path, step: int) -> None:
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def remaining_s(
-    progress: Progress, step_s: float, max_steps: int, eval_interval: int, save_interval: int
-) -> float:
-    """Return the time to the end of a run, of its updates, evaluations and saves, in seconds."""
-    done = progress.step - 1  # what follows this step is not done yet
+def remaining_s(progress: Progress, step_s: float, plan: TrainPlan) -> float:
+    """Estimate the time to the end of a run: updates, evaluations and saves, in seconds."""
+    n_left = plan.max_steps - progress.step
+    # 1: that of the step which was just made, or else that of the last one
+    n_evals = 1 + n_left // plan.eval_interval
+    n_saves = 1 + n_left // min(plan.eval_interval, plan.save_interval)
+    return n_left * step_s + n_evals * progress.eval_s + n_saves * progress.save_s
 
-    def n_left(interval: int) -> int:
-        """Count its multiples after ``done`` up to the last step, which always counts."""
-        return max_steps // interval - done // interval + (max_steps % interval != 0)
 
-    n_evals = n_left(eval_interval)
-    n_both = n_left(math.lcm(save_interval, eval_interval))
-    n_saves = n_left(save_interval) + n_evals - n_both
-    updates_s = step_s * (max_steps - progress.step)
-    return updates_s + progress.eval_s * n_evals + progress.save_s * n_saves
+def flops_per_token(model: GPT) -> int:
+    """Return the floating-point operations of a forward and backward pass, a token."""
+    c = model.config
+    of_blocks = sum(p.numel() for p in model.h.parameters() if p.dim() == 2)
+    head = model.wte if c.tied_head else model.lm_head  # an embedding is looked up for nothing
+    return 6 * (of_blocks + head.weight.numel()) + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:
+    """Return the share of the GPUs' 16-bit peak that training uses; None where it is not known.
+
+    The tokens are those of all processes, each on a GPU like this one.
+    """
+    if device.torch_device.type != "cuda" or device.dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device.torch_device)
+    peaks = [1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name]
+    needed = flops_per_token(model) * tokens_per_second
+    return needed / (world_size * peaks[0]) if peaks else None
 
 
 def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:

@@ -17,8 +17,7 @@ from common.device import Device, set_matmul_precision
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainConfig
-from train.monitoring.metrics import duration
-from train.monitoring.mfu import flops_per_token
+from train.monitoring.metrics import duration, flops_per_token
 from train.presets import PRESETS, Preset
 from train.setup.memory import max_batch_size, training_bytes
 

@@ -6,7 +6,6 @@ from train.config import TrainConfig
 from train.monitoring.early_stopping import (
     Losses,
     evals_since_best,
-    overfitting_evals,
     overfitting_line,
     reason_to_end,
 )
@@ -18,7 +17,7 @@ def history(*val: float) -> list[Losses]:
 
 @pytest.mark.parametrize(
     ("val", "expected"),
-    [((), 0), ((3.0,), 0), ((3.0, 2.0), 0), ((2.0, 3.0), 1), ((3.0, 2.0, 2.0, 2.5), 2)],
+    [((3.0,), 0), ((3.0, 2.0), 0), ((2.0, 3.0), 1), ((3.0, 2.0, 2.0, 2.5), 2)],
     ids=str,
 )
 def test_evaluations_are_counted_from_the_first_lowest(
@@ -51,18 +50,21 @@ RISING = [Losses(3.0, 3.0), Losses(2.5, 3.1), Losses(2.0, 3.2), Losses(1.5, 3.3)
 
 
 @pytest.mark.parametrize(
-    ("losses", "expected"),
+    ("losses", "is_said"),
     [
-        ([], 0),
-        (RISING[:1], 0),
-        (RISING, 4),
-        ([*RISING, Losses(0.5, 3.0)], 0),  # val fell
-        ([*RISING, Losses(1.1, 3.5)], 0),  # train rose as well: it is lost, it does not learn
-        ([Losses(3.0, 4.0), *RISING[1:3]], 1),
+        ([], False),
+        (RISING[:1], False),
+        (RISING[:4], True),
+        ([*RISING[:3], Losses(1.5, 3.1)], False),  # val fell
+        # train rose as well: it is lost, it does not learn
+        ([*RISING[:3], Losses(2.1, 3.5)], False),
+        ([Losses(3.0, 4.0), *RISING[1:4]], False),  # two in a row
+        ([Losses(3.0, 4.0), *RISING], False),  # four in a row: said before
+        ([Losses(3.0, 4.0), *RISING[:4]], True),
     ],
 )
-def test_rises_are_those_in_a_row_at_the_end(losses: list[Losses], expected: int) -> None:
-    assert overfitting_evals(losses) == expected
+def test_rises_are_those_in_a_row_at_the_end(losses: list[Losses], is_said: bool) -> None:
+    assert (overfitting_line(losses) is not None) == is_said
 
 
 def test_overfitting_is_said_once_in_words_at_the_third_rise() -> None:

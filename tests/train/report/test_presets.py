@@ -20,7 +20,7 @@ from tests.train.runs import pretrain
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
-from train.monitoring.mfu import flops_per_token
+from train.monitoring.metrics import flops_per_token
 from train.optim.lr_schedule import learning_rate_at
 from train.optim.optimizers import make_optimizer
 from train.presets import AUTO, PRESETS
