@@ -9,22 +9,24 @@ its split, and once where neither is so. What is finished stays in data/.unfinis
 the same command, started again after a kill, goes on from there.
 """
 
+import fcntl
 import logging
-from collections.abc import Callable
-from contextlib import closing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.dataset import token_dtype
 from common.errors import DataError
 from prepare.chunks import Stats
 from prepare.config import PrepareConfig
-from prepare.output.dataset_writer import commit
-from prepare.output.merge import merge
-from prepare.output.shard import Shard
-from prepare.output.shard_writer import EncodeJob, shard_keys
+from prepare.output.dataset_writer import commit, merge
+from prepare.output.shard_writer import EncodeJob, Shard, shard_keys
 from prepare.readers.documents import read_source
 from prepare.readers.encoding import check_encoding
 from prepare.sources.discover import Progress, Source, byte_ranges
@@ -33,12 +35,18 @@ from prepare.tokens.encode import EncodersDisagreeError
 from prepare.tokens.plan import MIN_DOCUMENTS, Plan
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.vocabulary import published_tokenizer
-from prepare.workdir import check_space, discard_resumable, remove_work, work_folder
 from prepare.workers.executor import Executor, ReadSource, Task, key_of, make_tasks
 
 log = logging.getLogger(__name__)
 
+WORK_NAME = ".unfinished"  # the folder of one run at a time
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
+LOCK_SECONDS = 2.0  # what helps a killed run holds its lock too, and ends with what it is at
+POLL_SECONDS = 0.05
+# For the estimate of disk space; low, so that nothing is refused that would fit.
+EXPANSION = 3  # bytes of text in a byte of a packed file
+PACKED_SUFFIXES = (".xz", ".zst", ".gz", ".bz2", ".zip", ".parquet")
+BYTES_PER_ID = 5  # of byte pairs; characters have one or more
 
 NewProgress = Callable[[str, int], Progress]  # of a pass: its name, and its bytes on disk
 
@@ -66,28 +74,30 @@ def prepare_corpus(
         reason = stale_reason(old.get("made_from", {}), fingerprint)
         if reason is None:
             log.info("%s: made of these sources, with these options: nothing to do.", out)
-            remove_work(out)
+            if (out / WORK_NAME).exists():  # of a run that was killed when all but this was done
+                with work_folder(out):
+                    pass
             return old
         log.info("%s: made again: %s.", out, reason)
     with work_folder(out) as work:
         read = partial(read_source, config=config)
-        run = _Run(sources, tasks, config, work, fingerprint, new_progress, executor, read)
-        check_space(work, tasks, config, 0)
+        run = _Run(sources, tasks, config, work, key_of(fingerprint), new_progress, executor, read)
+        _check_space(run, 0)
         plan = _first_pass(run)
-        check_space(work, tasks, config, plan.n_bytes if run.learns else 0)
+        _check_space(run, plan.n_bytes if run.learns else 0)
         shards, encoder = _second_pass(run, plan)
         vocab_size, dedup = plan.tokenizer.vocab_size, config.dedup == "exact"
-        merged = merge(tasks, shards, work, sources, vocab_size, dedup=dedup)
-        _refuse_empty(run, merged.counts["n_documents"], merged.stats)
+        files, counts, stats = merge(tasks, shards, work, sources, vocab_size, dedup=dedup)
+        _refuse_empty(run, counts["n_documents"], stats)
         meta = {
             "dtype": token_dtype(vocab_size).name,
             "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "seed": config.seed},
-            **merged.counts,
-            **merged.stats.as_json(),
+            **counts,
+            **stats.as_json(),
             "encoder": encoder,
             "made_from": fingerprint,
         }
-        return commit(out, work, merged.files, plan.tokenizer, meta)
+        return commit(out, work, files, plan.tokenizer, meta)
 
 
 def _split_source(source: Source) -> list[Source]:
@@ -104,7 +114,7 @@ class _Run:
     tasks: list[Task]
     config: PrepareConfig
     work: Path
-    fingerprint: dict[str, Any]
+    key: str  # of the sources and options
     new_progress: NewProgress
     executor: Executor
     read: ReadSource
@@ -117,8 +127,7 @@ class _Run:
 
 def _first_pass(run: _Run) -> Plan:
     """Decide on vocabulary and split, from a sample of the sources where that takes one."""
-    key = key_of(run.fingerprint)
-    plan = Plan.load(run.work, key)
+    plan = Plan.load(run.work, run.key)
     if plan is not None:
         log.info("Going on where an earlier run was stopped.")
         return plan
@@ -126,19 +135,19 @@ def _first_pass(run: _Run) -> Plan:
     val_files = any(source.val for source in run.sources)
     sample = CorpusSample()
     if run.learns or run.config.split_rule == "tail":
-        sample = _sample(run, key, limit=None)
+        sample = _sample(run, limit=None)
     elif run.config.split_rule == "auto" and not val_files:
-        sample = _sample(run, key, limit=MIN_DOCUMENTS)
+        sample = _sample(run, limit=MIN_DOCUMENTS)
     plan = make_plan(run.work, sample, published, run.config, val_files=val_files)
-    plan.save(key)
+    plan.save(run.key)
     for file in run.work.glob("*.sample"):
         file.unlink()
     return plan
 
 
-def _sample(run: _Run, key: str, limit: int | None) -> CorpusSample:
+def _sample(run: _Run, limit: int | None) -> CorpusSample:
     """Read all sources, or as many as hold ``limit`` documents."""
-    job = SampleJob(read=run.read, config=run.config, folder=run.work, key=key, limit=limit)
+    job = SampleJob(read=run.read, config=run.config, folder=run.work, key=run.key, limit=limit)
     progress = run.new_progress("sample", sum(task.size_bytes for task in run.tasks))
     found = CorpusSample()
     if limit is None:
@@ -171,11 +180,9 @@ def _second_pass(run: _Run, plan: Plan) -> tuple[list[Shard], str]:
 
 
 def _encode(run: _Run, plan: Plan, *, fast: bool) -> tuple[list[Shard], str]:
-    keys = shard_keys(run.tasks, plan, run.config, fast=fast)
-    shards = [Shard(run.work, key) for key in keys]
-    missing = [task for task, shard in zip(run.tasks, shards, strict=True) if not shard.is_whole()]
-    n_done = len(run.tasks) - len(missing)
-    if n_done:
+    shards = [Shard(run.work, key) for key in shard_keys(run.tasks, plan, run.config, fast=fast)]
+    missing = [task for task, shard in zip(run.tasks, shards, strict=True) if not shard.recover()]
+    if n_done := len(run.tasks) - len(missing):
         log.info("%s of %s tasks were finished before.", f"{n_done:,}", f"{len(run.tasks):,}")
     job = EncodeJob(read=run.read, config=run.config, plan=plan, shards=tuple(shards), fast=fast)
     progress = run.new_progress("encode", sum(task.size_bytes for task in missing))
@@ -186,7 +193,7 @@ def _encode(run: _Run, plan: Plan, *, fast: bool) -> tuple[list[Shard], str]:
 def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     if n_documents:
         return
-    discard_resumable(run.work)
+    shutil.rmtree(run.work)  # another run would find no more
     names = ", ".join(source.name for source in run.sources[:5])
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []
@@ -194,4 +201,70 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
         f"{names}: no text found in {len(run.sources):,} files"
         + (f" (left out: {', '.join(left_out)})" if left_out else "")
         + ". Name text files, JSON lines, or archives of them."
+    )
+
+
+def _check_space(run: _Run, n_bytes: int) -> None:
+    """Refuse to begin what the disk has no room for: shards, then the files made of them.
+
+    ``n_bytes``: of text, 0 where that is not known.
+    """
+    n_text = n_bytes or sum(
+        source.n_read * (EXPANSION if source.path.suffix in PACKED_SUFFIXES else 1)
+        for task in run.tasks
+        for source in task.sources
+    )
+    per_id = 1 if run.config.tokenizer == "char" else BYTES_PER_ID
+    n_copies = 2 - 1 / max(1, len(run.tasks))  # the ids of the first shard are not copied
+    there = sum(file.stat().st_size for file in run.work.glob("*.bin"))
+    needed = int(2 * n_copies * n_text / per_id) - there
+    free = shutil.disk_usage(run.work).free
+    if needed > free:
+        raise DataError(
+            f"{run.work.parent}: about {needed / 1e9:,.1f} GB are needed there, but "
+            f"{free / 1e9:,.1f} GB are free. Free some, or choose another --out."
+        )
+
+
+@contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """Lock the folder in ``out``; it stays where a run is stopped that can be resumed.
+
+    Raises: DataError when another run has locked it, or ``out`` cannot be written.
+    """
+    existed = out.exists()
+    work = out / WORK_NAME
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _lock(work):
+            try:
+                yield work
+            except BaseException:
+                if not [*work.glob("*.json"), *work.glob("*.sample")]:  # nothing to resume from
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work)
+    except OSError as error:  # those of reading are DataErrors already
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if not existed:
+            with suppress(OSError):  # not empty
+                out.rmdir()
+
+
+def _lock(work: Path) -> TextIO:
+    """Return the file that locks ``work`` while it is open."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        # not found: another run ended just now, and took its folder with it
+        with suppress(FileNotFoundError, BlockingIOError), ExitStack() as opened:
+            work.mkdir(exist_ok=True)
+            lock = opened.enter_context((work / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink:  # 0: of a folder that is gone
+                opened.pop_all()
+                return lock
+        time.sleep(POLL_SECONDS)
+    raise DataError(
+        f"{work.parent}: another prepare is writing there. Wait for it, or choose another --out."
     )

@@ -1,10 +1,13 @@
-"""The files of a data folder (common/dataset.py), written elsewhere and moved there at the end."""
+"""Shards, in the order of their tasks -> the files of a data folder (common/dataset.py).
 
-import hashlib
+They are written elsewhere and moved there at the end, all or none. Here alone is decided which of
+several equal documents stays: the first, in the order of sources.
+"""
+
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,25 +20,26 @@ from common.dataset import (
     IDX_HEADER,
     IDX_MAGIC,
     META_NAME,
+    SPLITS,
     Split,
+    token_dtype,
 )
 from common.errors import DataError
 from common.files import fsync_folder, sha256_of, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
+from prepare.chunks import Stats
+from prepare.output.shard_writer import Rows, Shard
+from prepare.sources.discover import Source
+from prepare.workers.executor import Task
 
-IDX_BLOCK = 1 << 17  # documents whose entries are in memory at a time
+BLOCK_ROWS = 1 << 17  # in memory at a time; so many entries of the index, too
+SORTED_ROWS = 2 << 20  # hashes sorted at a time, when equal documents are looked for
 MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
 COPY_BYTES = 1 << 20
+COUNTED = ("documents", "bytes", "tokens")
 
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """A file that is flushed to disk, and waits for its name."""
-
-    path: Path
-    name: str  # in the data folder
-    size_bytes: int
-    sha256: str
+Flags = npt.NDArray[np.bool_]
+Files = dict[str, Path]  # flushed to disk, by the names that wait for them in the data folder
 
 
 class TokenWriter:
@@ -46,21 +50,17 @@ class TokenWriter:
     ) -> None:
         """Write into ``folder``; with ``ids_path`` append to the ids in that file."""
         self.dtype = dtype
-        self.n_tokens = self.n_documents = 0
-        self._split, self._digest = split, hashlib.sha256()
+        self._split = split
         self._bin_path = ids_path or folder / f"{split}.bin"
         self._idx_path = folder / f"{split}.idx"
-        self._bin = self._bin_path.open("r+b" if ids_path else "w+b")
-        for raw in iter(lambda: self._bin.read(COPY_BYTES), b""):
-            self._digest.update(raw)
-            self.n_tokens += len(raw) // dtype.itemsize
+        self._bin = self._bin_path.open("ab" if ids_path else "wb")
+        self.n_tokens, self.n_documents = self._bin.tell() // dtype.itemsize, 0
         self._idx = self._idx_path.open("w+b")
         self._idx.write(bytes(IDX_HEADER.size))  # known at the end
 
     def add_ids(self, raw: bytes | memoryview) -> None:
         """Append ids, as they lie in the file, of documents whose lengths are added apart."""
         self._bin.write(raw)
-        self._digest.update(raw)
         self.n_tokens += memoryview(raw).nbytes // self.dtype.itemsize
 
     def add_lengths(self, lengths: npt.NDArray[np.int64]) -> None:
@@ -76,19 +76,19 @@ class TokenWriter:
         self._idx.write(lengths.astype("<i4").tobytes())
         self.n_documents += len(lengths)
 
-    def finish(self) -> list[WrittenFile]:
+    def finish(self) -> Files:
         """Complete the index and flush both files to disk."""
         self._idx.flush()
         start = 0
         with self._idx_path.open("rb") as written:
             written.seek(IDX_HEADER.size)
-            for first in range(0, self.n_documents, IDX_BLOCK):
-                lengths = np.fromfile(written, "<i4", min(IDX_BLOCK, self.n_documents - first))
+            for first in range(0, self.n_documents, BLOCK_ROWS):
+                lengths = np.fromfile(written, "<i4", min(BLOCK_ROWS, self.n_documents - first))
                 ends = start + np.cumsum(lengths, dtype=np.int64)
                 self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
                 start = int(ends[-1])
-        for first in range(0, self.n_documents + 1, IDX_BLOCK):
-            last = min(first + IDX_BLOCK, self.n_documents + 1)
+        for first in range(0, self.n_documents + 1, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, self.n_documents + 1)
             self._idx.write(np.arange(first, last, dtype="<i8").tobytes())
         code = IDX_DTYPE_CODES[self.dtype.name]
         self._idx.seek(0)
@@ -97,13 +97,7 @@ class TokenWriter:
             file.flush()
             os.fsync(file.fileno())
         self.close()
-        return [
-            WrittenFile(path, f"{self._split}{path.suffix}", path.stat().st_size, sha256)
-            for path, sha256 in [
-                (self._bin_path, self._digest.hexdigest()),
-                (self._idx_path, sha256_of(self._idx_path)),
-            ]
-        ]
+        return {f"{self._split}.bin": self._bin_path, f"{self._split}.idx": self._idx_path}
 
     def close(self) -> None:
         """Close both files, whole or not."""
@@ -111,12 +105,128 @@ class TokenWriter:
         self._idx.close()
 
 
-def commit(
+def merge(
+    tasks: list[Task],
+    shards: list[Shard],
     folder: Path,
-    work: Path,
-    files: Sequence[WrittenFile],
-    tokenizer: Tokenizer,
-    meta: dict[str, Any],
+    sources: list[Source],
+    vocab_size: int,
+    *,
+    dedup: bool,
+) -> tuple[Files, dict[str, Any], Stats]:
+    """Write the .bin and .idx of both splits into ``folder``; memory stays flat.
+
+    Returns the files, their counts as meta.json has them, and the stats. With ``dedup`` documents
+    equal to an earlier one are left out. Without, the ids of the first shard are not copied: those
+    of the others are appended to them.
+    """
+    dtype = token_dtype(vocab_size)
+    duplicate = find_duplicates(shards) if dedup else None
+    base = None if dedup else shards[0]
+    by_source = np.zeros((len(sources), len(SPLITS), len(COUNTED)), np.int64)
+    stats, n_rows, n_documents, n_duplicates = Stats(), 0, 0, 0
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                closing(TokenWriter(folder, split, dtype, base.ids_path(split) if base else None))
+            )
+            for split in SPLITS
+        ]
+        for task, shard in zip(tasks, shards, strict=True):
+            stats.add(Stats.from_json(shard.manifest["stats"]))
+            first_ids = [0] * len(SPLITS)  # of a block of rows, among the shard's ids
+            shard_rows = shard.rows
+            for start in range(0, len(shard_rows), BLOCK_ROWS):
+                rows = np.array(shard_rows[start : start + BLOCK_ROWS])
+                kept = np.ones(len(rows), bool)
+                if duplicate is not None:
+                    kept = ~duplicate[n_rows : n_rows + len(rows)]
+                n_rows += len(rows)
+                n_documents += int(rows["first"][kept].sum())
+                n_duplicates += int(rows["first"][~kept].sum())
+                _count(by_source, task, rows[kept])
+                for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):
+                    chosen = rows["split"] == number
+                    lengths = rows["n_tokens"][chosen]
+                    if shard is not base:
+                        first_id = first_ids[number]
+                        _copy(shard.ids_path(split), first_id, lengths, kept[chosen], writer)
+                    first_ids[number] += int(lengths.sum())
+                    writer.add_lengths(lengths[kept[chosen]])
+        files = {name: path for writer in writers for name, path in writer.finish().items()}
+    counts = {
+        "splits": _by_split(by_source.sum(axis=0)),
+        "n_documents": n_documents,
+        "n_duplicates": n_duplicates if dedup else None,  # None: not looked for
+        "sources": [
+            {"name": source.name, "size_bytes": None if source.dataset else source.size_bytes}
+            | _by_split(counted)
+            for source, counted in zip(sources, by_source, strict=True)
+        ],
+    }
+    return files, counts, stats
+
+
+def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return counts of shape (SPLITS, COUNTED) as meta.json has them."""
+    rows = (dict(zip(COUNTED, row, strict=True)) for row in counts.tolist())
+    return dict(zip(SPLITS, rows, strict=True))
+
+
+def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
+    places = np.array(task.global_indexes)[rows["source"]], rows["split"]
+    columns = (np.ones(len(rows), np.int64), rows["n_bytes"], rows["n_tokens"])
+    for i, column in enumerate(columns):
+        np.add.at(by_source[..., i], places, column)
+
+
+def _copy(
+    path: Path, first_id: int, lengths: npt.NDArray[np.int64], kept: Flags, writer: TokenWriter
+) -> None:
+    """Append the ids of the rows that are kept, run by run of such rows."""
+    ends = first_id + np.cumsum(lengths)
+    starts = ends - lengths
+    edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    with path.open("rb") as file:
+        for first, last in edges.tolist():
+            file.seek(int(starts[first]) * writer.dtype.itemsize)
+            n_left = int(ends[last - 1] - starts[first]) * writer.dtype.itemsize
+            while n_left:
+                raw = file.read(min(n_left, COPY_BYTES))
+                assert raw, f"{path} lacks {n_left} bytes"
+                writer.add_ids(raw)
+                n_left -= len(raw)
+
+
+def find_duplicates(shards: list[Shard]) -> Flags:
+    """Say of each row of all shards whether an earlier document had the same text.
+
+    The rows are taken in buckets by their hash, so that no more than about SORTED_ROWS of them are
+    in memory at once. The second half of a document goes the way of the first.
+    """
+    starts = [0, *accumulate(len(shard.rows) for shard in shards)]
+    duplicate = np.zeros(starts[-1], bool)
+    n_buckets = -(-len(duplicate) // SORTED_ROWS)
+    for bucket in range(n_buckets):
+        chosen = [_bucket(shard.rows, bucket, n_buckets) for shard in shards]
+        places = np.concatenate([start + i for start, (i, _) in zip(starts, chosen, strict=False)])
+        keys = np.concatenate([hashes for _, hashes in chosen])
+        order = np.lexsort((places, keys[:, 1], keys[:, 0]))
+        same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
+        duplicate[places[order[1:][same]]] = True
+    return duplicate
+
+
+def _bucket(rows: Rows, bucket: int, n_buckets: int) -> tuple[npt.NDArray[np.int64], Any]:
+    """Return the places and hashes of those rows that belong to a bucket."""
+    keys = rows["hash"].copy()
+    keys[:, 1] ^= (rows["first"] == 0).astype(np.uint64)  # second halves apart from first ones
+    chosen = np.flatnonzero(keys[:, 0] % np.uint64(n_buckets) == bucket)
+    return chosen, keys[chosen]
+
+
+def commit(
+    folder: Path, work: Path, files: Files, tokenizer: Tokenizer, meta: dict[str, Any]
 ) -> dict[str, Any]:
     """Move finished files and the vocabulary to ``folder``, then meta.json: now it is a data set.
 
@@ -127,40 +237,39 @@ def commit(
     for made in (staged, replaced):
         made.mkdir(exist_ok=True)
     save_tokenizer(tokenizer, staged)
-    vocabulary = tokenizer.file_content()
-    hashes = {f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in files}
-    sha256 = hashlib.sha256(vocabulary).hexdigest()
-    hashes[tokenizer.file_name] = {"size_bytes": len(vocabulary), "sha256": sha256}
+    new = {**files, tokenizer.file_name: staged / tokenizer.file_name}
     whole = {
         "format": FORMAT_VERSION,
         "tokenizer": describe_tokenizer(tokenizer),
-        "files": hashes,
+        "files": {
+            name: {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for name, path in new.items()
+        },
         **meta,
     }
     write_json(staged / META_NAME, whole)
-    new = {file.name: file.path for file in files}
-    new |= {name: staged / name for name in (tokenizer.file_name, META_NAME)}
+    new[META_NAME] = staged / META_NAME
     moved: list[tuple[Path, Path]] = []
+
+    def move(path: Path, target: Path) -> None:
+        os.replace(path, target)
+        moved.append((path, target))
+
     try:
         for name in [META_NAME, *(_old_vocabularies(folder) | new.keys()) - {META_NAME}]:
             if (folder / name).is_file():
-                _move(folder / name, replaced / name, moved)
+                move(folder / name, replaced / name)
         fsync_folder(folder)
         for name, path in new.items():
             if name == META_NAME:
                 fsync_folder(folder)
-            _move(path, folder / name, moved)
+            move(path, folder / name)
     except BaseException:
         for path, target in reversed(moved):
             os.replace(target, path)
         raise
     fsync_folder(folder)
     return whole
-
-
-def _move(path: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
-    os.replace(path, target)
-    moved.append((path, target))
 
 
 def _old_vocabularies(folder: Path) -> set[str]:

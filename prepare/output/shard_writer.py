@@ -1,19 +1,29 @@
-"""Second pass: the documents of a task -> its shard of ids (shard.py)."""
+"""Second pass: the documents of a task -> its shard of ids on disk, which is whole or not there.
 
+KEY-train.bin, KEY-val.bin    ids in the order of the documents
+KEY.rows                      a row for each document (two where its end goes to val): see ROW
+KEY.json                      the manifest, written last: without it there is no shard
+"""
+
+import hashlib
+import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from common.dataset import SPLITS, token_dtype
+from common.dataset import SPLITS, Split, token_dtype
 from common.files import write_all, write_json
 from common.tokenizer import describe_tokenizer
 from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
 from prepare.config import PrepareConfig
-from prepare.output.shard import ROW, Shard
 from prepare.sources.discover import Progress
 from prepare.sources.fingerprint import OUTPUT_VERSION, versions
 from prepare.tokens.encode import Encode, join_documents, make_encoder
@@ -22,6 +32,68 @@ from prepare.workers.executor import ReadSource, Task, key_of
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time
 TRAIN, VAL = range(len(SPLITS))
+ROW = np.dtype(
+    [
+        ("n_tokens", "<i8"),  # the end-of-text id included
+        ("n_bytes", "<i8"),
+        ("hash", "<u8", 2),  # of the whole document: equal for equal ones
+        ("source", "<i4"),  # its index among the task's sources
+        ("split", "u1"),  # its index in SPLITS
+        ("first", "u1"),  # 0 for the second half of a document
+    ]
+)
+Rows = npt.NDArray[Any]  # of ROW
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What was written of a task, if it is whole."""
+
+    folder: Path
+    key: str
+
+    def ids_path(self, split: Split) -> Path:
+        """Return the file of the ids in one split."""
+        return self.folder / f"{self.key}-{split}.bin"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are hashed in the manifest."""
+        return [*map(self.ids_path, SPLITS), self.folder / f"{self.key}.rows"]
+
+    @property
+    def manifest_path(self) -> Path:
+        """Of a shard that is whole: sizes and checksums of its files, and statistics."""
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest says."""
+        return dict(json.loads(self.manifest_path.read_bytes()))
+
+    @property
+    def rows(self) -> Rows:
+        """The documents, as ROW describes them, read as they are used."""
+        path = self.paths[-1]
+        return np.memmap(path, ROW, mode="r") if path.stat().st_size else np.zeros(0, ROW)
+
+    def recover(self) -> bool:
+        """Return whether the shard is there and undamaged, reading all of it.
+
+        Shards are not flushed to disk one by one: a power cut can leave holes in them. What a
+        merge, which was then stopped, appended to the ids is cut off.
+        """
+        try:
+            sizes, checksums = self.manifest["sizes"], self.manifest["checksums"]
+            for path, size, checksum in zip(self.paths, sizes, checksums, strict=True):
+                if path.stat().st_size > size:
+                    os.truncate(path, size)
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != checksum:
+                        return False
+        except (OSError, ValueError, KeyError):
+            return False
+        return True
 
 
 def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bool) -> list[str]:
@@ -48,7 +120,7 @@ class EncodeJob:
 
     @cached_property
     def encoder(self) -> tuple[str, Encode]:
-        """The name of the library that encodes, and the function that does it."""
+        """The library that encodes and its function, made only when the first text is here."""
         return make_encoder(self.plan.tokenizer, fast=self.fast)
 
     def __call__(self, task: Task, progress: Progress) -> str:
@@ -98,11 +170,6 @@ class ShardWriter(ExitStack):
         self._batch_bytes = 0
         self._long: _LongDocument | None = None
 
-    @cached_property
-    def _encode(self) -> Encode:
-        """The encoder, made only when the first text is here: meanwhile more of it is read."""
-        return self._job.encoder[1]
-
     def add(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Add a document, or a chunk of one, of the task's source at ``source_index``."""
         if self._long is not None or end is not END:
@@ -123,7 +190,7 @@ class ShardWriter(ExitStack):
         """Encode and write what was gathered."""
         if not self._texts:
             return
-        documents = self._encode(self._texts)
+        documents = self._job.encoder[1](self._texts)
         for split in (TRAIN, VAL):
             chosen = [
                 ids for ids, row in zip(documents, self._rows, strict=True) if row[3] == split
@@ -182,7 +249,7 @@ class ShardWriter(ExitStack):
         return _LongDocument(marks=marks, cut=cut, split=VAL if in_val else TRAIN)
 
     def _append_long(self, long: _LongDocument, text: bytes, *, ends: bool) -> None:
-        (ids,) = self._encode([text])
+        (ids,) = self._job.encoder[1]([text])
         if ends:
             ids = join_documents([ids], self._plan.tokenizer.eot_id, self._dtype)
         self._append(long.split, ids.astype(self._dtype, copy=False).view(np.uint8).data)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.dataset import META_NAME, open_data
@@ -84,13 +84,16 @@ def _output_discarded() -> Iterator[None]:
     """Send what native code prints to stdout and stderr nowhere."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with ExitStack() as restored, open(os.devnull, "wb") as nowhere:
-        for target in (1, 2):
-            saved = os.dup(target)
-            restored.callback(os.close, saved)
-            restored.callback(os.dup2, saved, target)
-            os.dup2(nowhere.fileno(), target)
+    saved = {target: os.dup(target) for target in (1, 2)}
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            for target in saved:
+                os.dup2(nowhere.fileno(), target)
         yield
+    finally:
+        for target, descriptor in saved.items():
+            os.dup2(descriptor, target)
+            os.close(descriptor)
 
 
 def published_tokenizer(name: str) -> BytePairTokenizer:

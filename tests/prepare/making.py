@@ -15,7 +15,7 @@ import numpy as np
 from common.dataset import SPLITS, DataFolder, Split, open_data, token_dtype
 from common.tokenizer import Tokenizer
 from prepare.config import PrepareConfig
-from prepare.output.dataset_writer import TokenWriter, commit
+from prepare.output.dataset_writer import Files, TokenWriter, commit
 from prepare.pipeline import prepare_corpus
 from prepare.sources.discover import find_sources
 
@@ -66,14 +66,15 @@ def write_data(
     """
     work = folder / ".unfinished"
     work.mkdir(parents=True)
-    files, splits = [], {}
+    files: Files = {}
+    splits = {}
     for split in SPLITS:
         writer = TokenWriter(work, split, dtype or token_dtype(tokenizer.vocab_size))
         for row in documents[split]:
             assert np.max(row, initial=0) <= np.iinfo(writer.dtype).max
             writer.add_ids(np.array(row, writer.dtype).tobytes())
             writer.add_lengths(np.array([len(row)]))
-        files += writer.finish()
+        files |= writer.finish()
         counts = {"documents": writer.n_documents, "tokens": writer.n_tokens}
         splits[split] = counts | {"bytes": 2 * writer.n_tokens}
     commit(folder, work, files, tokenizer, {"splits": splits} | meta)

@@ -1,6 +1,5 @@
 """The files of a data folder, byte by byte, and how they come to be there: all or none."""
 
-import hashlib
 import os
 import struct
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from common.dataset import Split, open_data, verify_data
 from common.errors import DataError
 from common.tokenizer import CharTokenizer
-from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, TokenWriter, WrittenFile, commit
+from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, Files, TokenWriter, commit
 from tests.common.test_dataset import DOCUMENTS, TOKENIZER
 from tests.prepare.making import snapshot, write_data
 
@@ -46,12 +45,9 @@ def test_documents_may_come_several_at_a_time(tmp_path: Path) -> None:
     add(writer, [2, 2, 2, 3], [4])
     files = writer.finish()
     other = write_data(tmp_path / "2", DOCUMENTS, TOKENIZER).path
-    for file, name in zip(files, ("train.bin", "train.idx"), strict=True):
-        raw = file.path.read_bytes()
-        assert raw == (other / name).read_bytes()
-        sha256 = hashlib.sha256(raw).hexdigest()
-        path = tmp_path / "1" / name
-        assert file == WrittenFile(path, name, len(raw), sha256)
+    assert files == {name: tmp_path / "1" / name for name in ("train.bin", "train.idx")}
+    for name, path in files.items():
+        assert path.read_bytes() == (other / name).read_bytes()
 
 
 @pytest.mark.parametrize("n_documents", [0, 1, 2, 3, 7, 8])
@@ -61,7 +57,7 @@ def test_the_index_is_the_same_however_many_documents_are_in_memory(
 ) -> None:
     rows = [[0] * i + [3] for i in range(n_documents)]
     write_data(tmp_path / "1", {"train": rows, "val": []}, TOKENIZER)
-    monkeypatch.setattr("prepare.output.dataset_writer.IDX_BLOCK", block)
+    monkeypatch.setattr("prepare.output.dataset_writer.BLOCK_ROWS", block)
     write_data(tmp_path / "2", {"train": rows, "val": []}, TOKENIZER)
     lengths = list(range(1, n_documents + 1))
     pointers = [2 * sum(lengths[:i]) for i in range(n_documents)]
@@ -117,12 +113,8 @@ def test_ids_of_a_file_are_gone_on_with_as_if_they_had_been_added(tmp_path: Path
     writer.add_ids(np.array(rows[2], "<u2").tobytes())
     writer.add_lengths(np.array([3, 2, 4]))
     assert (writer.n_documents, writer.n_tokens) == (3, 9)
-    for file in writer.finish():
-        assert other.meta["files"][file.name] == {
-            "size_bytes": file.size_bytes,
-            "sha256": file.sha256,
-        }
-        assert file.path.read_bytes() == (other.path / file.name).read_bytes()
+    for name, written in writer.finish().items():
+        assert written.read_bytes() == (other.path / name).read_bytes()
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "over another"])
@@ -150,11 +142,11 @@ def test_a_commit_that_fails_leaves_what_was_there(
 
     work = out / ".unfinished"
     work.mkdir()
-    files: list[WrittenFile] = []
+    files: Files = {}
     for split in ("train", "val"):
         writer = TokenWriter(work, split, np.dtype("<u2"))
         add(writer, [1, 3], [2])
-        files += writer.finish()
+        files |= writer.finish()
     splits = {split: {"documents": 1, "tokens": 2} for split in ("train", "val")}
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
@@ -174,10 +166,9 @@ def test_a_commit_that_fails_leaves_what_was_there(
 def test_a_file_that_is_missing_leaves_the_data_set_that_was_there(tmp_path: Path) -> None:
     out = write_data(tmp_path / "data", DOCUMENTS, TOKENIZER).path
     before = snapshot(out)
-    gone = WrittenFile(tmp_path / "gone", "train.bin", 0, "")
     (tmp_path / "work").mkdir()
     with pytest.raises(FileNotFoundError):
-        commit(out, tmp_path / "work", [gone], TOKENIZER, {})
+        commit(out, tmp_path / "work", {"train.bin": tmp_path / "gone"}, TOKENIZER, {})
     assert snapshot(out) == before
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from common.dataset import SPLITS, Split, verify_data
 from prepare import chunks
 from prepare.config import PrepareConfig
-from prepare.output import dataset_writer, merge, shard_writer
-from prepare.output.merge import find_duplicates
-from prepare.output.shard import ROW, Shard
+from prepare.output import dataset_writer, shard_writer
+from prepare.output.dataset_writer import find_duplicates
+from prepare.output.shard_writer import ROW, Shard
 from prepare.sources import discover
 from prepare.tokens.encode import make_encoder
 from prepare.tokens.plan import split_document, split_of
@@ -52,9 +52,8 @@ class Cut:
             patch.setattr(shard_writer, "BATCH_BYTES", self.batch_bytes)
             patch.setattr(executor, "GROUP_BYTES", self.group_bytes)
             patch.setattr(discover, "RANGE_BYTES", self.span_bytes)
-            patch.setattr(merge, "SORTED_ROWS", self.sorted_rows)
-            patch.setattr(merge, "BLOCK_ROWS", self.block_rows)
-            patch.setattr(merge, "COPY_BYTES", self.copy_bytes)
+            patch.setattr(dataset_writer, "SORTED_ROWS", self.sorted_rows)
+            patch.setattr(dataset_writer, "BLOCK_ROWS", self.block_rows)
             patch.setattr(dataset_writer, "COPY_BYTES", self.copy_bytes)
             yield
 
@@ -248,7 +247,7 @@ def test_after_an_interrupt_only_what_is_missing_or_damaged_is_encoded_again(
             raw = bytearray(ids.read_bytes())
             raw[len(raw) // 2] ^= 4
             ids.write_bytes(raw)
-        assert [s.is_whole() for s in shards] == [True, damage == "nothing", True]
+        assert [s.recover() for s in shards] == [True, damage == "nothing", True]
         encoded.clear()
         again = prepare(files, tmp_path / "again", split_rule=rule)
     assert (0 < len(encoded) < n_encoded) == (damage != "nothing")

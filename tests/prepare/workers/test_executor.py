@@ -25,8 +25,7 @@ import pytest
 from common.errors import ConfigError, DataError
 from prepare.config import PrepareConfig
 from prepare.forked import defer_signals
-from prepare.output.shard import Shard
-from prepare.output.shard_writer import EncodeJob
+from prepare.output.shard_writer import EncodeJob, Shard
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress, Source, find_sources
 from prepare.tokens.plan import Plan
