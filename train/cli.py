@@ -95,32 +95,26 @@ def pretrain(
     """
     with _job(device) as (stop, group, device):
         from train import pretrain as start
-        from train import resume
 
         unfinished = may_resume and group.broadcast_from_rank0(
-            lambda: resume.unfinished_run(runs_dir, name, data)
+            lambda: start.unfinished_run(runs_dir, name, data)
         )
         if unfinished:
             logging.info(
-                "%s is unfinished: it goes on with its own settings, not with those "
-                "given now. --no-resume starts a new run.",
+                "%s is unfinished: it goes on with its own settings, not with those given now. "
+                "--no-resume starts a new run.",
                 unfinished,
             )
-            stopped_by = resume.resume_run(Path(unfinished), device, stop, group=group)
+            stopped_by = start.resume_run(Path(unfinished), device, stop, group=group)
         else:
             switches = ARCHITECTURES[architecture] if architecture else {}
             stopped_by = start.new_run(
-                data,
-                runs_dir,
-                name,
-                preset,
-                device,
-                stop,
+                data, runs_dir, name, preset, device, stop,
                 model_options=switches | given(ModelConfig, options),
                 train_options=given(TrainConfig, options),
                 init_from=start.weights_of(runs_dir, init_from) if init_from else None,
                 group=group,
-            )
+            )  # fmt: skip
     _exit(stopped_by)
 
 
@@ -159,10 +153,10 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
     """Go on with run NAME (the newest by default) as if it had never stopped."""
     with _job(device) as (stop, group, device):
         from common.run_dir import find_run
-        from train import resume
+        from train.pretrain import Changes, resume_run
 
         run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
-        stopped_by = resume.resume_run(Path(run), device, stop, resume.Changes(**changes), group)
+        stopped_by = resume_run(Path(run), device, stop, Changes(**changes), group)
     _exit(stopped_by)
 
 

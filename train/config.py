@@ -15,18 +15,11 @@ class TrainConfig:
 
     max_steps: int | None = setting(None, "Optimizer updates in all.", at_least=1)
     minutes: float | None = setting(
-        None,
-        "Train about this long instead: the speed is measured, then the steps are fixed.",
-        at_least=0,
-        below=1e7,
+        None, "Train about this long instead, at the speed measured first.", at_least=0, below=1e7
     )
     tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1, below=10**15)
-    epochs: float | None = setting(
-        None, "Read train this many times instead.", at_least=0, below=1e7
-    )
-    tokens_per_step: int = setting(
-        16_384, "Tokens an update learns from.", at_least=1, below=10**10
-    )
+    epochs: float | None = setting(None, "Read train so many times.", at_least=0, below=1e7)
+    tokens_per_step: int = setting(16_384, "Tokens of an update.", at_least=1, below=10**10)
     batch_size: int = setting(
         0,
         "Rows of --block-size tokens at a time; auto or 0: what suits the machine, halved where "
@@ -47,35 +40,23 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "wsd", "constant"] = setting(
         "cosine", "How the rate falls from peak to floor; wsd: flat, then down; constant: never."
     )
-    decay_share: float = setting(
-        0.2, "Share of the updates, the last ones, in which wsd decays.", at_least=0, below=1
-    )
-    min_lr: float | None = setting(
-        None, "Its floor at the end.  [default: a tenth of the peak]", at_least=0
-    )
+    decay_share: float = setting(0.2, "Share of updates in which wsd decays.", at_least=0, below=1)
+    min_lr: float | None = setting(None, "Its floor.  [default: a tenth of the peak]", at_least=0)
     warmup_steps: int = setting(100, "Updates of linear warmup.", at_least=0)
     momentum: float = setting(0.95, "Muon's momentum.", at_least=0, below=1)
     weight_decay: float = setting(0.1, "Decay of matrices; vectors have none.", at_least=0)
     beta1: float = setting(0.9, "AdamW's decay of the first moment.", at_least=0, below=1)
     beta2: float = setting(0.99, "AdamW's decay of the second moment.", at_least=0, below=1)
     grad_clip: float = setting(1.0, "Largest norm of the gradient; 0: no limit.", at_least=0)
-    eval_interval: int = setting(
-        0, "Updates between evaluations; 0: about ten in a run.", at_least=0
-    )
+    eval_interval: int = setting(0, "Updates between evaluations; 0: about ten.", at_least=0)
     eval_tokens: int = setting(
-        1_000_000,
-        "Evaluate on all of val up to this size, beyond it on this many tokens.",
-        at_least=1,
+        1_000_000, "Evaluate on all of val up to this size, beyond it on this many.", at_least=1
     )
     log_interval: int = setting(20, "Updates between progress lines.", at_least=1)
     save_interval: int = setting(
-        0,
-        "Updates between checkpoints; 0: each evaluation, and at least every five minutes.",
-        at_least=0,
+        0, "Updates between checkpoints; 0: each evaluation, and every five minutes.", at_least=0
     )
-    keep: int = setting(
-        2, "Last checkpoints kept, one of them to step back to; the best besides.", at_least=2
-    )
+    keep: int = setting(2, "Last checkpoints kept, one to step back to; the best too.", at_least=2)
     patience: int = setting(
         0, "End after this many evaluations without a better val loss; 0: never.", at_least=0
     )
@@ -87,9 +68,7 @@ class TrainConfig:
         "at half the learning rate.",
         at_least=1,
     )
-    tracker: Literal["none", "wandb", "tensorboard"] = setting(
-        "none", "Send the records of metrics.jsonl there too."
-    )
+    tracker: Literal["none", "wandb", "tensorboard"] = setting("none", "Send metrics there too.")
     compile: Literal["auto", "on", "off"] = setting(
         "auto", "Compile the network; auto: in runs long enough to repay it."
     )
@@ -110,9 +89,8 @@ class TrainConfig:
         check_ranges(self)
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
-            flags = " and ".join("--" + name.replace("_", "-") for name in given)
-            how_many = "both" if len(given) == 2 else "all"
-            raise ConfigError(f"{flags} are {how_many} given: one decides the length.")
+            flags = " and ".join("--" + name.replace("_", "-") for name in given[:2])
+            raise ConfigError(f"{flags} are both given: one decides the length.")
 
     @property
     def base_lr(self) -> float:
@@ -157,11 +135,7 @@ def saved_settings(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
 
 
 def load_settings(saved: dict[str, Any], where: str) -> tuple[TrainConfig, TrainPlan]:
-    """Return what saved_settings() was given, as far as a run that goes on needs it.
-
-    Raises: ConfigError that names the file ``where`` settings are unknown.
-    """
+    """Return both as saved in the file ``where``; raise ConfigError for unknown settings."""
     config = from_dict(TrainConfig, saved, where)
-    return config, TrainPlan(
-        **{item.name: getattr(config, item.name) for item in fields(TrainPlan)}
-    )
+    decided = {item.name: getattr(config, item.name) for item in fields(TrainPlan)}
+    return config, TrainPlan(**decided)

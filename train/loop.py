@@ -97,18 +97,14 @@ def update(trainer: Trainer, step: int, lr: float) -> Update:
     """Make update ``step``, counted from 0, at learning rate ``lr``; skip it if it is not finite.
 
     All that is random in it is a function of (seed, step, rank).
-
-    Raises: ConfigError when memory does not suffice for a single row.
     """
     trainer.optimizer.set_lr(lr)
     windows = trainer.windows.get(step).to(trainer.device.torch_device, non_blocking=True)
-    start = time.perf_counter()
     seed = dropout_seed(trainer.config.seed, step, trainer.group.rank)
     result = Update(*trainer.retry(lambda: forward_backward(trainer, windows, seed)))
     if result.finite:
         with explain_out_of_memory("the optimizer"):  # some weights may have changed: no retry
             trainer.optimizer.step()
-    trainer.busy_s += time.perf_counter() - start
     return result
 
 

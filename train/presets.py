@@ -12,7 +12,9 @@ leaves some out has them here.
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.errors import ConfigError
 from common.models.config import ARCHITECTURES
+from train.config import LENGTHS, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,24 @@ class Preset:
         """Return the settings of the network for ids of this kind of tokenizer."""
         return self.model | (self.of_characters if kind == "char" else {})
 
+    def train_config(self, options: dict[str, Any]) -> TrainConfig:
+        """Return its settings with ``options`` in their place; raise where none sets the length."""
+        settings = self.train
+        if set(LENGTHS) & set(options):  # a length given takes the place of the preset's own
+            settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+        settings = settings | options
+        if all(settings.get(name) is None for name in LENGTHS):
+            flags = "--minutes, --max-steps, --tokens or --epochs"
+            raise ConfigError(f"Say how long to train: {flags}.")
+        return TrainConfig(**settings)
+
 
 def _shape(n_layer: int, n_head: int, n_embd: int, block_size: int) -> dict[str, Any]:
     return {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
 
 
 MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
+TOYGPT = GPT2 | {"positions": "sinusoidal", "head_bias": True}
 GPT2_IDS: dict[str, Any] = {"prepare": "--tokenizer gpt2", "vocab_size": 50_257}
 CHARACTERS: dict[str, Any] = {"prepare": "--tokenizer char"}  # as many as the text has
 
@@ -67,13 +81,15 @@ NANOGPT_SHAKESPEARE = {
 }
 
 
-def _after_gpt3(learning_rate: float, tokens_per_step: int = 1 << 19) -> dict[str, Any]:
-    """Return how GPT-3's smaller networks were trained: over 300 billion tokens.
+def _as_gpt3(
+    meaning: str, model: dict[str, Any], learning_rate: float, tokens_per_step: int = 1 << 19
+) -> Preset:
+    """Return a network of GPT-2's ids, trained as GPT-3's smaller ones: over 300 billion tokens.
 
     Source: Brown et al. 2020, table 2.1 (rate and tokens of a step for each size) and appendix B
     (arXiv:2005.14165).
     """
-    return {
+    train = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "learning_rate": learning_rate,
@@ -84,20 +100,16 @@ def _after_gpt3(learning_rate: float, tokens_per_step: int = 1 << 19) -> dict[st
         "beta2": 0.95,
         "grad_clip": 1.0,
     }
+    return Preset(meaning=meaning, model=model, train=train, **GPT2_IDS)
 
 
 PRESETS = {
     "tiny": Preset(
         meaning="A CPU, some minutes.",
-        # what was tried: tests/bench/RECIPE.md
+        # what was tried: tests/bench/RECIPE.md; ngram_dropout is of two epochs and more (autotune)
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {
-            "mlp": "relu2",
-            "ngrams": 3,
-            "ngram_rows": 1 << 15,
-            "ngram_dropout": 0.25,  # of two epochs and more: setup/autotune.py
-        },
+        | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15, "ngram_dropout": 0.25},
         of_characters={"ngrams": 5},  # they are shorter
         train={
             "minutes": 5.0,
@@ -127,38 +139,25 @@ PRESETS = {
     "medium": Preset(
         meaning="One large GPU, a night.",
         model=MODERN | _shape(16, 16, 1024, 1024) | {"pad_vocab": 64},
-        train={
-            "minutes": 480.0,
-            "tokens_per_step": 1 << 18,
-            "learning_rate": 6e-4,
-            "warmup_steps": 500,
-        },
+        train={"minutes": 480.0, "tokens_per_step": 1 << 18, "learning_rate": 6e-4}
+        | {"warmup_steps": 500},
         prepare="--tokenizer bpe --vocab-size 32768",
         vocab_size=32_768,
     ),
-    "gpt2": Preset(
-        meaning="GPT-2 of 124 million, trained as GPT-3 Small.",
-        model=GPT2 | _shape(12, 12, 768, 1024),
-        train=_after_gpt3(6e-4),
-        **GPT2_IDS,
+    "gpt2": _as_gpt3(
+        "GPT-2 of 124 million, trained as GPT-3 Small.", GPT2 | _shape(12, 12, 768, 1024), 6e-4
     ),
-    "gpt2-medium": Preset(
-        meaning="GPT-2 of 355 million, trained as GPT-3 Medium.",
-        model=GPT2 | _shape(24, 16, 1024, 1024),
-        train=_after_gpt3(3e-4),
-        **GPT2_IDS,
+    "gpt2-medium": _as_gpt3(
+        "GPT-2 of 355 million, trained as GPT-3 Medium.", GPT2 | _shape(24, 16, 1024, 1024), 3e-4
     ),
-    "gpt2-large": Preset(
-        meaning="GPT-2 of 774 million, trained as GPT-3 Large.",
-        model=GPT2 | _shape(36, 20, 1280, 1024),
-        train=_after_gpt3(2.5e-4),
-        **GPT2_IDS,
+    "gpt2-large": _as_gpt3(
+        "GPT-2 of 774 million, trained as GPT-3 Large.", GPT2 | _shape(36, 20, 1280, 1024), 2.5e-4
     ),
-    "gpt2-xl": Preset(
-        meaning="GPT-2 of 1.6 billion, trained as GPT-3 XL.",
-        model=GPT2 | _shape(48, 25, 1600, 1024),
-        train=_after_gpt3(2e-4, tokens_per_step=1 << 20),
-        **GPT2_IDS,
+    "gpt2-xl": _as_gpt3(
+        "GPT-2 of 1.6 billion, trained as GPT-3 XL.",
+        GPT2 | _shape(48, 25, 1600, 1024),
+        2e-4,
+        tokens_per_step=1 << 20,
     ),
     "nanogpt-shakespeare": Preset(
         meaning="nanoGPT's recipe for Shakespeare's characters on a GPU.",
@@ -178,15 +177,8 @@ PRESETS = {
         meaning="MyTalkGPT: GPT-2's vocabulary and a small network. Ends when val stops falling.",
         model=GPT2 | _shape(6, 6, 384, 512) | {"dropout": 0.1},
         train=PLAIN_ADAMW
-        | {
-            "schedule": "cosine",
-            "learning_rate": 5e-5,
-            "min_lr": 0.0,
-            "grad_clip": 1.0,
-            "tokens_per_step": 4 * 512,
-            "epochs": 50.0,
-            "patience": 3,
-        },
+        | {"schedule": "cosine", "learning_rate": 5e-5, "min_lr": 0.0, "grad_clip": 1.0}
+        | {"tokens_per_step": 4 * 512, "epochs": 50.0, "patience": 3},
         **GPT2_IDS,
     ),
     "custom-llm": Preset(
@@ -199,23 +191,17 @@ PRESETS = {
         **CHARACTERS,
         vocab_size=100,
     ),
-    "toygpt-small": Preset(
-        meaning="ToyGPT of 123.70 million: sinusoidal positions, a bias on the shared head.",
-        model=GPT2 | _shape(12, 8, 768, 512) | {"positions": "sinusoidal", "head_bias": True},
-        train=_after_gpt3(6e-4),
-        **GPT2_IDS,
+    "toygpt-small": _as_gpt3(
+        "ToyGPT of 123.70 million: sinusoidal positions, a bias on the shared head.",
+        TOYGPT | _shape(12, 8, 768, 512),
+        6e-4,
     ),
-    "toygpt-medium": Preset(
-        meaning="ToyGPT of 253.06 million.",
-        model=GPT2 | _shape(16, 8, 1024, 512) | {"positions": "sinusoidal", "head_bias": True},
-        train=_after_gpt3(3e-4),
-        **GPT2_IDS,
-    ),
-    "toygpt-large": Preset(
-        meaning="ToyGPT of 1,311.58 million.",
-        model=GPT2 | _shape(24, 16, 2048, 512) | {"positions": "sinusoidal", "head_bias": True},
-        train=_after_gpt3(2e-4, tokens_per_step=1 << 20),
-        **GPT2_IDS,
+    "toygpt-medium": _as_gpt3("ToyGPT of 253.06 million.", TOYGPT | _shape(16, 8, 1024, 512), 3e-4),
+    "toygpt-large": _as_gpt3(
+        "ToyGPT of 1,311.58 million.",
+        TOYGPT | _shape(24, 16, 2048, 512),
+        2e-4,
+        tokens_per_step=1 << 20,
     ),
     "gpt-40k": Preset(
         meaning="GPT-40k: the characters of some novels.",
@@ -231,12 +217,7 @@ PRESETS = {
         meaning="HelloGPT: a small network with a vocabulary of its own.",
         model=GPT2 | _shape(4, 4, 256, 128) | {"dropout": 0.1, "tied_head": False},
         train=PLAIN_ADAMW
-        | {
-            "learning_rate": 1e-4,
-            "grad_clip": 1.0,
-            "tokens_per_step": 32 * 128,
-            "epochs": 50.0,
-        },
+        | {"learning_rate": 1e-4, "grad_clip": 1.0, "tokens_per_step": 32 * 128, "epochs": 50.0},
         prepare="--tokenizer bpe --vocab-size 8000",
         vocab_size=8_000,
     ),
@@ -245,8 +226,3 @@ PRESETS = {
 # What --preset auto chooses from, and the settings that it then decides.
 AUTO = ("tiny", "small")
 DECIDED = {name for auto in AUTO for name in (*PRESETS[auto].model, *PRESETS[auto].train)}
-
-
-def preset_for(device_type: str) -> str:
-    """Return the preset that ``auto`` means on a device."""
-    return "tiny" if device_type == "cpu" else "small"

@@ -1,9 +1,10 @@
-"""Begin a run: settings, checks, measured speed, plan, folder, then training."""
+"""Begin a run, or go on with one: settings, checks, plan, folder, then training."""
 
 import logging
 import platform
+import re
 import secrets
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,31 @@ import numpy
 import torch
 
 from common import run_dir
-from common.checkpoint import STATE_NAME, newest_valid
-from common.dataset import DataFolder, open_data
-from common.device import choose_device
-from common.errors import ConfigError
+from common.checkpoint import MANIFEST_NAME, STATE_NAME, load_checkpoint, newest_valid
+from common.dataset import SPLITS, DataFolder, open_data
+from common.device import Device, choose_device
+from common.errors import ConfigError, DataError
 from common.files import write_json
 from common.models.config import ModelConfig
+from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
-from train.config import LENGTHS, TrainConfig, saved_settings
+from train.config import load_settings, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
 from train.optim.optimizers import make_optimizer
-from train.presets import PRESETS, preset_for
-from train.recovery import run_lock, train_with_rollback
+from train.presets import PRESETS
+from train.recovery import restore, run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
 from train.trainer import Run, Trainer, initial_model, parallelize
-from train.validation import check_shape, check_sizes, check_vocabulary
 
 log = logging.getLogger(__name__)
+
+# Settings of a network that its weights do not depend on.
+FREE = {"dropout", "ngram_dropout", "attention"}
 
 
 def new_run(
@@ -52,9 +56,13 @@ def new_run(
     device, data = choose_device(device_name), open_data(data_path)
     tokenizer = data.tokenizer()
     if preset == "auto":
-        preset = preset_for(device.torch_device.type)
-    config = train_config(preset, train_options)
-    shape = model_config(preset, model_options, data, tokenizer, init_from)
+        preset = "tiny" if device.torch_device.type == "cpu" else "small"
+    config = PRESETS[preset].train_config(train_options)
+    if init_from is None:
+        chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options
+        shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
+    else:
+        shape = shape_of(init_from, data, model_options)
     check_sizes(data, shape.block_size)
     import_package(config.tracker)  # missing, it is to be said before a run is made
 
@@ -83,50 +91,47 @@ def new_run(
     if init_from is not None:
         log.info("weights     of %s", init_from)
     with run_lock(folder, group):
-        trainer = Trainer(
-            model, make_optimizer(model, config), data, config, device, group,
-            batch_size=plan.batch_size, compiled=plan.compile == "on",
-        )  # fmt: skip
-        for line in summary_lines(trainer, plan, speed, data):
+        run = make_run(folder, settings, model, data, tokenizer, device, group)
+        for line in summary_lines(run.trainer, plan, speed, data):
             log.info(line)
-        logger = make_logger(config.tracker if group.is_rank0 else "none", folder, 0, settings)
-        run = Run(folder, trainer, plan, data, tokenizer, logger)
         return train_with_rollback(run, Progress(eval_s=speed.eval_s), stop)
 
 
-def model_config(
-    preset: str,
-    options: dict[str, Any],
-    data: DataFolder,
-    tokenizer: Tokenizer,
-    init_from: Path | None,
-) -> ModelConfig:
-    """Return the network's settings: the preset's, or those of other weights, with ``options``.
-
-    Raises: ConfigError, DataError when the weights do not fit the options or the data.
-    """
-    if init_from is None:
-        chosen = PRESETS[preset].model_for(tokenizer.kind) | options
-        return ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
+def shape_of(init_from: Path, data: DataFolder, options: dict[str, Any]) -> ModelConfig:
+    """Return the shape of a checkpoint's network, with ``options``; raise where they do not fit."""
     state = run_dir.read_json(init_from / STATE_NAME)
     check_vocabulary(data, init_from, state)
     shape = from_dict(ModelConfig, state["model"], str(init_from / STATE_NAME))
-    check_shape(init_from, shape, options)
+    free = FREE if shape.positions == "learned" else FREE | {"block_size"}
+    for name, given in options.items():
+        trained = getattr(shape, name)
+        if name not in free and given != trained:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {given}, but the weights of {init_from} were "
+                f"trained with {trained}: leave it out, or leave out --init-from."
+            )
     return replace(shape, **options)
 
 
-def train_config(preset: str, options: dict[str, Any]) -> TrainConfig:
-    """Return a preset's settings with those of ``options`` in their place.
-
-    Raises: ConfigError when no length is among them.
-    """
-    settings = PRESETS[preset].train
-    if set(LENGTHS) & set(options):  # a length given takes the place of the preset's own
-        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
-    settings = settings | options
-    if all(settings.get(name) is None for name in LENGTHS):
-        raise ConfigError("Say how long to train: --minutes, --max-steps, --tokens or --epochs.")
-    return TrainConfig(**settings)
+def make_run(
+    folder: Path,
+    settings: dict[str, Any],
+    model: GPT,
+    data: DataFolder,
+    tokenizer: Tokenizer,
+    device: Device,
+    group: ProcessGroup,
+    step: int = 0,
+) -> Run:
+    """Return the run whose config.json holds ``settings``, in memory, after ``step`` updates."""
+    config, plan = load_settings(settings["train"], str(folder / run_dir.CONFIG_NAME))
+    trainer = Trainer(
+        model, make_optimizer(model, config), data, config, device, group,
+        batch_size=plan.batch_size, compiled=plan.compile == "on",
+    )  # fmt: skip
+    kind = config.tracker if group.is_rank0 else "none"
+    logger = make_logger(kind, folder, plan.first_logged_step(step), settings)
+    return Run(folder, trainer, plan, data, tokenizer, logger)
 
 
 def make_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
@@ -137,12 +142,150 @@ def make_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
 
 
 def weights_of(runs_dir: Path, named: str) -> Path:
-    """Return the checkpoint that ``RUN``, ``RUN:best`` or ``RUN:latest`` means; best by default.
-
-    Raises: CheckpointError when there is no such run, or nothing sound in it.
-    """
+    """Return the checkpoint that ``RUN``, ``RUN:best`` or ``RUN:latest`` means; best by default."""
     name, _, pointer = named.partition(":")
     if pointer not in ("", "best", "latest"):
         raise ConfigError(f"--init-from {named}: after the colon comes best or latest.")
     run = run_dir.find_run(runs_dir, name)
     return newest_valid(run, "latest" if pointer == "latest" else "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What is to be other than in the run so far."""
+
+    max_steps: int | None = None
+    minutes: float | None = None  # more
+    data_path: Path | None = None
+    data_may_differ: bool = False
+    shard: bool | None = None
+
+
+def resume_run(
+    folder: Path,
+    device_name: str,
+    stop: StopRequest,
+    changes: Changes | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> int | None:
+    """Go on with the run in ``folder``; return the signal that stopped it early, or None."""
+    with run_lock(folder, group):
+        resumed = load_run(folder, device_name, stop, changes or Changes(), group)
+        return None if resumed is None else train_with_rollback(*resumed, stop)
+
+
+def load_run(
+    folder: Path, device_name: str, stop: StopRequest, changes: Changes, group: ProcessGroup
+) -> tuple[Run, Progress] | None:
+    """Return a run as its newest checkpoint has it, with the changes; None if it is finished."""
+    config_path = folder / run_dir.CONFIG_NAME
+    settings = group.broadcast_from_rank0(lambda: run_dir.read_json(config_path))
+    config, plan = load_settings(settings["train"], str(config_path))
+    if changes.shard is not None:
+        config = replace(config, shard=changes.shard)
+    saved = Path(group.broadcast_from_rank0(lambda: str(newest_valid(folder, "latest"))))
+    device = choose_device(device_name)
+    loaded = load_checkpoint(saved, device.torch_device)
+    state, step = loaded.state, int(loaded.state["step"])
+    max_steps = new_max_steps(plan.max_steps, Progress(**state["progress"]), changes)
+    ended = group.broadcast_from_rank0(lambda: run_dir.stop_reason(folder, step))
+    if max_steps == plan.max_steps and ended is not None:
+        log.info("%s is finished: %s.", folder, ended)
+        return None
+    data = open_data(changes.data_path or Path(settings["data"]["path"]))
+    check_vocabulary(data, saved, state)
+    check_sizes(data, loaded.model.config.block_size)
+    if data.sha256 != (trained_on := state["data_sha256"]):
+        was = (
+            f"{data.path}: SHA-256 {data.sha256[:12]}, but {saved} was trained on {trained_on[:12]}"
+        )
+        if not changes.data_may_differ:
+            raise DataError(
+                f"{was}: the data changed since. Prepare it as it was, or train a new run. "
+                "--allow-data-change goes on with the data as it is."
+            )
+        log.warning("%s: going on with other data, as allowed", was)
+
+    stop.wait_for_steps()
+    is_changed = max_steps != plan.max_steps or data.sha256 != state["data_sha256"]
+    if is_changed or changes.data_path or changes.shard is not None:
+        before = {"step": step, "max_steps": plan.max_steps, "data": settings["data"]}
+        settings |= {
+            "changes": [*settings.get("changes", []), before],
+            "train": saved_settings(config, replace(plan, max_steps=max_steps)),
+            "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        }
+        group.broadcast_from_rank0(lambda: write_json(config_path, settings))
+    model = parallelize(loaded.model, config, device, group)
+    run = make_run(folder, settings, model, data, loaded.tokenizer, device, group, step)
+    progress = restore(run, saved, state)
+    log.info("resuming    %s after step %s", saved, f"{step:,}")
+    return run, progress
+
+
+def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
+    """Return the number of steps, ``planned`` or changed; raise where so many are made already."""
+    n_steps = changes.max_steps
+    if changes.minutes is not None:
+        if n_steps is not None:
+            raise ConfigError("--max-steps and --minutes are both given: one decides the length.")
+        step_s = progress.seconds / max(1, progress.step)
+        n_steps = progress.step + max(1, int(60 * changes.minutes / max(step_s, 1e-9)))
+    if n_steps is None or n_steps == planned:
+        return planned
+    if n_steps <= progress.step:
+        raise ConfigError(
+            f"--max-steps {n_steps:,}: the run has made {progress.step:,} steps already: pass more."
+        )
+    log.info(
+        "length      %s steps in place of %s: from here on the learning rate is that of a "
+        "schedule over all of them",
+        f"{n_steps:,}", f"{planned:,}",
+    )  # fmt: skip
+    return n_steps
+
+
+def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
+    """Return the newest run called NAME, or NAME-2 to NAME-99, if it can go on with this data."""
+    # more digits are rather a person's own: exp-2024 is no second exp
+    pattern = re.compile(re.escape(name) + r"(-[2-9]|-[1-9]\d)?")
+    saved = [
+        run
+        for run in run_dir.list_runs(runs_dir)
+        if pattern.fullmatch(run.name) and run_dir.read_pointer(run, "latest") is not None
+    ]
+    if not saved:
+        return None
+    newest = max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
+    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME)["data"]["sha256"]
+    is_same = trained_on == open_data(data_path).sha256
+    return newest if is_same and run_dir.stop_reason(newest) is None else None
+
+
+def check_sizes(data: DataFolder, block_size: int) -> None:
+    """Raise DataError where a split has not even one window."""
+    for split in SPLITS:
+        path, n_tokens = data.path / f"{split}.bin", data.n_tokens(split)
+        if not n_tokens:
+            raise DataError(
+                f"{path}: is empty: no document was put there. Prepare the text again with "
+                "another --val-fraction, or other --val-files."
+            )
+        if n_tokens < block_size + 1:
+            remedy = f"pass --block-size {n_tokens - 1} or less, or " if n_tokens > 1 else ""
+            raise DataError(
+                f"{path}: holds {n_tokens:,} tokens, but --block-size {block_size} needs "
+                f"{block_size + 1:,}: {remedy}prepare more text."
+            )
+
+
+def check_vocabulary(data: DataFolder, saved: Path, state: dict[str, Any]) -> None:
+    """Raise DataError where ids mean other text than in the checkpoint ``saved``."""
+    name = state["tokenizer"]["file"]
+    manifest = run_dir.read_json(saved / MANIFEST_NAME)
+    if manifest["files"][name]["sha256"] != data.vocabulary_sha256:
+        raise DataError(
+            f"{data.path}: its vocabulary is not the one of {saved}: the same ids stand for other "
+            "text. Prepare it with that vocabulary: python -m prepare text SRC --tokenizer "
+            f"{saved / name}"
+        )

@@ -27,7 +27,6 @@ from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics
 from train.optim.gradients import GradScaler
-from train.setup.compiler import CompiledForward
 from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
@@ -100,15 +99,16 @@ class Trainer:
             assert isinstance(table, torch.nn.Embedding)
             # a step meets some hundred rows of each; on GPUs a dense gradient costs little
             table.sparse = device.torch_device.type == "cpu" and not group.is_distributed
-        wrapped = model if self.is_sharded else group.wrap_ddp(model, device.torch_device)
-        self.forward = CompiledForward(wrapped, compiled=compiled)
+        self.eager = model if self.is_sharded else group.wrap_ddp(model, device.torch_device)
+        self.forward: Callable[..., Tensor] = self.eager  # of x, y (B, T): their mean loss
+        if compiled:
+            self.compile()
         self.block_size = model.config.block_size
         n_rows = config.rows_per_step(self.block_size)
         self.tokens_per_step = n_rows * self.block_size
         self.n_rows = group.rows_per_rank(n_rows, self.block_size)  # of an update
         self.batch_size = micro_batch_rows(self.n_rows, batch_size)  # of a micro-step
         self.grad_scaler = GradScaler(device.dtype)
-        self.busy_s = 0.0  # spent in forward, backward and optimizer; all else is overhead
         self._ids = data.tokens("train")
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
@@ -123,12 +123,35 @@ class Trainer:
         windows = cut_windows(self._ids, own, self.block_size)
         return windows.pin_memory() if self.device.torch_device.type == "cuda" else windows
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the forward pass is compiled code."""
+        return self.forward is not self.eager
+
+    def compile(self) -> None:
+        """Compile the forward pass, at its next call: a gain and never a condition.
+
+        Whatever fails in it, here or there, for lack of a C++ compiler or Triton or by an error of
+        its own, is one warning, and the network runs eagerly.
+        """
+        try:
+            # dynamic=False: a run has one shape, and another one after out-of-memory
+            self.forward = torch.compile(self.eager, dynamic=False)
+        except Exception as error:
+            self.use_eager(error)
+
+    def use_eager(self, error: Exception) -> None:
+        """Run the network itself from now on, and log why."""
+        self.forward, kind = self.eager, type(error).__name__
+        reason = (str(error).strip() or kind).splitlines()[0]
+        message = "compiling failed (%s: %s): going on without it. --compile off does not try."
+        log.warning(message, kind, reason)
+
     def retry(self, attempt: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """Return the loss and the norm of the gradient that ``attempt`` returns, at last.
 
-        Until then weights are as they were: it is made anew with half the rows at a time where
-        memory ran out, uncompiled where compiled code failed, at half the loss scale where float16
-        overflowed.
+        It changes no weights, and is made anew with half the rows at a time where memory ran out,
+        uncompiled where compiled code failed, at half the loss scale where float16 overflowed.
         """
         while True:
             try:
@@ -143,10 +166,7 @@ class Trainer:
             free_memory(self.device)
 
     def recover(self, error: Exception) -> None:
-        """Change what makes another attempt worth while, or raise the error again.
-
-        Raises: ConfigError when memory cannot suffice.
-        """
+        """Change what makes another attempt worth while; raise the error where nothing does."""
         if is_peer_failure(error):
             raise error
         if is_out_of_memory(error):
@@ -158,16 +178,13 @@ class Trainer:
                     "result."
                 ) from error
             self.halve_batch_size(error)
-        elif self.forward.compiled:
-            self.forward.fall_back(error)
+        elif self.compiled:
+            self.use_eager(error)
         else:
             raise error
 
     def halve_batch_size(self, error: BaseException) -> None:
-        """Go on with half the rows at a time, and say so.
-
-        Raises: ConfigError when it is one already.
-        """
+        """Go on with half the rows at a time, and say so; raise ConfigError when it is one."""
         if self.batch_size == 1:
             raise ConfigError(
                 f"out of memory with a single row of {self.block_size:,} tokens: the network of "
@@ -200,7 +217,7 @@ class Trainer:
                     with self.group.gradient_sync(self.model, enabled=False):
                         backward(self, rows)
             except Exception as error:
-                if not (is_out_of_memory(error) or self.forward.compiled):
+                if not (is_out_of_memory(error) or self.compiled):
                     raise
                 failure = error.with_traceback(None)  # it would hold the activations
             self.optimizer.zero_grad()
@@ -214,7 +231,7 @@ class Trainer:
             if worst == 2:
                 self.halve_batch_size(cause)
             elif worst == 1:
-                self.forward.fall_back(cause)
+                self.use_eager(cause)
             n_passed = 0 if worst else n_passed + 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,10 +262,7 @@ class Run:
             self.logger.log(record)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint.
-
-        Raises: DivergedError when weights are not finite, CheckpointError when the disk is full.
-        """
+        """Write a checkpoint; raise DivergedError where weights are not finite."""
         start = time.perf_counter()
         trainer, model, group = self.trainer, self.trainer.model, self.trainer.group
         finite = [fsdp.to_local(weights).isfinite().all() for weights in model.parameters()]

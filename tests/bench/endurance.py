@@ -82,7 +82,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
     before, after = memory.at_step[settled], memory.at_step[n_steps]
     sys.stdout.write(
         f"\ntiny, {n_steps:,} steps in {seconds:,.0f} s\n"
-        f"time outside forward, backward and update: {1 - trainer.busy_s / seconds:.2%}\n"
+        f"time outside the updates: {1 - progress.update_s / seconds:.2%}\n"
         f"memory after step {settled:,}: {before / 1e6:,.1f} MB, after the last: "
         f"{after / 1e6:,.1f} MB: {(after - before) / 1e6:+,.1f} MB\n"
     )

@@ -14,8 +14,7 @@ from common.errors import ConfigError, DataError
 from tests.tiny import SENTENCE, prepare_text, words
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
-from train.pretrain import weights_of
-from train.resume import Changes, resume_run
+from train.pretrain import Changes, resume_run, weights_of
 from train.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures("quick_plan")

@@ -20,9 +20,9 @@ from common.run_dir import checkpoints
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.tiny import prepare_text, words
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
-from train import resume
 from train.cli import main
 from train.presets import PRESETS
+from train.pretrain import unfinished_run
 
 RESUME = ["-m", "train", "resume", "--device", "cpu"]
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
@@ -300,11 +300,9 @@ def assert_same_outcome_of_second(folder: Path, whole: Path) -> None:
 def test_a_name_that_merely_ends_alike_is_another_run(data: DataFolder, tmp_path: Path) -> None:
     forget_the_end(pretrain(data.path, tmp_path, "tiny-wheat"))
     forget_the_end(pretrain(data.path, tmp_path, "tiny-2024"))
-    assert resume.unfinished_run(tmp_path / "runs", "tiny", data.path) is None
+    assert unfinished_run(tmp_path / "runs", "tiny", data.path) is None
     forget_the_end(pretrain(data.path, tmp_path, "tiny-2"))
-    assert resume.unfinished_run(tmp_path / "runs", "tiny", data.path) == (
-        tmp_path / "runs" / "tiny-2"
-    )
+    assert unfinished_run(tmp_path / "runs", "tiny", data.path) == (tmp_path / "runs" / "tiny-2")
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:

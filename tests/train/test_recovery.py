@@ -18,7 +18,7 @@ from tests.train.stops import StopAfter
 from train.data import Prefetcher
 from train.loop import Update, update
 from train.optim.lr_schedule import learning_rate_at
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 from train.trainer import Trainer
 

@@ -12,7 +12,7 @@ from common.dataset import DataFolder
 from common.run_dir import stop_reason
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 LONG = {"max_steps": 360, "eval_interval": 120, "save_interval": 20, "log_interval": 10}
@@ -161,7 +161,7 @@ KILLED_AT_EACH_FLUSH = """
 import os, pathlib, signal, sys
 import train.setup.autotune
 from tests.train.runs import pretrain
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 data, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -219,7 +219,7 @@ import torch
 import train.setup.autotune
 from common.checkpoint import load_checkpoint, newest_valid
 from tests.train.runs import final_bytes, pretrain
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 data, folder, n_kills = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])

@@ -12,14 +12,14 @@ from common.dataset import DataFolder
 from common.run_dir import checkpoints
 from tests.processes import run_python
 from tests.train.runs import metrics, options
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 # For each case a child, forked once torch is loaded, runs the command in a folder of its own and
 # sends itself a signal whenever it comes by the function named.
 AT = """
 import importlib, json, os, runpy, signal, sys
-import train.setup.autotune, train.resume, train.pretrain
+import train.setup.autotune, train.pretrain
 
 train.setup.autotune.MEASURE_S = 0.0
 for folder, module, name, number, arguments in json.loads(sys.argv[1]):

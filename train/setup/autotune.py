@@ -77,10 +77,10 @@ def autotune(
     trainer.warmup(0, backward)
     if group.world_size > 1:
         _timed(trainer)  # the first that communicates
-    eager_s = step_time(trainer, config, max_steps)
+    step_s = step_time(trainer, config, max_steps)
     eval_s = _eval_time(trainer, data)
 
-    def measured(step_s: float) -> MeasuredSpeed:
+    def measured(step_s: float, *, compiled: bool) -> MeasuredSpeed:
         speed = MeasuredSpeed(
             step_s=step_s,
             eval_s=eval_s,
@@ -88,22 +88,21 @@ def autotune(
             spent_s=time.perf_counter() - start,
             memory_bytes=_peak_memory(device),
             batch_size=trainer.batch_size,
-            compiled=trainer.forward.compiled,
+            compiled=compiled,
         )
         # what follows from it must be the same on all ranks
         return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
 
-    speed = measured(eager_s)
+    speed = measured(step_s, compiled=trainer.compiled)
     plan = make_plan(config, max_steps, speed)
     if scale_ngram_dropout:  # before compiling: its value is part of what is compiled
         n_epochs = plan.max_steps * trainer.tokens_per_step / data.n_tokens("train")
         model.config = replace(model.config, ngram_dropout=ngram_dropout(model.config, n_epochs))
-    if compile_pays_off(config, max_steps, device, eager_s):
-        trainer.forward.compile()
+    if compile_pays_off(config, max_steps, device, step_s):
+        trainer.compile()
         compiled_s = step_time(trainer, config, max_steps)
-        if compiled_s > eager_s:
-            trainer.forward.use_eager()
-        speed = measured(min(compiled_s, eager_s))
+        is_faster = trainer.compiled and compiled_s <= step_s
+        speed = measured(min(compiled_s, step_s), compiled=is_faster)
         plan = make_plan(config, max_steps, speed)
     trainer.windows.close()
     trainer.optimizer.zero_grad()

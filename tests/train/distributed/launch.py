@@ -13,7 +13,7 @@ DRIVER = """
 import json, os, runpy, socket, sys, traceback
 import torch.distributed.checkpoint, torch.distributed.fsdp, torch.distributed.tensor
 import torch._dynamo  # what DistributedDataParallel imports
-import train.pretrain, train.resume, train.distributed.comm, train.evaluate, train.setup.autotune
+import train.pretrain, train.distributed.comm, train.evaluate, train.setup.autotune
 
 folder = sys.argv[1]
 train.evaluate.BATCH_TOKENS = {"cpu": 48}  # three rows: an odd number of batches to share

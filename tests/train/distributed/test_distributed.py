@@ -16,7 +16,7 @@ from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
 from train.data import dropout_seed
 from train.distributed.comm import ProcessGroup, RankInfo, rank_device, rank_info_from
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 # no step's rate depends on the length, and every step is logged

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from tests.train.runs import metrics, pretrain
 from tests.train.stops import StopAfter
 from train.monitoring.loggers import PACKAGES, MetricsLogger, make_logger
-from train.resume import resume_run
+from train.pretrain import resume_run
 from train.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures("quick_plan")

@@ -12,7 +12,6 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from tests.train.test_update import CONFIG, LR, bits, make
 from train.loop import update
-from train.setup.compiler import CompiledForward
 from train.trainer import Trainer
 
 
@@ -22,7 +21,7 @@ def compiled(
     """Return a Trainer that compiles by the function ``by`` in torch.compile's place."""
     monkeypatch.setattr(torch, "compile", by)
     trainer = make(data, shape, device, CONFIG)
-    trainer.forward = CompiledForward(trainer.model, compiled=True)
+    trainer.compile()
     return trainer
 
 
@@ -72,7 +71,7 @@ def test_a_failure_is_one_warning_and_the_same_training(
     assert caplog.messages == [
         f"compiling failed {message}: going on without it. --compile off does not try."
     ]
-    assert not failing.forward.compiled
+    assert not failing.compiled
 
 
 def test_a_failure_at_a_later_shape_redoes_the_step(
@@ -88,7 +87,7 @@ def test_a_failure_at_a_later_shape_redoes_the_step(
         if step == 1:
             failing.batch_size = plain.batch_size = 4
         assert update(failing, step, LR) == update(plain, step, LR)
-        assert failing.forward.compiled == (step == 0)
+        assert failing.compiled == (step == 0)
     assert len(caplog.messages) == 1
 
 
@@ -120,6 +119,6 @@ def test_compiled_for_real_it_is_the_same_network_under_the_same_names(
         ours, theirs = update(real, step, LR), update(plain, step, LR)
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-    assert real.forward.compiled
+    assert real.compiled
     assert list(real.model.state_dict()) == list(plain.model.state_dict())
     assert not any("_orig_mod" in name for name in real.model.state_dict())
