@@ -203,13 +203,9 @@ def compare(names: tuple[str, ...], runs_dir: Path) -> None:
 def presets(name: str | None, device: str) -> None:
     """List the presets with what they take on this machine, or all settings of NAME."""
     from common.device import choose_device
-    from train.report import presets as preset_table
+    from train.report.presets import preset_lines, presets_table
 
-    lines = (
-        preset_table.preset_lines(name) if name else preset_table.table_lines(choose_device(device))
-    )
-    for line in lines:
-        click.echo(line)
+    click.echo("\n".join(preset_lines(name)) if name else presets_table(choose_device(device)))
 
 
 @contextmanager

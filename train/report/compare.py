@@ -23,9 +23,9 @@ def compare(runs: Sequence[Path]) -> str:
     ``val loss`` and ``bits/byte`` are those of the evaluation with the lowest val loss;
     ``tokens/s`` is the median over what is logged. A run without metrics has dashes.
     """
-    tables = [_table([COLUMNS, *map(_row, runs)])]
+    tables = [table([COLUMNS, *map(_row, runs)])]
     if differing := differing_settings(runs):
-        tables.append(_table([["differing", *(run.name for run in runs)], *differing]))
+        tables.append(table([["differing", *(run.name for run in runs)], *differing]))
     return "\n\n".join(tables)
 
 
@@ -68,7 +68,7 @@ def _settings(run: Path) -> dict[str, str]:
     return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows in columns, the first left-aligned and all others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = "  ".join(f"{{:{'>' if number else '<'}{width}}}" for number, width in enumerate(widths))

@@ -1,19 +1,26 @@
-"""Runs as a figure: loss, learning rate, norm of the gradient and speed, run beside run.
+"""Curves of runs, run beside run: a figure of four panels, or the loss as lines of text.
 
-    loss, train and val  |  learning rate
-    norm of the gradient |  tokens a second
+    loss, train and val  |  learning rate          4 |*
+    norm of the gradient |  tokens a second          |  *
+                                                     |   + +
+                                                   1 |     **
+                                                     +-------
+                                                      0     8
+                                                      * train  + val
 
 matplotlib is imported only to draw.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import CheckpointError, ConfigError
 from common.files import atomic_write
 from common.run_dir import METRICS_NAME, read_metrics
-from train.report.chart import Curve, chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +36,6 @@ PANELS = {
 SUFFIXES = (".png", ".svg")
 SIZE_INCHES = (12.0, 8.0)
 DOTS_PER_INCH = 120
-CHART_LINES = 16  # with title and legend it fits a terminal of 24
 STYLE = {
     "text.parse_math": False,  # a $ in the name of a run begins no formula
     "axes.spines.top": False,
@@ -38,14 +44,14 @@ STYLE = {
     "grid.alpha": 0.3,
     "svg.fonttype": "none",  # text stays text, to be searched
 }
+CHART_LINES = 16  # with title and legend it fits a terminal of 24
+MARKERS = "*+ox#@%&"
 Records = list[dict[str, Any]]
+Curves = dict[str, list[tuple[float, float]]]  # by label the points, in the order of the steps
 
 
 def read_run(run: Path) -> Records:
-    """Return a run's records.
-
-    Raises: CheckpointError when there are none, or one is damaged.
-    """
+    """Return a run's records; raise CheckpointError where there are none, or one is damaged."""
     if not (records := read_metrics(run)):
         raise CheckpointError(
             f"{run / METRICS_NAME}: nothing is logged yet: wait for the first progress line."
@@ -53,30 +59,66 @@ def read_run(run: Path) -> Records:
     return records
 
 
-def curves(name: str, records: Records, key: str, x: X) -> list[Curve]:
+def curves_of(name: str, records: Records, key: str, x: X) -> Curves:
     """Return a run's curves of ``key``, of loss two, through the records that have a value."""
     labels = {"loss": f"{name} train", "val_loss": f"{name} val"} if key == "loss" else {key: name}
-    found = []
-    for field, label in labels.items():
-        points = [line for line in records if line.get(field) is not None]
-        if points:
-            xs = [float(line[KEY_OF[x]]) for line in points]
-            found.append(Curve(label, xs, [float(line[field]) for line in points]))
-    return found
+    curves = {
+        label: [(float(r[KEY_OF[x]]), float(r[field])) for r in records if r.get(field) is not None]
+        for field, label in labels.items()
+    }
+    return {label: points for label, points in curves.items() if points}
 
 
 def text_chart(runs: Sequence[Path], x: X, width: int) -> str:
     """Return the loss of the runs as lines of text."""
-    losses = [curve for run in runs for curve in curves(run.name, read_run(run), "loss", x)]
+    losses: Curves = {}
+    for run in runs:
+        losses |= curves_of(run.name, read_run(run), "loss", x)
     return chart(f"loss over {x}", losses, width, CHART_LINES)
 
 
-def draw(runs: Sequence[Path], x: X, path: Path) -> None:
-    """Draw runs into a file, .png or .svg.
+def chart(title: str, curves: Curves, width: int, height: int) -> str:
+    """Return a chart ``width`` columns wide, ``height`` of its lines for the curves.
 
-    Raises: ConfigError when the suffix is another or the file cannot be written; CheckpointError
-    when a run's metrics are missing or damaged.
+    Where several points of a curve share a column their mean is drawn; later curves lie above.
     """
+    all_points = [point for points in curves.values() for point in points]
+    if not all_points:
+        return f"{title}: no values"
+    all_x, all_y = zip(*all_points, strict=True)
+    first, last, low, high = min(all_x), max(all_x), min(all_y), max(all_y)
+    margin = max(len(_number(high)), len(_number(low)))
+    columns = max(2, width - margin - 2)
+    grid = [[" "] * columns for _ in range(height)]
+    for marker, points in zip(cycle(MARKERS), curves.values(), strict=False):
+        by_column = defaultdict(list)
+        for x, y in points:
+            by_column[_cell(x - first, last - first, columns)].append(y)
+        for column, ys in by_column.items():
+            grid[_cell(high - fmean(ys), high - low, height)][column] = marker
+    y_labels = [_number(high), *[""] * (height - 2), _number(low)]
+    indent = " " * margin
+    lines = [
+        title,
+        *(f"{label:>{margin}} |{''.join(row)}" for label, row in zip(y_labels, grid, strict=True)),
+        f"{indent} +{'-' * columns}",
+        f"{indent}  {_number(first)}{_number(last):>{columns - len(_number(first))}}",
+        f"{indent}  " + "  ".join(f"{m} {label}" for m, label in zip(cycle(MARKERS), curves)),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(distance: float, length: float, n: int) -> int:
+    """Return which of ``n`` cells is so far along the axis, 0 where it has no length."""
+    return int(distance / length * (n - 1) + 0.5) if length > 0 else 0
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.4g}"
+
+
+def draw(runs: Sequence[Path], x: X, path: Path) -> None:
+    """Draw runs into a file; raise ConfigError where it is no .png or .svg or cannot be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"{path}: ends in {path.suffix or 'no suffix'!r}, which is no kind of picture to draw: "
@@ -103,12 +145,12 @@ def make_figure(by_run: dict[str, Records], x: X) -> "Figure":
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel(x)
         for number, (name, records) in enumerate(by_run.items()):
-            for curve in curves(name, records, key, x):
-                is_val = curve.label == f"{name} val"
+            for label, points in curves_of(name, records, key, x).items():
+                is_val = label == f"{name} val"
                 axes.plot(
-                    curve.x, curve.y, label=curve.label, color=f"C{number % 10}",
+                    *zip(*points, strict=True), label=label, color=f"C{number % 10}",
                     linewidth=2 if is_val else 0.8, markersize=4,
-                    marker="o" if is_val or len(curve.x) == 1 else None,
+                    marker="o" if is_val or len(points) == 1 else None,
                 )  # fmt: skip
         axes.ticklabel_format(useOffset=False)
         axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from common.errors import CheckpointError, ConfigError
 from train.cli import main
 from train.report.compare import compare, differing_settings
-from train.report.plot import draw, make_figure, read_run
+from train.report.plot import Curves, chart, draw, make_figure, read_run
 
 
 def record(step: int, **more: Any) -> dict[str, Any]:
@@ -123,7 +123,40 @@ def test_without_a_file_the_loss_is_drawn_in_the_terminal_in_80_columns_where_pi
     assert lines[-1].split() == ["*", "quern", "train", "+", "quern", "val", "o", "other", "train"]
 
 
-BY_HAND = """\
+CHART_BY_HAND = """\
+loss over steps
+4 |*
+  |  *
+  |   + +
+1 |     **
+  +-------
+   0     8
+   * train  + val"""
+
+
+def test_a_chart_is_the_one_drawn_by_hand() -> None:
+    curves: Curves = {"train": [(0, 4), (2, 3), (6, 1), (8, 1)], "val": [(4, 2), (6, 2)]}
+    assert chart("loss over steps", curves, 10, 4) == CHART_BY_HAND
+
+
+def test_points_that_share_a_column_are_drawn_at_their_mean() -> None:
+    lines = chart("", {"a": [(0, 0), (1, 4), (100, 4)]}, 6, 3).splitlines()
+    assert lines[1:4] == ["4 |  *", "  |*", "0 |"]
+
+
+def test_a_single_point_and_no_point_are_charts_too() -> None:
+    lines = chart("loss", {"a": [(5, 2.25)]}, 20, 3).splitlines()
+    assert lines[1] == "2.25 |*"
+    assert chart("loss", {}, 20, 3) == "loss: no values"
+
+
+def test_no_line_is_wider_than_asked() -> None:
+    curves: Curves = {"quern": [(100, 6.2145), (3_800, 2.9076)], "other": [(100, 12345.0)]}
+    for width in (30, 80, 200):
+        assert max(map(len, chart("loss", curves, width, 16).splitlines())) <= width
+
+
+TABLE_BY_HAND = """\
 run    parameters  tokens  steps    time  val loss  bits/byte  tokens/s
 quern           -   8,320    130  1m 05s    3.2500     1.1000     3,000
 other           -     448      7      4s         -          -     7,000
@@ -134,7 +167,7 @@ learning_rate  0.001  0.002      1"""
 
 
 def test_the_table_holds_figures_worked_out_by_hand(runs: Path) -> None:
-    assert compare([runs / name for name in ("quern", "other", "empty")]) == BY_HAND
+    assert compare([runs / name for name in ("quern", "other", "empty")]) == TABLE_BY_HAND
 
 
 def test_equal_runs_differ_in_nothing(runs: Path) -> None:
