@@ -92,7 +92,7 @@ def chat(template: str, transcript: Path | None, **options: Any) -> None:
     from sample.chat.session import Chat
     from sample.chat.terminal import run_chat
     from sample.chat.transcript import Transcript
-    from sample.model_info import banner
+    from sample.loaded_model import banner
     from sample.text.template import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))

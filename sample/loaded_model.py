@@ -1,17 +1,68 @@
-"""A run -> what samples from it: a verified checkpoint, its weights packed for its device."""
+"""A run -> what samples from it: a verified checkpoint, its weights packed for its device.
 
+With it what is known of it, in words, and as JSON for the page. The words do not flatter: a network
+that was trained for an hour is to be judged as such.
+"""
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 
-from common import checkpoint, run_dir
+from common import checkpoint
 from common.device import choose_device
 from common.errors import ConfigError
 from common.inference.backend import Backend, make_backend
 from common.inference.decoder import Decoder
+from common.models.config import GenerateConfig, ModelConfig
+from common.run_dir import find_run, read_metrics
 from common.tokenizer import Tokenizer
-from sample.model_info import RunInfo, read_run_info
+
+# Tokens read per parameter where more of either no longer pays more than of the other.
+# Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.
+TOKENS_PER_PARAMETER = 20
+# Share of ln V, the loss of blind guessing, that remains where one knows each token's frequency:
+# measured on English documentation, 0.72 for characters and 0.84 for 2,053 byte pairs.
+FREQUENCIES_ALONE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What is known of a checkpoint."""
+
+    folder: Path
+    step: int
+    n_tokens: int  # read in training
+    n_parameters: int
+    config: ModelConfig
+    val_loss: float | None = None  # nats a token; None where it was not measured
+    val_bpb: float | None = None
+
+    @property
+    def loss_words(self) -> str:
+        """The validation loss in words."""
+        if self.val_loss is None:
+            return "val loss not measured"
+        bpb = f" ({self.val_bpb:.3f} bits/byte)" if self.val_bpb else ""
+        return f"val loss {self.val_loss:.4f}{bpb}"
+
+
+def read_run_info(folder: Path, loaded: checkpoint.Checkpoint) -> RunInfo:
+    """Return what is known of the checkpoint in ``folder``."""
+    step = loaded.state["step"]
+    lines = [line for line in read_metrics(folder.parent) if line["step"] == step]
+    measured = next((line for line in lines if line.get("val_loss") is not None), {})
+    return RunInfo(
+        folder=folder,
+        step=step,
+        n_tokens=loaded.state["progress"]["n_tokens"],
+        n_parameters=loaded.model.n_parameters,
+        config=loaded.model.config,
+        val_loss=measured.get("val_loss"),
+        val_bpb=measured.get("val_bpb"),
+    )
 
 
 @dataclass(frozen=True)
@@ -33,11 +84,11 @@ class LoadedModel:
 
 
 def load_model(
-    run: str | None, runs_dir: Path, which: str, device: str, quantize: str
+    run: str | None, runs_dir: Path, which: checkpoint.Pointer, device: str, quantize: str
 ) -> LoadedModel:
-    """Return the ``which`` ("best" or "latest") checkpoint of a run, the newest run by default.
+    """Return a checkpoint of a run, the newest run by default.
 
-    Raises: UserError where there is none that verifies, or --quantize does not fit the device.
+    Raise UserError where there is none that verifies, or --quantize does not fit the device.
     """
     chosen = choose_device(device)
     if quantize == "int8" and chosen.torch_device.type != "cpu":
@@ -45,14 +96,60 @@ def load_model(
             f"--quantize int8 is for CPUs, and the device is {chosen.torch_device}: "
             "pass --device cpu, or leave it out."
         )
-    folder = checkpoint.newest_valid(
-        run_dir.find_run(runs_dir, run),
-        "latest" if which == "latest" else "best",
-        skip_optimizer=True,
-    )
+    found = find_run(runs_dir, run)
+    folder = checkpoint.newest_valid(found, which, skip_optimizer=True)
     loaded = checkpoint.load_checkpoint(folder, chosen.torch_device, mapped=True)
     model = loaded.model.eval()
     if chosen.torch_device.type == "cuda":
         model.to(chosen.dtype)  # generating reads every weight once a token: halve that
     backend = make_backend(model, int8=quantize == "int8")
     return LoadedModel(read_run_info(folder, loaded), loaded.tokenizer, backend)
+
+
+def undertrained_warning(info: RunInfo) -> str | None:
+    """Return a sentence on a model that was trained too little to be judged, or None."""
+    vocab_size = info.config.vocab_size
+    blind = math.log(vocab_size)
+    if info.val_loss is not None and info.val_loss > FREQUENCIES_ALONE * blind:
+        return (
+            f"It has hardly begun to learn: guessing blindly among {vocab_size:,} tokens has "
+            f"a loss of {blind:.2f}, and knowing no more than how frequent each is about "
+            f"{FREQUENCIES_ALONE * blind:.1f}. Expect gibberish."
+        )
+    ratio = info.n_tokens / info.n_parameters
+    if ratio < TOKENS_PER_PARAMETER:
+        return (
+            f"It is undertrained: it read {ratio:.1f} tokens for each of its "
+            f"{info.n_parameters:,} parameters, where {TOKENS_PER_PARAMETER} are usual. Expect "
+            "the sound of its text more than its sense."
+        )
+    return None
+
+
+def banner(info: RunInfo) -> str:
+    """Return the lines that open a chat."""
+    lines = [
+        f"{info.folder}: step {info.step:,}, {info.n_tokens:,} tokens read, {info.loss_words}.",
+        "This is a base model: it does not answer, it continues the text that you begin.",
+        undertrained_warning(info),
+    ]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def model_card(info: RunInfo, defaults: GenerateConfig, template_name: str) -> dict[str, Any]:
+    """Return, as JSON, what the page says of the model and where its settings begin."""
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    losses = {"val_loss": info.val_loss or math.inf, "val_bpb": info.val_bpb or math.inf}
+    return {
+        "name": info.folder.parent.name,
+        "step": info.step,
+        "parameters": info.n_parameters,
+        **{name: getattr(info.config, name) for name in shape},
+        "tokens_read": info.n_tokens,
+        # JSON has no word for a diverged loss
+        **{name: loss if math.isfinite(loss) else None for name, loss in losses.items()},
+        "warning": undertrained_warning(info),
+        "defaults": {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k")}
+        | {"max_tokens": defaults.max_new_tokens},
+        "template": template_name,
+    }

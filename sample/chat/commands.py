@@ -111,7 +111,7 @@ def _set(repl: Repl, argument: str) -> None:
     if option not in SETTINGS:
         raise ConfigError(f"{option}: no such setting. There are {', '.join(SETTINGS)}.")
     item = SETTINGS[option]
-    kind = type(item.default)
+    kind = type(getattr(GenerateConfig, item.name))  # of the default
     try:
         value = kind(text)
     except ValueError as error:

@@ -22,8 +22,7 @@ from common.checkpoint import MANIFEST_NAME, MODEL_NAME
 from common.errors import CheckpointError, ConfigError
 from common.models.config import GenerateConfig
 from common.run_dir import read_json
-from sample.loaded_model import LoadedModel
-from sample.model_info import model_card
+from sample.loaded_model import LoadedModel, model_card
 from sample.server.app import make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine

@@ -7,6 +7,7 @@ held back; the tokens that make up a text travel with it.
 """
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,14 +60,13 @@ class StopFilter:
             # the first that is complete, however the text is cut; of several the longest
             end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
             return text[: end - len(stop)]
-        # the last characters that may be the beginning of a stop text
-        n_held = 0
-        for stop in self._stops:
-            for n in range(min(len(stop) - 1, len(text)), n_held, -1):
-                if text.endswith(stop[:n]):
-                    n_held = n
-                    break
-        n_shown = len(text) if is_last else len(text) - n_held
+        if is_last:
+            return text
+        # the longest end that may be the beginning of a stop text is held back
+        n_shown = next(
+            (i for i in range(len(text)) if any(stop.startswith(text[i:]) for stop in self._stops)),
+            len(text),
+        )
         self._held = text[n_shown:]
         return text[:n_shown]
 
@@ -94,7 +94,8 @@ class Detokenizer:
         self._filters = StopFilter(template_stops), StopFilter(stops)
         self._strip_start, self._strip_end = strip_start, strip_end
         self._blanks = ""  # held back: they may be the last
-        self._pending: list[tuple[Token, int, int]] = []  # and its characters: from where to where
+        # and its characters: from where to where; a part of one counts as the whole
+        self._pending: deque[tuple[Token, int, int]] = deque()
         self._n_decoded = self._n_stripped = self._n_shown = 0  # characters
 
     def push(self, token: Token) -> TextDelta:
@@ -104,14 +105,31 @@ class Detokenizer:
         is_last = is_eot or self.n_tokens >= self._max_new_tokens
         token_bytes = b"" if is_eot else self._tokenizer.token_bytes[token.idx]
         text = self._decoder.decode(token_bytes, final=is_last)
-        start, self._n_decoded = self._n_decoded, self._n_decoded + len(text)
         if not is_eot:
-            self._pending.append((token, start, self._n_decoded))
+            end = self._n_decoded + max(1, len(text))
+            self._pending.append((token, self._n_decoded, end))
+        self._n_decoded += len(text)
         shown = self._filter(text, is_last=is_last)
-        finish_reason: FinishReason | None = "stop" if is_eot else "length" if is_last else None
-        if self._filters[0].stopped or self._filters[1].stopped:
+        self._n_shown += len(shown)
+        tokens, offsets = self._shown_tokens()
+        finish_reason: FinishReason | None = "length" if is_last else None
+        if is_eot or any(each.stopped for each in self._filters):
             finish_reason = "stop"
-        return self._delta(shown, finish_reason)
+        return TextDelta(shown, tokens, offsets, self.n_tokens, finish_reason)
+
+    def _shown_tokens(self) -> tuple[tuple[Token, ...], tuple[int, ...]]:
+        """Return the tokens whose text begins in what is shown by now, and where each does."""
+        tokens, offsets = [], []
+        while self._pending:
+            token, start, end = self._pending[0]
+            offset = max(0, start - self._n_stripped)
+            if offset >= self._n_shown:
+                break
+            self._pending.popleft()
+            if end > self._n_stripped:
+                tokens.append(token)
+                offsets.append(offset)
+        return tuple(tokens), tuple(offsets)
 
     def _filter(self, text: str, *, is_last: bool) -> str:
         of_template, of_client = self._filters
@@ -126,22 +144,6 @@ class Detokenizer:
             shown = text.rstrip()
             self._blanks, text = text[len(shown) :], shown
         return text
-
-    def _delta(self, shown: str, finish_reason: FinishReason | None) -> TextDelta:
-        self._n_shown += len(shown)
-        first = self._n_stripped
-        end = first + self._n_shown if self._n_shown else 0
-        ready = [each for each in self._pending if each[1] < end]
-        del self._pending[: len(ready)]
-        if first:  # without those of nothing but stripped blanks
-            ready = [each for each in ready if each[2] > first or each[1] >= first]
-        return TextDelta(
-            text=shown,
-            tokens=tuple([token for token, _, _ in ready]),
-            text_offsets=tuple([max(0, start - first) for _, start, _ in ready]),
-            n_tokens=self.n_tokens,
-            finish_reason=finish_reason,
-        )
 
 
 def token_json(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -14,16 +14,15 @@ FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from common.errors import ConfigError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
-WANTED = ", ".join(f'"{role}"' for role in ROLES) + ' and, if wanted, "stop"'
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def render(messages: Sequence[Message], template: Template) -> str:
 
 
 def make_template(
-    name: str, pieces: Mapping[Role, str], stops: tuple[str, ...] | None = None
+    name: str, pieces: Mapping[Role, str], stops: Sequence[str] | None = None
 ) -> Template:
     """Return the template that writes each role as ``pieces`` says, its words at {role}.
 
@@ -102,8 +101,8 @@ def make_template(
         line = "\n" if suffix.endswith("\n") else ""
         speakers = [affixes[role][0].strip() for role in ("user", "assistant")]
         found = [suffix.strip(), *(line + speaker for speaker in speakers if speaker)]
-        stops = tuple(dict.fromkeys(stop for stop in found if stop))
-    return Template(name, affixes, stops)
+        stops = list(dict.fromkeys(stop for stop in found if stop))
+    return Template(name, affixes, tuple(stops))
 
 
 RAW = make_template("raw", {"system": "{system}\n", "user": "{user}", "assistant": "{assistant}\n"})
@@ -115,47 +114,33 @@ TEMPLATES = {template.name: template for template in (RAW, TURNS)}
 
 
 def find_template(name: str) -> Template:
-    """Return the template called ``name``, or the one in the file of that name.
+    """Return the template of that name, or the one in the JSON file of that name.
 
-    Raises: ConfigError that says what the file lacks.
+    Raise ConfigError where it is neither.
     """
-    return TEMPLATES[name] if name in TEMPLATES else read_template(Path(name))
-
-
-def read_template(path: Path) -> Template:
-    """Read a template from a JSON file: a text for each role, and ``stop``, a list, if wanted.
-
-    Raises: ConfigError that says what the file lacks.
-    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"--template {path}: neither {' nor '.join(TEMPLATES)}, and as a file it cannot be "
+            f"--template {name}: neither {' nor '.join(TEMPLATES)}, and as a file it cannot be "
             f"read ({error.strerror})."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a template in JSON ({error}).") from error
-    for complaint in _complaints(found):
-        raise ConfigError(f"{path}: {complaint}")
-    stops = tuple(found["stop"]) if "stop" in found else None
-    return make_template(str(path), {role: found[role] for role in ROLES}, stops)
-
-
-def _complaints(found: Any) -> Iterator[str]:
-    """Yield what is wrong with a template in JSON, the worst first."""
-    if not isinstance(found, dict):
-        yield f"found something else than a JSON object with {WANTED}."
-    if unknown := sorted(set(found) - {*ROLES, "stop"}):
-        yield f"unknown {', '.join(map(repr, unknown))}; a template has {WANTED}."
-    for role in ROLES:
-        piece, slot = found.get(role), f"{{{role}}}"
-        if not isinstance(piece, str) or piece.count(slot) != 1:
-            there = "nothing" if piece is None else json.dumps(piece, ensure_ascii=False)
-            yield (
-                f'"{role}" is {there}, but must be a text with {slot} in it once, where the words '
-                "go."
-            )
-    stops = found.get("stop", [])
-    if not isinstance(stops, list) or not all(isinstance(each, str) and each for each in stops):
-        yield '"stop" must be a list of texts, none of them empty.'
+        raise ConfigError(f"{name}: not a template in JSON ({error}).") from error
+    pieces = found if isinstance(found, dict) else {}
+    stops = pieces.pop("stop", None)
+    if (
+        pieces.keys() != set(ROLES)
+        or not all(isinstance(text, str) for text in pieces.values())
+        or not all(text.count(f"{{{role}}}") == 1 for role, text in pieces.items())
+        or not isinstance(stops, list | None)
+        or not all(isinstance(stop, str) and stop for stop in stops or ())
+    ):
+        raise ConfigError(
+            f"{name}: a template is a JSON object with a text for each of {', '.join(ROLES)}, in "
+            "which the role in braces, such as {user}, stands once, where the words go, and, if "
+            'wanted, "stop": a list of texts, none of them empty.'
+        )
+    return make_template(name, pieces, stops)

@@ -14,8 +14,7 @@ from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 from sample import generate as samples
 from sample.generate import GenerateRequest, write_json, write_text
-from sample.loaded_model import LoadedModel
-from sample.model_info import RunInfo
+from sample.loaded_model import LoadedModel, RunInfo
 from sample.text.truncate import prompt_notices
 from tests.sample.conftest import ALPHABET, round_and_round
 from tests.tiny import byte_tokenizer, random_model

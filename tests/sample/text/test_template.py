@@ -13,7 +13,6 @@ from sample.text.template import (
     Message,
     find_template,
     make_template,
-    read_template,
     render,
     replace_surrogates,
 )
@@ -25,6 +24,7 @@ TALK = [
     Message("assistant", "Hi"),
     Message("user", "Why?"),
 ]
+WRONG = "a template is a JSON object with a text for each of system, user, assistant, in which"
 QA = {"system": "[{system}]", "user": "Q: {user}\n", "assistant": "A: {assistant}\n\n"}
 
 
@@ -75,16 +75,14 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
         (json.dumps(QA).encode()[:20], "not a template in JSON"),
         (b"\xff\xfe\x00", "not a template in JSON"),
         (b"[" * 100_000, "not a template in JSON"),
-        (b"[]", 'something else than a JSON object with "system", "user", "assistant" and'),
-        (json.dumps(QA | {"bot": ""}).encode(), "unknown 'bot'; a template has"),
-        (json.dumps({"user": "{user}"}).encode(), '"system" is nothing, but must be a text with'),
-        (
-            json.dumps(QA | {"user": "Q:"}).encode(),
-            '"user" is "Q:", but must be a text with {user}',
-        ),
-        (json.dumps(QA | {"user": "{user}{user}"}).encode(), "with {user} in it once"),
-        (json.dumps(QA | {"stop": "\n"}).encode(), '"stop" must be a list of texts'),
-        (json.dumps(QA | {"stop": [""]}).encode(), "none of them empty"),
+        (b"[]", WRONG),
+        (json.dumps(QA | {"bot": ""}).encode(), WRONG),
+        (json.dumps({"user": "{user}"}).encode(), WRONG),
+        (json.dumps(QA | {"user": "Q:"}).encode(), WRONG),
+        (json.dumps(QA | {"user": "{user}{user}"}).encode(), WRONG),
+        (json.dumps(QA | {"user": ["{user}"]}).encode(), WRONG),
+        (json.dumps(QA | {"stop": "\n"}).encode(), WRONG),
+        (json.dumps(QA | {"stop": [""]}).encode(), WRONG),
     ],
 )
 def test_what_is_wrong_with_a_template_is_a_sentence(
@@ -93,7 +91,7 @@ def test_what_is_wrong_with_a_template_is_a_sentence(
     path = tmp_path / "template.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as raised:
-        read_template(path)
+        find_template(str(path))
     assert raised.value.message.startswith(f"{path}: ")
     assert said in raised.value.message
 

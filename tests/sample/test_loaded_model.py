@@ -9,19 +9,15 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
-from common.files import write_json
 from common.models.config import GenerateConfig, ModelConfig
-from sample import model_info
-from sample.model_info import (
+from sample.loaded_model import (
     RunInfo,
     banner,
     model_card,
-    n_epochs,
     read_run_info,
     undertrained_warning,
 )
 from tests.sample.conftest import make_run
-from tests.tiny import prepare_text, words
 
 WELL_READ = RunInfo(
     folder=Path("runs/quern/step-00000500"),
@@ -34,14 +30,12 @@ WELL_READ = RunInfo(
 )
 
 
-def test_the_banner_says_what_one_talks_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_info, "n_epochs", lambda info: 1.494)
+def test_the_banner_says_what_one_talks_to() -> None:
     assert banner(WELL_READ).splitlines() == [
-        "runs/quern/step-00000500: step 500, 1,234,567 tokens read (1.49 epochs), "
+        "runs/quern/step-00000500: step 500, 1,234,567 tokens read, "
         "val loss 3.2345 (1.671 bits/byte).",
         "This is a base model: it does not answer, it continues the text that you begin.",
     ]
-    monkeypatch.undo()
     unknown = replace(WELL_READ, val_loss=None, val_bpb=None)
     assert "1,234,567 tokens read, val loss not measured." in banner(unknown)
 
@@ -62,23 +56,12 @@ def test_a_loss_near_that_of_guessing_is_gibberish(vocab_size: int) -> None:
         assert (said is not None and "hardly begun to learn" in said) == hardly
 
 
-def test_what_is_known_is_read_from_the_run_and_epochs_from_data_that_are_still_there(
-    tmp_path: Path,
-) -> None:
-    data = prepare_text(words(400), tmp_path)
-    run = make_run(tmp_path / "runs", "circle")
+def test_what_is_known_is_read_from_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "circle")
     line = {"step": 10, "val_loss": 1.25, "val_bpb": 0.5}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     info = info_of(run)
-    assert n_epochs(info) is None  # config.json does not say which data
     assert (info.step, info.n_tokens, info.val_loss, info.val_bpb) == (10, 10_000, 1.25, 0.5)
-
-    described = {"path": str(data.path), "sha256": data.sha256}
-    write_json(run / "config.json", {"format": 1, "data": described})
-    assert n_epochs(info) == 10_000 / data.n_tokens("train")
-    for other in ({"sha256": "other"}, {"path": "/none"}):
-        write_json(run / "config.json", {"format": 1, "data": described | other})
-        assert n_epochs(info) is None
 
 
 def info_of(run: Path) -> RunInfo:
