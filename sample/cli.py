@@ -143,13 +143,19 @@ def generate(
     if logprobs and not as_json:
         raise ConfigError("--logprobs is of use only with --json: pass both, or none.")
     from sample.generate import GenerateRequest, write_json, write_text
-    from sample.text.truncate import prompt_notices
+    from sample.text.truncate import missing_notice
 
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load(options)
     notify(f"{model.info.folder}: {model.info.loss_words}")
-    for notice in prompt_notices(model.tokenizer, prompt, model.block_size):
+    for notice in missing_notice(model.tokenizer, prompt):
         notify(notice)
+    n_tokens, block_size = len(model.tokenizer.encode(prompt)), model.block_size
+    if n_tokens > block_size:
+        notify(
+            f"The prompt has {n_tokens:,} tokens and the context {block_size:,}: only its end is "
+            "seen."
+        )
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
         write_stdout(text)

@@ -7,10 +7,9 @@ answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its l
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 
-from common.errors import ConfigError, UserError
+from common.errors import ConfigError
 from common.models.config import GenerateConfig
 from sample.chat.session import Chat
 from sample.chat.transcript import load_conversation, save_conversation
@@ -40,27 +39,19 @@ class Repl:
         self.chat.messages, self.chat.stats, self.file = messages, None, file
 
 
-def is_command(line: str) -> bool:
-    """Tell whether a line is a command rather than a text to send."""
-    return line.startswith("/") and not line.startswith("//")
+def run_line(repl: Repl, line: str) -> Generator[str] | None:
+    """Do what a line says: a command, or a text to send; return the answer to show, if any.
 
-
-def run_command(repl: Repl, line: str) -> Generator[str] | None:
-    """Do what a command says; return the answer to show if it makes one.
-
-    Raises: EOFError on /quit. A command that is unknown, or cannot be done, is said in a sentence.
+    Raise EOFError on /quit, UserError where a command is unknown or cannot be done.
     """
+    if not line.strip():
+        raise ConfigError("Type something, or /help, or Ctrl-D to leave.")
+    if not line.startswith("/") or line.startswith("//"):
+        return repl.chat.reply(line.removeprefix("/"))
     name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
-    command = COMMANDS.get(name)
-    try:
-        if command is None:
-            near = get_close_matches(name, COMMANDS, n=1)
-            meant = f"do you mean /{near[0]}" if near else "/help lists them"
-            raise ConfigError(f"/{name}: no such command; {meant}. To send it, begin with //.")
-        return command(repl, argument.strip())
-    except UserError as error:
-        repl.chat.notify(error.message)
-        return None
+    if name not in COMMANDS:
+        raise ConfigError(f"/{name}: no such command; /help lists them. To send it, begin with //.")
+    return COMMANDS[name](repl, argument.strip())
 
 
 def _help(repl: Repl, argument: str) -> None:

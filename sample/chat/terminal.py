@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from sample.chat.commands import COMMANDS, SETTINGS, Repl, is_command, run_command
+from sample.chat.commands import COMMANDS, SETTINGS, Repl, run_line
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript
 from sample.text.terminal_text import write_stdout
@@ -21,37 +21,20 @@ if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
 
 
-def run_chat(chat: Chat, history: Path, transcript: Transcript | None) -> None:
-    """Chat until the input ends; what is typed in a terminal is remembered in ``history``."""
+def run_chat(chat: Chat, history_file: Path, transcript: Transcript | None) -> None:
+    """Chat until the input ends; what is typed in a terminal is kept in ``history_file``."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for line in sys.stdin:
             if line.strip():
                 _show(chat, chat.reply(line.rstrip("\r\n")), transcript)
         return
-    read = line_editor(history, chat.notify)
+    repl, read = Repl(chat), line_editor(history_file, chat.notify)
     chat.notify("/help lists the commands, Ctrl-D leaves.")
-    previous = signal.signal(signal.SIGINT, lambda *_: chat.stop())
-    try:
-        _read_eval_print(Repl(chat), read, transcript)
-    except EOFError:
-        pass
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript | None) -> None:
-    chat = repl.chat
+    signal.signal(signal.SIGINT, lambda *_: chat.stop())
     while True:
+        write_stdout("\n")
         try:
-            write_stdout("\n")
-            line = read()
-            if not line.strip():
-                chat.notify("Type something, or /help, or Ctrl-D to leave.")
-                continue
-            if is_command(line):
-                answer = run_command(repl, line)
-            else:
-                answer = chat.reply(line.removeprefix("/"))
+            answer = run_line(repl, read())
             _show(chat, answer, transcript)
             if answer is not None and chat.messages[-1].stopped:
                 chat.notify(
@@ -59,8 +42,10 @@ def _read_eval_print(repl: Repl, read: Callable[[], str], transcript: Transcript
                 )
         except KeyboardInterrupt:  # Ctrl-C while typing: another line
             pass
-        except UserError as error:  # this prompt cannot be answered; perhaps another can
-            chat.notify(f"Error: {error.message}")
+        except UserError as error:  # this cannot be answered or done; perhaps another can
+            chat.notify(error.message)
+        except EOFError:
+            return
 
 
 def _show(chat: Chat, answer: Generator[str] | None, transcript: Transcript | None) -> None:

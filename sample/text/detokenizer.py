@@ -111,25 +111,20 @@ class Detokenizer:
         self._n_decoded += len(text)
         shown = self._filter(text, is_last=is_last)
         self._n_shown += len(shown)
-        tokens, offsets = self._shown_tokens()
-        finish_reason: FinishReason | None = "length" if is_last else None
-        if is_eot or any(each.stopped for each in self._filters):
-            finish_reason = "stop"
-        return TextDelta(shown, tokens, offsets, self.n_tokens, finish_reason)
-
-    def _shown_tokens(self) -> tuple[tuple[Token, ...], tuple[int, ...]]:
-        """Return the tokens whose text begins in what is shown by now, and where each does."""
         tokens, offsets = [], []
         while self._pending:
-            token, start, end = self._pending[0]
+            ready, start, end = self._pending[0]
             offset = max(0, start - self._n_stripped)
             if offset >= self._n_shown:
                 break
             self._pending.popleft()
             if end > self._n_stripped:
-                tokens.append(token)
+                tokens.append(ready)
                 offsets.append(offset)
-        return tuple(tokens), tuple(offsets)
+        finish_reason: FinishReason | None = "length" if is_last else None
+        if is_eot or any(each.stopped for each in self._filters):
+            finish_reason = "stop"
+        return TextDelta(shown, tuple(tokens), tuple(offsets), self.n_tokens, finish_reason)
 
     def _filter(self, text: str, *, is_last: bool) -> str:
         of_template, of_client = self._filters

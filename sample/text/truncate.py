@@ -36,11 +36,6 @@ class TruncatedPrompt:
         return [f"{what} had no room in the context." for what, was in left_out.items() if was]
 
 
-def room_for_prompt(block_size: int, max_new_tokens: int) -> int:
-    """Return how many tokens may precede an answer."""
-    return block_size - min(max_new_tokens, block_size // 2)
-
-
 def build_prompt(
     messages: Sequence[Message],
     *,
@@ -55,7 +50,7 @@ def build_prompt(
     text that takes more than half of the room goes, and then the beginning of the turn's words. An
     empty list of ids stands for the beginning of a document.
     """
-    room = room_for_prompt(block_size, max_new_tokens)
+    room = block_size - min(max_new_tokens, block_size // 2)
     system, turns = split_turns(messages)
     *earlier, last = turns or [[]]
     head = _encode(system, template, tokenizer)
@@ -110,15 +105,3 @@ def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
     if not missing:
         return []
     return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]
-
-
-def prompt_notices(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[str]:
-    """Return what a person should know of a text that is to be continued as it is."""
-    notices = missing_notice(tokenizer, prompt)
-    n_tokens = len(tokenizer.encode(prompt))
-    if n_tokens > block_size:
-        notices.append(
-            f"The prompt has {n_tokens:,} tokens and the context {block_size:,}: only its end is "
-            "seen."
-        )
-    return notices

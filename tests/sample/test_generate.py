@@ -15,7 +15,6 @@ from common.tokenizer import Tokenizer
 from sample import generate as samples
 from sample.generate import GenerateRequest, write_json, write_text
 from sample.loaded_model import LoadedModel, RunInfo
-from sample.text.truncate import prompt_notices
 from tests.sample.conftest import ALPHABET, round_and_round
 from tests.tiny import byte_tokenizer, random_model
 
@@ -103,10 +102,3 @@ def test_json_names_each_token_and_the_likeliest_beside_it() -> None:
             token["logprob"],
         )
         assert token["top"][1]["logprob"] == pytest.approx(-50, abs=1e-3)
-
-
-def test_a_prompt_longer_than_the_context_is_said() -> None:
-    assert prompt_notices(ALPHABET, "a" * 16, block_size=16) == []
-    assert prompt_notices(ALPHABET, "a" * 17, block_size=16) == [
-        "The prompt has 17 tokens and the context 16: only its end is seen."
-    ]

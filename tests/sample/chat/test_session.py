@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from common.errors import ConfigError
 from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
-from sample.chat.commands import Repl, run_command
+from sample.chat.commands import Repl, run_line
 from sample.chat.session import Chat
 from sample.text.template import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
@@ -47,7 +48,7 @@ def stats_line(chat: Chat) -> str:
     """Return what /stats says."""
     said: list[str] = []
     before, chat.notify = chat.notify, said.append
-    run_command(Repl(chat), "/stats")
+    run_line(Repl(chat), "/stats")
     chat.notify = before
     return said[0]
 
@@ -218,7 +219,8 @@ def test_the_smallest_context_still_talks() -> None:
 
 def test_the_figures_of_an_answer() -> None:
     chat, _ = new_chat()
-    assert stats_line(chat) == "No answer yet."
+    with pytest.raises(ConfigError, match="No answer yet"):
+        stats_line(chat)
     ask(chat, "abc")
     assert stats_line(chat).startswith("4 tokens in ")
     assert stats_line(chat).endswith("tokens/s. Context: 7 of 16 tokens, 1 of 1 turns.")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sample.text.template import RAW, TURNS, Message, Template, render
-from sample.text.truncate import build_prompt, room_for_prompt, split_turns
+from sample.text.truncate import build_prompt, split_turns
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()  # an id a byte, so that the text of ids can be told
@@ -18,7 +18,7 @@ def seen(talk: list[Message], template: Template, block_size: int, max_new_token
         block_size=block_size,
         max_new_tokens=max_new_tokens,
     )
-    assert len(prompt.ids) <= room_for_prompt(block_size, max_new_tokens)
+    assert len(prompt.ids) <= block_size - min(max_new_tokens, block_size // 2)
     return BYTES.decode_bytes(prompt.ids).decode()
 
 
@@ -65,9 +65,9 @@ def test_a_prompt_too_long_loses_its_beginning_but_not_its_speaker() -> None:
 
 
 def test_a_reply_of_any_length_leaves_the_prompt_half_of_the_context() -> None:
-    assert room_for_prompt(128, 200) == 64
-    assert room_for_prompt(128, 8) == 120
-    assert room_for_prompt(1, 200) == 1
+    talk = [Message("user", "x" * 999)]
+    for block_size, max_new_tokens, room in ((128, 200, 64), (128, 8, 120), (1, 200, 1)):
+        assert len(seen(talk, RAW, block_size, max_new_tokens)) == room
 
 
 def test_a_turn_begins_with_each_message_of_the_user() -> None:
