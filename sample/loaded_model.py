@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.inference.backend import Backend, make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig, ModelConfig
-from common.run_dir import find_run, read_metrics
+from common.run_dir import Pointer, find_run, read_metrics
 from common.tokenizer import Tokenizer
 
 # Tokens read per parameter where more of either no longer pays more than of the other.
@@ -84,7 +84,7 @@ class LoadedModel:
 
 
 def load_model(
-    run: str | None, runs_dir: Path, which: checkpoint.Pointer, device: str, quantize: str
+    run: str | None, runs_dir: Path, which: Pointer, device: str, quantize: str
 ) -> LoadedModel:
     """Return a checkpoint of a run, the newest run by default.
 
