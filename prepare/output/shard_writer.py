@@ -88,9 +88,8 @@ class Shard:
             for path, size, checksum in zip(self.paths, sizes, checksums, strict=True):
                 if path.stat().st_size > size:
                     os.truncate(path, size)
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != checksum:
-                        return False
+                if _checksum(path) != checksum:
+                    return False
         except (OSError, ValueError, KeyError):
             return False
         return True
@@ -140,7 +139,7 @@ class EncodeJob:
 class _LongDocument:
     """What is known before its end of a document that comes in several chunks."""
 
-    marks: list[tuple[int, "xxhash.xxh3_128"]]  # size and digest of both files where it began
+    starts: list[int]  # the size of both splits' ids where it began
     cut: int  # the byte from which it belongs to val, where its end does
     split: int
     digest: "xxhash.xxh3_128" = field(default_factory=xxhash.xxh3_128)  # of its text
@@ -162,7 +161,6 @@ class ShardWriter(ExitStack):
         self._files = [
             self.enter_context(path.open("w+b", buffering=0)) for path in self._shard.paths
         ]
-        self._digests = [xxhash.xxh3_128() for _ in self._files]
         self._lengths = {i: n for number, i, n in job.plan.lengths if number == task.number}
         self._n_documents = 0
         self._texts: list[bytes] = []  # of the rows in self._rows
@@ -197,13 +195,9 @@ class ShardWriter(ExitStack):
             ]
             if chosen:
                 joined = join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
-                self._append(split, joined.view(np.uint8).data)
+                write_all(self._files[split], joined.view(np.uint8).data)
         self._append_rows([len(ids) + 1 for ids in documents], self._rows)
         self._texts, self._rows, self._batch_bytes = [], [], 0
-
-    def _append(self, number: int, raw: bytes | memoryview) -> None:
-        write_all(self._files[number], raw)
-        self._digests[number].update(raw)
 
     def _append_rows(
         self, n_tokens: list[int], rows: list[tuple[int, bytes, int, int, bool]]
@@ -214,14 +208,14 @@ class ShardWriter(ExitStack):
         columns = [n_tokens, n_bytes, hashes, sources, splits, first]
         for name, column in zip(ROW.names or (), columns, strict=True):
             block[name] = column
-        self._append(-1, block.view(np.uint8).data)
+        write_all(self._files[-1], block.view(np.uint8).data)
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
         long = self._long = self._long or self._begin_long(source_index)
         if end is DROP:
-            self._rewind(long, TRAIN)
-            self._rewind(long, VAL)
+            self._truncate(TRAIN, long.starts[TRAIN])
+            self._truncate(VAL, long.starts[VAL])
         else:
             long.digest.update(text)
             start = sum(long.n_bytes)
@@ -243,16 +237,15 @@ class ShardWriter(ExitStack):
         if self._plan.rule == "tail":
             cut = tail_cut(self._lengths.get(self._n_documents, 0), self._config.val_fraction)
         in_val = self._plan.rule == "files" and self._task.sources[source_index].val
-        marks = [
-            (f.tell(), digest.copy()) for f, digest in zip(self._files, self._digests, strict=True)
-        ]
-        return _LongDocument(marks=marks, cut=cut, split=VAL if in_val else TRAIN)
+        starts = [file.tell() for file in self._files]
+        return _LongDocument(starts=starts, cut=cut, split=VAL if in_val else TRAIN)
 
     def _append_long(self, long: _LongDocument, text: bytes, *, ends: bool) -> None:
         (ids,) = self._job.encoder[1]([text])
         if ends:
             ids = join_documents([ids], self._plan.tokenizer.eot_id, self._dtype)
-        self._append(long.split, ids.astype(self._dtype, copy=False).view(np.uint8).data)
+        raw = ids.astype(self._dtype, copy=False).view(np.uint8).data
+        write_all(self._files[long.split], raw)
         long.n_tokens[long.split] += len(ids)
         long.n_bytes[long.split] += len(text)
 
@@ -260,25 +253,22 @@ class ShardWriter(ExitStack):
         """Move the document to val if its content says so, and note its rows."""
         digest = long.digest.digest()
         if self._plan.rule == "hash" and split_of(digest, self._config) == "val":
-            self._files[TRAIN].seek(long.marks[TRAIN][0])
-            while raw := self._files[TRAIN].read(BATCH_BYTES):
-                self._append(VAL, raw)
-            self._rewind(long, TRAIN)
+            train, start = self._files[TRAIN], long.starts[TRAIN]
+            train.seek(start)
+            while raw := train.read(BATCH_BYTES):
+                write_all(self._files[VAL], raw)
+            self._truncate(TRAIN, start)
             long.n_bytes.reverse()
             long.n_tokens.reverse()
         splits = [split for split in (TRAIN, VAL) if long.n_tokens[split]]
-        self._append_rows(
-            [long.n_tokens[split] for split in splits],
-            [
-                (long.n_bytes[split], digest, source_index, split, split == splits[0])
-                for split in splits
-            ],
-        )
+        rows = [
+            (long.n_bytes[split], digest, source_index, split, split == splits[0])
+            for split in splits
+        ]
+        self._append_rows([long.n_tokens[split] for split in splits], rows)
         self._n_documents += 1
 
-    def _rewind(self, long: _LongDocument, split: int) -> None:
-        """Take back what was written of the document in one split."""
-        size, self._digests[split] = long.marks[split]
+    def _truncate(self, split: int, size: int) -> None:
         self._files[split].truncate(size)
         self._files[split].seek(size)
 
@@ -287,7 +277,12 @@ class ShardWriter(ExitStack):
         self._flush()
         manifest = {
             "sizes": [file.tell() for file in self._files],
-            "checksums": [digest.hexdigest() for digest in self._digests],
+            "checksums": [_checksum(path) for path in self._shard.paths],
             "stats": stats.as_json(),
         }
         write_json(self._shard.manifest_path, manifest)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -24,6 +24,7 @@ from common.tokenizer import Tokenizer
 
 MAX_LISTED = 10  # sources, and tokens of either kind
 BLOCK_TOKENS = 1 << 20  # counted at a time: 8 MiB as the int64 that bincount makes of them
+WIDTH = 80  # columns
 N_BINS = 31  # of lengths: an .idx holds none of 2**31 or more
 SHOWN_CHARACTERS = 2_000  # of a document: about a page
 TOKEN_CHARACTERS = 34  # of a token: what 80 columns leave for it
@@ -115,19 +116,17 @@ def bins(inspection: Inspection) -> range:
     return range(int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else range(0)
 
 
-def tables(inspection: Inspection, *, width: int = 80) -> str:
-    """Return everything that was counted as text of ``width`` columns, 80 or more."""
+def tables(inspection: Inspection) -> str:
+    """Return everything that was counted as text of WIDTH columns."""
     n_occurring = np.count_nonzero(inspection.n_by_id)
-    return "\n\n".join(
-        "\n".join(lines)
-        for lines in [
-            _sources_table(inspection.data.meta),
-            _lengths_table(inspection, width),
-            _tokens_table(inspection, "most frequent tokens", inspection.most_frequent()),
-            _tokens_table(inspection, "longest tokens that occur", inspection.longest()),
-            [f"{n_occurring:,} of {inspection.tokenizer.vocab_size:,} ids occur."],
-        ]
-    )
+    parts = [
+        _sources_table(inspection.data.meta),
+        _lengths_table(inspection),
+        _tokens_table(inspection, "most frequent tokens", inspection.most_frequent()),
+        _tokens_table(inspection, "longest tokens that occur", inspection.longest()),
+        [f"{n_occurring:,} of {inspection.tokenizer.vocab_size:,} ids occur."],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _sources_table(meta: dict[str, Any]) -> Iterator[str]:
@@ -139,22 +138,19 @@ def _sources_table(meta: dict[str, Any]) -> Iterator[str]:
         yield f"{'':>32}and {len(sources) - MAX_LISTED:,} more"
 
 
-def _lengths_table(inspection: Inspection, width: int) -> Iterator[str]:
+def _lengths_table(inspection: Inspection) -> Iterator[str]:
     """Yield the histogram of lengths: a row for each power of two, a bar for both splits."""
     train, val = (inspection.lengths[split] for split in SPLITS)
     n_by_bin = train.n_by_bin + val.n_by_bin
     yield (header := f"{'tokens in a document':>23}{'train':>13}{'val':>13}")
-    full = width - len(header) - 2
+    full = WIDTH - len(header) - 2
     for i in bins(inspection):
         label = f"{1 << i:,}-{(2 << i) - 1:,}" if i else "1"
         bar = "#" * -(-full * int(n_by_bin[i]) // int(n_by_bin.max()))  # rounded up: 1 is seen
         yield f"{label:>23}{train.n_by_bin[i]:>13,}{val.n_by_bin[i]:>13,}  {bar}".rstrip()
-    for name, counts in [
-        ("median", (train.median, val.median)),
-        ("longest", (train.longest, val.longest)),
-    ]:
-        shown = (f"{n_tokens:,.0f}" if n_tokens else "-" for n_tokens in counts)
-        yield f"{name:>23}" + "".join(f"{count:>13}" for count in shown)
+    for name in ("median", "longest"):
+        counts = [getattr(lengths, name) for lengths in (train, val)]
+        yield f"{name:>23}" + "".join(f"{f'{n:,.0f}' if n else '-':>13}" for n in counts)
 
 
 def _tokens_table(inspection: Inspection, title: str, ids: list[int]) -> Iterator[str]:
@@ -169,9 +165,9 @@ def _tokens_table(inspection: Inspection, title: str, ids: list[int]) -> Iterato
 
 def _readable(tokenizer: Tokenizer, token_id: int) -> str:
     """Return a token as Python writes text, or bytes where it is none; a special one by name."""
-    for name, special_id in tokenizer.special_tokens.items():
-        if special_id == token_id:
-            return name
+    special = {i: name for name, i in tokenizer.special_tokens.items()}
+    if token_id in special:
+        return special[token_id]
     token = tokenizer.token_bytes[token_id]
     try:
         shown = repr(token.decode("utf-8"))

@@ -65,13 +65,11 @@ def picture(inspection: Inspection) -> "Figure":
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False)
     lengths, ranks = upper.subplots(1, 2)
     tokens, ratios = lower.subplots(1, 2, sharey=True)  # so the names stand there once
-    name, vocabulary = inspection.data.path.resolve().name, inspection.tokenizer
-    figure.suptitle(
-        _drawable(
-            f"{name}: {inspection.n_by_id.sum():,} tokens, vocabulary {vocabulary.name} of "
-            f"{vocabulary.vocab_size:,} ids"
-        )
+    title = (
+        f"{inspection.data.path.resolve().name}: {inspection.n_by_id.sum():,} tokens, vocabulary "
+        f"{inspection.tokenizer.name} of {inspection.tokenizer.vocab_size:,} ids"
     )
+    figure.suptitle(_drawable(title))
     _draw_lengths(lengths, inspection)
     _draw_ranks(ranks, inspection)
     _draw_sources(tokens, ratios, inspection)
@@ -81,16 +79,12 @@ def picture(inspection: Inspection) -> "Figure":
 def _draw_lengths(axes: "Axes", inspection: Inspection) -> None:
     """Draw the share of a split's documents in each bin: counts would hide val beside train."""
     drawn = bins(inspection)
+    places = np.arange(len(drawn)) + 0.5
     for shift, split in zip((-0.2, 0.2), SPLITS, strict=True):
         n_by_bin = inspection.lengths[split].n_by_bin
-        n_documents = int(n_by_bin.sum())
-        axes.bar(
-            np.arange(len(drawn)) + 0.5 + shift,
-            100 * n_by_bin[drawn.start : drawn.stop] / max(1, n_documents),
-            width=0.4,
-            color=COLOURS[split],
-            label=f"{split}: {n_documents:,} documents",
-        )
+        shares = 100 * n_by_bin[drawn.start : drawn.stop] / max(1, n_by_bin.sum())
+        label = f"{split}: {n_by_bin.sum():,} documents"
+        axes.bar(places + shift, shares, width=0.4, color=COLOURS[split], label=label)
     edges = range(0, len(drawn) + 1, -(-(len(drawn) + 1) // MAX_TICKS))
     axes.set_xticks(list(edges), [f"{1 << drawn.start + edge:,}" for edge in edges])
     axes.set(title="length of documents", xlabel="tokens, by powers of two")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, Literal, TypeVar
@@ -141,7 +142,8 @@ class Executor:
         if self.engine == "ray":
             from prepare.workers.ray_executor import run_on_ray
 
-            return run_on_ray(_OnRay(job), submitted, self.ray_address, self.workers, progress)
+            work = partial(_work_on_ray, job)
+            return run_on_ray(work, submitted, self.ray_address, self.workers, progress)
         # macOS does not say which cores a process may use
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         size_bytes = sum(task.size_bytes for task in tasks)
@@ -152,15 +154,9 @@ class Executor:
         return _run_in_processes(job, submitted, workers, progress)
 
 
-@dataclass(frozen=True)
-class _OnRay:
-    """A job in a worker of Ray, which has one core and tells no progress."""
-
-    job: Job[Any]
-
-    def __call__(self, task: Task) -> Any:
-        disable_fork()
-        return self.job(task, lambda n_bytes: None)
+def _work_on_ray(job: Job[Result], task: Task) -> Result:
+    disable_fork()
+    return job(task, lambda n_bytes: None)
 
 
 def _run_in_processes(
