@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     "command",
     [
         ["train", "pretrain", "--data", "nowhere"], ["train", "resume", "none"],
-        ["train", "compare", "none"], ["train", "plot", "none"], ["train", "presets"],
+        ["train", "compare", "none"], ["train", "presets"],
         ["sample", "chat", "none"], ["sample", "generate", "none"],
         ["sample", "score", "-", "--run", "none"], ["sample", "serve", "none", "--port", "0"],
     ],

@@ -32,6 +32,8 @@ from train.signals import StopRequest
 if TYPE_CHECKING:
     from train.distributed.comm import ProcessGroup
 
+PATH = click.Path(path_type=Path)
+
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
@@ -40,16 +42,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--data", type=click.Path(path_type=Path), default="data", help="Folder written by prepare."
-)
-@click.option(
-    "--run",
-    "--run-name",  # torchrun takes the first for a shortened option of its own, and ends
-    "name",
-    default="quern",
-    help="Name of the run; NAME-2 if it exists.",
-)
+@click.option("--data", type=PATH, default="data", help="Folder written by prepare.")
+# --run-name: torchrun takes --run for a shortened option of its own, and ends
+@click.option("--run", "--run-name", "name", default="quern", help="Its name; NAME-2 if it exists.")
 @click.option(
     "--preset",
     type=click.Choice(["auto", *PRESETS]),
@@ -57,9 +52,7 @@ def main() -> None:
     help="Where settings not given here come from; auto: tiny on a CPU, else small.",
 )
 @click.option(
-    "--architecture",
-    type=click.Choice(list(ARCHITECTURES)),
-    help="Set the network's switches at once.  [default: the preset's]",
+    "--architecture", type=click.Choice(ARCHITECTURES), help="Set the network's switches at once."
 )
 @click.option(
     "--resume/--no-resume",
@@ -120,33 +113,17 @@ def pretrain(
 
 @main.command("resume")
 @click.argument("name", required=False)
+@click.option("--max-steps", type=click.IntRange(min=1), help="Train to this many updates in all.")
 @click.option(
-    "--max-steps",
-    type=click.IntRange(min=1),
-    help="Train to this many updates in all, also after the end.  [default: as planned]",
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this much longer."
 )
-@click.option(
-    "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Train about this much longer instead, at the speed so far.",
-)
-@click.option(
-    "--data",
-    "data_path",
-    type=click.Path(path_type=Path),
-    help="Where its data is now.  [default: where it was]",
-)
+@click.option("--data", "data_path", type=PATH, help="Where its data is now, if it moved.")
 @click.option(
     "--allow-data-change",
-    "data_may_differ",
     is_flag=True,
     help="Go on although the data is not what it was; its vocabulary must be.",
 )
-@click.option(
-    "--shard/--no-shard",
-    default=None,
-    help="Shard the weights over the processes, or no longer.  [default: as it was]",
-)
+@click.option("--shard/--no-shard", default=None, help="Shard the weights from now on, or not.")
 @device_option
 @runs_dir_option
 def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> None:

@@ -128,6 +128,14 @@ class TrainPlan:
         """
         return step if self.is_eval_step(step) else step + 1
 
+    def remaining_s(self, step: int, step_s: float, eval_s: float, save_s: float) -> float:
+        """Estimate the seconds from ``step`` to the end: updates, evaluations and saves."""
+        n_left = self.max_steps - step
+        # 1: that of the step which was just made, or else that of the last one
+        n_evals = 1 + n_left // self.eval_interval
+        n_saves = 1 + n_left // min(self.eval_interval, self.save_interval)
+        return n_left * step_s + n_evals * eval_s + n_saves * save_s
+
 
 def saved_settings(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
     """Return what config.json holds of both: every setting, with its value in the plan."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from common.dataset import DataFolder, Ids
+from common.dataset import Ids
 from common.device import Device
 from common.inference.decoder import Decoder, generate
 from common.inference.torch_backend import TorchBackend
@@ -28,8 +28,7 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or thr
 TRAIN_TOKENS = 1 << 16
 # Tokens of one evaluation batch. On a CPU more fall out of its caches: of 4k to 64k tokens, 4k took
 # a third of the time (0.8 M parameters, two cores).
-BATCH_TOKENS = {"cpu": 1 << 12}
-BATCH_TOKENS_ELSEWHERE = 1 << 15
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15, "mps": 1 << 15}
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def evaluate(
     Each batch counts on one rank, and each rank returns the loss over all of them.
     """
     block_size = model.config.block_size
-    batch_tokens = BATCH_TOKENS.get(device.torch_device.type, BATCH_TOKENS_ELSEWHERE)
-    batches = eval_batches(ids, block_size, max_tokens, max(1, batch_tokens // block_size))
+    n_rows = max(1, BATCH_TOKENS[device.torch_device.type] // block_size)
+    batches = eval_batches(ids, block_size, max_tokens, n_rows)
     lengths = torch.from_numpy(token_bytes)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
@@ -95,20 +94,6 @@ def evaluate(
     model.train()
     nats, all_tokens, all_bytes = group.all_reduce_sum(nats, n_tokens, n_bytes)
     return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
-
-
-def evaluate_splits(
-    model: GPT,
-    data: DataFolder,
-    tokenizer: Tokenizer,
-    device: Device,
-    eval_tokens: int,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> tuple[Score, Score]:
-    """Return the scores of train, as far as TRAIN_TOKENS, and of val, as far as ``eval_tokens``."""
-    lengths = token_lengths(tokenizer)
-    train = evaluate(model, data.tokens("train"), lengths, device, TRAIN_TOKENS, group)
-    return train, evaluate(model, data.tokens("val"), lengths, device, eval_tokens, group)
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from common.dataset import Split
 from common.run_dir import checkpoint_dir, write_pointer
 from train.data import dropout_seed
-from train.evaluate import evaluate_splits, sample_line
+from train.evaluate import TRAIN_TOKENS, evaluate, sample_line, token_lengths
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress
@@ -149,7 +150,7 @@ def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
     if (share := metrics.mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
     step_s = trainer.tokens_per_step / speed
-    eta_s = metrics.remaining_s(progress, step_s, plan)
+    eta_s = plan.remaining_s(progress.step, step_s, progress.eval_s, progress.save_s)
     log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 
@@ -157,8 +158,11 @@ def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
     """Score both splits, show and record it; tell whether there is a reason to end."""
     start = time.perf_counter()
     trainer, config, step = run.trainer, run.trainer.config, progress.step
-    train, val = evaluate_splits(
-        trainer.model, run.data, run.tokenizer, trainer.device, config.eval_tokens, trainer.group
+    model, device, lengths = trainer.model, trainer.device, token_lengths(run.tokenizer)
+    n_tokens: dict[Split, int] = {"train": TRAIN_TOKENS, "val": config.eval_tokens}
+    train, val = (
+        evaluate(model, run.data.tokens(split), lengths, device, at_most, trainer.group)
+        for split, at_most in n_tokens.items()
     )
     if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
         raise DivergedError(f"the loss is {train.loss} on train and {val.loss} on val")
@@ -179,7 +183,7 @@ def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
     if not trainer.is_sharded:  # for this rank 0 would need all of the network
         ids = run.data.tokens("val")
         trainer.group.broadcast_from_rank0(
-            lambda: log.info(sample_line(trainer.model, run.tokenizer, ids, config.seed))
+            lambda: log.info(sample_line(model, run.tokenizer, ids, config.seed))
         )
     if ended and step < run.plan.max_steps:
         log.info("ended after step %s: %s", f"{step:,}", ended)

@@ -157,7 +157,7 @@ class Changes:
     max_steps: int | None = None
     minutes: float | None = None  # more
     data_path: Path | None = None
-    data_may_differ: bool = False
+    allow_data_change: bool = False
     shard: bool | None = None
 
 
@@ -199,7 +199,7 @@ def load_run(
         was = (
             f"{data.path}: SHA-256 {data.sha256[:12]}, but {saved} was trained on {trained_on[:12]}"
         )
-        if not changes.data_may_differ:
+        if not changes.allow_data_change:
             raise DataError(
                 f"{was}: the data changed since. Prepare it as it was, or train a new run. "
                 "--allow-data-change goes on with the data as it is."

@@ -86,7 +86,7 @@ def test_changed_data_is_refused_until_it_is_allowed_and_that_is_recorded(
     run, other = changed
     with pytest.raises(DataError, match=r"the data changed since\. .* --allow-data-change goes on"):
         go_on(run, data_path=other)
-    assert go_on(run, data_path=other, data_may_differ=True) is None
+    assert go_on(run, data_path=other, allow_data_change=True) is None
     assert "going on with other data, as allowed" in caplog.text
     assert settings(run)["data"]["path"] == str(other)
     assert settings(run)["data"]["sha256"] != data.sha256
@@ -113,7 +113,7 @@ def test_data_too_small_for_the_context_is_refused_before_anything_is_written(
     before = settings(run)
     small = prepare_text(SENTENCE + "\n", tmp_path).path  # of the same characters
     with pytest.raises(DataError, match=r"val\.bin: .* but --block-size 32 needs 33"):
-        go_on(run, data_path=small, data_may_differ=True, max_steps=20)
+        go_on(run, data_path=small, allow_data_change=True, max_steps=20)
     assert settings(run) == before
     assert go_on(run) is None
 
@@ -123,7 +123,7 @@ def test_another_vocabulary_is_refused_always(tmp_path: Path, changed: tuple[Pat
     (tmp_path / "third").mkdir()
     third = prepare_text(words(1000).replace("q", "x"), tmp_path / "third").path
     with pytest.raises(DataError, match="its vocabulary is not the one of"):
-        go_on(run, data_path=third, data_may_differ=True)
+        go_on(run, data_path=third, allow_data_change=True)
     with pytest.raises(DataError, match=r"its vocabulary .* --tokenizer .*vocab\.json"):
         pretrain(third, tmp_path, "new", init_from=weights_of(run.parent, "tiny"))
 

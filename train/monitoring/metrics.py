@@ -19,7 +19,6 @@ from common.device import Device
 from common.files import write_text
 from common.models.gpt import GPT
 from common.run_dir import METRICS_NAME, read_metrics
-from train.config import TrainPlan
 
 # 10^12 operations a second of dense 16-bit matrix products summed in float32, from NVIDIA's data
 # sheets and, for GeForce, the architecture papers. bfloat16; float16 where a GPU lacks it (T4,
@@ -106,15 +105,6 @@ def cut_metrics(run: Path, step: int) -> None:
         if line["step"] < step
     ]
     write_text(run / METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def remaining_s(progress: Progress, step_s: float, plan: TrainPlan) -> float:
-    """Estimate the time to the end of a run: updates, evaluations and saves, in seconds."""
-    n_left = plan.max_steps - progress.step
-    # 1: that of the step which was just made, or else that of the last one
-    n_evals = 1 + n_left // plan.eval_interval
-    n_saves = 1 + n_left // min(plan.eval_interval, plan.save_interval)
-    return n_left * step_s + n_evals * progress.eval_s + n_saves * progress.save_s
 
 
 def flops_per_token(model: GPT) -> int:

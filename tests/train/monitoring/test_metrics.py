@@ -7,7 +7,7 @@ from common.device import Device
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from train.config import TrainPlan
-from train.monitoring.metrics import Progress, flops_per_token, mfu, remaining_s
+from train.monitoring.metrics import flops_per_token, mfu
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,12 @@ def test_what_remains_are_the_updates_evaluations_and_saves_that_the_loop_makes(
     )  # fmt: skip
     is_even = max_steps % eval_interval == eval_interval % save_interval == 0
     for step in range(1, max_steps + 1):
-        progress = Progress(step=step, eval_s=1e3, save_s=1e6)
         rest = range(step, max_steps + 1)  # after update ``step``, whose own are not made yet
         evals = [s for s in rest if s % eval_interval == 0 or s == max_steps]
         saves = [s for s in rest if s % save_interval == 0 or s in evals]
         expected = len(rest) - 1 + 1e3 * len(evals) + 1e6 * len(saves)
         tolerance = 0 if is_even else 1e3 + 1e6  # one of each
-        assert remaining_s(progress, 1.0, plan) == pytest.approx(expected, abs=tolerance)
+        assert plan.remaining_s(step, 1.0, 1e3, 1e6) == pytest.approx(expected, abs=tolerance)
 
 
 GPU = Device(torch.device("cuda"), torch.bfloat16, "a test")
