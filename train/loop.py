@@ -124,9 +124,8 @@ def forward_backward(trainer: Trainer, windows: Tensor, seed: int) -> tuple[floa
             loss += backward(trainer, rows)
     # gradients are means over the processes too
     trainer.group.all_reduce_(loss).div_(trainer.group.world_size)
-    norm = clip_grad_norm_(
-        trainer.model, trainer.config.grad_clip, trainer.grad_scaler.scale, trainer.group
-    )
+    max_norm, scale = trainer.config.grad_clip, trainer.grad_scaler.scale
+    norm = clip_grad_norm_(trainer.model, max_norm, scale, is_sharded=trainer.is_sharded)
     # both at once: the only time in a step that the CPU waits for a GPU
     loss_value, norm_value = torch.stack((loss, norm)).tolist()
     return loss_value, norm_value

@@ -6,28 +6,30 @@ Source: Micikevicius et al. 2018, section 3.2 (arXiv:1710.03740); the values are
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from common.models.gpt import GPT
-from train.distributed.comm import ProcessGroup
-from train.distributed.fsdp import is_sharded, to_local
 
 # A power of two, so that nothing is rounded; doubled after so many updates without overflow.
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2_000
 
 
-def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, group: ProcessGroup) -> Tensor:
+def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, *, is_sharded: bool) -> Tensor:
     """Undo the loss scale and clip, without waiting for a GPU; return the norm before clipping.
 
     With a ``max_norm`` of 0 nothing is clipped.
     """
     gradients = [_values(p) for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if is_sharded(model):
-        norm = group.all_reduce_(norm.square()).sqrt()
+    if is_sharded:  # each rank scales its shards, by the norm over all of them
+        gradients = [cast(Any, gradient).to_local() for gradient in gradients]
+        squared = torch.nn.utils.get_total_norm(gradients).square()
+        torch.distributed.all_reduce(squared)
+        norm = squared.sqrt()
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm / loss_scale
     factor = torch.full_like(norm, 1 / loss_scale)
     if max_norm:
@@ -42,7 +44,7 @@ def _values(parameter: Tensor) -> Tensor:
     """Return a parameter's gradient; of a sparse one the values that are there, as a view."""
     assert parameter.grad is not None
     if not parameter.grad.is_sparse:
-        return to_local(parameter.grad)
+        return parameter.grad
     parameter.grad = parameter.grad.coalesce()
     return parameter.grad._values()
 
