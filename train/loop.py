@@ -115,7 +115,7 @@ def forward_backward(trainer: Trainer, windows: Tensor, seed: int) -> tuple[floa
     Return the loss and the norm of the gradient before clipping.
     """
     torch.manual_seed(seed)
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     loss = torch.zeros((), device=windows.device)
     micro_batches = torch.split(windows, trainer.batch_size)
     for micro_step, rows in enumerate(micro_batches, 1):

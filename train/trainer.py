@@ -39,7 +39,6 @@ class _Optimizer(Protocol):
     """What updates the parameters: OptimizerGroup, of optim/optimizers.py."""
 
     def set_lr(self, lr: float) -> None: ...
-    def zero_grad(self) -> None: ...
     def step(self) -> None: ...
     def state_dict(self, model: GPT) -> dict[str, Tensor]: ...
     def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None: ...
@@ -220,7 +219,7 @@ class Trainer:
                 if not (is_out_of_memory(error) or self.compiled):
                     raise
                 failure = error.with_traceback(None)  # it would hold the activations
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             if failure is not None:
                 free_memory(self.device)
             self.group.barrier()  # compiling takes one longer than another

@@ -69,7 +69,7 @@ def _tokens_per_second(
     idx = torch.randint(config.vocab_size, (n_rows, config.block_size + 1))
 
     def step() -> None:
-        optimizer.zero_grad()
+        model.zero_grad()
         loss_of(idx).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -38,10 +38,6 @@ POLL_S = 0.02  # between looks at the store
 TIMEOUT_S = 50
 
 
-class Rank0FailedError(Exception):
-    """Rank 0 ended, and printed the reason."""
-
-
 class ProcessGroup:
     """All processes of a run, seen from one of them; without a store it is the only one."""
 
@@ -55,7 +51,7 @@ class ProcessGroup:
     def broadcast_from_rank0(self, make: Callable[[], Json]) -> Json:
         """Return what ``make`` returns on rank 0, which alone calls it; sent as JSON.
 
-        Raises: on rank 0 what ``make`` raises, on the others Rank0FailedError.
+        Where it raises, rank 0 says why and the others exit.
         """
         if self._store is None:
             return make()
@@ -64,7 +60,8 @@ class ProcessGroup:
             _wait_until(lambda: store.check([key]))
             message = json.loads(store.get(key))
             if "value" not in message:
-                raise Rank0FailedError
+                time.sleep(1.0)  # the first that ends has torchrun end all: rank 0 is to print
+                raise SystemExit(1)
             return cast(Json, message["value"])
         message = {}
         try:
@@ -169,10 +166,7 @@ class RankInfo:
 
 
 def rank_info_from(environment: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that torchrun gave to this process, None without torchrun.
-
-    Raises: ConfigError when the variables do not make sense together.
-    """
+    """Return the rank that torchrun gave to this process, None without torchrun."""
     if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -189,10 +183,7 @@ def rank_info_from(environment: Mapping[str, str]) -> RankInfo | None:
 
 
 def rank_device(info: RankInfo | None, name: str) -> str:
-    """Return the name of this rank's device: with GPUs each has its own.
-
-    Raises: ConfigError when there are too few, or they cannot communicate.
-    """
+    """Return the name of this rank's device: with GPUs each has its own."""
     if info is None:
         return name
     if name == "auto":
@@ -223,9 +214,6 @@ def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGrou
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 logs what all would log
     try:
         yield group
-    except Rank0FailedError:
-        time.sleep(1.0)  # were this the first to end, torchrun would kill rank 0 as it prints
-        raise SystemExit(1) from None
     except UserError as error:
         # with the rank: what has failed may have failed in this one alone
         raise UserError(f"{info}: {error.message}") from error

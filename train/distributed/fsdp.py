@@ -89,10 +89,7 @@ def full_state_dict(model: GPT, *, keep: bool) -> dict[str, Tensor]:
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write each rank's shard of ``tensors`` into ``folder``: a collective.
-
-    Raises: CheckpointError on all ranks when one cannot write.
-    """
+    """Write each rank's shard: a collective; raise CheckpointError on all where one cannot."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -100,29 +97,21 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
     try:
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # a BaseException
-        causes = "; ".join(
-            f"process {rank}: {cause[0] if isinstance(cause, tuple) else cause}"
-            for rank, cause in error.failures.items()
-        )
+        causes = "; ".join(f"process {rank}: {why[0]}" for rank, why in error.failures.items())
         raise CheckpointError(f"{folder}: cannot be written ({causes}).") from None
 
 
 def load_sharded(folder: Path, likes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in ``folder``, each sharded as the parameter of its name in ``likes``.
-
-    Only this rank's shard is read.
-    """
+    """Return this rank's shards of the tensors in ``folder``, as of the parameters in ``likes``."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {}
     for name, metadata in reader.read_metadata().state_dict_metadata.items():
-        like = likes.get(name.rpartition(":")[0])
-        size, dtype = cast(Any, metadata).size, cast(Any, metadata).properties.dtype
-        tensors[name] = torch.empty(size, dtype=dtype)
-        if like is not None and like.shape == size:
-            tensors[name] = torch.empty_like(like, requires_grad=False)
+        like, size = likes[name.rpartition(":")[0]], cast(Any, metadata).size
+        # what is no shard: the count of AdamW's steps
+        tensors[name] = torch.empty_like(like) if like.shape == size else torch.empty(size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         load(tensors, storage_reader=reader, no_dist=True)

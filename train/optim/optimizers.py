@@ -126,12 +126,6 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.lr = lr * optimizer.ratio
 
-    def zero_grad(self) -> None:
-        """Drop the gradients."""
-        for optimizer in self.optimizers:
-            for parameter in optimizer.params:
-                parameter.grad = None
-
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         for optimizer in self.optimizers:

@@ -2,12 +2,12 @@
 
     parameters   counted, on PyTorch's meta device, which takes no memory
     memory       of a micro-batch: weights, gradients, optimizer, activations
-    time         operations of the whole run over a rate that half a second measures here
+    time         operations of the whole run over a rate that some passes measure here
 
 A real run measures the network itself (setup/autotune.py) and knows better.
 """
 
-import time
+import timeit
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -22,8 +22,8 @@ from train.presets import PRESETS, Preset
 from train.report.compare import table
 from train.setup.memory import max_batch_size, training_bytes
 
-MEASURE_S = 0.5
 # A network large enough to keep a machine busy, small enough for some passes in half a second.
+N_PASSES = 6
 TRIAL = ModelConfig(n_layer=2, n_head=4, n_embd=256, block_size=128, vocab_size=1_024)
 TRIAL_ROWS = 8
 HEADER = ["preset", "layers", "heads", "channels", "context", "parameters", "memory", "time here"]
@@ -41,20 +41,15 @@ def measure_flops(device: Device) -> float:
     model = GPT(TRIAL).to(device.torch_device)
     idx = torch.zeros(TRIAL_ROWS, TRIAL.block_size, dtype=torch.int64, device=device.torch_device)
 
-    def pass_s() -> float:
-        start = time.perf_counter()
+    def train_once() -> None:
         with device.autocast():
             loss = model(idx, idx)
         loss.backward()
         loss.item()  # waits for the device
-        return time.perf_counter() - start
 
-    pass_s()  # warms up
-    times = [pass_s()]
-    while sum(times) < MEASURE_S:
-        times.append(pass_s())
-    # the fastest: what else the machine does is not its speed
-    return idx.numel() * flops_per_token(model) / min(times)
+    # the fastest: the first warms up, and what else the machine does is not its speed
+    seconds = min(timeit.repeat(train_once, number=1, repeat=N_PASSES))
+    return idx.numel() * flops_per_token(model) / seconds
 
 
 def expected_time(model: GPT, config: TrainConfig, flops: float) -> str:

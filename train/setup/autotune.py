@@ -105,7 +105,7 @@ def autotune(
         speed = measured(min(compiled_s, step_s), compiled=is_faster)
         plan = make_plan(config, max_steps, speed)
     trainer.windows.close()
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     return plan, speed
 
 

@@ -170,7 +170,7 @@ def test_one_batch_can_be_learned_by_heart(tiny_config: ModelConfig, optimizer: 
     idx = torch.randint(tiny_config.vocab_size, (4, 17))
     losses = []
     for _ in range(60):
-        parts.zero_grad()
+        model.zero_grad()
         loss = F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         parts.step()
