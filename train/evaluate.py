@@ -92,7 +92,7 @@ def evaluate(
     if is_sharded(model):  # else what was gathered last stays so until a backward pass
         cast(Any, model).reshard()
     model.train()
-    nats, all_tokens, all_bytes = group.all_reduce_sum(nats, n_tokens, n_bytes)
+    nats, all_tokens, all_bytes = group.all_reduce(nats, n_tokens, n_bytes)
     return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
 
 

@@ -80,11 +80,16 @@ class ProcessGroup:
 
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum over the ranks."""
-        return self._all_reduce([value], dist.ReduceOp.MAX)[0]
+        return self.all_reduce(value, op=dist.ReduceOp.MAX)[0]
 
-    def all_reduce_sum(self, *values: float) -> list[float]:
+    def all_reduce(self, *values: float, op: Any = dist.ReduceOp.SUM) -> list[float]:
         """Return the sums over the ranks, in double precision."""
-        return self._all_reduce(list(values), dist.ReduceOp.SUM)
+        if not self.is_distributed:
+            return list(values)
+        # on the CPU, through gloo: on a GPU it would wait for the kernels in flight
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op)
+        return cast(list[float], tensor.tolist())
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place, without a synchronization of the GPU."""
@@ -139,14 +144,6 @@ class ProcessGroup:
         """Return the key of a collective: ranks make the same calls in the same order."""
         self._n_store_calls += 1
         return str(self._n_store_calls)
-
-    def _all_reduce(self, values: list[float], op: Any) -> list[float]:
-        if not self.is_distributed:
-            return values
-        # on the CPU, through gloo: on a GPU it would wait for the kernels in flight
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op)
-        return cast(list[float], tensor.tolist())
 
 
 SINGLE_PROCESS = ProcessGroup()

@@ -33,7 +33,6 @@ PANELS = {
     "grad_norm": "norm of the gradient",
     "tokens_per_second": "tokens a second",
 }
-SUFFIXES = (".png", ".svg")
 SIZE_INCHES = (12.0, 8.0)
 DOTS_PER_INCH = 120
 STYLE = {
@@ -118,12 +117,7 @@ def _number(value: float) -> str:
 
 
 def draw(runs: Sequence[Path], x: X, path: Path) -> None:
-    """Draw runs into a file; raise ConfigError where it is no .png or .svg or cannot be written."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"{path}: ends in {path.suffix or 'no suffix'!r}, which is no kind of picture to draw: "
-            "name a file that ends in .png or .svg."
-        )
+    """Draw runs into a file, of the format that its suffix names."""
     by_run = {run.name: read_run(run) for run in runs}
     from matplotlib import style
 
@@ -132,8 +126,8 @@ def draw(runs: Sequence[Path], x: X, path: Path) -> None:
         try:
             with atomic_write(path) as file:
                 figure.savefig(file, format=path.suffix.lower()[1:], dpi=DOTS_PER_INCH)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}).") from error
+        except (OSError, ValueError) as error:  # by the disk; a format that matplotlib has not
+            raise ConfigError(f"{path}: cannot be drawn ({error}). Name a .png or .svg.") from error
 
 
 def make_figure(by_run: dict[str, Records], x: X) -> "Figure":
