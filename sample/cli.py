@@ -150,12 +150,9 @@ def generate(
     notify(f"{model.info.folder}: {model.info.loss_words}")
     for notice in missing_notice(model.tokenizer, prompt):
         notify(notice)
-    n_tokens, block_size = len(model.tokenizer.encode(prompt)), model.block_size
-    if n_tokens > block_size:
-        notify(
-            f"The prompt has {n_tokens:,} tokens and the context {block_size:,}: only its end is "
-            "seen."
-        )
+    if (n := len(model.tokenizer.encode(prompt))) > model.block_size:
+        room = f"the context {model.block_size:,}"
+        notify(f"The prompt has {n:,} tokens and {room}: only its end is seen.")
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
         write_stdout(text)

@@ -25,10 +25,6 @@ class GenerateRequest:
     stops: tuple[str, ...] = ()
     top_logprobs: int = 0  # likeliest tokens to name beside each
 
-    def seed(self, number: int) -> int:
-        """Return the seed of one of the texts, counted from 0."""
-        return (self.config.seed + number) % SEEDS_END
-
 
 def generate_samples(
     model: LoadedModel, request: GenerateRequest
@@ -45,7 +41,7 @@ def generate_samples(
     while True:
         for row in range(len(decoder.rows)):
             if row not in busy and (number := next(waiting, None)) is not None:
-                own = replace(config, seed=request.seed(number))
+                own = replace(config, seed=(config.seed + number) % SEEDS_END)
                 decoder.admit(row, prompt, own, request.top_logprobs)
                 busy[row] = number, Detokenizer(tokenizer, config.max_new_tokens, request.stops)
         if not busy:
@@ -88,7 +84,8 @@ def write_json(model: LoadedModel, request: GenerateRequest) -> Iterator[str]:
         if delta.is_last:
             tokens = [token for part in parts[number] for token in part.tokens]
             described = {
-                "sample": number, "seed": request.seed(number), "prompt": request.prompt,
+                "sample": number, "seed": (request.config.seed + number) % SEEDS_END,
+                "prompt": request.prompt,
                 "text": "".join(part.text for part in parts[number]),
                 "finish": delta.finish_reason,
                 "tokens": [token_json(token, model.tokenizer) for token in tokens],

@@ -49,22 +49,6 @@ class RunInfo:
         return f"val loss {self.val_loss:.4f}{bpb}"
 
 
-def read_run_info(folder: Path, loaded: checkpoint.Checkpoint) -> RunInfo:
-    """Return what is known of the checkpoint in ``folder``."""
-    step = loaded.state["step"]
-    lines = [line for line in read_metrics(folder.parent) if line["step"] == step]
-    measured = next((line for line in lines if line.get("val_loss") is not None), {})
-    return RunInfo(
-        folder=folder,
-        step=step,
-        n_tokens=loaded.state["progress"]["n_tokens"],
-        n_parameters=loaded.model.n_parameters,
-        config=loaded.model.config,
-        val_loss=measured.get("val_loss"),
-        val_bpb=measured.get("val_bpb"),
-    )
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     """A checkpoint that is ready to sample from."""
@@ -86,10 +70,7 @@ class LoadedModel:
 def load_model(
     run: str | None, runs_dir: Path, which: Pointer, device: str, quantize: str
 ) -> LoadedModel:
-    """Return a checkpoint of a run, the newest run by default.
-
-    Raise UserError where there is none that verifies, or --quantize does not fit the device.
-    """
+    """Return a checkpoint of a run, by default the newest; raise UserError if none verifies."""
     chosen = choose_device(device)
     if quantize == "int8" and chosen.torch_device.type != "cpu":
         raise ConfigError(
@@ -102,8 +83,19 @@ def load_model(
     model = loaded.model.eval()
     if chosen.torch_device.type == "cuda":
         model.to(chosen.dtype)  # generating reads every weight once a token: halve that
-    backend = make_backend(model, int8=quantize == "int8")
-    return LoadedModel(read_run_info(folder, loaded), loaded.tokenizer, backend)
+    step = loaded.state["step"]
+    lines = [line for line in read_metrics(folder.parent) if line["step"] == step]
+    measured = next((line for line in lines if line.get("val_loss") is not None), {})
+    info = RunInfo(
+        folder=folder,
+        step=step,
+        n_tokens=loaded.state["progress"]["n_tokens"],
+        n_parameters=model.n_parameters,
+        config=model.config,
+        val_loss=measured.get("val_loss"),
+        val_bpb=measured.get("val_bpb"),
+    )
+    return LoadedModel(info, loaded.tokenizer, make_backend(model, int8=quantize == "int8"))
 
 
 def undertrained_warning(info: RunInfo) -> str | None:

@@ -9,7 +9,7 @@ and /retry, give another one, and the same prompts to a new chat the same ones.
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from common.errors import UserError
 from common.inference.decoder import Decoder, generate
@@ -18,15 +18,6 @@ from common.settings import SEEDS_END
 from sample.text.detokenizer import Detokenizer, TextDelta
 from sample.text.template import RAW, Message, Template, replace_surrogates
 from sample.text.truncate import TruncatedPrompt, build_prompt, missing_notice
-
-
-@dataclass(frozen=True)
-class ReplyStats:
-    """What the last answer took."""
-
-    prompt: TruncatedPrompt
-    n_new: int  # tokens
-    dt_s: float  # from the prompt to the last of them
 
 
 class Chat:
@@ -40,10 +31,10 @@ class Chat:
         template: Template = RAW,
         notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
-        """Answer with the first row of ``decoder``."""
         self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
-        self.stats: ReplyStats | None = None
+        # of the last answer: its prompt, its tokens, seconds from the one to the last of the others
+        self.stats: tuple[TruncatedPrompt, int, float] | None = None
         self._n_replies = 0
         self._stop_requested = False
 
@@ -52,10 +43,8 @@ class Chat:
 
         The turn follows ``history``, all messages so far by default. Where the template only
         continues a text, its beginning comes first. An answer that is stopped or closed is kept as
-        far as it came, and marked.
-
-        Raises: UserError where the text cannot be encoded, or the logits are no numbers; then the
-        messages stay as they are.
+        far as it came, and marked. Raise UserError where the text cannot be encoded, or the logits
+        are no numbers; then the messages stay as they are.
         """
         text = replace_surrogates(text)
         history = self.messages if history is None else history
@@ -88,7 +77,7 @@ class Chat:
             if not failed:
                 turn = [Message("user", text), Message("assistant", answer, not delta.is_last)]
                 self.messages = [*history, *turn]
-                self.stats = ReplyStats(prompt, delta.n_tokens, time.perf_counter() - start_s)
+                self.stats = prompt, delta.n_tokens, time.perf_counter() - start_s
 
     def stop(self) -> None:
         """End the answer that is being written after its next token; safe in a signal handler."""
@@ -102,7 +91,7 @@ class Chat:
             block_size=self.decoder.block_size,
             max_new_tokens=self.config.max_new_tokens,
         )
-        told = self.stats is not None and self.stats.prompt.n_dropped > 0  # /stats says it again
+        told = self.stats is not None and self.stats[0].n_dropped > 0  # /stats says it again
         missing = missing_notice(self.decoder.tokenizer, messages[-1].content)
         for notice in [*missing, *prompt.notices(dropped=not told)]:
             self.notify(notice)

@@ -2,23 +2,48 @@
 
 Text goes to stdout, all else to stderr. In a terminal Ctrl-C ends an answer, never the chat; in a
 pipe each line is a prompt, whatever it begins with. Only a terminal imports prompt_toolkit.
+
+A command does its work on a Repl and speaks through the chat's ``notify``; /retry also returns an
+answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its line of /help.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UserError
-from sample.chat.commands import COMMANDS, SETTINGS, Repl, run_line
+from common.errors import ConfigError, UserError
+from common.models.config import GenerateConfig
 from sample.chat.session import Chat
-from sample.chat.transcript import Transcript
+from sample.chat.transcript import Transcript, load_conversation, save_conversation
+from sample.text.template import Message, replace_surrogates
 from sample.text.terminal_text import write_stdout
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
+
+SETTINGS = {item.name.replace("_", "-"): item for item in fields(GenerateConfig)}
+KEYS = """\
+Alt-Enter, or a \\ at the end of a line, begins another line. Tab completes commands.
+Ctrl-C stops an answer and clears a line; Ctrl-D on an empty line leaves.
+// sends a text that begins with /."""
+
+
+@dataclass
+class Repl:
+    """A chat, and what its commands keep beside it."""
+
+    chat: Chat
+    file: Path | None = None  # where the conversation was saved last, or loaded from
+
+    @property
+    def system(self) -> list[Message]:
+        """The system text, where there is one: it is the first message."""
+        return [message for message in self.chat.messages[:1] if message.role == "system"]
 
 
 def run_chat(chat: Chat, history_file: Path, transcript: Transcript | None) -> None:
@@ -61,11 +86,142 @@ def _show(chat: Chat, answer: Generator[str] | None, transcript: Transcript | No
             transcript.update(chat.messages)
 
 
-def line_editor(history_file: Path, notify: Callable[[str], None]) -> Callable[[], str]:
-    """Return a function that reads what is typed, which may be several lines.
+def run_line(repl: Repl, line: str) -> Generator[str] | None:
+    """Do what a line says; return the answer to show, if any. Raise EOFError on /quit."""
+    if not line.strip():
+        raise ConfigError("Type something, or /help, or Ctrl-D to leave.")
+    if not line.startswith("/") or line.startswith("//"):
+        return repl.chat.reply(line.removeprefix("/"))
+    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
+    if name not in COMMANDS:
+        raise ConfigError(f"/{name}: no such command; /help lists them. To send it, begin with //.")
+    return COMMANDS[name](repl, argument.strip())
 
-    That function raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
-    """
+
+def _help(repl: Repl, argument: str) -> None:
+    """/help: This list."""
+    for run in COMMANDS.values():
+        usage, _, meaning = str(run.__doc__).partition(": ")
+        repl.chat.notify(f"{usage:17}  {meaning}")
+    repl.chat.notify(KEYS)
+
+
+def _reset(repl: Repl, argument: str) -> None:
+    """/reset: Begin a new conversation."""
+    repl.chat.messages, repl.chat.stats = repl.system, None
+    repl.file = None  # /save must not replace that of the conversation before
+    repl.chat.notify("A new conversation; the system text and the settings stay.")
+
+
+def _retry(repl: Repl, argument: str) -> Generator[str]:
+    """/retry: Answer the last prompt again."""
+    chat = repl.chat
+    prompt = _last_prompt(chat)
+    if chat.config.temperature == 0:
+        chat.notify("At temperature 0 the answer is the same again: /set temperature 0.8")
+    return chat.reply(prompt, chat.messages[:-2])
+
+
+def _undo(repl: Repl, argument: str) -> None:
+    """/undo: Take back the last turn."""
+    prompt = _last_prompt(repl.chat)
+    repl.chat.messages = repl.chat.messages[:-2]
+    shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+    repl.chat.notify(f"Taken back: {shown!r} and its answer.")
+
+
+def _last_prompt(chat: Chat) -> str:
+    if len(chat.messages) < 2:
+        raise ConfigError("There is no turn yet.")
+    return chat.messages[-2].content
+
+
+def _set(repl: Repl, argument: str) -> None:
+    """/set [NAME VALUE]: Change a setting; alone: list them."""
+    chat = repl.chat
+    if not argument:
+        for option, item in SETTINGS.items():
+            chat.notify(f"{option} {getattr(chat.config, item.name)}: {item.metadata['help']}")
+        return
+    option, text = [*argument.replace("_", "-").split(maxsplit=1), ""][:2]
+    if option not in SETTINGS:
+        raise ConfigError(f"{option}: no such setting. There are {', '.join(SETTINGS)}.")
+    item = SETTINGS[option]
+    kind = type(getattr(GenerateConfig, item.name))  # of the default
+    try:
+        value = kind(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"/set {argument}: {option} must be {wanted}.") from error
+    chat.config = replace(chat.config, **{item.name: value})
+    chat.notify(f"{option} {value}")
+
+
+def _system(repl: Repl, argument: str) -> None:
+    """/system [TEXT]: What the conversation begins with."""
+    chat = repl.chat
+    if argument:
+        text = replace_surrogates("" if argument == '""' else argument)
+        turns = chat.messages[len(repl.system) :]
+        chat.messages = [Message("system", text), *turns] if text else turns
+    for message in repl.system:
+        chat.notify(f'The conversation begins with {message.content!r}; /system "" takes it away.')
+    if not repl.system:
+        chat.notify("The conversation begins with its first turn.")
+
+
+def _save(repl: Repl, argument: str) -> None:
+    """/save [FILE]: Save the conversation."""
+    path = _file(repl, argument, "save")
+    if path != repl.file and os.path.lexists(path):
+        raise ConfigError(f"{path} exists and is not this conversation's: name another file.")
+    save_conversation(path, repl.chat.messages)
+    repl.file = path
+    repl.chat.notify(f"{path}: {len(repl.chat.messages):,} messages saved.")
+
+
+def _load(repl: Repl, argument: str) -> None:
+    """/load FILE: Go on with a saved one."""
+    path = _file(repl, argument, "load")
+    repl.chat.messages, repl.chat.stats, repl.file = load_conversation(path), None, path
+    n_messages = len(repl.chat.messages)
+    repl.chat.notify(f"{path}: {n_messages:,} messages; the conversation goes on from there.")
+
+
+def _file(repl: Repl, argument: str, command: str) -> Path:
+    if argument:
+        return Path(os.path.expanduser(argument))
+    if repl.file is None:
+        raise ConfigError(f"/{command} needs the name of a file.")
+    return repl.file
+
+
+def _stats(repl: Repl, argument: str) -> None:
+    """/stats: Speed of the last answer, and what of the context it took."""
+    if repl.chat.stats is None:
+        raise ConfigError("No answer yet.")
+    prompt, n_new, dt_s = repl.chat.stats
+    block_size = repl.chat.decoder.block_size
+    repl.chat.notify(
+        f"{n_new:,} tokens in {dt_s:.2f} s, {n_new / max(dt_s, 1e-9):,.0f} tokens/s. Context: "
+        f"{min(len(prompt.ids) + n_new, block_size):,} of {block_size:,} tokens, "
+        f"{prompt.n_turns - prompt.n_dropped:,} of {prompt.n_turns:,} turns."
+    )
+
+
+def _quit(repl: Repl, argument: str) -> None:
+    """/quit: Leave, as Ctrl-D does."""
+    raise EOFError
+
+
+COMMANDS: dict[str, Callable[[Repl, str], Generator[str] | None]] = {
+    run.__name__.removeprefix("_"): run
+    for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _quit)
+}
+
+
+def line_editor(history_file: Path, notify: Callable[[str], None]) -> Callable[[], str]:
+    """Return what reads a typed text; it raises KeyboardInterrupt on Ctrl-C, EOFError on Ctrl-D."""
     from prompt_toolkit import PromptSession, enums, filters, key_binding, shortcuts
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
@@ -111,9 +267,7 @@ def completer() -> "Completer":
 
     lines = [f"/{each} " for each in (*COMMANDS, *(f"set {option}" for option in SETTINGS))]
     files = completion.PathCompleter(expanduser=True)
+    after_command = completion.NestedCompleter({"/save": files, "/load": files})
     return completion.merge_completers(
-        [
-            completion.WordCompleter(lines, sentence=True),
-            completion.NestedCompleter({"/save": files, "/load": files}),
-        ]
+        [completion.WordCompleter(lines, sentence=True), after_command]
     )

@@ -43,10 +43,8 @@ class StopFilter:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if not all(stops):
-            raise ValueError("an empty stop text is everywhere")
         self.stopped = False
-        self._stops = tuple(stops)
+        self._stops = tuple(stops)  # none of them empty
         self._held = ""
 
     def push(self, text: str, *, is_last: bool = False) -> str:
@@ -54,12 +52,12 @@ class StopFilter:
         if not self._stops:
             return text
         text = self._held + text
-        found = [(text.find(stop) + len(stop), stop) for stop in self._stops if stop in text]
+        # where each that is complete ends and begins
+        found = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            # the first that is complete, however the text is cut; of several the longest
-            end, stop = min(found, key=lambda each: (each[0], -len(each[1])))
-            return text[: end - len(stop)]
+            self.stopped = True
+            # the first to be complete, however the text is cut; of several the longest
+            return text[: min(found)[1]]
         if is_last:
             return text
         # the longest end that may be the beginning of a stop text is held back

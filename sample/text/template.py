@@ -114,10 +114,7 @@ TEMPLATES = {template.name: template for template in (RAW, TURNS)}
 
 
 def find_template(name: str) -> Template:
-    """Return the template of that name, or the one in the JSON file of that name.
-
-    Raise ConfigError where it is neither.
-    """
+    """Return the template of that name, or in that JSON file; raise ConfigError if it is none."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:

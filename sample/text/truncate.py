@@ -20,8 +20,7 @@ class TruncatedPrompt:
     ids: list[int]
     n_turns: int  # of the conversation, the last one included
     n_dropped: int  # of them, the oldest, left out
-    n_prompt: int  # tokens of the last turn, the beginning of the answer included
-    n_cut: int  # of them, the first, left out
+    n_cut: int  # the first tokens of the last turn, left out
     system_dropped: bool
 
     def notices(self, *, dropped: bool = True) -> list[str]:
@@ -78,7 +77,6 @@ def build_prompt(
         ids=[*head, *chain.from_iterable(kept), *prompt],
         n_turns=len(turns),
         n_dropped=len(earlier) - len(kept),
-        n_prompt=n_prompt,
         n_cut=n_prompt - len(prompt),
         system_dropped=system_dropped,
     )
@@ -101,7 +99,5 @@ def _encode(messages: Sequence[Message], template: Template, tokenizer: Tokenize
 
 def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
     """Return a notice that names the characters the vocabulary lacks, if there are any."""
-    missing = tokenizer.missing(text)
-    if not missing:
-        return []
-    return [f"The vocabulary has no {', '.join(map(repr, missing))}: left out of the prompt."]
+    missing = ", ".join(map(repr, tokenizer.missing(text)))
+    return [f"The vocabulary has no {missing}: left out of the prompt."] if missing else []

@@ -6,15 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from common.checkpoint import load_checkpoint
 from common.models.config import GenerateConfig, ModelConfig
 from sample.loaded_model import (
     RunInfo,
     banner,
+    load_model,
     model_card,
-    read_run_info,
     undertrained_warning,
 )
 from tests.sample.conftest import make_run
@@ -65,8 +63,7 @@ def test_what_is_known_is_read_from_the_run(tmp_path: Path) -> None:
 
 
 def info_of(run: Path) -> RunInfo:
-    folder = run / "step-00000010"
-    return read_run_info(folder, load_checkpoint(folder, torch.device("cpu")))
+    return load_model(run.name, run.parent, "best", "cpu", "none").info
 
 
 def test_the_card_says_what_the_run_says(tmp_path: Path) -> None:

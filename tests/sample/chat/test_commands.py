@@ -14,9 +14,8 @@ from common.errors import CheckpointError, ConfigError, DataError
 from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig
-from sample.chat.commands import COMMANDS, SETTINGS, Repl, run_line
 from sample.chat.session import Chat
-from sample.chat.terminal import completer
+from sample.chat.terminal import COMMANDS, SETTINGS, Repl, completer, run_line
 from sample.chat.transcript import Transcript, load_conversation
 from sample.text.template import Message
 from tests.sample.conftest import ALPHABET, round_and_round

@@ -11,8 +11,8 @@ from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
-from sample.chat.commands import Repl, run_line
 from sample.chat.session import Chat
+from sample.chat.terminal import Repl, run_line
 from sample.text.template import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
 from tests.tiny import byte_tokenizer, random_model, successor_model
@@ -84,8 +84,8 @@ def test_a_new_conversation_may_say_it_again() -> None:
     for _ in range(2):
         for _ in range(5):
             ask(chat, "a")
-        Repl(chat).restart([], None)
-    assert len(notices) == 2
+        run_line(Repl(chat), "/reset")
+    assert len([notice for notice in notices if "oldest" in notice]) == 2
 
 
 def test_a_prompt_ten_times_the_context_is_cut_at_its_beginning_and_it_is_said() -> None:
@@ -197,7 +197,7 @@ def test_five_hundred_turns_at_a_context_of_64(max_new_tokens: int) -> None:
     for turn in range(n_turns):
         ask(chat, f"turn {turn}")
         assert chat.stats is not None
-        assert len(chat.stats.prompt.ids) <= 64 - min(max_new_tokens, 32)
+        assert len(chat.stats[0].ids) <= 64 - min(max_new_tokens, 32)
     assert len(chat.messages) == 2 * n_turns
     assert len([notice for notice in notices if "oldest" in notice]) == 1
 
@@ -225,7 +225,7 @@ def test_the_figures_of_an_answer() -> None:
     assert stats_line(chat).startswith("4 tokens in ")
     assert stats_line(chat).endswith("tokens/s. Context: 7 of 16 tokens, 1 of 1 turns.")
     assert chat.stats is not None
-    chat.stats = replace(chat.stats, n_new=50, dt_s=0.4)
+    chat.stats = (chat.stats[0], 50, 0.4)
     assert stats_line(chat).startswith("50 tokens in 0.40 s, 125 tokens/s.")
     chat.config = replace(LIKELIEST, max_new_tokens=100)
     ask(chat, "abc")  # slides: it cannot use more than there is
