@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from common.errors import EXIT_SKIPPED
 from common.settings import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
 from prepare.workers.executor import Executor
+
+if TYPE_CHECKING:
+    from common.dataset import DataFolder
 
 data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
@@ -133,12 +136,11 @@ def corpus(folder: Path) -> None:
     help="Draw it too: a .png, .svg or .pdf.",
 )
 def inspect(data: Path, show: int, plot: Path | None) -> None:
-    """Say what is in a data folder: by split and by source, how long, which tokens."""
-    from common.dataset import open_data
+    """Verify a data folder and say what is in it: by split and source, how long, which tokens."""
     from prepare.report.inspection import first_documents, inspect_data, tables
     from prepare.report.progress import totals_table
 
-    opened = open_data(data)
+    opened = _open_verified(data)
     inspection = inspect_data(opened)
     click.echo(totals_table(opened.meta, data))
     click.echo("\n" + tables(inspection))
@@ -155,11 +157,16 @@ def inspect(data: Path, show: int, plot: Path | None) -> None:
 @data_argument
 def verify(data: Path) -> None:
     """Check every hash and count of a data folder again."""
+    n_files = len(_open_verified(data).meta["files"])
+    click.echo(f"{data}: {n_files} files are as they were written.")
+
+
+def _open_verified(path: Path) -> "DataFolder":
     from common.dataset import open_data, verify_data
 
-    opened = open_data(data)
-    verify_data(opened)
-    click.echo(f"{data}: {len(opened.meta['files'])} files are as they were written.")
+    data = open_data(path)
+    verify_data(data)
+    return data
 
 
 @main.command()
@@ -173,10 +180,9 @@ def verify(data: Path) -> None:
     "datatrove: its .ds files. Megatron-LM, GPT-NeoX and nanoGPT open DATA as it is.",
 )
 def export(data: Path, folder: Path, to: str) -> None:
-    """Write the data set DATA into FOLDER in a form that other projects read."""
-    from common.dataset import open_data
+    """Verify the data set DATA, and write it into FOLDER in a form that other projects read."""
     from prepare.report.export import export_datatrove, export_llmc, export_text
 
     write = {"llmc": export_llmc, "text": export_text, "datatrove": export_datatrove}[to]
-    for path in write(open_data(data), folder):
+    for path in write(_open_verified(data), folder):
         click.echo(str(path))
