@@ -14,6 +14,8 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -21,6 +23,7 @@ EXIT_SKIPPED = 3  # done, but something was left out
 EXIT_SIGINT = 130  # stopped by Ctrl-C with everything saved: 128 + the signal's number
 EXIT_SIGTERM = 143
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 # New objects after which Python looks for cycles of forgotten ones. At its own 700 it looks for
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
@@ -67,3 +70,26 @@ def run(group: click.Group, stage: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Let Ctrl-C wait; processes started meanwhile never hear it, not even while they import.
+
+    Another thread may be given the signal all the same, and the handler then runs in this one:
+    hence handlers that only take note.
+    """
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in SIGNALS
+    }
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for waiting in caught:
+            signal.raise_signal(waiting)

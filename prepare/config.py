@@ -1,5 +1,6 @@
 """Settings of ``prepare text``: each one's type, default and meaning, once."""
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,3 +76,13 @@ class PrepareConfig:
                 f"--vocab-size is {self.vocab_size!r}: it must be auto, or a number from "
                 f"{MIN_LEARNED_IDS} (the single bytes) to {MAX_LEARNED_IDS:,}."
             )
+        if self.encoding == "auto":
+            return
+        try:
+            b"x".decode(self.encoding, "replace")
+            codecs.getincrementaldecoder(self.encoding)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"--encoding {self.encoding}: Python has no such text encoding ({error}). Use "
+                "auto, or a name such as utf-8, cp1252, koi8-r, shift_jis or gb18030."
+            ) from error

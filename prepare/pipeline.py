@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,9 +28,14 @@ from prepare.config import PrepareConfig
 from prepare.output.dataset_writer import commit, merge
 from prepare.output.shard_writer import EncodeJob, Shard, shard_keys
 from prepare.readers.documents import read_source
-from prepare.readers.encoding import check_encoding
-from prepare.sources.discover import Progress, Source, byte_ranges
-from prepare.sources.fingerprint import fingerprint_of, old_meta, stale_reason
+from prepare.sources.discover import (
+    Progress,
+    Source,
+    byte_ranges,
+    fingerprint_of,
+    old_meta,
+    stale_reason,
+)
 from prepare.tokens.encode import EncodersDisagreeError
 from prepare.tokens.plan import MIN_DOCUMENTS, Plan
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
@@ -63,13 +68,12 @@ def prepare_corpus(
     Raises: UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
-    check_encoding(config)
     if config.vocab_size != "auto" and config.tokenizer != "bpe":
         log.warning(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
     tasks = make_tasks([part for source in sources for part in _split_source(source)])
-    fingerprint = fingerprint_of((state for task in tasks for state in task.states), config)
+    fingerprint = fingerprint_of((state for task in tasks for state in task.states), asdict(config))
     if (old := old_meta(out)) is not None:
         reason = stale_reason(old.get("made_from", {}), fingerprint)
         if reason is None:

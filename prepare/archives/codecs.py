@@ -9,7 +9,6 @@ and let a few KiB become hundreds of MiB at once: hence one loop over small deco
 import bz2
 import lzma
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,7 @@ import zstandard
 from isal import igzip_lib, isal_zlib
 
 from common.errors import DataError
-from prepare.archives.sniff import MAGICS, ZSTD_SKIPPABLE_MAGIC
-from prepare.archives.streams import ExpansionLimit, Stream
+from prepare.archives.streams import MAGICS, ZSTD_SKIPPABLE_MAGIC, ExpansionLimit, Stream
 
 # Small enough for a core's own cache, and for memory that is used again: .jsonl.zst is read in 0.20
 # of the seconds where blocks of 4 MiB, which come in new pages, take 0.23.
@@ -81,63 +79,53 @@ class ZstdFrame:
         return n_fed
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A compression format: a decoder of one stream (or frame) of it, and what may follow that."""
-
-    name: str  # in MAGICS
-    decoder: Callable[[], Any]  # with needs_input, eof, unused_data and decompress, as lzma's
-    padding: int  # zero bytes between streams come in multiples of this; 0: none allowed
-
-
-GZIP_DECODER = partial(igzip_lib.IgzipDecompressor, igzip_lib.DECOMP_GZIP)  # it checks the CRC
-CODECS = {
-    codec.name: codec
-    for codec in (
-        Codec("xz", lzma.LZMADecompressor, padding=4),
-        Codec("zstd", ZstdFrame, padding=0),
-        Codec("gzip", GZIP_DECODER, padding=1),
-        Codec("bzip2", bz2.BZ2Decompressor, padding=0),
-    )
+# Decoders of one stream (or frame), with needs_input, eof, unused_data and decompress, as lzma's.
+DECODERS: dict[str, Callable[[], Any]] = {
+    "xz": lzma.LZMADecompressor,
+    "zstd": ZstdFrame,
+    "gzip": partial(igzip_lib.IgzipDecompressor, igzip_lib.DECOMP_GZIP),  # it checks the CRC
+    "bzip2": bz2.BZ2Decompressor,
 }
+PADDING = {"xz": 4, "gzip": 1}  # zero bytes between streams come in multiples of this
 ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 DECODER_ERRORS = (lzma.LZMAError, zstandard.ZstdError, ISAL_ERROR, OSError, EOFError)
 
 
 def decompress(
-    name: str, stream: Stream, codec: Codec, limit: ExpansionLimit
+    name: str, stream: Stream, kind: str, limit: ExpansionLimit
 ) -> Generator[bytes, None, None]:
     """Yield the content of all streams of a compressed file, in blocks of BLOCK_BYTES at most.
 
-    Raises: DataError where the file is damaged, cut short, or expands beyond the limit.
+    Raise DataError where the file is damaged, cut short, or expands beyond the limit.
     """
+    padding = PADDING.get(kind, 0)
     data, offset = b"", 0  # what was read and not used yet, and where it begins
     while data := data + stream.read(max(0, MAGIC_BYTES - len(data))):
-        if not data.startswith(MAGICS[codec.name]):
+        if not data.startswith(MAGICS[kind]):
             raise DataError(
-                f"{name}: after its {codec.name} data ends, at byte {offset:,}, something "
+                f"{name}: after its {kind} data ends, at byte {offset:,}, something "
                 f"else follows ({data[:8]!r}): the file is damaged or two files were joined."
             )
-        data, offset = yield from _decompress_one(name, stream, codec, limit, data, offset)
+        data, offset = yield from _decompress_one(name, stream, kind, limit, data, offset)
         n_zeros = 0
-        while codec.padding and (data := data or stream.read(READ_BYTES)).startswith(b"\0"):
+        while padding and (data := data or stream.read(READ_BYTES)).startswith(b"\0"):
             n_zeros += len(data) - len(data := data.lstrip(b"\0"))
         offset += n_zeros
-        if n_zeros and n_zeros % codec.padding:
+        if padding and n_zeros % padding:
             raise DataError(
-                f"{name}: {n_zeros:,} zero bytes after {codec.name} data, where they come in "
-                f"multiples of {codec.padding}: the file is damaged."
+                f"{name}: {n_zeros:,} zero bytes after {kind} data, where they come in "
+                f"multiples of {padding}: the file is damaged."
             )
 
 
 def _decompress_one(
-    name: str, stream: Stream, codec: Codec, limit: ExpansionLimit, data: bytes, offset: int
+    name: str, stream: Stream, kind: str, limit: ExpansionLimit, data: bytes, offset: int
 ) -> Generator[bytes, None, tuple[bytes, int]]:
     """Yield the content of the stream that begins with ``data``, which begins at ``offset``.
 
     Return what was read of what follows it, and where that begins.
     """
-    decoder = codec.decoder()
+    decoder = DECODERS[kind]()
     offset += len(data)
     feed_bytes = FIRST_FEED_BYTES
     while True:
@@ -145,7 +133,7 @@ def _decompress_one(
             content = decoder.decompress(data, BLOCK_BYTES)
         except DECODER_ERRORS as error:
             raise DataError(
-                f"{name}: corrupt {codec.name} data before byte {offset:,} ({error}). "
+                f"{name}: corrupt {kind} data before byte {offset:,} ({error}). "
                 "Fetch the file again."
             ) from error
         if content:
@@ -160,6 +148,6 @@ def _decompress_one(
             feed_bytes = min(2 * feed_bytes, READ_BYTES)
             if not data:
                 raise DataError(
-                    f"{name}: cut short: the {codec.name} data stops at byte {offset:,}, "
+                    f"{name}: cut short: the {kind} data stops at byte {offset:,}, "
                     "before its end mark. Fetch the file again."
                 )

@@ -8,8 +8,7 @@ import tarfile
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.sniff import TAR_BLOCK_BYTES
-from prepare.archives.streams import HEAD_BYTES, Entries, Stream, failing_stream
+from prepare.archives.streams import HEAD_BYTES, TAR_BLOCK_BYTES, Entries, Stream, failing_stream
 from prepare.chunks import Stats
 
 SEEK_BYTES = 1 << 19  # read at a time to get past them

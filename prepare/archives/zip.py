@@ -15,9 +15,9 @@ from operator import attrgetter
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.sniff import MAGICS
 from prepare.archives.streams import (
     HEAD_BYTES,
+    MAGICS,
     Entries,
     ExpansionLimit,
     Stream,

@@ -24,8 +24,7 @@ from common.files import write_all, write_json
 from common.tokenizer import describe_tokenizer
 from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
 from prepare.config import PrepareConfig
-from prepare.sources.discover import Progress
-from prepare.sources.fingerprint import OUTPUT_VERSION, versions
+from prepare.sources.discover import OUTPUT_VERSION, Progress, versions
 from prepare.tokens.encode import Encode, join_documents, make_encoder
 from prepare.tokens.plan import Plan, character_at, split_document, split_of, tail_cut
 from prepare.workers.executor import ReadSource, Task, key_of

@@ -4,6 +4,7 @@
 
 A file is what its first bytes say it is: archives are unpacked, layer by layer, and what is left is
 read as parquet, JSON or text. One text file, one JSON object, or one row of a table is a document.
+What reads each kind is imported where the first of its kind is met.
 """
 
 import io
@@ -11,29 +12,32 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from common.errors import DataError
-from prepare.archives.codecs import CODECS, decompress
-from prepare.archives.sniff import archive_kind, without_extension
 from prepare.archives.streams import (
     HEAD_BYTES,
+    PARQUET_MAGIC,
+    WIDE_MARKS,
     Entries,
     ExpansionLimit,
     Stream,
+    archive_kind,
+    begins_as_json,
     failing_stream,
     stream_of,
+    without_extension,
 )
-from prepare.archives.tar import tar_entries
-from prepare.archives.zip import zip_entries
-from prepare.chunks import END, Chunk, Stats, UnreadableError, rechunk, skip_errors
+from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
-from prepare.readers.encoding import WIDE_MARKS, json_in_utf8, utf8_blocks
-from prepare.readers.jsonl import json_documents, looks_like_json
-from prepare.readers.prefetch import prefetch
-from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
-from prepare.sources.discover import Progress, ProgressFile, ReadCounter, Source
+from prepare.readers.text import collapse_newlines, count_nul, text_documents
+from prepare.sources.discover import (
+    JSON_LINES_SUFFIXES,
+    Progress,
+    ProgressFile,
+    ReadCounter,
+    Source,
+)
 
 MAX_DEPTH = 8  # no corpus nests deeper; a file made to nest for ever does
 PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin and end
-PARQUET_MAGIC = b"PAR1"
 
 
 def read_source(
@@ -41,31 +45,26 @@ def read_source(
 ) -> Iterator[Chunk]:
     """Yield the documents of one source, chunk by chunk, empty ones left out and counted.
 
-    Raises: DataError naming the file and the place in it for whatever cannot be read.
+    Raise DataError, naming the file and the place in it, for whatever cannot be read.
     """
+    counter = ReadCounter(progress)
     if source.dataset:
         from prepare.readers.parquet import dataset_documents
 
-        rows = _normalized(dataset_documents(source, config, stats), config, stats)
-        return rechunk(
-            skip_errors(source.name, rows, config.on_error, stats, is_found=False), stats
-        )
-    counter = ReadCounter(progress)
-    documents = _source_documents(source, config, stats, counter)
+        documents = dataset_documents(source, config, stats)
+    else:
+        documents = _source_documents(source, config, stats, counter)
     documents = skip_errors(source.name, documents, config.on_error, stats, is_found=False)
+    documents = count_nul(documents, stats)
+    if config.collapse_newlines:
+        documents = collapse_newlines(documents)
     chunks = rechunk(documents, stats)
-    return prefetch(chunks, counter, stats) if _is_worth_a_process(source) else chunks
+    is_parquet = source.path.suffix == ".parquet"  # pyarrow, which reads it, is loaded here, once
+    if source.path.is_file() and source.n_read >= PREFETCH_BYTES and not is_parquet:
+        from prepare.readers.prefetch import prefetch
 
-
-def _is_worth_a_process(source: Source) -> bool:
-    try:
-        with source.path.open("rb") as file:
-            is_parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-            return (
-                source.n_read >= PREFETCH_BYTES and not is_parquet
-            )  # pyarrow is loaded here, once
-    except OSError:  # said where it is read
-        return False
+        return prefetch(chunks, counter, stats)
+    return chunks
 
 
 def _source_documents(
@@ -80,7 +79,7 @@ def _source_documents(
         limit = ExpansionLimit(config.max_ratio, lambda: counter.n_read)
         with closing(iter_files(source_name, stream, limit, stats)) as files:
             for name, content in files:
-                documents = _normalized(read_file(name, content, config, stats), config, stats)
+                documents = read_file(name, content, config, stats)
                 is_found = not source.named or name != source.name
                 yield from skip_errors(name, documents, config.on_error, stats, is_found=is_found)
 
@@ -92,22 +91,35 @@ def iter_files(
 
         openwebtext.tar.xz -> xz -> tar -> urlsf_subset00-1_data.xz -> xz -> tar -> 0001.txt
 
-    Raises: DataError on truncated or corrupt layers, with the name and the offset; a stream that
-    was yielded can raise it too, and UnreadableError for an office document.
+    Raise DataError on truncated or corrupt layers, with the name and the offset; a stream that was
+    yielded can raise it too, and UnreadableError for an office document.
     """
     if depth > MAX_DEPTH:
         raise DataError(f"{name}: more than {MAX_DEPTH} layers of archives inside one another.")
     kind = archive_kind(name, stream.peek(HEAD_BYTES))
     if not kind:
         yield name, stream
-        return
-    if kind in CODECS:
-        with closing(decompress(name, stream, CODECS[kind], limit)) as blocks:
+    elif kind in ("tar", "zip"):
+        yield from _iter_entries(kind, name, stream, limit, stats, depth)
+    else:
+        from prepare.archives.codecs import decompress
+
+        with closing(decompress(name, stream, kind, limit)) as blocks:
             inner = stream_of(blocks)
             yield from iter_files(without_extension(name), inner, limit, stats, depth + 1)
-        return
-    is_zip = kind == "zip"
-    entries = zip_entries(name, stream, limit) if is_zip else tar_entries(name, stream, stats)
+
+
+def _iter_entries(
+    kind: str, name: str, stream: Stream, limit: ExpansionLimit, stats: Stats, depth: int
+) -> Entries:
+    if kind == "zip":
+        from prepare.archives.zip import zip_entries
+
+        entries = zip_entries(name, stream, limit)
+    else:
+        from prepare.archives.tar import tar_entries
+
+        entries = tar_entries(name, stream, stats)
     try:
         with closing(entries):
             for entry, content in entries:
@@ -128,16 +140,14 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
         yield from parquet_documents(name, stream, config, stats)
         return
     if head.startswith(WIDE_MARKS):
+        from prepare.readers.encoding import json_in_utf8
+
         stream = json_in_utf8(stream, head)
         head = stream.peek(HEAD_BYTES)
-    if looks_like_json(name, head, config.text_key):
-        yield from json_documents(name, stream, config, stats)
-    elif len(head) < HEAD_BYTES and is_clean(head, config):  # as most are
-        yield head, END
-    else:
-        yield from text_documents(name, utf8_blocks(name, stream, config, stats), config, stats)
+    if name.endswith(JSON_LINES_SUFFIXES) or begins_as_json(head):
+        from prepare.readers.jsonl import json_documents, looks_like_json
 
-
-def _normalized(chunks: Iterator[Chunk], config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
-    chunks = count_nul(chunks, stats)
-    return collapse_newlines(chunks) if config.collapse_newlines else chunks
+        if looks_like_json(name, head, config.text_key):
+            yield from json_documents(name, stream, config, stats)
+            return
+    yield from text_documents(name, stream, config, stats)

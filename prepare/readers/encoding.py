@@ -31,7 +31,6 @@ BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins with that o
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-WIDE_MARKS = tuple(mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8)
 SAMPLE_BYTES = 1 << 16  # of lines that are not ASCII; a few hundred bytes are enough to tell
 TYPOGRAPHY = set("\u00a0\u3000\u2018\u2019\u201c\u201d\u2013\u2014\u2022\u2026")
 TYPOGRAPHIC_CODECS = ("cp1252", "gb18030", "big5hkscs", "cp932", "cp949")
@@ -40,24 +39,10 @@ TYPOGRAPHIC_CODECS = ("cp1252", "gb18030", "big5hkscs", "cp932", "cp949")
 NEAR_BEST = 0.7
 
 
-def check_encoding(config: PrepareConfig) -> None:
-    """Raises: DataError when --encoding is no codec that makes text."""
-    if config.encoding == "auto":
-        return
-    try:
-        b"x".decode(config.encoding, "replace")
-        codecs.getincrementaldecoder(config.encoding)
-    except (LookupError, ValueError) as error:
-        raise DataError(
-            f"--encoding {config.encoding}: Python has no such text encoding ({error}). Use auto, "
-            "or a name such as utf-8, cp1252, koi8-r, shift_jis or gb18030."
-        ) from error
-
-
 def json_in_utf8(stream: Stream, head: bytes) -> Stream:
-    """Return a stream that begins with ``head``, or, of JSON in UTF-16 or UTF-32, one in UTF-8."""
-    encoding = next((BYTE_ORDER_MARKS[mark] for mark in WIDE_MARKS if head.startswith(mark)), "")
-    if not encoding or head.decode(encoding, "ignore").lstrip()[:1] not in ("{", "["):
+    """Return a stream with one of WIDE_MARKS, or, where it is JSON, what it is in UTF-8."""
+    encoding = next(codec for mark, codec in BYTE_ORDER_MARKS.items() if head.startswith(mark))
+    if head.decode(encoding, "ignore").lstrip()[:1] not in ("{", "["):
         return stream
     blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
     texts = codecs.iterdecode(blocks, encoding, "replace")

@@ -51,8 +51,6 @@ def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
         return True
     is_whole = len(head) < HEAD_BYTES
     head = head.removeprefix(BOM).lstrip()
-    if not head.startswith((b"{", b"[")):
-        return False
     if name.endswith(".json"):
         return True
     text = head.decode("utf-8", "replace")

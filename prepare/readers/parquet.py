@@ -7,7 +7,6 @@ from common.errors import DataError
 from prepare.archives.streams import Stream, seekable
 from prepare.chunks import END, Chunk, Stats
 from prepare.config import PrepareConfig
-from prepare.forked import disable_fork
 from prepare.readers.records import NoTextError, record_text, to_utf8
 from prepare.sources.discover import Source
 
@@ -25,7 +24,6 @@ def parquet_documents(
     import pyarrow
     import pyarrow.parquet
 
-    disable_fork()  # pyarrow has threads
     column, _, _ = config.text_key.partition(".")
     try:
         with seekable(stream) as file:
@@ -58,7 +56,6 @@ def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> It
         raise DataError(
             "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
         ) from error
-    disable_fork()  # pyarrow has threads
     try:
         yield from _row_documents(source.name, _open(datasets, source), config, stats)
     except (OSError, ValueError, KeyError) as error:

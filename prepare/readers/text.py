@@ -1,6 +1,6 @@
-r"""A plain text file of any length, as blocks of UTF-8 -> its documents.
+r"""A plain text file of any length -> its documents.
 
-    blocks -> _refuse_binary -> _normalize_newlines -> _strip_gutenberg
+    utf8_blocks -> _refuse_binary -> _normalize_newlines -> _strip_gutenberg
            -> _split (into documents) -> _replace_invalid
 
 Each step is a generator from blocks to blocks, so that memory stays flat. No block ends inside a
@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
+from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
+from prepare.readers.encoding import utf8_blocks
 
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01
@@ -45,14 +47,17 @@ def is_clean(text: bytes, config: PrepareConfig) -> bool:
 
 
 def text_documents(
-    name: str, blocks: Iterator[bytes], config: PrepareConfig, stats: Stats
+    name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
     """Return the documents of one plain file, blank ones with the rest.
 
-    Raises: UnreadableError for what is no text, perhaps after some chunks; DataError for bad bytes
-    where config says so.
+    Raise UnreadableError for what is no text, perhaps after some chunks, and DataError for bad
+    bytes where config says so.
     """
-    blocks = _refuse_binary(name, blocks)
+    head = stream.peek(HEAD_BYTES)
+    if len(head) < HEAD_BYTES and is_clean(head, config):  # as most are
+        return iter([(head, END)])
+    blocks = _refuse_binary(name, utf8_blocks(name, stream, config, stats))
     if config.newlines == "lf":
         blocks = _normalize_newlines(blocks, stats)
     if config.strip_gutenberg:

@@ -1,5 +1,7 @@
 """What the person named -> the files and data sets to read, in an order that depends on nothing.
 
+Of what they are a fingerprint is kept, which tells whether a data set has to be made again.
+
 A large file of JSON lines becomes ranges of whole lines, so that several processes can read it. No
 other file can be read from its middle: an archive has to be read from its beginning, and a plain
 text is one document.
@@ -10,13 +12,18 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from common.dataset import open_data
 from common.errors import DataError
+from common.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +33,8 @@ JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 FIRST_LINE_BYTES = 1 << 16  # of a file of JSON lines, looked at
 RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
 BLOCK_BYTES = 1 << 16
+OUTPUT_VERSION = 3  # another number: the same sources and options give other bytes than before
+PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +201,10 @@ class ProgressFile(io.FileIO):
     """A file, or a range of its bytes, that calls ``progress`` with how many were read."""
 
     def __init__(
-        self, path: Path, progress: Progress, byte_range: tuple[int, int] | None = None
+        self,
+        path: Path,
+        progress: Progress,
+        byte_range: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(path)
         self._progress = progress
@@ -208,3 +220,58 @@ class ProgressFile(io.FileIO):
         n_read = super().readinto(buffer) or 0
         self._progress(n_read)
         return n_read
+
+
+def fingerprint_of(states: Iterable[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return all that decides the bytes, as meta.json keeps it.
+
+    ``states`` are those of the sources, in order; byte ranges of one source have the same.
+    """
+    return {
+        "recipe": OUTPUT_VERSION,
+        "options": options,
+        "vocabulary": sha256_of(path) if (path := Path(options["tokenizer"])).is_file() else None,
+        "sources": [state for state, _ in groupby(states)],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the bytes could depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def old_meta(out: Path) -> dict[str, Any] | None:
+    """Return the meta.json of the data set that is there, or None where none is."""
+    with suppress(DataError):
+        return open_data(out).meta
+    return None
+
+
+def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return why the data are to be made again, or None when nothing changed since.
+
+    A data set at the hub cannot be asked whether it changed; it is taken to be as it was.
+    """
+    if old.get("recipe") != new["recipe"]:
+        return "this version of prepare writes other files"
+    for name, value in new["options"].items():
+        if (was := old["options"].get(name)) != value:
+            return f"--{name.replace('_', '-')} was {was}, and is {value}"
+    if old["vocabulary"] != new["vocabulary"]:
+        return f"--tokenizer {new['options']['tokenizer']} is another file than it was"
+    # sets: a source of which several tasks read a range each is listed as often
+    before, now = ({json.dumps(state) for state in made["sources"]} for made in (old, new))
+    if before != now:
+        changed = sorted(now - before)
+        first = json.loads(changed[0])[0] if changed else "one is gone"
+        return f"{max(len(changed), 1):,} of the sources changed ({first})"
+    for package in ("tiktoken", "gigatoken"):
+        was, is_now = (made["versions"].get(package) for made in (old, new))
+        if was != is_now:
+            return f"{package} was {was}, and is {is_now}"
+    return None

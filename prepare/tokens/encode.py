@@ -23,10 +23,9 @@ import numpy.typing as npt
 import xxhash
 
 from common.dataset import token_dtype
-from common.errors import DataError
+from common.errors import DataError, defer_signals
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from prepare.chunks import split_prefix_len
-from prepare.forked import defer_signals
 
 log = logging.getLogger(__name__)
 

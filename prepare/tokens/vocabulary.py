@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.dataset import META_NAME, open_data
-from common.errors import DataError
+from common.errors import DataError, defer_signals
 from common.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -23,7 +23,6 @@ from common.tokenizer import (
     special_ids_after,
 )
 from prepare.chunks import split_prefix_len
-from prepare.forked import defer_signals
 
 log = logging.getLogger(__name__)
 

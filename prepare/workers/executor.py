@@ -20,10 +20,9 @@ from hashlib import blake2b
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, Literal, TypeVar
 
-from common.errors import DataError
+from common.errors import DataError, defer_signals
 from common.settings import check_ranges, setting
 from prepare.chunks import Chunk, ChunkEnd, Stats
-from prepare.forked import defer_signals, disable_fork
 from prepare.sources.discover import Progress, Source
 
 ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
@@ -155,7 +154,6 @@ class Executor:
 
 
 def _work_on_ray(job: Job[Result], task: Task) -> Result:
-    disable_fork()
     return job(task, lambda n_bytes: None)
 
 
@@ -221,7 +219,6 @@ def _begin_worker(job: Job[Any], counter: Any) -> None:
         with counter.get_lock():
             counter.value += n_bytes
 
-    disable_fork()
     _job, _progress = job, report
 
 

@@ -16,5 +16,5 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow each test to begin processes, whatever the last one read."""
-    monkeypatch.setattr("prepare.forked._disabled", False)
+    """Let each test fork, though others have loaded pyarrow."""
+    monkeypatch.setattr("prepare.readers.prefetch.can_fork", lambda: True)

@@ -28,7 +28,7 @@ from prepare.output.dataset_writer import commit
 from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import PREFETCH_BYTES
-from prepare.sources import fingerprint as made_from
+from prepare.sources import discover as made_from
 from prepare.sources.discover import find_sources
 from prepare.tokens.plan import MIN_DOCUMENTS
 from prepare.tokens.vocabulary import train_bpe
@@ -234,7 +234,7 @@ def test_a_source_read_ahead_of_its_vocabulary_gives_the_same_bytes(
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
     assert (tmp_path / "a.jsonl").stat().st_size > 2 * PREFETCH_BYTES
     helped = prepare([tmp_path / "a.jsonl"], tmp_path / "helped", tokenizer=tokenizer)
-    monkeypatch.setattr("prepare.forked._disabled", True)
+    monkeypatch.setattr("prepare.readers.prefetch.can_fork", lambda: False)
     alone = prepare([tmp_path / "a.jsonl"], tmp_path / "alone", tokenizer=tokenizer)
     assert snapshot(helped.path) == snapshot(alone.path)
     assert helped.meta["split"]["rule"] == ("hash" if n_documents >= MIN_DOCUMENTS else "tail")

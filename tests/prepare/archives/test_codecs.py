@@ -17,13 +17,12 @@ from common.errors import DataError
 from prepare.archives import codecs as compression
 from prepare.archives.codecs import (
     BLOCK_BYTES,
-    CODECS,
+    DECODERS,
     READ_BYTES,
     ZSTD_BLOCK_BYTES,
     decompress,
 )
-from prepare.archives.sniff import archive_kind
-from prepare.archives.streams import FREE_BYTES, ExpansionLimit, stream_of
+from prepare.archives.streams import FREE_BYTES, ExpansionLimit, archive_kind, stream_of
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
@@ -37,7 +36,7 @@ MIXED = b"".join(  # of every kind of zstd block
     random.Random(i).randbytes(150_000) + TEXT * 5_000 + bytes(400_000) for i in range(2)
 )
 
-each_codec = pytest.mark.parametrize("kind", CODECS)
+each_codec = pytest.mark.parametrize("kind", DECODERS)
 
 
 def unlimited() -> ExpansionLimit:
@@ -46,7 +45,7 @@ def unlimited() -> ExpansionLimit:
 
 def chunks_of(kind: str, raw: bytes, limit: ExpansionLimit | None = None) -> Iterator[bytes]:
     stream = io.BufferedReader(io.BytesIO(raw))
-    return decompress("a.txt", stream, CODECS[kind], limit or unlimited())
+    return decompress("a.txt", stream, kind, limit or unlimited())
 
 
 def unpacked(kind: str, raw: bytes) -> bytes:

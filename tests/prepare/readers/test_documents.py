@@ -122,8 +122,8 @@ def test_what_a_source_expands_to_is_the_same_in_a_process_of_its_own(
     outer = tar_of({"a": random.Random(0).randbytes(500_000).hex().encode(), "b.gz": inner})
     path = written(tmp_path / "a.tar.gz", gzip.compress(outer))
     monkeypatch.setattr(documents, "PREFETCH_BYTES", 1)
-    for disabled in (False, True):
-        monkeypatch.setattr("prepare.forked._disabled", disabled)
+    for forks in (True, False):
+        monkeypatch.setattr("prepare.readers.prefetch.can_fork", lambda forks=forks: forks)
         found, stats = read(path, max_ratio=max_ratio, on_error="skip")
         assert len(found) == (1 if is_refused else 2)
         assert stats.reasons.total() == is_refused

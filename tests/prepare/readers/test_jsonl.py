@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from prepare.archives.streams import begins_as_json
 from prepare.chunks import END, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
 from prepare.readers.jsonl import json_documents, looks_like_json
 from prepare.readers.records import record_text
+from prepare.sources.discover import JSON_LINES_SUFFIXES
 
 
 @dataclass
@@ -61,7 +63,9 @@ def texts(content: bytes, **given: Any) -> list[bytes]:
 
 def looks(content: bytes, name: str = "a", text_key: str = "text") -> bool:
     raw: Any = io.BytesIO(content)
-    return looks_like_json(name, io.BufferedReader(raw, 1 << 16).peek(), text_key)
+    head = io.BufferedReader(raw, 1 << 16).peek()
+    is_asked = name.endswith(JSON_LINES_SUFFIXES) or begins_as_json(head)
+    return is_asked and looks_like_json(name, head, text_key)
 
 
 ONE = json.dumps({"id": 1, "text": "one"})

@@ -2,9 +2,11 @@
 
 import io
 import lzma
+import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -16,12 +18,18 @@ import pytest
 from common.errors import DataError
 from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.forked import disable_fork, forked
 from prepare.readers.documents import PREFETCH_BYTES, read_source
-from prepare.readers.prefetch import BATCH_BYTES, BATCH_CHUNKS, ReaderDiedError, prefetch
+from prepare.readers.prefetch import (
+    BATCH_BYTES,
+    BATCH_CHUNKS,
+    ReaderDiedError,
+    can_fork,
+    prefetch,
+)
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
 from tests.processes import children
 
+CAN_FORK = can_fork  # before conftest.py replaces it
 PARTS = [bytes([i]) * (BATCH_BYTES // 3 + i) for i in range(40)]
 
 
@@ -140,13 +148,6 @@ def test_killed_it_is_no_damage_of_what_it_reads(tmp_path: Path, on_error: str) 
         deque(chunks, maxlen=0)
 
 
-def test_a_mistake_in_it_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    with forked(lambda there: 1 // 0) as process, pytest.raises(EOFError):
-        process.recv()
-    assert "ZeroDivisionError" in capfd.readouterr().err
-    assert children() == []
-
-
 def test_every_byte_that_it_reads_is_told_here_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10 * BATCH_BYTES))
@@ -183,10 +184,25 @@ def test_an_interrupt_of_the_group_leaves_it_to_its_user() -> None:
     assert children() == []
 
 
-def test_a_worker_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    disable_fork()
-    monkeypatch.delattr(os, "fork")
-    assert list(made_apart(iter(PARTS))) == PARTS
+def which_process(task: int) -> int:
+    (maker,) = set(made_apart(str(os.getpid()).encode() for _ in range(20)))
+    return int(maker) - os.getpid()
+
+
+def test_a_worker_makes_them_itself() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(which_process, [0]) == [0]
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "ray"])
+def test_nothing_is_forked_beside_their_threads(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pyarrow", "ray"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert CAN_FORK()
+    monkeypatch.setitem(sys.modules, package, None)
+    assert not CAN_FORK()
 
 
 @pytest.mark.parametrize("n_bytes", [PREFETCH_BYTES - 1, PREFETCH_BYTES])

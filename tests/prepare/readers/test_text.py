@@ -15,19 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from prepare.archives.streams import Stream
 from prepare.chunks import DROP, END, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import encoding as decoding
 from prepare.readers import text as plaintext
-from prepare.readers.encoding import check_encoding, utf8_blocks
 from prepare.readers.text import collapse_newlines, count_nul, is_clean, text_documents
 
 
 def plain_documents(leaf: Stream, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
-    blocks = utf8_blocks("a.txt", leaf, config, stats)
-    chunks = count_nul(text_documents("a.txt", blocks, config, stats), stats)
+    chunks = count_nul(text_documents("a.txt", leaf, config, stats), stats)
     return collapse_newlines(chunks) if config.collapse_newlines else chunks
 
 
@@ -37,6 +35,7 @@ def read(raw: bytes, block_bytes: int = 1 << 20, **settings: Any) -> tuple[list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK_BYTES", block_bytes)
         patch.setattr(decoding, "FIRST_BYTES", min(block_bytes, 1 << 16))
+        patch.setattr(plaintext, "is_clean", lambda text, config: False)  # through all steps
         leaf = io.BufferedReader(io.BytesIO(raw))
         chunks = plain_documents(leaf, PrepareConfig(**settings), stats)
         return joined(chunks), stats
@@ -306,15 +305,15 @@ def test_a_damaged_document_is_dropped_after_its_first_chunks() -> None:
 
 @pytest.mark.parametrize("name", ["nonsense", "base64", "rot13", "idna", "utf-8\0"])
 def test_an_unknown_encoding_is_an_error_that_names_it(name: str) -> None:
-    with pytest.raises(DataError, match=f"^--encoding {name}: Python has no such text encoding"):
-        check_encoding(PrepareConfig(encoding=name))
+    with pytest.raises(ConfigError, match=f"^--encoding {name}: Python has no such text encoding"):
+        PrepareConfig(encoding=name)
 
 
 @pytest.mark.parametrize(
     "name", ["auto", "utf-8", "UTF-16", "latin1", "koi8-r", "gb18030", "utf-7"]
 )
 def test_a_known_encoding_is_none(name: str) -> None:
-    check_encoding(PrepareConfig(encoding=name))
+    PrepareConfig(encoding=name)
 
 
 NOISE = random.Random(0).randbytes(5_000)

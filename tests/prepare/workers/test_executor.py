@@ -22,9 +22,8 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, defer_signals
 from prepare.config import PrepareConfig
-from prepare.forked import defer_signals
 from prepare.output.shard_writer import EncodeJob, Shard
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress, Source, find_sources
