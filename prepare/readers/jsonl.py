@@ -9,6 +9,7 @@ A record is held as a whole, in some three times its length; a longer one than M
 an error.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -24,47 +25,39 @@ from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.json_values import (
-    BLANKS,
     MAX_RECORD_BYTES,
     TOO_LONG,
     JsonValues,
     decode_utf8,
     not_utf8,
-    raw_decode,
 )
-from prepare.readers.records import NOTHING, NoTextError, record_text, to_utf8, value_at
 from prepare.sources.discover import JSON_LINES_SUFFIXES
 
 BLOCK_BYTES = 1 << 20  # read at a time
 ORJSON_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times its memory
-BOM = b"\xef\xbb\xbf"
 BEGINS_ARRAY = re.compile(rb"\s*\[\s*(?:[{\]]|\Z)")  # of objects, as far as its first line shows
-MEMBER = re.compile(r'[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')  # a key, behind what comes before it
+MAX_KEYS = 10  # of a record, that are shown
+NOTHING = object()  # None stands for JSON's null
 
 # Where it stands, what it is, and whether bytes in it are not UTF-8; an error in the place of one.
 Record: TypeAlias = tuple[str, Any, bool]
 
 
 def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
-    """Return, by the name and the first HEAD_BYTES, whether a file is read as JSON."""
-    if name.endswith(JSON_LINES_SUFFIXES):
+    """Return whether a file that begins as JSON, or is named as JSON lines, is read as JSON.
+
+    ``head`` is its first HEAD_BYTES.
+    """
+    if name.endswith((".json", *JSON_LINES_SUFFIXES)):
         return True
     is_whole = len(head) < HEAD_BYTES
-    head = head.removeprefix(BOM).lstrip()
-    if name.endswith(".json"):
-        return True
-    text = head.decode("utf-8", "replace")
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip().decode("utf-8", "replace")
     first_line, newline, _ = text.partition("\n")
     if newline or is_whole:
         with suppress(ValueError, RecursionError):
             if value_at(json.loads(first_line), text_key) is not NOTHING:
                 return True
-    return _holds_text(text, text_key, is_whole=is_whole)
-
-
-def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
-    """Return whether ``head`` is JSON, or begins some, with a text under its key."""
-    values = JsonValues(iter([head]))
+    values = JsonValues(iter([text]))
     found = False
     try:
         for _ in values:
@@ -77,21 +70,57 @@ def _holds_text(head: str, text_key: str, *, is_whole: bool) -> bool:
 
 
 def _begins_text(record: str, text_key: str) -> bool:
-    """Return whether an object that breaks off has a text under its key, perhaps not all of it."""
+    """Return whether an object that breaks off seems to have a text under its key."""
+    keys = (json.dumps(key, ensure_ascii=False) for key in (text_key, text_key.split(".")[-1]))
+    return re.search(rf'({"|".join(map(re.escape, keys))})\s*:\s*["\[n]', record) is not None
+
+
+class NoTextError(DataError):
+    """A record that has no text under the key."""
+
+
+def record_text(record: Any, text_key: str, where: str) -> str:
+    """Return the text of an object: under the key itself, else under a.b as b in a.
+
+    It is a string, a list of strings, joined by a blank line, or null, which is empty; anything
+    else is a NoTextError.
+    """
+    value = value_at(record, text_key)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "\n\n".join(value)
+    if not isinstance(record, dict):
+        found = f"a {type(record).__name__} instead of an object"
+    elif record:
+        found = "the keys " + ", ".join(map(repr, list(record)[:MAX_KEYS]))
+    else:
+        found = "an empty object"
+    raise NoTextError(
+        f"{where}: no text under the key {text_key!r}; found {found}. "
+        "Name the right one: --text-key."
+    )
+
+
+def value_at(record: Any, text_key: str) -> Any:
+    """Return what stands under the key, whole or as a path, or NOTHING."""
+    if not isinstance(record, dict):
+        return NOTHING
+    if text_key in record:
+        return record[text_key]
     first, _, others = text_key.partition(".")
-    end = 0
-    while member := MEMBER.match(record, BLANKS.match(record, end).end()):  # type: ignore[union-attr]
-        end = member.end()
-        try:
-            key = json.loads(member[1])
-            if key == text_key:
-                return record[end : end + 1] in ("[", '"', "n")
-            if others and key == first and _begins_text(record[end:], others):
-                return True
-            _, end = raw_decode(record, end)
-        except (ValueError, RecursionError):  # this is where it breaks off
-            return False
-    return False
+    return value_at(record.get(first), others) if others else NOTHING
+
+
+def to_utf8(text: str) -> tuple[bytes, bool]:
+    """Encode; return also whether lone surrogates, which JSON can write, became U+FFFD."""
+    try:
+        return text.encode("utf-8"), False
+    except UnicodeEncodeError:
+        pairs = text.encode("utf-16", "surrogatepass")
+        return pairs.decode("utf-16", "replace").encode("utf-8"), True
 
 
 def json_documents(
@@ -133,8 +162,8 @@ def json_documents(
 
 
 def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Record]:
-    if stream.peek(len(BOM)).startswith(BOM):
-        stream.read(len(BOM))
+    if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+        stream.read(len(codecs.BOM_UTF8))
     # A binary stream ends lines at \n only; str.splitlines() would also cut at U+2028 and others.
     number, line = 1, stream.readline(BLOCK_BYTES)
     while line.isspace():
@@ -173,7 +202,7 @@ def _lines(
 ) -> Iterator[Record]:
     """Yield what each line holds, blank ones left out."""
     for number, raw in enumerate(lines, first_number):
-        line = raw.removeprefix(BOM)  # where files were joined
+        line = raw.removeprefix(codecs.BOM_UTF8)  # where files were joined
         if not line or line.isspace():
             continue
         where = f"{name}, line {number:,}"

@@ -7,7 +7,7 @@ from common.errors import DataError
 from prepare.archives.streams import Stream, seekable
 from prepare.chunks import END, Chunk, Stats
 from prepare.config import PrepareConfig
-from prepare.readers.records import NoTextError, record_text, to_utf8
+from prepare.readers.jsonl import NoTextError, record_text, to_utf8
 from prepare.sources.discover import Source
 
 BATCH_ROWS = 16  # so that no batch is large where rows are

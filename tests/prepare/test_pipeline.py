@@ -429,7 +429,7 @@ made_from_versions = made_from.versions
         (touched_source, r"1 of the sources changed \(.*/in/1\.txt\)"),
         (new_source, r"1 of the sources changed \(.*/in/3\.txt\)"),
         (gone_source, r"1 of the sources changed \(one is gone\)"),
-        (changed_tiktoken, r"tiktoken was \d.*, is 99\.0"),
+        (changed_tiktoken, r"tiktoken was \d.*, and is 99\.0"),
         (changed_recipe, "this version of prepare writes other files"),
         (changed_ranks, r"--tokenizer .*/ranks\.tiktoken is another file than it was"),
         (changed_python, None),

@@ -16,8 +16,7 @@ from prepare.archives.streams import begins_as_json
 from prepare.chunks import END, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
-from prepare.readers.jsonl import json_documents, looks_like_json
-from prepare.readers.records import record_text
+from prepare.readers.jsonl import json_documents, looks_like_json, record_text
 from prepare.sources.discover import JSON_LINES_SUFFIXES
 
 
