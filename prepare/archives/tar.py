@@ -5,17 +5,23 @@ tarfile alone takes a damaged header for the end of the file, and loses what com
 
 import io
 import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.streams import HEAD_BYTES, TAR_BLOCK_BYTES, Entries, Stream, failing_stream
+from prepare.archives.streams import (
+    HEAD_BYTES,
+    TAR_BLOCK_BYTES,
+    Entries,
+    Stream,
+    failing_stream,
+    stream_of,
+)
 from prepare.chunks import Stats
 
 SEEK_BYTES = 1 << 19  # read at a time to get past them
 EXTENDED_TYPES = (b"x", b"g", b"X", b"L", b"K")  # headers of pax, of Solaris, GNU's long names
 EXTENDED_HEADER_BYTES = 1 << 20  # of one: tarfile holds it whole
-# What pixz writes behind the tar that it compressed. Source: pixz, src/pixz.h
-PIXZ_INDEX_MAGIC = 0xDBAE14D62E324CA6.to_bytes(8, "little")
 
 
 class _ForwardOnlyFile:
@@ -26,7 +32,6 @@ class _ForwardOnlyFile:
     """
 
     def __init__(self, stream: Stream) -> None:
-        self.last = b""  # what was read last: a header, where tarfile complains of one
         self.n_zero_blocks = 0  # since the last member
         self._stream = stream
         self._at = 0
@@ -44,14 +49,9 @@ class _ForwardOnlyFile:
             self._at += n_read
 
     def read(self, n_bytes: int) -> bytes:
-        self.last = self._stream.read(n_bytes)
-        self._at += len(self.last)
-        return self.last
-
-    def readinto(self, buffer: Any) -> int:
-        n_read = self._stream.readinto(buffer)
-        self._at += n_read
-        return n_read
+        content = self._stream.read(n_bytes)
+        self._at += len(content)
+        return content
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -59,10 +59,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_StrictTarInfo":
-        plain = cls._plain_file(buf, encoding, errors)
-        if plain is not None:
-            return plain
-        member = super().frombuf(buf, encoding, errors)
+        member = cls._plain_file(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
         if member.type in EXTENDED_TYPES and member.size > EXTENDED_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {member.size:,} bytes")
         return member
@@ -99,17 +96,13 @@ class _StrictTarInfo(tarfile.TarInfo):
         file: Any = tar.fileobj
         try:
             member = super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+            file.n_zero_blocks += 1
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]  # the end of the file
+            raise
         except tarfile.HeaderError as error:
-            kind = type(error).__name__
-            if kind == "EOFHeaderError":  # a block of zeros
-                file.n_zero_blocks += 1
-                raise
-            if kind == "EmptyHeaderError":  # the end of the file
-                raise
-            found = "bad header"
-            if file.last.startswith(PIXZ_INDEX_MAGIC):
-                found = "the index of pixz, which is not supported: pack it again with xz;"
-            raise tarfile.ReadError(f"{found} at byte {tar.offset:,} of the tar") from error
+            raise tarfile.ReadError(f"bad header at byte {tar.offset:,} of the tar") from error
         file.n_zero_blocks = 0
         return member
 
@@ -145,37 +138,23 @@ def _content(name: str, file: Any, member: tarfile.TarInfo) -> Stream:
     if member.size < 0:
         raise tarfile.ReadError(f"a size of {member.size:,} bytes")
     if member.issparse():
-        return failing_stream(
-            DataError(
-                f"{name}: stored as a sparse file, which is not supported: unpack the tar with "
-                "'tar xf' and name the folder."
-            )
-        )
+        message = "stored as a sparse file, which is not supported: unpack the tar with 'tar xf'"
+        return failing_stream(DataError(f"{name}: {message} and name the folder."))
     if member.size > HEAD_BYTES:
-        return io.BufferedReader(_MemberReader(name, file, member.size), HEAD_BYTES)
+        return stream_of(_blocks(name, file, member.size))
     content = file.read(member.size)
     if len(content) < member.size:
         raise DataError(f"{name}: cut short inside its tar. Fetch it again.")
     return io.BufferedReader(io.BytesIO(content), max(1, member.size))
 
 
-class _MemberReader(io.RawIOBase):
-    """The next ``n_bytes`` of a file as a raw stream of its own."""
-
-    def __init__(self, name: str, file: Any, n_bytes: int) -> None:
-        self._name, self._file, self._n_left = name, file, n_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` as far as the member goes; DataError where the file ends before."""
-        n_wanted = min(len(buffer), self._n_left)
-        n_read: int = self._file.readinto(memoryview(buffer)[:n_wanted])
-        if n_wanted and not n_read:
+def _blocks(name: str, file: Any, n_left: int) -> Iterator[bytes]:
+    while n_left:
+        block = file.read(min(n_left, HEAD_BYTES))
+        if not block:
             raise DataError(
-                f"{self._name}: cut short inside its archive, {self._n_left:,} bytes before its "
-                "end. Fetch it again."
+                f"{name}: cut short inside its archive, {n_left:,} bytes before its end. "
+                "Fetch it again."
             )
-        self._n_left -= n_read
-        return n_read
+        n_left -= len(block)
+        yield block
