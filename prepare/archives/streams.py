@@ -42,8 +42,10 @@ UNSUPPORTED = {
     b"\x1f\x9d": ("compress", "gzip -d"),
 }
 ALL_MAGICS = (*UNSUPPORTED, *(magic for magics in MAGICS.values() for magic in magics))
-COMPRESSED_EXTENSIONS = {".xz": "xz", ".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"}
-EXTENSIONS = COMPRESSED_EXTENSIONS | {".tar": "tar", ".zip": "zip", ".7z": "7z"}
+COMPRESSED_EXTENSION = re.compile(r"\.(xz|zst|gz|bz2)\Z")
+EXTENSIONS = {".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"} | {
+    f".{kind}": kind for kind in ("xz", "tar", "zip", "7z")
+}
 TAR_BLOCK_BYTES = 512
 TAR_CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # octal, or binary
 
@@ -53,50 +55,36 @@ def archive_kind(name: str, head: bytes) -> str:
 
     Raise DataError for an archive that is not supported, and one that is none but in its name.
     """
-    if not head.startswith(ALL_MAGICS):
-        if _begins_tar(head):
-            return "tar"
-        _check_extension(name, head)
-        return ""
-    for magic, (kind, command) in UNSUPPORTED.items():
-        if head.startswith(magic):
+    if head.startswith(ALL_MAGICS):
+        for magic, (kind, command) in UNSUPPORTED.items():
+            if head.startswith(magic):
+                advice = f"unpack it with '{command}' and name the folder."
+                raise DataError(f"{name}: {kind} is not supported: {advice}")
+        return next(kind for kind, magics in MAGICS.items() if head.startswith(magics))
+    if _begins_tar(head):
+        return "tar"
+    for extension, kind in EXTENSIONS.items():
+        if name.endswith(extension):
+            found = f"begins with {head[:8]!r}" if head else "is empty (0 bytes)"
             raise DataError(
-                f"{name}: {kind} is not supported: unpack it with '{command}' and name the folder."
+                f"{name}: named as {kind}, but the content is no archive: it {found}. It may be a "
+                "failed download: fetch it again, or rename it if it is plain text."
             )
-    return next(kind for kind, magics in MAGICS.items() if head.startswith(magics))
+    return ""
+
+
+def _begins_tar(head: bytes) -> bool:
+    if len(head) < TAR_BLOCK_BYTES or not TAR_CHECKSUM.match(head, 148):  # as of text hardly ever
+        return False
+    try:
+        return bool(tarfile.TarInfo.frombuf(head[:TAR_BLOCK_BYTES], "utf-8", "replace").name)
+    except tarfile.HeaderError:
+        return False
 
 
 def begins_as_json(head: bytes) -> bool:
     """Return whether the first character is that of an object or an array."""
     return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
-
-
-def without_extension(name: str) -> str:
-    """Return the name of what a compressed file holds."""
-    extension = next((e for e in COMPRESSED_EXTENSIONS if name.endswith(e)), "")
-    return name.removesuffix(extension)
-
-
-def _begins_tar(head: bytes) -> bool:
-    """Say whether content begins with a tar header whose checksum is right."""
-    if len(head) < TAR_BLOCK_BYTES or not TAR_CHECKSUM.match(head, 148):  # as of text hardly ever
-        return False
-    try:
-        header = tarfile.TarInfo.frombuf(head[:TAR_BLOCK_BYTES], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return bool(header.name)
-
-
-def _check_extension(name: str, head: bytes) -> None:
-    if not name.endswith(tuple(EXTENSIONS)):
-        return
-    kind = next(kind for extension, kind in EXTENSIONS.items() if name.endswith(extension))
-    found = f"begins with {head[:8]!r}" if head else "is empty (0 bytes)"
-    raise DataError(
-        f"{name}: named as {kind}, but the content is no archive: it {found}. It may be a failed "
-        "download: fetch it again, or rename it if it is plain text."
-    )
 
 
 class ExpansionLimit:
@@ -108,10 +96,7 @@ class ExpansionLimit:
         self._max_ratio = max_ratio
 
     def add(self, name: str, n_bytes: int) -> None:
-        """Count ``n_bytes`` of content; ``name`` is the layer they come from.
-
-        Raises: DataError when it is too much for what was read.
-        """
+        """Count bytes out of the layer ``name``; raise DataError when it is too much."""
         self.n_out += n_bytes
         if self.n_out <= FREE_BYTES:
             return

@@ -13,6 +13,7 @@ from contextlib import closing
 
 from common.errors import DataError
 from prepare.archives.streams import (
+    COMPRESSED_EXTENSION,
     HEAD_BYTES,
     PARQUET_MAGIC,
     WIDE_MARKS,
@@ -23,7 +24,6 @@ from prepare.archives.streams import (
     begins_as_json,
     failing_stream,
     stream_of,
-    without_extension,
 )
 from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
@@ -43,10 +43,7 @@ PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin 
 def read_source(
     source: Source, config: PrepareConfig, stats: Stats, progress: Progress
 ) -> Iterator[Chunk]:
-    """Yield the documents of one source, chunk by chunk, empty ones left out and counted.
-
-    Raise DataError, naming the file and the place in it, for whatever cannot be read.
-    """
+    """Yield the documents of one source, in chunks; raise DataError that says where it is wrong."""
     counter = ReadCounter(progress)
     if source.dataset:
         from prepare.readers.parquet import dataset_documents
@@ -105,8 +102,8 @@ def iter_files(
         from prepare.archives.codecs import decompress
 
         with closing(decompress(name, stream, kind, limit)) as blocks:
-            inner = stream_of(blocks)
-            yield from iter_files(without_extension(name), inner, limit, stats, depth + 1)
+            inner_name = COMPRESSED_EXTENSION.sub("", name)
+            yield from iter_files(inner_name, stream_of(blocks), limit, stats, depth + 1)
 
 
 def _iter_entries(

@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -62,10 +63,7 @@ class Source:
         return self.byte_range[1] - self.byte_range[0] if self.byte_range else self.size_bytes
 
     def state(self) -> list[Any]:
-        """Return what changes when the source does, as JSON: size and time, or hash.
-
-        Raises: DataError when the file is gone.
-        """
+        """Return what changes when the source does, as JSON: size and time, or hash."""
         known = [self.name, self.val, self.content, self.config, self.split]
         if self.content or (self.dataset and not self.path.is_dir()):
             return known
@@ -80,7 +78,7 @@ class Source:
 def find_sources(
     paths: list[Path],
     *,
-    val_paths: list[Path] | None = None,
+    val_paths: Sequence[Path] = (),
     stdin: Source | None = None,
     out: Path | None = None,
 ) -> list[Source]:
@@ -88,8 +86,7 @@ def find_sources(
 
     A path may be a file, a folder, or a pattern such as 'dumps/*.zst'. Left out of a folder are
     hidden names, what is no file (pipes, sockets, links to nothing), and the folder ``out``.
-
-    Raises: DataError for a path that is no file or folder, or a folder without a single file.
+    Raise DataError for a path that is no file or folder, or a folder without a single file.
     """
     sources: dict[Path, Source] = {}
 
@@ -100,8 +97,10 @@ def find_sources(
         name = os.fsencode(path).decode("utf-8", "replace")
         sources[path.resolve()] = Source(name=name, path=path, named=named, val=val)
 
-    for group, val in ((paths, False), (val_paths or [], True)):
-        for path in (p for pattern in group for p in _expanded(pattern)):
+    patterns = [(path, False) for path in paths] + [(path, True) for path in val_paths]
+    for pattern, val in patterns:
+        matches = [] if pattern.exists() else glob.glob(str(pattern), recursive=True)
+        for path in [Path(match) for match in matches] or [pattern]:
             if path == Path("-") and stdin is not None:
                 sources[path] = stdin
             elif path.is_dir():
@@ -112,9 +111,7 @@ def find_sources(
                     )
                 found = list(_files_below(path, out and out.resolve()))
                 if not found:
-                    raise DataError(
-                        f"{path}: holds no file. Name a folder with text or archives in it."
-                    )
+                    raise DataError(f"{path}: holds no file. Name one with text or archives in it.")
                 for file in found:
                     add(file, named=False, val=val)
             elif path.is_file():
@@ -130,12 +127,6 @@ def find_sources(
     return sorted(sources.values(), key=lambda s: b"" if s.content else os.fsencode(s.path))
 
 
-def _expanded(pattern: Path) -> list[Path]:
-    if pattern.exists() or not glob.has_magic(str(pattern)):
-        return [pattern]
-    return [Path(name) for name in glob.glob(str(pattern), recursive=True)] or [pattern]
-
-
 def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
     # os.walk does not follow links to folders, so a loop of links ends
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
@@ -143,10 +134,7 @@ def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
             if path.name.startswith(".") or path.resolve() == out:
                 folders.remove(path.name)
             elif path.is_symlink():
-                message = (
-                    "%s: a link to a folder, not followed: name it as a source to read it too."
-                )
-                log.warning(message, path)
+                log.warning("%s: a link to a folder, not followed: name it to read it too.", path)
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 
@@ -201,23 +189,16 @@ class ProgressFile(io.FileIO):
     """A file, or a range of its bytes, that calls ``progress`` with how many were read."""
 
     def __init__(
-        self,
-        path: Path,
-        progress: Progress,
-        byte_range: tuple[int, int] | None = None,
+        self, path: Path, progress: Progress, byte_range: tuple[int, int] | None = None
     ) -> None:
         super().__init__(path)
         self._progress = progress
-        self._end: int | None = None
-        if byte_range is not None:
-            self.seek(byte_range[0])
-            self._end = byte_range[1]
+        start, self._end = byte_range or (0, sys.maxsize)
+        self.seek(start)
 
     def readinto(self, buffer: Any) -> int | None:
         """Read into ``buffer``."""
-        if self._end is not None:
-            buffer = memoryview(buffer)[: max(0, self._end - self.tell())]
-        n_read = super().readinto(buffer) or 0
+        n_read = super().readinto(memoryview(buffer)[: max(0, self._end - self.tell())]) or 0
         self._progress(n_read)
         return n_read
 
