@@ -26,13 +26,14 @@ from starlette.types import ASGIApp
 from common.errors import UserError
 from sample.server import protocol
 from sample.server.engine import Engine
-from sample.server.protocol import APIError, Json
+from sample.server.protocol import APIError, Json, json_bytes
 from sample.server.requests import ServedModel, parse_request
-from sample.server.responses import EventStream, json_bytes
+from sample.server.responses import EventStream
 from sample.server.security import Access, SecurityMiddleware
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
 BODY_TIMEOUT_S = 30.0
+CLOSE = {"Connection": "close"}
 PAGE = Path(__file__).parents[1] / "page"
 STREAM: dict[int | str, Json] = {200: {"content": {"text/event-stream": {}}}}
 ERROR = {"model": protocol.ErrorResponse}
@@ -87,10 +88,12 @@ class JsonRequest(Request):
                 async for chunk in super().stream():
                     n_bytes += len(chunk)
                     if n_bytes > MAX_BODY_BYTES:
-                        raise _closing(413, f"has more than {MAX_BODY_BYTES:,} bytes")
+                        sentence = f"The body has more than {MAX_BODY_BYTES:,} bytes."
+                        raise APIError(sentence, status=413, headers=CLOSE)
                     yield chunk
         except TimeoutError as error:
-            raise _closing(408, f"did not come within {BODY_TIMEOUT_S:.0f} seconds") from error
+            sentence = f"The body did not come within {BODY_TIMEOUT_S:.0f} seconds."
+            raise APIError(sentence, status=408, headers=CLOSE) from error
 
     async def json(self) -> Any:
         """Return the body's value; raise APIError where it is none."""
@@ -98,10 +101,6 @@ class JsonRequest(Request):
             return json.loads((await self.body()).decode("utf-8"), parse_float=_number)
         except (ValueError, RecursionError) as error:
             raise APIError(f"The body is not JSON in UTF-8: {error}.") from error
-
-
-def _closing(status: int, what: str) -> APIError:
-    return APIError(f"The body {what}.", status=status, headers={"Connection": "close"})
 
 
 def _number(text: str) -> int | float:
@@ -159,8 +158,8 @@ async def _complete(
     arrived_s = time.monotonic()
     engine: Engine = request.app.state.engine
     # in a thread: a long text takes a while to encode, and the event loop serves others meanwhile
-    rows, answers = await asyncio.to_thread(parse_request, body, request.app.state.model)
-    jobs = engine.submit(rows, answers.push)
+    jobs, answers = await asyncio.to_thread(parse_request, body, request.app.state.model)
+    engine.submit(jobs)
 
     def on_first() -> None:
         engine.metrics.time_to_first_token.observe(time.monotonic() - arrived_s)
@@ -210,8 +209,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         case APIError():
             answer = error
         case RequestValidationError(body=bytes()):
-            wanted = "be announced as such: Content-Type: application/json"
-            answer = APIError(f"The body must be JSON, and {wanted}", status=415)
+            sentence = "The body must be JSON, and announced so: Content-Type: application/json."
+            answer = APIError(sentence, status=415)
         case RequestValidationError(body=dict()):
             answer = protocol.validation_error(error.errors())
         case RequestValidationError(body=body):
@@ -228,6 +227,5 @@ async def error_response(request: Request, error: Exception) -> Response:
             sentence = sentences.get(status, error.detail)
             answer = APIError(sentence, status=status, headers=error.headers)
         case _:  # Starlette raises it again after this, and the server logs it
-            sentence = "The server failed; its log says why."
-            answer = APIError(sentence, status=500, kind="server_error")
+            answer = APIError("The server failed; its log says why.", status=500)
     return answer.response()

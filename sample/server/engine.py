@@ -32,26 +32,18 @@ PREFILL_TOKENS = 512
 TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 FAULT = "The server failed while it was generating; its log says why. It has to be started again."
 
-Receive = Callable[[int, TextDelta], None]  # of one among the requests that were submitted together
 CallInLoop = Callable[[Callable[[], None]], object]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What one row is to generate: a prompt in ids, how, and what makes a text of its tokens."""
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """What one row is to generate: ``receive`` gets its deltas until one ``is_last``."""
 
-    prompt: Sequence[int]
+    prompt: Sequence[int]  # in ids
     config: GenerateConfig
     detokenizer: Detokenizer  # of this row alone
-    top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
-
-
-@dataclass(eq=False)
-class Job:
-    """A request that was accepted: ``receive`` gets its deltas until one ``is_last``."""
-
-    request: Request
     receive: Callable[[TextDelta], None]
+    top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
     cancelled: bool = False
 
 
@@ -59,25 +51,16 @@ class Metrics:
     """What the server counts from its start, for Prometheus."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "quern_requests", "Requests that were answered, by status.", ("path", "status"),
-            registry=registry,
-        )  # fmt: skip
-        self.prompt_tokens = Counter(
-            "quern_prompt_tokens", "Tokens of prompts that were read.", registry=registry
-        )
-        self.generated_tokens = Counter(
-            "quern_generated_tokens", "Tokens that were generated.", registry=registry
-        )
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        labels = ("path", "status")
+        self.requests = counter("quern_requests", "Requests that were answered, by status.", labels)
+        self.prompt_tokens = counter("quern_prompt_tokens", "Tokens of prompts that were read.")
+        self.generated_tokens = counter("quern_generated_tokens", "Tokens that were generated.")
         self.time_to_first_token = Histogram(
             "quern_time_to_first_token_seconds", "From a request's arrival to its first text.",
-            buckets=TTFT_BOUNDS_S, registry=registry,
+            buckets=TTFT_BOUNDS_S, registry=self.registry,
         )  # fmt: skip
-
-    def add_gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
-        """Show what ``value`` returns whenever somebody looks."""
-        Gauge(name, meaning, registry=self.registry).set_function(value)
 
 
 class Engine:
@@ -94,22 +77,22 @@ class Engine:
         self._thread: threading.Thread | None = None
         self.closed: str | None = None  # why no requests are accepted, as a sentence
         self.fault: str | None = None  # why the engine failed
-        add_gauge = self.metrics.add_gauge
-        add_gauge("quern_up", "1 while the engine works.", lambda: self.closed is None)
-        add_gauge("quern_queue_length", "Answers that wait for a row.", lambda: self.n_waiting)
-        add_gauge("quern_rows_busy", "Rows that generate.", lambda: self.n_busy)
-        add_gauge("quern_rows", "Rows there are.", lambda: n_rows)
+        gauge = partial(Gauge, registry=self.metrics.registry)
+        gauge("quern_rows", "Rows there are.").set(n_rows)
+        gauge("quern_rows_busy", "Rows that generate.").set_function(lambda: self.n_busy)
+        gauge("quern_up", "1 while the engine works.").set_function(lambda: self.closed is None)
+        n_waiting = gauge("quern_queue_length", "Answers that wait for a row.")
+        n_waiting.set_function(lambda: self.n_waiting)
 
     def start(self, call_in_loop: CallInLoop) -> None:
         """Begin to decode; deltas are received inside ``call_in_loop``, once a step."""
-        self._thread = threading.Thread(
-            target=self._run, args=(call_in_loop,), name="engine", daemon=True
-        )
+        run = partial(self._run, call_in_loop)
+        self._thread = threading.Thread(target=run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def n_waiting(self) -> int:
-        """Requests without a row."""
+        """Jobs without a row."""
         return len(self._waiting)
 
     @property
@@ -117,24 +100,19 @@ class Engine:
         """Rows in use."""
         return len(self._rows)
 
-    def submit(self, requests: Sequence[Request], receive: Receive) -> list[Job]:
-        """Queue all of ``requests`` or none; ``receive`` gets their deltas, each with its index.
-
-        Raise APIError: 429 where the queue has no room for them, 503 after ``refuse``.
-        """
-        jobs = [Job(request, partial(receive, i)) for i, request in enumerate(requests)]
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue all of ``jobs``, or none and raise APIError: 429 without room, 503 when closed."""
         with self._changed:
             if self.closed is not None:
-                raise APIError.unavailable(self.closed)
+                raise APIError(self.closed, status=503, code="unavailable")
             if self.n_waiting + self.n_busy + len(jobs) > self._capacity:
                 raise APIError(
                     "All rows are busy and the queue is full: try again in a moment.",
-                    status=429, kind="rate_limit_error", code="rate_limit_exceeded",
+                    status=429, code="rate_limit_exceeded",
                     headers={"Retry-After": "1"},  # rows get free often, and asking costs little
                 )  # fmt: skip
             self._waiting.extend(jobs)
             self._changed.notify()
-        return jobs
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Free the places of ``jobs`` in the queue, and their rows before the next step."""
@@ -198,17 +176,16 @@ class Engine:
                     return
                 job, row = self._waiting.popleft(), self._free.pop()
                 self._rows[row] = job
-            request = job.request
-            self._decoder.admit(row, request.prompt, request.config, request.top_logprobs)
-            n_prefilled += max(1, len(request.prompt))
-            self.metrics.prompt_tokens.inc(len(request.prompt))
+            self._decoder.admit(row, job.prompt, job.config, job.top_logprobs)
+            n_prefilled += max(1, len(job.prompt))
+            self.metrics.prompt_tokens.inc(len(job.prompt))
 
     def _step(self) -> list[tuple[Job, TextDelta]]:
         tokens = self._decoder.step() if self._rows else {}
         deltas = []
         for row, token in tokens.items():
             job = self._rows[row]
-            delta = job.request.detokenizer.push(token)
+            delta = job.detokenizer.push(token)
             if delta.is_last:
                 self._free_row(row)
             if delta.text or delta.tokens or delta.is_last:

@@ -3,7 +3,7 @@
 Requests are checked against these models, and /openapi.json is made from them. The ranges of what
 chooses ids (temperature, top_k, ...) are GenerateConfig's. A null is as good as leaving a parameter
 out. What is not declared here is ignored; what would change the text and is not done here is
-declared, and refused (``Unsupported``).
+declared, and refused.
 
 Source: platform.openai.com/docs/api-reference, "Completions" and "Chat", of 2025.
 """
@@ -22,6 +22,7 @@ from common.models.config import GenerateConfig
 
 Json = dict[str, Any]
 SHOWN_VALUE_CHARS = 40
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # OpenAI's
 
 # min_length: pydantic refuses halves of characters (lone surrogates) only where it has to count
 Text = Annotated[str, Field(min_length=0)]
@@ -65,22 +66,6 @@ class TextFormat(Shape):
     type: Literal["text"]
 
 
-class Unsupported(Shape):
-    """Known to clients and not done here: only values that ask for nothing are accepted."""
-
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: EmptyDict | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
-    response_format: TextFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    tools: EmptyList | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: EmptyList | None = None
-    function_call: Literal["none", "auto"] | None = None
-
-
 class StreamOptions(Shape):
     """What a stream holds beside the text."""
 
@@ -88,7 +73,7 @@ class StreamOptions(Shape):
     """A last event counts the tokens."""
 
 
-class GenerationParameters(SamplingParameters, Unsupported):
+class GenerationParameters(SamplingParameters):
     """What both kinds of completion take."""
 
     model: Text | None = None
@@ -103,6 +88,19 @@ class GenerationParameters(SamplingParameters, Unsupported):
     """Answer piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
 
+    # known to clients and not done here: only what asks for nothing is accepted
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: EmptyDict | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None  # in Literal[1] True is 1
+    suffix: Literal[""] | None = None
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    tools: EmptyList | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: EmptyList | None = None
+    function_call: Literal["none", "auto"] | None = None
+
 
 class CompletionRequest(GenerationParameters):
     """What /v1/completions takes."""
@@ -115,10 +113,9 @@ class CompletionRequest(GenerationParameters):
     """Name this many likeliest tokens beside each."""
 
 
-class TextPart(Shape):
+class TextPart(TextFormat):
     """A part of a message's content."""
 
-    type: Literal["text"]
     text: Text
 
 
@@ -130,6 +127,12 @@ class ChatMessage(Shape):
     name: Text | None = None
     tool_calls: EmptyList | None = None
     function_call: EmptyDict | None = None
+
+    @property
+    def text(self) -> str:
+        """The content, whichever way it came."""
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ChatRequest(GenerationParameters):
@@ -186,45 +189,36 @@ class CompletionResponse(Shape):
     """What had no room in the context."""
 
 
-class ErrorDetail(Shape):
-    """A sentence, and what it is about."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
 class ErrorResponse(Shape):
     """What is answered where the status is not 200."""
 
-    error: ErrorDetail
+    error: dict[Literal["message", "type", "param", "code"], str | None]
+
+
+def json_bytes(value: Json) -> bytes:
+    """Return JSON in ASCII: some clients take U+2028 and U+0085 for the end of a line."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 class APIError(HTTPException):
-    """A request that cannot be answered as it is; ``kind`` is OpenAI's type of error."""
+    """A request that cannot be answered as it is."""
 
     def __init__(
         self,
         message: str,
         *,
         status: int = 400,
-        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
+        kind = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    @classmethod
-    def unavailable(cls, message: str) -> "APIError":
-        """Return the error of a server that accepts no requests."""
-        return cls(message, status=503, kind="server_error", code="unavailable")
 
     def response(self) -> Response:
         """Return what the client gets."""
-        content = json.dumps(self.body)  # in ASCII: a message may hold half a character
+        content = json_bytes(self.body)
         return Response(content, self.status_code, self.headers, media_type="application/json")
 
 

@@ -2,27 +2,18 @@
 
 import secrets
 from dataclasses import dataclass, replace
+from functools import partial
 
 from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
 from sample.server.config import ServeConfig
-from sample.server.engine import Request
-from sample.server.protocol import (
-    APIError,
-    ChatRequest,
-    CompletionRequest,
-    Json,
-    SamplingParameters,
-    shown,
-)
+from sample.server.engine import Job
+from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, shown
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
-from sample.text.template import Message, Role, Template
+from sample.text.template import Message, Template
 from sample.text.truncate import build_prompt, missing_notice
-
-ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-ROLES["developer"] = "system"  # OpenAI's newer name for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +33,26 @@ class ServedModel:
 
 def parse_request(
     body: CompletionRequest | ChatRequest, model: ServedModel
-) -> tuple[list[Request], ResponseStream]:
-    """Return a row for each answer, and what writes them down.
-
-    Raise APIError that names the parameter that cannot be served.
-    """
+) -> tuple[list[Job], ResponseStream]:
+    """Return a job for each answer, and what writes them; raise APIError that names why not."""
     if body.model not in (None, model.name):
         sentence = f"model is {shown(body.model)}: this server has {model.name}."
         raise APIError(sentence, status=404, param="model", code="model_not_found")
-    config, n, echo, strip = _config(body, model), body.n or 1, False, Json()
+    config, n = _config(body, model), body.n or 1
     if isinstance(body, ChatRequest):
-        ids, notices, strip = _chat_prompt(body, config, model)
-        prompts = [ids]
+        ids, notices, options = _chat_prompt(body, config, model)
+        prompts, echo = [ids], False
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
         prompts, notices = _prompts(body, model)
-        top_logprobs, echo = body.logprobs, bool(body.echo)
+        options, echo, top_logprobs = {}, bool(body.echo), body.logprobs
     n_answers, most = len(prompts) * n, model.limits.rows + model.limits.queue
     if n_answers > most:  # they would never all find a place
         sentence = f"{len(prompts)} prompts times n = {n} are {n_answers} answers"
         param = "n" if n > 1 else "prompt"
         raise APIError(f"{sentence}: at most {most} at once.", param=param)
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    rows = [
-        Request(
-            prompt=ids,
-            config=replace(config, seed=(config.seed + i) % SEEDS_END),
-            detokenizer=Detokenizer(
-                model.tokenizer, config.max_new_tokens, [stop for stop in stops if stop], **strip
-            ),
-            top_logprobs=top_logprobs or 0,
-        )
-        for ids in prompts
-        for i in range(n)
-    ]
     decode = model.tokenizer.decode_bytes
-    prefixes = [decode(row.prompt).decode("utf-8", "replace") if echo else "" for row in rows]
+    texts = [decode(ids).decode("utf-8", "replace") if echo else "" for ids in prompts]
     answers = ResponseStream(
         chat=isinstance(body, ChatRequest),
         model=model.name,
@@ -86,10 +61,23 @@ def parse_request(
         n_prompt_tokens=sum(map(len, prompts)),  # once, however many answers share a prompt
         top_logprobs=top_logprobs,
         notices=notices,
-        prefixes=prefixes,
+        prefixes=[text for text in texts for _ in range(n)],
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    return rows, answers
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    stops = [stop for stop in stops if stop]
+    jobs = [
+        Job(
+            prompt=ids,
+            config=replace(config, seed=(config.seed + i) % SEEDS_END),
+            detokenizer=Detokenizer(model.tokenizer, config.max_new_tokens, stops, **options),
+            receive=partial(answers.push, number * n + i),
+            top_logprobs=top_logprobs or 0,
+        )
+        for number, ids in enumerate(prompts)
+        for i in range(n)
+    ]
+    return jobs, answers
 
 
 def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerateConfig:
@@ -98,7 +86,7 @@ def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> Genera
         max_tokens = body.max_completion_tokens or max_tokens
     if max_tokens is None:
         max_tokens = model.defaults.max_new_tokens
-    given = body.model_dump(include=set(SamplingParameters.model_fields), exclude_none=True)
+    given = body.model_dump(include=set(vars(model.defaults)), exclude_none=True)
     return replace(
         model.defaults,
         max_new_tokens=limit if max_tokens < 0 else min(max_tokens, limit),
@@ -113,12 +101,8 @@ def _chat_prompt(
     if body.top_logprobs and not body.logprobs:
         raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
     messages = [
-        Message(
-            ROLES[each.role],
-            each.content
-            if isinstance(each.content, str)
-            else "".join(part.text for part in each.content),
-        )
+        # developer: OpenAI's newer name for it
+        Message("system" if each.role == "developer" else each.role, each.text)
         for each in body.messages
     ]
     template = model.template

@@ -5,11 +5,10 @@ are plain dicts, as one is made for every token.
 """
 
 import asyncio
-import json
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from starlette.responses import StreamingResponse
@@ -17,20 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
-from sample.server.protocol import APIError, Json
+from sample.server.protocol import APIError, Json, json_bytes
 from sample.text.detokenizer import TextDelta
-
-log = logging.getLogger(__name__)
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's too
 SEND_TIMEOUT_S = 60.0  # a client that does not read for so long is gone
-# in ASCII: some clients take U+2028 and U+0085 for the end of a line, thus of an event
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-def json_bytes(value: Json) -> bytes:
-    """Return JSON in ASCII."""
-    return _encode(value).encode("ascii")
 
 
 @dataclass(kw_only=True)
@@ -65,15 +55,12 @@ class ResponseStream:
     async def deltas(
         self, on_first: Callable[[], None]
     ) -> AsyncIterator[tuple[int, TextDelta, bool]]:
-        """Yield (answer, delta, whether it is its first), with what is echoed.
-
-        Raise APIError, 503, where the engine ends before the answers do.
-        """
+        """Yield (answer, delta, whether its first); raise APIError where the engine ends before."""
         begun, n_open = set[int](), len(self.prefixes)
         while n_open:
             index, delta = await self._deltas.get()
             if delta.error is not None:
-                raise APIError.unavailable(delta.error)
+                raise APIError(delta.error, status=503, code="unavailable")
             if not begun:
                 on_first()
             self._n_generated[index] = delta.n_tokens
@@ -89,7 +76,13 @@ class ResponseStream:
         async for index, delta, _ in self.deltas(on_first):
             parts[index].append(delta)
         choices = []
-        for index, delta in enumerate(map(_merge, parts)):
+        for index, deltas in enumerate(parts):
+            delta = replace(
+                deltas[-1],
+                text="".join(each.text for each in deltas),
+                tokens=tuple(token for each in deltas for token in each.tokens),
+                text_offsets=tuple(offset for each in deltas for offset in each.text_offsets),
+            )
             message = {"role": "assistant", "content": delta.text, "refusal": None}
             content = {"message": message} if self.chat else {"text": delta.text}
             choices.append(self._choice(index, delta, content))
@@ -119,17 +112,16 @@ class ResponseStream:
         yield b"data: [DONE]\n\n"
 
     def _usage(self) -> Json:
-        n_prompt, n_generated = self.n_prompt_tokens, sum(self._n_generated)
-        total = n_prompt + n_generated
-        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": total}
+        n_in, n_out = self.n_prompt_tokens, sum(self._n_generated)
+        usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
         return {"usage": usage}
 
     def _choice(self, index: int, delta: TextDelta, content: Json) -> Json:
         logprobs = None
         if self.top_logprobs is not None and (delta.tokens or delta.finish_reason):
             logprobs = self._chat_logprobs(delta) if self.chat else self._text_logprobs(delta)
-        rest = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
-        return {"index": index, **content, **rest}
+        finish = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+        return {"index": index, **content, **finish}
 
     def _chat_logprobs(self, delta: TextDelta) -> Json:
         def entry(idx: int, logprob: float) -> Json:
@@ -152,16 +144,15 @@ class ResponseStream:
                 text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._token_bytes(idx))
             return text, max(logprob, LEAST_LOGPROB)
 
-        chosen = [entry(token.idx, token.logprob) for token in delta.tokens]
-        tops = [
+        entries = [
             # the one that was chosen is always there: these may be one more than asked for
-            dict([*(entry(*top) for top in self._likeliest(token)), own])
-            for token, own in zip(delta.tokens, chosen, strict=True)
+            [entry(*top) for top in (*self._likeliest(token), (token.idx, token.logprob))]
+            for token in delta.tokens
         ]
         return {
-            "tokens": [text for text, _ in chosen],
-            "token_logprobs": [logprob for _, logprob in chosen],
-            "top_logprobs": tops if self.top_logprobs else None,
+            "tokens": [each[-1][0] for each in entries],
+            "token_logprobs": [each[-1][1] for each in entries],
+            "top_logprobs": [dict(each) for each in entries] if self.top_logprobs else None,
             "text_offset": list(delta.text_offsets),
         }
 
@@ -178,15 +169,6 @@ class ResponseStream:
         return names.get(idx, "").encode()
 
 
-def _merge(parts: Sequence[TextDelta]) -> TextDelta:
-    return replace(
-        parts[-1],
-        text="".join(part.text for part in parts),
-        tokens=tuple(token for part in parts for token in part.tokens),
-        text_offsets=tuple(offset for part in parts for offset in part.text_offsets),
-    )
-
-
 def _event(value: Json) -> bytes:
     return b"data: " + json_bytes(value) + b"\n\n"
 
@@ -196,8 +178,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         # the header: nginx would hold the events back until it has a page of them
-        headers = {"X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
+        super().__init__(events, 200, {"X-Accel-Buffering": "no"}, "text/event-stream")
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,8 +189,7 @@ class EventStream(StreamingResponse):
                 await send(message)
 
         try:
-            await super().__call__(scope, receive, send_in_time)
-        except TimeoutError:
-            log.warning("A client read nothing of its answer for %.0f s.", SEND_TIMEOUT_S)
+            with suppress(TimeoutError):
+                await super().__call__(scope, receive, send_in_time)
         finally:
             self._close()

@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -37,15 +36,11 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 900
 HEAD_TIMEOUT_S = 30.0  # a connection without a whole request's headers
 KEEP_ALIVE_S = 95  # longer than the pools of common clients keep an idle connection: up to 90 s
-AFTER_DRAIN_S = 2  # for the last words to be sent
 GOING_DOWN = "The server is going down: it takes no more requests, and ends those that take long."
 
 
 def bind(config: ServeConfig) -> socket.socket:
-    """Return a socket bound to the address, or raise ConfigError where it cannot be had.
-
-    Nobody can connect until the server listens.
-    """
+    """Return a socket bound to the address, not listening yet; raise ConfigError where none is."""
     where = f"--host {config.host} --port {config.port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -109,7 +104,7 @@ def serve(loaded: LoadedModel, model: ServedModel, bound: socket.socket, access:
         proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=round(limits.drain_seconds) + AFTER_DRAIN_S,
+        timeout_graceful_shutdown=round(limits.drain_seconds) + 2,  # for the last words
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     host = f"[{limits.host}]" if ":" in limits.host else limits.host
@@ -137,7 +132,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and let the engine begin."""
         await super().startup(sockets)
-        self._engine.start(partial(_call_in_loop, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+
+        def call_in_loop(call: Callable[[], None]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(call)
+
+        self._engine.start(call_in_loop)
         log.info("%s", self._announcement)
 
     async def on_tick(self, counter: int) -> bool:
@@ -150,22 +151,14 @@ class Server(uvicorn.Server):
         if self._engine.n_busy or self._engine.n_waiting:
             log.info("Running answers have %.0f s to end; again to leave at once.", self._drain_s)
         loop = asyncio.get_running_loop()
-        end = loop.call_later(self._drain_s, self._engine.close, GOING_DOWN, 0.0)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            end.cancel()
+        loop.call_later(self._drain_s, self._engine.close, GOING_DOWN, 0.0)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal: the first drains, the second ends the process as it is."""
         if self.should_exit:
             os._exit(128 + sig)  # nothing is written that could be lost
         super().handle_exit(sig, frame)
-
-
-def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
 
 
 class TimeoutProtocol(H11Protocol):
@@ -175,8 +168,6 @@ class TimeoutProtocol(H11Protocol):
     request under way, is used.
     """
 
-    _timer: asyncio.TimerHandle | None = None  # runs while a request is awaited
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
@@ -185,9 +176,7 @@ class TimeoutProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Wait on where a request is not whole yet."""
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            close = self.transport.close
-            self._timer = self._timer or self.loop.call_later(HEAD_TIMEOUT_S, close)
-        elif self._timer is not None:
+        if self.cycle is not None and not self.cycle.response_complete:
             self._timer.cancel()
-            self._timer = None
+        elif self._timer.cancelled():
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)

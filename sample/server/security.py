@@ -9,13 +9,13 @@
 """
 
 import hmac
-import ipaddress
 import logging
 import re
 import socket
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from prometheus_client import Counter
@@ -60,11 +60,8 @@ def make_access(
     allow_origins: Sequence[str] = (),
     key_file: Path | None = None,
 ) -> Access:
-    """Return who may ask a server that listens at ``bound``, which ``host`` named.
-
-    Raise ConfigError where others than this machine could, and there is no key.
-    """
-    address = ipaddress.ip_address(bound.getsockname()[0].partition("%")[0])
+    """Return who may ask; raise ConfigError where other machines could and there is no key."""
+    address = ip_address(bound.getsockname()[0].partition("%")[0])
     if not address.is_loopback and key_file is None:
         raise ConfigError(
             f"--host {host} lets other machines ask: pass --api-key-file with the key that "
@@ -152,23 +149,18 @@ class SecurityMiddleware:
             found = "Another API key was sent" if given else "No API key was sent"
             raise APIError(
                 f"{found}: this server wants its own, as Authorization: Bearer KEY.",
-                status=401, kind="authentication_error", code="invalid_api_key",
+                status=401, code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
     def _is_own(self, name: str) -> bool:
-        if name in self.access.names or not self.access.is_wildcard:
-            return name in self.access.names
         try:
-            return bool(ipaddress.ip_address(name))
+            return name in self.access.names or (self.access.is_wildcard and bool(ip_address(name)))
         except ValueError:
             return False
 
 
 def host_name(host: str) -> str:
-    """Return the name in a Host header: without port, brackets and final dot, in lower case.
-
-    What is no such header gives an empty name, which is nobody's.
-    """
+    """Return the name in a Host header, in lower case; "", which is nobody's, where it has none."""
     found = HOST.fullmatch(host)
     return (found["address"] or found["name"]).rstrip(".").lower() if found else ""

@@ -12,9 +12,8 @@ import pytest
 from common.models.config import GenerateConfig
 from sample.server.app import MAX_BODY_BYTES, JsonRequest
 from sample.server.config import ServeConfig
-from sample.server.engine import FAULT, Request
-from sample.server.protocol import APIError
-from sample.server.responses import json_bytes
+from sample.server.engine import FAULT, Job
+from sample.server.protocol import APIError, json_bytes
 from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import RAW, TURNS, Message
@@ -275,7 +274,8 @@ RANGES: list[tuple[str, Any]] = [
     ("max_tokens", 0), ("max_tokens", -2), ("max_tokens", False), ("stop", 5), ("stop", [5]),
     ("stream", "yes"), ("stream", 1), ("stream_options", []),
     ("stream_options", {"include_usage": 1}), ("model", 5), ("suffix", "x"), ("best_of", 2),
-    ("logit_bias", {"5": 1}), ("frequency_penalty", 0.5), ("frequency_penalty", False),
+    ("best_of", True), ("logit_bias", {"5": 1}), ("frequency_penalty", 0.5),
+    ("frequency_penalty", False),
     ("presence_penalty", -1), ("response_format", {"type": "json_object"}), ("tools", [{}]),
     ("functions", [{}]), ("tool_choice", "required"), ("modalities", ["audio"]),
 ]  # fmt: skip
@@ -579,8 +579,12 @@ def test_beyond_rows_and_queue_429_and_when_to_try_again() -> None:
     with in_process(ServeConfig(rows=1, queue=1, max_tokens=1_000_000)) as api:
         api.decoder.go.clear()
         config = GenerateConfig(max_new_tokens=10**6)
-        endless = Request(prompt=[1], config=config, detokenizer=Detokenizer(ALPHABET, 10**6))
-        jobs = api.engine.submit([endless] * 2, lambda _, delta: None)
+        detokenizer = Detokenizer(ALPHABET, 10**6)
+        jobs = [
+            Job(prompt=[1], config=config, detokenizer=detokenizer, receive=lambda delta: None)
+            for _ in range(2)
+        ]
+        api.engine.submit(jobs)
         for stream in (False, True):
             answered = api.client.post(COMPLETIONS, json={"prompt": "a", "stream": stream})
             assert answered.status_code == 429

@@ -12,7 +12,7 @@ import pytest
 from common.errors import CheckpointError
 from common.inference.decoder import Decoder, Token
 from common.models.config import GenerateConfig
-from sample.server.engine import FAULT, Engine, Request
+from sample.server.engine import FAULT, Engine, Job
 from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta
 from tests.sample.conftest import ALPHABET
@@ -27,7 +27,7 @@ class Listener:
     def __init__(self) -> None:
         self.deltas: queue.Queue[TextDelta] = queue.Queue()
 
-    def __call__(self, index: int, delta: TextDelta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.deltas.put(delta)
 
     def all(self) -> list[TextDelta]:
@@ -40,9 +40,11 @@ class Listener:
         return "".join(delta.text for delta in self.all())
 
 
-def request(prompt: list[int], n_new: int = 5, seed: int = 0) -> Request:
+def job(prompt: list[int], n_new: int = 5, seed: int = 0) -> Job:
+    """Return a job whose deltas a Listener gets."""
     config = GenerateConfig(max_new_tokens=n_new, seed=seed)
-    return Request(prompt=prompt, config=config, detokenizer=Detokenizer(ALPHABET, n_new))
+    detokenizer = Detokenizer(ALPHABET, n_new)
+    return Job(prompt=prompt, config=config, detokenizer=detokenizer, receive=Listener())
 
 
 def text_of(ids: list[int]) -> str:
@@ -74,14 +76,17 @@ def engine(decoder: FakeDecoder) -> Iterator[Engine]:
     engine.close("over")
 
 
-def ask(engine: Engine, asked: Request) -> Listener:
-    listener = Listener()
-    engine.submit([asked], listener)
-    return listener
+def heard_by(job: Job) -> Listener:
+    return cast(Listener, job.receive)
+
+
+def ask(engine: Engine, asked: Job) -> Listener:
+    engine.submit([asked])
+    return heard_by(asked)
 
 
 def test_each_answer_is_the_one_it_would_get_alone(decoder: FakeDecoder, engine: Engine) -> None:
-    asked = [request([i % 4], n_new=1 + i % 7, seed=i // 3) for i in range(40)]
+    asked = [job([i % 4], n_new=1 + i % 7, seed=i // 3) for i in range(40)]
     heard = []
     for each in asked:
         await_(lambda: engine.n_waiting + engine.n_busy < 7)
@@ -97,21 +102,21 @@ def test_beyond_rows_and_queue_a_request_is_refused_and_a_place_that_frees_is_ta
     decoder: FakeDecoder, engine: Engine
 ) -> None:
     decoder.go.clear()
-    heard = [ask(engine, request([i])) for i in range(7)]
+    heard = [ask(engine, job([i])) for i in range(7)]
     with pytest.raises(APIError, match="queue is full"):
-        ask(engine, request([8]))
+        ask(engine, job([8]))
     decoder.go.set()
     assert all(listener.text() for listener in heard)
     await_(idle(engine))
-    assert ask(engine, request([8])).text()
+    assert ask(engine, job([8])).text()
 
 
 def test_of_several_choices_all_are_taken_or_none(decoder: FakeDecoder, engine: Engine) -> None:
     decoder.go.clear()
     for i in range(6):
-        ask(engine, request([i]))
+        ask(engine, job([i]))
     with pytest.raises(APIError, match="queue is full"):
-        engine.submit([request([7]), request([8])], Listener())
+        engine.submit([job([7]), job([8])])
     assert engine.n_waiting + engine.n_busy == 6
 
 
@@ -119,28 +124,29 @@ def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_
     decoder: FakeDecoder, engine: Engine
 ) -> None:
     decoder.go.clear()
-    gone = Listener()
-    running = engine.submit([request([i], n_new=10**6) for i in range(3)], gone)
+    running = [job([i], n_new=10**6) for i in range(3)]
+    engine.submit(running)
     await_(lambda: engine.n_busy == 3)
-    waiting = engine.submit([request([i]) for i in range(4)], gone)
+    waiting = [job([i]) for i in range(4)]
+    engine.submit(waiting)
     engine.cancel(waiting)
     assert engine.n_waiting == 0
     engine.cancel(running)
-    stays = ask(engine, request([1]))
+    stays = ask(engine, job([1]))
     decoder.go.set()
-    assert stays.text() == text_of(decoder.alone([1], request([1]).config))
+    assert stays.text() == text_of(decoder.alone([1], job([1]).config))
     await_(idle(engine))
     assert decoder.rows == {}
-    n_heard = gone.deltas.qsize()
+    n_heard = sum(heard_by(each).deltas.qsize() for each in running + waiting)
     assert n_heard <= 3, "at most the step that was under way"
 
 
 def test_a_row_that_ends_is_taken_by_the_next_while_the_others_go_on(
     decoder: FakeDecoder, engine: Engine
 ) -> None:
-    long = [ask(engine, request([i], n_new=10**6)) for i in range(2)]
+    long = [ask(engine, job([i], n_new=10**6)) for i in range(2)]
     for i in range(20):
-        asked = request([i], n_new=2)
+        asked = job([i], n_new=2)
         assert ask(engine, asked).text() == text_of(decoder.alone(asked.prompt, asked.config))
     assert engine.n_busy >= 2
     engine.close("Over.")
@@ -151,14 +157,14 @@ def test_a_fault_is_heard_by_all_who_wait_and_no_more_are_taken(
     decoder: FakeDecoder, engine: Engine
 ) -> None:
     decoder.go.clear()
-    heard = [ask(engine, request([i])) for i in range(7)]
+    heard = [ask(engine, job([i])) for i in range(7)]
     decoder.fails_at_step = 2
     decoder.go.set()
     for listener in heard:
         assert listener.all()[-1].error == FAULT
     assert engine.fault == engine.closed == FAULT
     with pytest.raises(APIError, match="its log says why"):
-        ask(engine, request([1]))
+        ask(engine, job([1]))
     assert (engine.n_waiting, engine.n_busy) == (0, 0)
 
 
@@ -167,17 +173,17 @@ def test_what_a_person_can_mend_is_said_as_it_is(engine: Engine, decoder: FakeDe
         raise CheckpointError("The network's scores are not finite numbers.")
 
     decoder.step = diverged  # type: ignore[method-assign]
-    last = ask(engine, request([1])).all()[-1]
+    last = ask(engine, job([1])).all()[-1]
     assert last.error == "The network's scores are not finite numbers."
 
 
 def test_refused_requests_leave_the_running_ones_alone_and_closing_ends_them(
     decoder: FakeDecoder, engine: Engine
 ) -> None:
-    ends, cut = ask(engine, request([1])), ask(engine, request([2], n_new=10**6))
+    ends, cut = ask(engine, job([1])), ask(engine, job([2], n_new=10**6))
     engine.refuse("Going down.")
     with pytest.raises(APIError, match="Going down"):
-        ask(engine, request([3]))
+        ask(engine, job([3]))
     assert ends.all()[-1].finish_reason == "length"
     engine.close("Gone.")
     assert cut.all()[-1].error == "Going down."
@@ -193,19 +199,18 @@ def test_two_hundred_clients_that_come_and_go_leave_nothing_behind() -> None:
     def client(number: int) -> None:
         drawn = random.Random(number)
         for _ in range(4):
-            asked = request([number], n_new=drawn.randint(1, 30), seed=drawn.randrange(1000))
-            listener = Listener()
+            asked = job([number], n_new=drawn.randint(1, 30), seed=drawn.randrange(1000))
             try:
-                jobs = engine.submit([asked], listener)
+                engine.submit([asked])
             except APIError:
                 n_busy[0] += 1
                 time.sleep(0.005 * drawn.random())
                 continue
             if drawn.random() < 0.4:
                 time.sleep(0.005 * drawn.random())
-                engine.cancel(jobs)
+                engine.cancel([asked])
                 n_gone[0] += 1
-            elif listener.text() == text_of(decoder.alone(asked.prompt, asked.config)):
+            elif heard_by(asked).text() == text_of(decoder.alone(asked.prompt, asked.config)):
                 n_right[0] += 1
             else:
                 wrong.append(f"client {number}")
