@@ -201,7 +201,7 @@ def rank_device(info: RankInfo | None, name: str) -> str:
 def init_distributed(info: RankInfo | None, device: str) -> Iterator[ProcessGroup]:
     """Initialize torch.distributed where there are ranks; destroy it at the end.
 
-    Raises: UserError when the rendezvous fails, or when a process is lost.
+    Raise UserError where the rendezvous fails, or a process is lost.
     """
     if info is None:
         yield SINGLE_PROCESS

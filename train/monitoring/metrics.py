@@ -131,11 +131,11 @@ def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int
 def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:
     """Return the line shown each log interval; mfu where it is known, skipped where some were."""
     loss = "nan" if record["loss"] is None else f"{record['loss']:.4f}"
-    mfu = f" | mfu {record['mfu']:.1%}" if "mfu" in record else ""
+    utilization = f" | mfu {record['mfu']:.1%}" if "mfu" in record else ""
     skipped = f" | skipped {record['skipped_steps']:,}" if record["skipped_steps"] else ""
     return (
         f"step {record['step']:,}/{max_steps:,} | loss {loss} | lr {record['lr']:.1e} | "
-        f"{record['tokens_per_second']:,.0f} tok/s{mfu}{skipped} | eta {duration(eta_s)}"
+        f"{record['tokens_per_second']:,.0f} tok/s{utilization}{skipped} | eta {duration(eta_s)}"
     )
 
 

@@ -22,7 +22,13 @@ def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, *, is_sharde
 
     With a ``max_norm`` of 0 nothing is clipped.
     """
-    gradients = [_values(p) for p in model.parameters() if p.grad is not None]
+    gradients = []
+    for p in model.parameters():
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            # of a sparse one the values that are there, as a view
+            gradients.append(p.grad._values() if p.grad.is_sparse else p.grad)
     if is_sharded:  # each rank scales its shards, by the norm over all of them
         gradients = [cast(Any, gradient).to_local() for gradient in gradients]
         squared = torch.nn.utils.get_total_norm(gradients).square()
@@ -38,15 +44,6 @@ def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, *, is_sharde
     if max_norm or loss_scale != 1:
         torch._foreach_mul_(gradients, factor)
     return norm
-
-
-def _values(parameter: Tensor) -> Tensor:
-    """Return a parameter's gradient; of a sparse one the values that are there, as a view."""
-    assert parameter.grad is not None
-    if not parameter.grad.is_sparse:
-        return parameter.grad
-    parameter.grad = parameter.grad.coalesce()
-    return parameter.grad._values()
 
 
 class GradScaler:

@@ -167,8 +167,8 @@ def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     matrices = [p for p in model.h.parameters() if p.dim() == 2]
     hidden = matrices if config.optimizer == "muon" else []
     tables = list(model.wge.parameters())
-    taken = {*hidden, *tables}
-    others = [p for p in model.parameters() if p not in taken]
+    assigned = {*hidden, *tables}
+    others = [p for p in model.parameters() if p not in assigned]
     make_adamw = partial(AdamW, betas=(config.beta1, config.beta2), ratio=ratio(None))
     optimizer = OptimizerGroup(
         make_adamw(params=[p for p in others if p.dim() >= 2], weight_decay=config.weight_decay),

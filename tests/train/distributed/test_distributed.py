@@ -396,7 +396,7 @@ WHOLE = {
 }  # fmt: skip
 
 
-def test_the_place_is_read_from_the_variables_of_torchrun() -> None:
+def test_the_rank_is_read_from_the_variables_of_torchrun() -> None:
     assert rank_info_from({}) is None
     assert rank_info_from({"WORLD_SIZE": "1"}) is None
     assert rank_info_from(WHOLE) == RankInfo(rank=1, world_size=4, local_rank=1, master="host:1")
