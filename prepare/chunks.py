@@ -155,9 +155,8 @@ def skip_errors(
 ) -> Iterator[Chunk]:
     """Yield ``chunks``; an error ends them, and is listed, where --on-error is skip.
 
-    So does a file without text that was found in a folder or an archive, and not named.
-
-    Raises: DataError, for what cannot be read too, where it is not to be skipped.
+    So does a file without text that was found in a folder or an archive, and not named. Other
+    errors, also of what cannot be read, are raised as DataError.
     """
     try:
         yield from chunks

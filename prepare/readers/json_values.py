@@ -26,7 +26,6 @@ class JsonValues:
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self.ended = False  # all blocks were taken
-        self.has_bad_bytes = False  # bytes that are not UTF-8 were in the value decoded last
         self._blocks = blocks
         self._text = ""  # held of it ...
         self._at = 0  # ... from here on
@@ -50,8 +49,8 @@ class JsonValues:
                     yield
             self._skip("]")
 
-    def decode(self) -> Any:
-        """Return the value that comes next."""
+    def decode(self) -> tuple[Any, bool]:
+        """Return the value that comes next, and whether bytes in it were not UTF-8."""
         self._peek()
         while True:
             try:
@@ -70,12 +69,10 @@ class JsonValues:
         self._at = end
         try:
             text.encode()
-            self.has_bad_bytes = False
+            return value, False
         except UnicodeEncodeError:
             raw = text.encode("utf-8", "surrogateescape")
-            value, _ = raw_decode(raw.decode("utf-8", "replace"))
-            self.has_bad_bytes = True
-        return value
+            return json.loads(raw.decode("utf-8", "replace")), True
 
     def _peek(self) -> str:
         """Return the next character that is not blank, without going past it; "" at the end."""
@@ -92,10 +89,7 @@ class JsonValues:
         self._at += 1
 
     def _fill(self) -> bool:
-        """Put about as much again behind what is held, so that a long value is tried seldom.
-
-        Return False where there is no more.
-        """
+        """Put as much again behind what is held, so that a long value is tried seldom, or False."""
         parts = [self.rest]
         if len(parts[0]) >= MAX_RECORD_BYTES:
             raise ValueError(TOO_LONG)
@@ -115,10 +109,7 @@ class JsonValues:
 
 
 def decode_utf8(blocks: Iterator[bytes], name: str, on_bad_bytes: str) -> Iterator[str]:
-    """Yield the characters of each block, bytes that are not UTF-8 as lone surrogates.
-
-    Raises: DataError where there are such bytes and ``on_bad_bytes`` is "fail".
-    """
+    """Yield the characters of each block, bytes that are not UTF-8 as surrogates or an error."""
     strict = on_bad_bytes == "fail"
     decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
     n_read = 0

@@ -62,7 +62,7 @@ def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
     try:
         for _ in values:
             with suppress(NoTextError):
-                record_text(values.decode(), text_key, "")
+                record_text(values.decode()[0], text_key, "")
                 found = True
     except ValueError:
         return values.ended and not is_whole and (found or _begins_text(values.rest, text_key))
@@ -82,8 +82,8 @@ class NoTextError(DataError):
 def record_text(record: Any, text_key: str, where: str) -> str:
     """Return the text of an object: under the key itself, else under a.b as b in a.
 
-    It is a string, a list of strings, joined by a blank line, or null, which is empty; anything
-    else is a NoTextError.
+    It is a string, a list of strings, joined by a blank line, or null, which is empty; else raise
+    NoTextError.
     """
     value = value_at(record, text_key)
     if isinstance(value, str):
@@ -128,8 +128,8 @@ def json_documents(
 ) -> Iterator[Chunk]:
     """Yield the document of each object in ``stream``; the text of an empty one is empty.
 
-    Raises: DataError naming the line or record that is wrong, where --on-error is fail;
-    UnreadableError instead where no text was met and the name promises none (.json, not .jsonl).
+    Where --on-error is fail, raise DataError naming the line or record that is wrong; where no text
+    was met, and the name promises none (.json, not .jsonl), UnreadableError.
     """
     is_promised = name.endswith(JSON_LINES_SUFFIXES)
     first_error: DataError | None = None  # kept while nothing says that the file holds texts
@@ -242,8 +242,7 @@ def _values(name: str, blocks: Iterator[bytes], config: PrepareConfig) -> Iterat
     try:
         for number, _ in enumerate(values, start=1):
             where = f"{name}, record {number:,}"
-            value = values.decode()
-            yield where, value, values.has_bad_bytes
+            yield where, *values.decode()
     except ValueError as error:
         advice = "What follows cannot be read: mend the file, or pass --on-error skip."
         bad = DataError(f"{where}: not JSON ({error}). {advice}")

@@ -17,10 +17,7 @@ BUFFER_BYTES = 1 << 20  # of a column that is read at a time
 def parquet_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
-    """Yield the texts of a parquet file's column, as they are read from its row groups.
-
-    Raises: DataError when it is damaged, or lacks the column.
-    """
+    """Yield the texts of a parquet file's column; raise DataError where that is not to be had."""
     import pyarrow
     import pyarrow.parquet
 
@@ -46,10 +43,7 @@ def parquet_documents(
 
 
 def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
-    """Yield the texts of a Hugging Face data set: a folder saved by it, or streamed from the hub.
-
-    Raises: DataError when it cannot be opened, or lacks the split or the column.
-    """
+    """Yield the texts of a Hugging Face data set: a folder saved by it, or one at the hub."""
     try:
         import datasets
     except ImportError as error:
