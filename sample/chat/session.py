@@ -33,7 +33,7 @@ class Chat:
     ) -> None:
         self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
-        # of the last answer: its prompt, its tokens, seconds from the one to the last of the others
+        # of the last answer: its prompt, how many tokens, in how many seconds
         self.stats: tuple[TruncatedPrompt, int, float] | None = None
         self._n_replies = 0
         self._stop_requested = False
