@@ -26,9 +26,9 @@ from starlette.types import ASGIApp
 from common.errors import UserError
 from sample.server import protocol
 from sample.server.engine import Engine
-from sample.server.protocol import APIError, Json, json_bytes
+from sample.server.protocol import APIError, Json
 from sample.server.requests import ServedModel, parse_request
-from sample.server.responses import EventStream
+from sample.server.responses import EventStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse

@@ -128,12 +128,6 @@ class ChatMessage(Shape):
     tool_calls: EmptyList | None = None
     function_call: EmptyDict | None = None
 
-    @property
-    def text(self) -> str:
-        """The content, whichever way it came."""
-        content = self.content
-        return content if isinstance(content, str) else "".join(part.text for part in content)
-
 
 class ChatRequest(GenerationParameters):
     """What /v1/chat/completions takes."""
@@ -195,11 +189,6 @@ class ErrorResponse(Shape):
     error: dict[Literal["message", "type", "param", "code"], str | None]
 
 
-def json_bytes(value: Json) -> bytes:
-    """Return JSON in ASCII: some clients take U+2028 and U+0085 for the end of a line."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
 class APIError(HTTPException):
     """A request that cannot be answered as it is."""
 
@@ -218,7 +207,7 @@ class APIError(HTTPException):
 
     def response(self) -> Response:
         """Return what the client gets."""
-        content = json_bytes(self.body)
+        content = json.dumps(self.body)
         return Response(content, self.status_code, self.headers, media_type="application/json")
 
 

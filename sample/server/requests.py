@@ -9,7 +9,7 @@ from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
 from sample.server.config import ServeConfig
 from sample.server.engine import Job
-from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, shown
+from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, TextPart, shown
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import Message, Template
@@ -102,7 +102,7 @@ def _chat_prompt(
         raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
     messages = [
         # developer: OpenAI's newer name for it
-        Message("system" if each.role == "developer" else each.role, each.text)
+        Message("system" if each.role == "developer" else each.role, _text(each.content))
         for each in body.messages
     ]
     template = model.template
@@ -121,6 +121,10 @@ def _chat_prompt(
         "strip_end": template.strips_answers,
     }
     return prompt.ids, [*missing, *prompt.notices()], options
+
+
+def _text(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def _prompts(body: CompletionRequest, model: ServedModel) -> tuple[list[list[int]], list[str]]:

@@ -5,6 +5,7 @@ are plain dicts, as one is made for every token.
 """
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,11 +17,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from common.inference.decoder import Token
 from common.tokenizer import Tokenizer
-from sample.server.protocol import APIError, Json, json_bytes
+from sample.server.protocol import APIError, Json
 from sample.text.detokenizer import TextDelta
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's too
 SEND_TIMEOUT_S = 60.0  # a client that does not read for so long is gone
+
+
+def json_bytes(value: Json) -> bytes:
+    """Return JSON in ASCII: some clients take U+2028 and U+0085 for the end of a line."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 @dataclass(kw_only=True)

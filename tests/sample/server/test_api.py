@@ -13,7 +13,8 @@ from common.models.config import GenerateConfig
 from sample.server.app import MAX_BODY_BYTES, JsonRequest
 from sample.server.config import ServeConfig
 from sample.server.engine import FAULT, Job
-from sample.server.protocol import APIError, json_bytes
+from sample.server.protocol import APIError
+from sample.server.responses import json_bytes
 from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import RAW, TURNS, Message
