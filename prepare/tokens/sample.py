@@ -6,6 +6,7 @@ keeps what either answer needs.
 
 import json
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,38 +56,35 @@ class BottomKSample:
     def __init__(self, max_bytes: int, threshold: float = 1.0) -> None:
         self.max_bytes = max_bytes
         self.threshold = threshold  # every hash is below 1
-        self._items: list[SampleItem] = []
+        # the largest hash first; of chunks that are equal the later first
+        self._heap: list[tuple[float, int, SampleItem]] = []
         self._size_bytes = 0
 
     def add(self, item: SampleItem) -> None:
         """Offer one item."""
         if item.unit_hash < self.threshold:
-            self._items.append(item)
+            heappush(self._heap, (-item.unit_hash, -item.start, item))
             self._size_bytes += len(item.text)
-            if self._size_bytes > 1.25 * self.max_bytes:  # not each time: it sorts them
-                self.items()
+            self._evict()
 
     def merge(self, other: "BottomKSample") -> None:
         """Add another sample, as if all its items had been offered here."""
-        items = other.items()  # first: it may lower the threshold
         self.threshold = min(self.threshold, other.threshold)
-        for item in items:
+        self._evict()
+        for item in other.items():
             self.add(item)
+
+    def _evict(self) -> None:
+        while len(self._heap) > 1 and (
+            self._size_bytes > self.max_bytes or -self._heap[0][0] >= self.threshold
+        ):
+            *_, item = heappop(self._heap)
+            self._size_bytes -= len(item.text)
+            self.threshold = min(self.threshold, item.unit_hash)
 
     def items(self) -> list[SampleItem]:
         """Return the items kept, of all offered one at least, in the order of their hashes."""
-        self._items.sort()
-        size_bytes = 0
-        for n, item in enumerate(self._items):
-            size_bytes += len(item.text)
-            if n and (size_bytes > self.max_bytes or item.unit_hash >= self.threshold):
-                self.threshold = min(self.threshold, item.unit_hash)
-                while n > 1 and self._items[n - 1].unit_hash == self.threshold:
-                    n -= 1
-                del self._items[n:]
-                break
-        self._size_bytes = sum(len(item.text) for item in self._items)
-        return self._items
+        return sorted(item for *_, item in self._heap)
 
 
 @dataclass(kw_only=True)
@@ -138,7 +136,10 @@ class CorpusSample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob:
-    """What the first pass does with every task, here or in another process."""
+    """What the first pass does with every task, here or in another process.
+
+    Both ways to call it raise UserError for sources that cannot be used.
+    """
 
     read: ReadSource
     config: PrepareConfig
@@ -147,10 +148,7 @@ class SampleJob:
     limit: int | None = None  # stop after so many documents
 
     def __call__(self, task: Task, progress: Progress) -> Path:
-        """Return the file of what is in the task's documents: an earlier run's, where one is there.
-
-        Raises: UserError for sources that cannot be used.
-        """
+        """Return the file of the task's sample: an earlier run's, where one is there."""
         path = self.folder / f"{self.key}-{task.number:06}{SUFFIX}"
         if path.exists():
             progress(task.size_bytes)
@@ -159,10 +157,7 @@ class SampleJob:
         return path
 
     def sample(self, task: Task, progress: Progress) -> CorpusSample:
-        """Return what is in the task's documents.
-
-        Raises: UserError for sources that cannot be used.
-        """
+        """Return what the task's documents hold."""
         config = self.config
         found = CorpusSample(items=BottomKSample(SAMPLE_BYTES, task.threshold))
         # Of the document in progress: its length and split are known only at its end.
