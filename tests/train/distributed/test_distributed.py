@@ -121,7 +121,7 @@ def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
     jobs = {
         "one": new(data, 0, "one"),
         "two": new(data, 2, "two"),
-        "shared": new(data, 2, "shared", "--shard"),
+        "sharded": new(data, 2, "sharded", "--shard"),
         "SIGTERM": new(data, 2, "SIGTERM", **at_step_7("os.kill(os.getpid(), signal.SIGTERM)")),
     }
     return run_all(jobs, place, "quick")
@@ -142,22 +142,24 @@ def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, E
         "dropped": new(data, 2, "dropped", **DROPPED),
         "two, then one": new(data, 2, "two-one", **half),
         "one, then two": new(data, 0, "one-two", **half),
-        "shared, then one": new(data, 2, "shared-one", "--shard", **half),
-        "one, then shared": new(data, 0, "one-shared", **half),
-        "shared, then three": new(data, 2, "shared-three", "--shard", tokens_per_step=96, **half),
+        "sharded, then one": new(data, 2, "sharded-one", "--shard", **half),
+        "one, then sharded": new(data, 0, "one-sharded", **half),
+        "sharded, then three": new(data, 2, "sharded-three", "--shard", tokens_per_step=96, **half),
         "three": new(data, 3, "three", tokens_per_step=96),
         "2-1": resumed(0, "two-one"),
         "1-2": resumed(2, "one-two"),
-        "s-1": resumed(0, "shared-one"),
-        "1-s": resumed(2, "one-shared", "--shard"),
-        "s-3": resumed(3, "shared-three", "--no-shard"),
-        "SIGTERM, shared": new(data, 2, "SIGTERM-shared", "--shard", **at_step_7(term)),
+        "s-1": resumed(0, "sharded-one"),
+        "1-s": resumed(2, "one-sharded", "--shard"),
+        "s-3": resumed(3, "sharded-three", "--no-shard"),
+        "SIGTERM, sharded": new(data, 2, "SIGTERM-sharded", "--shard", **at_step_7(term)),
         "SIGKILL": new(data, 2, "SIGKILL", **(at_step_7(kill) | {"save_interval": 5})),
         "no memory": new(data, 2, "no-memory", before=NO_MEMORY),
         "later no memory": new(data, 2, "later", before=LATER_NO_MEMORY),
         "nan": new(data, 2, "nan", before=NAN, max_bad_steps=2, max_steps=8),
         "back, one": new(data, 0, "back-one", before=SPOILT_AT_7, max_bad_steps=2),
-        "back, shared": new(data, 2, "back-shared", "--shard", before=SPOILT_AT_7, max_bad_steps=2),
+        "back, sharded": new(
+            data, 2, "back-sharded", "--shard", before=SPOILT_AT_7, max_bad_steps=2
+        ),
         "full": new(data, 2, "full", "--shard", before=FULL),
         "alone": new(data, 2, "alone", n_started=1, before=IMPATIENT),
         "uneven": new(data, 3, "uneven"),
@@ -187,7 +189,7 @@ def assert_same_to_rounding(run: Path, other: Path) -> None:
         assert distance < 0.05, name
 
 
-@pytest.mark.parametrize("name", ["two", "shared"])
+@pytest.mark.parametrize("name", ["two", "sharded"])
 def test_the_losses_and_weights_are_those_of_one_process_with_accumulation(
     quick: dict[str, Ended], place: Path, name: str
 ) -> None:
@@ -228,8 +230,8 @@ def test_with_dropout_the_processes_drop_other_numbers(
     [
         ("two-one", "two, then one", "2-1"),
         ("one-two", "one, then two", "1-2"),
-        ("shared-one", "shared, then one", "s-1"),
-        ("one-shared", "one, then shared", "1-s"),
+        ("sharded-one", "sharded, then one", "s-1"),
+        ("one-sharded", "one, then sharded", "1-s"),
     ],
 )
 def test_a_checkpoint_of_n_processes_goes_on_with_m(
@@ -242,13 +244,13 @@ def test_a_checkpoint_of_n_processes_goes_on_with_m(
 
 @pytest.mark.slow
 def test_three_processes_go_on_with_the_shards_of_two(ended: dict[str, Ended], place: Path) -> None:
-    for name in ("shared, then three", "three", "s-3"):
+    for name in ("sharded, then three", "three", "s-3"):
         assert set(ended[name].codes) == {0}, ended[name].said
-    assert_same_to_rounding(run_of(place, "shared-three"), run_of(place, "three"))
+    assert_same_to_rounding(run_of(place, "sharded-three"), run_of(place, "three"))
 
 
 def test_only_the_first_process_writes_and_speaks(quick: dict[str, Ended], place: Path) -> None:
-    for name in ("two", "shared"):
+    for name in ("two", "sharded"):
         first, second = quick[name].said
         assert second == ""
         lines = [line for line in first.splitlines() if line.startswith("step ")]
@@ -261,7 +263,7 @@ def test_only_the_first_process_writes_and_speaks(quick: dict[str, Ended], place
 def test_whoever_reads_a_sharded_checkpoint_finds_whole_weights(
     quick: dict[str, Ended], place: Path
 ) -> None:
-    saved = newest_valid(run_of(place, "shared"), "best")
+    saved = newest_valid(run_of(place, "sharded"), "best")
     model = load_checkpoint(saved, torch.device("cpu")).model
     assert {*dict(model.named_parameters())} == {*weights(run_of(place, "one"))}
     shards = sorted(path.name for path in (saved / "optimizer").iterdir())
@@ -275,7 +277,7 @@ def test_a_changed_bit_in_a_shard_is_found(
     quick: dict[str, Ended], place: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(newest_valid(run_of(place, "shared"), "latest"), copy)
+    shutil.copytree(newest_valid(run_of(place, "sharded"), "latest"), copy)
     shard = max((copy / "optimizer").iterdir())
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -301,7 +303,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 def test_a_signal_to_one_process_stops_all_that_share_the_weights(
     ended: dict[str, Ended], place: Path
 ) -> None:
-    assert_stopped_after_step_8(ended["SIGTERM, shared"], run_of(place, "SIGTERM-shared"))
+    assert_stopped_after_step_8(ended["SIGTERM, sharded"], run_of(place, "SIGTERM-sharded"))
 
 
 @pytest.mark.slow
@@ -349,10 +351,10 @@ def test_a_loss_that_is_no_number_in_one_process_is_skipped_by_all(
 def test_weights_that_are_no_numbers_are_given_up_for_a_checkpoint_by_all(
     ended: dict[str, Ended], place: Path
 ) -> None:
-    job = ended["back, shared"]
+    job = ended["back, sharded"]
     assert job.codes == [0, 0], job.said
     assert "step-00000006, with the learning rate times 0.5" in job.said[0]
-    assert_same_to_rounding(run_of(place, "back-shared"), run_of(place, "back-one"))
+    assert_same_to_rounding(run_of(place, "back-sharded"), run_of(place, "back-one"))
 
 
 @pytest.mark.slow
