@@ -47,7 +47,8 @@ def prefetch(chunks: Iterator[Chunk], counter: ReadCounter, stats: Stats) -> Gen
         return
     fork = multiprocessing.get_context("fork")  # it goes on with what is here, an iterator
     receiver, sender = fork.Pipe()  # of sockets, which hold more than a pipe: a tenth less time
-    process = fork.Process(target=_produce, args=(chunks, counter, stats, receiver, sender))
+    arguments = (chunks, counter, stats, receiver, sender)
+    process = fork.Process(target=_produce, args=arguments, daemon=True)  # ends with this one
     try:
         with defer_signals():
             process.start()

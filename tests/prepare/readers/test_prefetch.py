@@ -27,7 +27,7 @@ from prepare.readers.prefetch import (
     prefetch,
 )
 from prepare.sources.discover import ProgressFile, ReadCounter, Source
-from tests.processes import children
+from tests.processes import children, run_python
 
 CAN_FORK = can_fork  # before conftest.py replaces it
 PARTS = [bytes([i]) * (BATCH_BYTES // 3 + i) for i in range(40)]
@@ -121,6 +121,22 @@ def test_it_ends_when_its_user_stops_early(n_used: int) -> None:
     assert len(children()) == (n_used > 0)
     chunks.close()
     assert children() == []
+
+
+LEFT_OPEN = """
+import sys
+from prepare.chunks import MORE, Stats
+from prepare.readers.prefetch import prefetch
+from prepare.sources.discover import ReadCounter
+
+chunks = prefetch(((bytes(1 << 20), MORE) for _ in range(1_000)), ReadCounter(id), Stats())
+next(chunks)
+sys.exit(5)
+"""
+
+
+def test_left_open_it_does_not_keep_its_user_from_ending(tmp_path: Path) -> None:
+    assert run_python(["-c", LEFT_OPEN], tmp_path).returncode == 5
 
 
 def test_killed_it_is_a_sentence() -> None:
