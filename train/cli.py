@@ -108,7 +108,7 @@ def pretrain(
                 init_from=start.weights_of(runs_dir, init_from) if init_from else None,
                 group=group,
             )  # fmt: skip
-    _exit(stopped_by)
+    sys.exit(128 + stopped_by if stopped_by else 0)
 
 
 @main.command("resume")
@@ -134,7 +134,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
 
         run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
         stopped_by = resume_run(Path(run), device, stop, Changes(**changes), group)
-    _exit(stopped_by)
+    sys.exit(128 + stopped_by if stopped_by else 0)
 
 
 @main.command()
@@ -187,10 +187,7 @@ def presets(name: str | None, device: str) -> None:
 
 @contextmanager
 def _job(device: str) -> "Iterator[tuple[StopRequest, ProcessGroup, str]]":
-    """Heed signals, from before the heavy imports until after the last save, and join the ranks.
-
-    Yield the request to stop, the group of ranks that torchrun started, and this rank's device.
-    """
+    """Yield the request to stop, heeded from here on, torchrun's processes, this one's device."""
     with StopRequest() as stop:
         try:
             from train.distributed import comm
@@ -203,8 +200,3 @@ def _job(device: str) -> "Iterator[tuple[StopRequest, ProcessGroup, str]]":
             if stop.signal is not None:
                 click.echo("Stopped before the first step: nothing is lost.", err=True)
             raise
-
-
-def _exit(stopped_by: int | None) -> None:
-    if stopped_by is not None:
-        sys.exit(128 + stopped_by)

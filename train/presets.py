@@ -58,27 +58,24 @@ TOYGPT = GPT2 | {"positions": "sinusoidal", "head_bias": True}
 GPT2_IDS: dict[str, Any] = {"prepare": "--tokenizer gpt2", "vocab_size": 50_257}
 CHARACTERS: dict[str, Any] = {"prepare": "--tokenizer char"}  # as many as the text has
 
+# What was tried: tests/bench/RECIPE.md
+TINY = {
+    "optimizer": "muon", "weight_decay": 0.1, "grad_clip": 0.0, "zero_init": True,
+    "learning_rate": 1e-2, "matrix_lr": 6e-3, "table_lr": 2e-2,
+    "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
+    "minutes": 5.0, "tokens_per_step": 1_024, "log_interval": 100,
+}  # fmt: skip
 # AdamW as PyTorch has it, at one rate: how small systems are often trained
 PLAIN_ADAMW = {
-    "optimizer": "adamw",
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.01,
-    "beta2": 0.999,
-    "grad_clip": 0.0,
-}
+    "optimizer": "adamw", "weight_decay": 0.01, "beta2": 0.999, "grad_clip": 0.0,
+    "schedule": "constant", "warmup_steps": 0,
+}  # fmt: skip
 # Source: nanoGPT's config/train_shakespeare_char.py; 2,000 steps of a smaller one: its README.md
 NANOGPT_SHAKESPEARE = {
-    "optimizer": "adamw",
-    "schedule": "cosine",
-    "learning_rate": 1e-3,
-    "min_lr": 1e-4,
-    "warmup_steps": 100,
-    "weight_decay": 0.1,
-    "beta2": 0.99,
-    "grad_clip": 1.0,
+    "optimizer": "adamw", "weight_decay": 0.1, "beta2": 0.99, "grad_clip": 1.0,
+    "schedule": "cosine", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_steps": 100,
     "eval_interval": 250,
-}
+}  # fmt: skip
 
 
 def _as_gpt3(
@@ -90,42 +87,23 @@ def _as_gpt3(
     (arXiv:2005.14165).
     """
     train = {
-        "optimizer": "adamw",
-        "schedule": "cosine",
-        "learning_rate": learning_rate,
-        "tokens_per_step": tokens_per_step,
-        "max_steps": 300_000_000_000 // tokens_per_step,
+        "optimizer": "adamw", "weight_decay": 0.1, "beta2": 0.95, "grad_clip": 1.0,
+        "schedule": "cosine", "learning_rate": learning_rate,
         "warmup_steps": 375_000_000 // tokens_per_step,
-        "weight_decay": 0.1,
-        "beta2": 0.95,
-        "grad_clip": 1.0,
-    }
+        "tokens_per_step": tokens_per_step, "max_steps": 300_000_000_000 // tokens_per_step,
+    }  # fmt: skip
     return Preset(meaning=meaning, model=model, train=train, **GPT2_IDS)
 
 
 PRESETS = {
     "tiny": Preset(
         meaning="A CPU, some minutes.",
-        # what was tried: tests/bench/RECIPE.md; ngram_dropout is of two epochs and more (autotune)
+        # ngram_dropout: of two epochs and more (setup/autotune.py)
         model=MODERN
         | _shape(2, 2, 128, 128)
         | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15, "ngram_dropout": 0.25},
         of_characters={"ngrams": 5},  # they are shorter
-        train={
-            "minutes": 5.0,
-            "tokens_per_step": 1_024,
-            "optimizer": "muon",
-            "learning_rate": 1e-2,
-            "matrix_lr": 6e-3,
-            "table_lr": 2e-2,
-            "schedule": "linear",
-            "min_lr": 0.0,
-            "warmup_steps": 20,
-            "weight_decay": 0.1,
-            "grad_clip": 0.0,
-            "zero_init": True,
-            "log_interval": 100,
-        },
+        train=TINY,
         prepare="--tokenizer bpe",
         vocab_size=2_053,
     ),

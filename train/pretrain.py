@@ -86,7 +86,8 @@ def new_run(
         "tracker_id": secrets.token_hex(8),  # another run of this name is another there
         "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
     }
-    folder = Path(group.broadcast_from_rank0(lambda: make_folder(runs_dir, name, settings)))
+    folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
+    group.broadcast_from_rank0(lambda: write_json(folder / run_dir.CONFIG_NAME, settings))
     log.info("run         %s, preset %s", folder, preset)
     if init_from is not None:
         log.info("weights     of %s", init_from)
@@ -132,13 +133,6 @@ def make_run(
     kind = config.tracker if group.is_rank0 else "none"
     logger = make_logger(kind, folder, plan.first_logged_step(step), settings)
     return Run(folder, trainer, plan, data, tokenizer, logger)
-
-
-def make_folder(runs_dir: Path, name: str, settings: dict[str, Any]) -> str:
-    """Make a run's folder, of another name where NAME is taken, with its config.json."""
-    folder = run_dir.new_run(runs_dir, name)
-    write_json(folder / run_dir.CONFIG_NAME, settings)
-    return str(folder)
 
 
 def weights_of(runs_dir: Path, named: str) -> Path:

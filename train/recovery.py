@@ -32,10 +32,7 @@ MAX_ROLLBACKS = 3
 
 
 def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int | None:
-    """Train to the end; return the signal that ended it early, or None.
-
-    Raises: UserError when not even smaller learning rates help.
-    """
+    """Train to the end; return the signal that ended it early, or None."""
     with explain_out_of_memory("evaluation or saving", " and go on: python -m train resume"):
         try:
             while True:
@@ -53,10 +50,8 @@ def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int 
         best = f"{run_dir.read_pointer(run.folder, 'best')}: val loss {progress.best_val_loss:.4f}"
         log.info("%s, the best of this run. Talk to it: python -m sample chat %s", best, name)
     else:
-        step = f"{progress.step:,}"
-        log.info(
-            "Stopped after step %s, everything saved. Go on: python -m train resume %s", step, name
-        )
+        done = f"Stopped after step {progress.step:,}, everything saved."
+        log.info("%s Go on: python -m train resume %s", done, name)
     return stopped_by
 
 
@@ -112,8 +107,7 @@ def restore(run: Run, saved: Path, state: dict[str, Any]) -> Progress:
     else:
         tensors = load_file(saved / OPTIMIZER_NAME)
     trainer.optimizer.load_state_dict(model, tensors)
-    if "stepper" in state:
-        trainer.load_state_dict(state["stepper"])
+    trainer.load_state_dict(state["stepper"])
     progress = Progress(**state["progress"])
     first_step = run.plan.first_logged_step(progress.step)
     trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, first_step))

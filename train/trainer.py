@@ -31,9 +31,6 @@ from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
 
-# Passes that several processes warm up with: the second one finds memory as the first left it.
-N_WARMUP = 2
-
 
 class _Optimizer(Protocol):
     """What updates the parameters: OptimizerGroup, of optim/optimizers.py."""
@@ -90,7 +87,7 @@ class Trainer:
         batch_size: int,
         compiled: bool = False,
     ) -> None:
-        """Raise ConfigError when the processes cannot share the rows of an update evenly."""
+        """Raise ConfigError where the processes cannot share the rows of an update evenly."""
         self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
         self.group, self.is_sharded = group, fsdp.is_sharded(model)
         model.activation_checkpointing = config.activation_checkpointing
@@ -191,24 +188,19 @@ class Trainer:
                 "--block-size, fewer --n-layer or --n-embd, or free memory that others hold."
             ) from error
         self.batch_size = micro_batch_rows(self.n_rows, self.batch_size // 2)
-        n = self.group.world_size
-        log.warning(
-            "out of memory: from now on %d x %d rows of %d%s, as many tokens a step as before",
-            -(-self.n_rows // self.batch_size),
-            self.batch_size,
-            self.block_size,
-            f" in each of {n} processes" if n > 1 else "",
-        )
+        rows = f"{-(-self.n_rows // self.batch_size)} x {self.batch_size} rows of {self.block_size}"
+        where = " in each process" if self.group.world_size > 1 else ""
+        log.warning("out of memory: from now on %s%s, as many tokens a step as before", rows, where)
 
     def warmup(self, step: int, backward: "Callable[[Trainer, Tensor], Tensor]") -> None:
         """Have what may fail in several processes fail before any of them waits for another.
 
         None may leave a backward pass in which others wait for its gradients. So each first makes
-        two passes by itself, and all recover together.
+        two passes by itself, the second with memory as the first left it, and all recover together.
         """
         n_passed = 0
         # sharded, not even a forward pass is without collectives
-        while self.group.world_size > 1 and not self.is_sharded and n_passed < N_WARMUP:
+        while self.group.world_size > 1 and not self.is_sharded and n_passed < 2:
             failure: Exception | None = None  # of this process
             try:
                 windows = self.windows.get(step).to(self.device.torch_device)
@@ -220,12 +212,12 @@ class Trainer:
                     raise
                 failure = error.with_traceback(None)  # it would hold the activations
             self.model.zero_grad()
+            severity = 0  # all do what the worst failure of any asks for
             if failure is not None:
                 free_memory(self.device)
+                severity = 1 + is_out_of_memory(failure)
             self.group.barrier()  # compiling takes one longer than another
-            # all do what the worst failure of any asks for
-            own = 0 if failure is None else 1 + is_out_of_memory(failure)
-            worst = self.group.all_reduce_max(own)
+            worst = self.group.all_reduce_max(severity)
             cause = failure or RuntimeError("in another process")
             if worst == 2:
                 self.halve_batch_size(cause)

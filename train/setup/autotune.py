@@ -22,8 +22,7 @@ from train.optim.optimizers import make_optimizer
 from train.setup.memory import max_batch_size
 from train.trainer import Trainer
 
-# Of trial steps, after those that warm up: this share of --minutes, or of a run whose steps are
-# known, and at most so many seconds.
+# Trial steps take this share of --minutes, or of a run whose steps are known; at most so long.
 MEASURE_SHARE, MEASURE_SHARE_OF_STEPS, MEASURE_S = 0.02, 0.002, 5.0
 EVAL_SHARE = 0.05  # of --minutes, at most, for evaluations and the saves before them
 MAX_EVALS = 10
@@ -46,7 +45,6 @@ class MeasuredSpeed:
     eval_s: float
     save_s: float
     spent_s: float  # on the trials
-    memory_bytes: int
     batch_size: int  # what memory allowed
     compiled: bool
 
@@ -86,7 +84,6 @@ def autotune(
             eval_s=eval_s,
             save_s=12 * model.n_parameters / SAVE_BYTES_PER_S,
             spent_s=time.perf_counter() - start,
-            memory_bytes=_peak_memory(device),
             batch_size=trainer.batch_size,
             compiled=compiled,
         )
@@ -205,10 +202,7 @@ def _eval_time(trainer: Trainer, data: DataFolder) -> float:
 
 def _run_s(config: TrainConfig, max_steps: int | None, step_s: float) -> float:
     """Return how long a run is, of that many steps or else by --minutes."""
-    if max_steps is not None:
-        return step_s * max_steps
-    assert config.minutes is not None
-    return 60 * config.minutes
+    return 60 * (config.minutes or 0.0) if max_steps is None else step_s * max_steps
 
 
 def _peak_memory(device: Device) -> int:
@@ -240,6 +234,6 @@ def summary_lines(
         f"a step      {trainer.tokens_per_step:,} tokens: {micro_batches} rows of {c.block_size}",
         f"length      {plan.max_steps:,} steps, {n_tokens:,} tokens, {n_tokens / n_train:.2f} "
         f"epochs; evaluation each {plan.eval_interval:,} steps",
-        f"memory      {speed.memory_bytes / 1e9:.1f} GB",
+        f"memory      {_peak_memory(trainer.device) / 1e9:.1f} GB",
         f"expected    {duration(left_s)} ({speed.step_s * 1000:,.0f} ms a step): until about {end}",
     ]

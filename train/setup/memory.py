@@ -1,7 +1,4 @@
-"""How much memory training takes: one rough estimate, for --batch-size auto and for the presets.
-
-And what to do where it runs out.
-"""
+"""How much memory training takes, by a rough estimate, and what to do where it runs out."""
 
 import gc
 from bisect import bisect_right

@@ -322,7 +322,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_rows_in_all(
     ended: dict[str, Ended],
 ) -> None:
     first, second = ended["no memory"].said
-    assert "out of memory: from now on 2 x 1 rows of 16 in each of 2 processes" in first
+    assert "out of memory: from now on 2 x 1 rows of 16 in each process" in first
     assert second == ""
 
 

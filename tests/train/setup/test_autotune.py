@@ -1,5 +1,6 @@
 """The plan: steps and intervals against values worked out by hand; trials leave no trace."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,6 @@ SPEED = MeasuredSpeed(
     eval_s=1.5,
     save_s=0.5,
     spent_s=3.0,
-    memory_bytes=1_500_000_000,
     batch_size=2,
     compiled=False,
 )
@@ -214,7 +214,7 @@ def test_trial_steps_leave_no_trace(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = TrainConfig(tokens_per_step=64, batch_size=2, max_steps=1)
     plan, speed = autotune(config, model, data, cpu)
-    assert min(speed.step_s, speed.eval_s, speed.memory_bytes) > 0
+    assert min(speed.step_s, speed.eval_s) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -238,7 +238,7 @@ def test_the_plan_says_what_is_to_come(
         f"{n_train:,} tokens to train on, {n_val:,} to validate on",
         "64 tokens: 2 x 2 rows of 16",
         f"2,000 steps, 128,000 tokens, {128_000 / n_train:.2f} epochs; evaluation each 500 steps",
-        "memory      1.5 GB",
         "expected    3m 28s (100 ms a step): until about ",  # 200 s of steps, 4 x 2 s
     ):
         assert words in summary
+    assert re.search(r"^memory      \d+\.\d GB$", summary, re.MULTILINE)
