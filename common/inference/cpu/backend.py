@@ -14,10 +14,10 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from common.inference.cpu import layout
 from common.inference.cpu.forward import worker_loop
 from common.inference.cpu.layout import PANEL, ROWS, Floats, Ints, ThreadGroup, Workspace, padded
-from common.inference.cpu.pack import pack
-from common.inference.cpu.threads import n_threads_for, one_byte, start_thread
+from common.inference.cpu.threads import n_threads_for, start_thread
 from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
@@ -41,7 +41,7 @@ class CpuBackend:
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
         self.embed_scale = np.float32(model.embed_scale)
-        self.weights = pack(model, int8=int8)
+        self.weights = layout.pack(model, int8=int8)
         self.n_threads = n_threads or n_threads_for(self.weights.panels.size)
 
     def make_cache(self, n_rows: int) -> "CpuKVCache":
@@ -78,7 +78,7 @@ class CpuKVCache:
 
         def work(number: int, read_end: int) -> None:
             mine = group._replace(thread=number)
-            worker_loop(backend.weights, ws, mine, np.array([read_end]), one_byte())
+            worker_loop(backend.weights, ws, mine, np.array([read_end]), np.zeros(1, np.uint8))
 
         numbers = range(1, backend.n_threads)
         self._pipes = np.array([start_thread(n, work, owner=self) for n in numbers], np.int64)
@@ -148,7 +148,7 @@ class CpuKVCache:
         ws.counts[:] = n, n_logits, len(blocks)
         recent = np.array([at.recent for at in positions])
         ws.x[:n, : backend.config.n_embd] = backend.embed(recent, ws.positions[:n])
-        worker_loop(backend.weights, ws, self._group, self._pipes, one_byte())
+        worker_loop(backend.weights, ws, self._group, self._pipes, np.zeros(1, np.uint8))
         for at in positions:
             self.cached_ids[at.row].append(at.recent[0])
         return Logits(
@@ -168,7 +168,7 @@ def _compile(backend: CpuBackend, ws: Workspace) -> None:
     timer = threading.Timer(COMPILES_S, log.info, ["Compiling for this processor, this once ..."])
     timer.start()
     try:
-        worker_loop(backend.weights, ws, alone, np.empty(0, np.int64), one_byte())
+        worker_loop(backend.weights, ws, alone, np.empty(0, np.int64), np.zeros(1, np.uint8))
     except OSError as error:  # they are compiled, and cannot be kept
         log.warning("Compiled, but it could not be kept for the next time: %s", error)
     finally:

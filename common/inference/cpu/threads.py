@@ -5,12 +5,12 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
-
-from common.inference.cpu.intrinsics import atomic_add, atomic_load
+from numba.extending import intrinsic
 
 # A thread that has waited some tenths of a millisecond sleeps: other processes want the processors.
 SPINS, SLEEP_US = 200_000, 20
@@ -21,6 +21,29 @@ ONE_THREAD_WEIGHTS = 8_000_000
 _usleep = types.ExternalFunction("usleep", types.intc(types.uintc))
 read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
 write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
+
+
+@intrinsic
+def atomic_add(typing: Any, counter: Any) -> Any:
+    """Add one to ``counter`` (1,), for all threads, and return the sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = context.make_array(signature.args[0])(context, builder, args[0]).data
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.add(builder.atomic_rmw("add", at, one, "acq_rel"), one)
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def atomic_load(typing: Any, counter: Any) -> Any:
+    """Return ``counter`` (1,), with all that was written before it was added to visible."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(at, "acquire", 8)
+
+    return types.int64(counter), generate
 
 
 @njit
@@ -65,8 +88,3 @@ def start_thread(number: int, work: Callable[[int, int], None], owner: object) -
 def _end_thread(write_end: int, thread: threading.Thread) -> None:
     os.close(write_end)
     thread.join()
-
-
-def one_byte() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    """Return what passes through the pipes."""
-    return np.zeros(1, np.uint8)

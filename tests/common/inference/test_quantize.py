@@ -8,7 +8,7 @@ from torch import nn
 
 from common.inference.backend import Backend
 from common.inference.cpu.backend import CpuBackend
-from common.inference.cpu.pack import quantize_int8
+from common.inference.cpu.layout import quantize_int8
 from common.inference.decoder import Decoder
 from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from sample.score import score_ids
