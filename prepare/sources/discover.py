@@ -22,7 +22,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.dataset import open_data
 from common.errors import DataError
 from common.files import sha256_of
 
@@ -228,6 +227,8 @@ def versions() -> dict[str, str]:
 
 def old_meta(out: Path) -> dict[str, Any] | None:
     """Return the meta.json of the data set that is there, or None where none is."""
+    from common.dataset import open_data  # with numpy, after cli.py has set its threads
+
     with suppress(DataError):
         return open_data(out).meta
     return None

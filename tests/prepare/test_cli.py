@@ -291,6 +291,12 @@ def data(tmp_path: Path) -> Path:
     return data.path
 
 
+def test_numpy_is_loaded_only_when_its_threads_are_set(tmp_path: Path) -> None:
+    """A past fault: loaded before, its threads spin for a tenth of a second."""
+    code = "import sys, prepare.cli; print('numpy' in sys.modules)"
+    assert run_python(["-c", code], tmp_path).stdout == "False\n"
+
+
 def test_verify_passes_what_prepare_wrote(data: Path) -> None:
     process = prepare_here(data.parent, "verify", "data")
     assert (process.returncode, process.stderr) == (0, "")
