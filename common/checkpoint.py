@@ -63,10 +63,8 @@ def save_checkpoint(
 
     The last ``keep`` stay, the best, and the newest up to ``good_step``, the last step whose
     weights are known to be of use. Of a network that is sharded over processes, ``weights`` are
-    all of it, and ``optimizer`` is shards_dir with every process's shard; it is moved.
-
-    Raises: CheckpointError when the disk will not take it, or does not give it back as it was
-    written; earlier checkpoints are untouched.
+    all of it, and ``optimizer`` is shards_dir with every process's shard; it is moved. Where the
+    disk will not take it, or gives back other bytes, earlier checkpoints are untouched.
     """
     folder = checkpoint_dir(run, step)
     unfinished = folder.with_name(folder.name + ".tmp")
@@ -123,12 +121,10 @@ def _write_manifest(folder: Path) -> None:
 
 
 def verify_checkpoint(folder: Path, *, skip_optimizer: bool = False) -> None:
-    """Read a checkpoint's files and compare sizes and SHA-256 with its manifest.
+    """Raise CheckpointError that names the first file whose size or SHA-256 is not the manifest's.
 
     With ``skip_optimizer`` its state is not read, which takes twice as long as the weights: of it
     only sizes are compared.
-
-    Raises: CheckpointError that names the first file that is not as it was written.
     """
     manifest = read_json(folder / MANIFEST_NAME)
     try:
@@ -157,8 +153,6 @@ def newest_valid(
     """Return the checkpoint that ``pointer`` names or, where it fails, the newest that verifies.
 
     With ``last_step``, of those up to that step; ``skip_optimizer`` as in verify_checkpoint.
-
-    Raises: CheckpointError when none does.
     """
     candidates = checkpoints(run, last_step=last_step)[::-1]
     preferred = read_pointer(run, pointer)
@@ -205,8 +199,6 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
 
     Where they are ``mapped``, weights on the CPU stay in the file until they are read, and take no
     memory of their own: for those who do not change them.
-
-    Raises: CheckpointError when its parts do not fit together.
     """
     state = read_json(folder / STATE_NAME)
     with SkipInit():

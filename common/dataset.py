@@ -65,10 +65,7 @@ class DataFolder:
         return np.memmap(self.path / f"{split}.bin", dtype=self.dtype, mode="r")
 
     def document_bounds(self, split: Split) -> npt.NDArray[np.int64]:
-        """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]].
-
-        Raises: DataError when the .idx is not the one that meta.json counts documents of.
-        """
+        """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]]."""
         path = self.path / f"{split}.idx"
         n_documents = int(self.meta["splits"][split]["documents"])
         code = IDX_DTYPE_CODES[self.dtype.name]
@@ -101,9 +98,9 @@ class DataFolder:
 
 
 def open_data(path: Path) -> DataFolder:
-    """Open a data folder, checking meta.json and the size of each file (hashes: verify_data).
+    """Open a data folder; raise DataError where meta.json or a file's size is not as it should be.
 
-    Raises: DataError when it is no data set, or its files are not those that meta.json describes.
+    Hashes are verify_data's.
     """
     meta_path = path / META_NAME
     if not path.is_dir():
@@ -142,9 +139,9 @@ def open_data(path: Path) -> DataFolder:
 
 
 def verify_data(data: DataFolder) -> None:
-    """Read every file again: hashes, counts of tokens and documents, ids within the vocabulary.
+    """Read every file again; raise DataError that names the first that is not as it was written.
 
-    Raises: DataError that names the first file that is not as it was written.
+    Compared are hashes, counts of tokens and documents, and ids with the vocabulary's end.
     """
     for name, entry in data.meta["files"].items():
         found = sha256_of(data.path / name)

@@ -32,10 +32,7 @@ class Device:
 
 
 def choose_device(name: str) -> Device:
-    """Return the device called ``name``; ``auto`` takes CUDA, else MPS, else the CPU.
-
-    Raises: ConfigError when this machine, or this build of torch, lacks it.
-    """
+    """Return the device called ``name``; ``auto`` takes CUDA, else MPS, else the CPU."""
     reason = "as asked for"
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -50,20 +47,14 @@ def choose_device(name: str) -> Device:
             f"--device {name}: this machine cannot use it ({first_line}). Pass --device auto."
         ) from error
     if device.type == "cuda":
-        return Device(
-            device, _cuda_dtype(device), f"{torch.cuda.get_device_name(device)}, {reason}"
-        )
+        with torch.cuda.device(device):  # in hardware from Ampere on
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if has_bfloat16 else torch.float16
+        return Device(device, dtype, f"{torch.cuda.get_device_name(device)}, {reason}")
     if device.type == "cpu":
         _tune_malloc()
         return Device(device, torch.float32, f"{torch.get_num_threads()} threads, {reason}")
     return Device(device, torch.float32, reason)
-
-
-def _cuda_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the GPU computes in it (from Ampere on), float16 where not."""
-    with torch.cuda.device(device):
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float16
 
 
 def _tune_malloc() -> None:

@@ -41,10 +41,7 @@ def new_run(runs_dir: Path, name: str) -> Path:
 
 
 def find_run(runs_dir: Path, name: str | None) -> Path:
-    """Return the folder of the run called ``name``, or of the one that was last saved to.
-
-    Raises: CheckpointError when there is none.
-    """
+    """Return the folder of the run called ``name``, or of the one that was last saved to."""
     runs = list_runs(runs_dir)
     if name is not None:
         if not (runs_dir / name / CONFIG_NAME).is_file():
@@ -66,10 +63,7 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def lock_run(run: Path) -> int:
-    """Lock a run against other trainings until the descriptor that is returned is closed.
-
-    Raises: CheckpointError when another process trains it.
-    """
+    """Lock a run against other trainings until the descriptor that is returned is closed."""
     import fcntl
 
     descriptor = os.open(run, os.O_RDONLY)
@@ -99,10 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises: CheckpointError that names a line before it that is damaged.
-    """
+    """Return the lines of metrics.jsonl; a last line cut short by a crash is left out."""
     path = run / METRICS_NAME
     try:
         lines = path.read_bytes().split(b"\n")

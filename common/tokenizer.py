@@ -81,10 +81,9 @@ class BytePairTokenizer:
         return table
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text`` taken as ordinary text.
+        """Return the ids of ``text`` taken as ordinary text; raise DataError where tiktoken panics.
 
-        Raises: DataError on the few texts (a million spaces before a letter) that tiktoken gives
-        up on.
+        It does on a million spaces before a letter.
         """
         try:
             return self._encoding.encode_ordinary(text)
@@ -196,10 +195,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
-    """Read back what save_tokenizer wrote into ``folder``.
-
-    Raises: DataError when the file is missing, or does not fit its description.
-    """
+    """Read back what save_tokenizer wrote; raise DataError where it is missing or does not fit."""
     path = folder / description["file"]
     tokenizer: Tokenizer
     if description["kind"] == "char":
@@ -239,10 +235,7 @@ def _read_characters(path: Path) -> tuple[str, ...]:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read a vocabulary in tiktoken's format.
-
-    Raises: DataError that names the line when it is in another format, or lacks a byte.
-    """
+    """Read a vocabulary in tiktoken's format; raise DataError that names a line in another."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(_read(path).splitlines(), start=1):
         try:

@@ -32,11 +32,9 @@ class KVCache(Protocol):
 
         Those of a row come in order, in as many parts as they are computed in.
         """
-        ...
 
     def decode(self, positions: Sequence[Position]) -> Logits:
         """Put one more id at each of several positions; return the logits after each."""
-        ...
 
 
 class Backend(Protocol):
@@ -46,7 +44,6 @@ class Backend(Protocol):
 
     def make_cache(self, n_rows: int) -> KVCache:
         """Allocate a cache for ``n_rows`` texts."""
-        ...
 
 
 def make_backend(model: GPT, *, int8: bool = False) -> Backend:

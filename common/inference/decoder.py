@@ -63,11 +63,9 @@ class Decoder:
         self.rows[row] = Row(ids, config, top_logprobs, self.model)
 
     def step(self) -> dict[int, Token]:
-        """Return one more token for every busy row.
+        """Return one more token for every busy row; raise CheckpointError for logits not finite.
 
         End-of-text and max_new_tokens are the caller's to heed, who releases the row.
-
-        Raises: CheckpointError when the network's logits are not finite numbers.
         """
         busy = {number: row for number, row in enumerate(self.rows) if row is not None}
         self._forward({number: row for number, row in busy.items() if row.logits is None})
@@ -117,8 +115,6 @@ def generate(
 
     It is the loop for a decoder's only text: row 0, which is free again however this ends, also
     where it is closed early.
-
-    Raises: CheckpointError when the network's logits are not finite numbers.
     """
     decoder.admit(0, prompt, config, top_logprobs)
     try:

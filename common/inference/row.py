@@ -59,43 +59,6 @@ def window_start(n_tokens: int, block_size: int) -> int:
     return -(-(n_tokens - block_size) // half) * half
 
 
-class PromptLookup:
-    """The drafts of one text."""
-
-    def __init__(self) -> None:
-        self.following: dict[tuple[int, ...], int] = {}  # NGRAM ids -> where the next one is
-        self.n_draft = 1
-        # ids of a draft that are not sampled yet, and the logits after each
-        self.pending: deque[tuple[int, NextLogits]] = deque()
-
-    def index(self, ids: Sequence[int], start: int) -> None:
-        """Note what follows what in ids[start:], and in these alone."""
-        ends = range(start + NGRAM, len(ids))
-        self.following = {tuple(ids[end - NGRAM : end]): end for end in ends}
-
-    def draft(self, ids: Sequence[int], limit: int) -> list[int]:
-        """Return at most ``limit`` ids that may come next, none where the last ones are new."""
-        at = self.following.get(tuple(ids[-NGRAM:]))
-        if at is None:
-            return []
-        period = len(ids) - at  # behind the text's end it is drafted to begin again
-        return [ids[at + i % period] for i in range(min(self.n_draft, limit))]
-
-    def verify(self, ids: Sequence[int], idx: int) -> NextLogits | None:
-        """Note that ``idx`` follows ``ids``; return the logits after it if it was drafted."""
-        self.following[tuple(ids[-NGRAM:])] = len(ids)
-        if not self.pending:
-            return None
-        drafted, logits = self.pending.popleft()
-        if drafted != idx:
-            self.pending.clear()
-            self.n_draft = 1
-            return None
-        if not self.pending:
-            self.n_draft = min(2 * self.n_draft, MAX_DRAFT)
-        return logits
-
-
 class Row:
     """A text that grows: its ids, how they are sampled, and how many of them the cache holds."""
 
@@ -107,7 +70,10 @@ class Row:
         self.rng = random.Random(config.seed)  # Python's own: the same numbers on every machine
         self.start = self.n_cached = 0  # the first id that is seen; how many the cache holds
         self.logits: NextLogits | None = None  # for the next token, where they are known already
-        self.lookup = PromptLookup()
+        self.following: dict[tuple[int, ...], int] = {}  # NGRAM ids -> where the next one is
+        self.n_draft = 1
+        # ids of a draft that are not sampled yet, and the logits after each
+        self.pending: deque[tuple[int, NextLogits]] = deque()
         self.seen: npt.NDArray[np.bool_] | None = None
         if config.repetition_penalty != 1:
             self.seen = np.zeros(model.vocab_size, np.bool_)
@@ -115,8 +81,9 @@ class Row:
 
     def append(self, idx: int) -> None:
         """Add one id to the text; the logits after it are known where it was drafted."""
-        self.logits = self.lookup.verify(self.ids, idx)
+        self.logits = self._verify(idx)
         self.n_cached += self.logits is not None
+        self.following[tuple(self.ids[-NGRAM:])] = len(self.ids)
         self.ids.append(idx)
         if self.seen is not None:
             self.seen[idx] = True
@@ -132,12 +99,13 @@ class Row:
     def prefilled(self, logits: NextLogits) -> None:
         """Note that the cache holds all ids that are seen, and the logits after them."""
         self.logits, self.n_cached = logits, len(self.ids) - self.start
-        self.lookup.index(self.ids, self.start)
+        ends = range(self.start + NGRAM, len(self.ids))
+        self.following = {tuple(self.ids[end - NGRAM : end]): end for end in ends}
 
     def positions(self, number: int, limit: int) -> list[Position]:
         """Return where the newest id goes in the cache, and those of a draft, ``limit`` at most."""
         n_free = self.start + self.block_size - len(self.ids)
-        draft, n = self.lookup.draft(self.ids, min(limit, n_free)), self.n_recent
+        draft, n = self._draft(min(limit, n_free)), self.n_recent
         ids = [0] * n + self.ids[max(self.start, len(self.ids) - n) :] + draft
         ends = range(len(ids) - len(draft), len(ids) + 1)
         return [
@@ -150,7 +118,28 @@ class Row:
         self.logits = logits[0]
         self.n_cached += 1
         draft = [at.recent[0] for at in positions[1:]]
-        self.lookup.pending.extend(zip(draft, logits[1:], strict=True))
+        self.pending.extend(zip(draft, logits[1:], strict=True))
+
+    def _draft(self, limit: int) -> list[int]:
+        """Return at most ``limit`` ids that may come next, none where the last ones are new."""
+        at = self.following.get(tuple(self.ids[-NGRAM:]))
+        if at is None:
+            return []
+        period = len(self.ids) - at  # behind the text's end it is drafted to begin again
+        return [self.ids[at + i % period] for i in range(min(self.n_draft, limit))]
+
+    def _verify(self, idx: int) -> NextLogits | None:
+        """Return the logits after ``idx``, which comes next, if it was drafted."""
+        if not self.pending:
+            return None
+        drafted, logits = self.pending.popleft()
+        if drafted != idx:
+            self.pending.clear()
+            self.n_draft = 1
+            return None
+        if not self.pending:
+            self.n_draft = min(2 * self.n_draft, MAX_DRAFT)
+        return logits
 
 
 def top_logprobs(logits: Floats, logsumexp: float, n: int) -> tuple[tuple[int, float], ...]:

@@ -215,10 +215,7 @@ class GPT(nn.Module):
         return x  # type: ignore[no-any-return]
 
     def hidden(self, idx: Tensor) -> Tensor:
-        """Return the last layer's output, (B, T, C), for ids (B, T).
-
-        Raises: ValueError when the ids do not fit into the context.
-        """
+        """Return the last layer's output, (B, T, C), for ids (B, T), T up to the block_size."""
         T = idx.shape[1]  # noqa: N806
         if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens, but the context holds {self.config.block_size}")
