@@ -61,9 +61,7 @@ def main() -> None:
     help="Go on with the newest run of this name if it is unfinished and has the same data.",
 )
 @click.option(
-    "--init-from",
-    metavar="RUN[:best|:latest]",
-    help="Begin with the weights of this run's best (or latest) checkpoint, and with its shape.",
+    "--init-from", metavar="RUN[:best|:latest]", help="Begin with this run's weights and its shape."
 )
 @device_option
 @runs_dir_option
@@ -93,11 +91,8 @@ def pretrain(
             lambda: start.unfinished_run(runs_dir, name, data)
         )
         if unfinished:
-            logging.info(
-                "%s is unfinished: it goes on with its own settings, not with those given now. "
-                "--no-resume starts a new run.",
-                unfinished,
-            )
+            message = "%s is unfinished: it goes on, as it was set. --no-resume starts a new run."
+            logging.info(message, unfinished)
             stopped_by = start.resume_run(Path(unfinished), device, stop, group=group)
         else:
             switches = ARCHITECTURES[architecture] if architecture else {}
@@ -143,9 +138,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
     "--x", type=click.Choice(["steps", "tokens", "seconds"]), default="steps", help="Over what."
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw into this .png or .svg file, in place of a chart in the terminal.",
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Draw into this .png or .svg."
 )
 @runs_dir_option
 def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> None:

@@ -22,8 +22,7 @@ class TrainConfig:
     tokens_per_step: int = setting(16_384, "Tokens of an update.", at_least=1, below=10**10)
     batch_size: int = setting(
         0,
-        "Rows of --block-size tokens at a time; auto or 0: what suits the machine, halved where "
-        "memory runs out. It changes no result.",
+        "Rows at a time; auto or 0: as many as suit. It changes no result.",
         at_least=0,
         auto=True,
     )
@@ -61,12 +60,9 @@ class TrainConfig:
         0, "End after this many evaluations without a better val loss; 0: never.", at_least=0
     )
     target_loss: float | None = setting(None, "End once the val loss is at most this.", at_least=0)
-    # one bad batch passes in one; after ten it is the weights, and to wait longer is lost time
+    # bad: the loss is not finite. One batch passes in one; after ten it is the weights
     max_bad_steps: int = setting(
-        10,
-        "After this many updates in a row without a finite loss: back to the last good checkpoint, "
-        "at half the learning rate.",
-        at_least=1,
+        10, "Bad updates in a row before the run goes back, at half the learning rate.", at_least=1
     )
     tracker: Literal["none", "wandb", "tensorboard"] = setting("none", "Send metrics there too.")
     compile: Literal["auto", "on", "off"] = setting(
