@@ -1,11 +1,6 @@
 """How a command ends: its exit code, and errors that say in a sentence what a person can mend.
 
-UserError: what, where, found against expected, what to do
- |- ConfigError       settings that do not go together
- |- DataError         sources, or a data folder, that cannot be used as they are
- |- CheckpointError   a run or one of its checkpoints that cannot be used as it is
-
-A wrong call in code is a ValueError instead.
+A sentence: what, where, found against expected, what to do. A wrong call in code is a ValueError.
 """
 
 import atexit

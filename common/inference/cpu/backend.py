@@ -17,7 +17,7 @@ import torch
 from common.inference.cpu import layout
 from common.inference.cpu.forward import worker_loop
 from common.inference.cpu.layout import PANEL, ROWS, Floats, Ints, ThreadGroup, Workspace, padded
-from common.inference.cpu.threads import n_threads_for, start_thread
+from common.inference.cpu.threads import start_thread
 from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
@@ -26,6 +26,9 @@ from common.models.ngram import ngram_rows
 log = logging.getLogger(__name__)
 
 MIN_SHARED = 16  # ids that two prompts begin with alike and that are better computed once
+# Up to here one thread is as quick as several, which wait for each other more than they compute;
+# and it is not slowed down by whatever else the machine does (tests/bench/GENERATION.md).
+ONE_THREAD_WEIGHTS = 8_000_000
 MAX_TOKENS = 128  # in a pass: more would gain little, and a signal waits for its end
 COMPILES_S = 1.5  # a first pass that takes so long is being compiled
 
@@ -42,7 +45,8 @@ class CpuBackend:
         self.added: Floats | None = None if added is None else added.detach().numpy()
         self.embed_scale = np.float32(model.embed_scale)
         self.weights = layout.pack(model, int8=int8)
-        self.n_threads = n_threads or n_threads_for(self.weights.panels.size)
+        is_small = self.weights.panels.size < ONE_THREAD_WEIGHTS
+        self.n_threads = n_threads or (1 if is_small else torch.get_num_threads())
 
     def make_cache(self, n_rows: int) -> "CpuKVCache":
         """Allocate a cache for ``n_rows`` texts."""

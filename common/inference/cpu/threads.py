@@ -7,16 +7,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 # A thread that has waited some tenths of a millisecond sleeps: other processes want the processors.
 SPINS, SLEEP_US = 200_000, 20
-# Up to here one thread is as quick as several, which wait for each other more than they compute;
-# and it is not slowed down by whatever else the machine does (tests/bench/GENERATION.md).
-ONE_THREAD_WEIGHTS = 8_000_000
 
 _usleep = types.ExternalFunction("usleep", types.intc(types.uintc))
 read = types.ExternalFunction("read", types.intp(types.intc, types.voidptr, types.uintp))
@@ -58,11 +54,6 @@ def barrier(group):
         n_spins += 1
         if n_spins > SPINS:
             _usleep(SLEEP_US)
-
-
-def n_threads_for(n_weights: int) -> int:
-    """Return how many threads suit a network that multiplies so many weights for a token."""
-    return 1 if n_weights < ONE_THREAD_WEIGHTS else torch.get_num_threads()
 
 
 def start_thread(number: int, work: Callable[[int, int], None], owner: object) -> int:

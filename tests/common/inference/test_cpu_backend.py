@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.inference.cpu.backend import MAX_TOKENS, CpuBackend
+from common.inference.cpu.backend import MAX_TOKENS, ONE_THREAD_WEIGHTS, CpuBackend
 from common.inference.cpu.gemm import exp
-from common.inference.cpu.threads import ONE_THREAD_WEIGHTS
 from common.inference.row import Logits, Position
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
