@@ -13,7 +13,7 @@ DIRECTION: dict[str, list[set[str]]] = {
     "common": [{"inference"}, {"models"}],
     "prepare": [{"output"}, {"tokens"}, {"workers"}, {"readers"}, {"archives"}, {"sources"}],
     "train": [{"report"}, {"setup"}, {"optim"}, {"monitoring"}, {"distributed"}],
-    "sample": [{"chat", "score", "server"}, {"text"}],
+    "sample": [{"chat", "server"}, {"text"}],
 }
 FILES = sorted(path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.py"))
 
