@@ -80,7 +80,7 @@ def roll_back(run: Run, progress: Progress, reason: str) -> Progress:
         init_from = Path(settings["init_from"]) if settings.get("init_from") else None
         first = initial_model(trainer.model.config, trainer.config, init_from)
         weights, restored = first.state_dict(), Progress()
-        trainer.optimizer.load_state_dict(trainer.model, {})
+        trainer.optimizer.load_state_dict({})
         trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, 0))
     else:
         weights = load_file(Path(saved) / MODEL_NAME)
@@ -106,7 +106,7 @@ def restore(run: Run, saved: Path, state: dict[str, Any]) -> Progress:
         tensors = load_sharded(saved / run_dir.SHARDS_NAME, dict(model.named_parameters()))
     else:
         tensors = load_file(saved / OPTIMIZER_NAME)
-    trainer.optimizer.load_state_dict(model, tensors)
+    trainer.optimizer.load_state_dict(tensors)
     trainer.load_state_dict(state["stepper"])
     progress = Progress(**state["progress"])
     first_step = run.plan.first_logged_step(progress.step)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -29,16 +29,10 @@ from train.monitoring.metrics import Progress, append_metrics
 from train.optim.gradients import GradScaler
 from train.setup.memory import free_memory
 
+if TYPE_CHECKING:
+    from train.optim.optimizers import OptimizerGroup
+
 log = logging.getLogger(__name__)
-
-
-class _Optimizer(Protocol):
-    """What updates the parameters: OptimizerGroup, of optim/optimizers.py."""
-
-    def set_lr(self, lr: float) -> None: ...
-    def step(self) -> None: ...
-    def state_dict(self, model: GPT) -> dict[str, Tensor]: ...
-    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None: ...
 
 
 class DivergedError(Exception):
@@ -78,7 +72,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        optimizer: _Optimizer,
+        optimizer: "OptimizerGroup",
         data: DataFolder,
         config: TrainConfig,
         device: Device,
@@ -264,7 +258,7 @@ class Run:
             "stepper": trainer.state_dict(),
             "data_sha256": self.data.sha256,
         }
-        optimizer, weights, shards = trainer.optimizer.state_dict(model), None, None
+        optimizer, weights, shards = trainer.optimizer.state_dict(), None, None
         if trainer.is_sharded:
             shards = shards_dir(self.folder, progress.step)
             group.broadcast_from_rank0(lambda: shutil.rmtree(shards, ignore_errors=True))

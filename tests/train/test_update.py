@@ -58,7 +58,7 @@ def make(
 
 def bits(trainer: Trainer) -> list[bytes]:
     """Return every bit of the weights and of the optimizer's state."""
-    state = trainer.optimizer.state_dict(trainer.model)
+    state = trainer.optimizer.state_dict()
     tensors = [*trainer.model.parameters(), *(state[name] for name in sorted(state))]
     return [t.detach().numpy().tobytes() for t in tensors]
 

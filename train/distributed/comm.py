@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar, cast
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
@@ -45,7 +46,8 @@ class ProcessGroup:
         self.rank, self.world_size = rank, world_size
         self.is_rank0 = rank == 0  # it alone writes files and logs
         self.is_distributed = store is not None  # torch.distributed, be it for one process
-        self._store, self._n_store_calls = store, 0
+        # the key of each use of the store: ranks make the same calls in the same order
+        self._store, self._keys = store, map(str, count())
         self._ddp: nn.parallel.DistributedDataParallel | None = None
 
     def broadcast_from_rank0(self, make: Callable[[], Json]) -> Json:
@@ -55,28 +57,31 @@ class ProcessGroup:
         """
         if self._store is None:
             return make()
-        store, key = self._store, self._next_key()
+        store, key = self._store, next(self._keys)
+        message: dict[str, Json] = {}
         if not self.is_rank0:
-            _wait_until(lambda: store.check([key]))
+            while not store.check([key]):
+                time.sleep(POLL_S)
             message = json.loads(store.get(key))
             if "value" not in message:
                 time.sleep(1.0)  # the first that ends has torchrun end all: rank 0 is to print
                 raise SystemExit(1)
-            return cast(Json, message["value"])
-        message = {}
+            return message["value"]
         try:
-            message["value"] = value = make()
+            message["value"] = make()
         finally:
             store.set(key, json.dumps(message, default=str))
-        return value
+        return message["value"]
 
     def barrier(self) -> None:
         """Wait for every rank, however long one of them takes."""
         if self._store is None:
             return
-        store, key = self._store, self._next_key()
-        store.add(key, 1)
-        _wait_until(lambda: store.add(key, 0) >= self.world_size)
+        store, key = self._store, next(self._keys)
+        n_arrived = store.add(key, 1)
+        while n_arrived < self.world_size:
+            time.sleep(POLL_S)
+            n_arrived = store.add(key, 0)
 
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum over the ranks."""
@@ -139,11 +144,6 @@ class ProcessGroup:
         self._ddp = None
         gc.collect()  # what else references the group
         dist.destroy_process_group()
-
-    def _next_key(self) -> str:
-        """Return the key of a collective: ranks make the same calls in the same order."""
-        self._n_store_calls += 1
-        return str(self._n_store_calls)
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -262,8 +262,3 @@ def is_peer_failure(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(POLL_S)

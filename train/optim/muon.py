@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -92,7 +91,10 @@ class Muon:
         if not weights:
             return
         gradients = [to_local(p.grad) for p in weights if p.grad is not None]
-        momenta = [to_local(self._momentum(p)) for p in weights]
+        for p in weights:
+            if p not in self.state:
+                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        momenta = [to_local(self.state[p]["momentum_buffer"]) for p in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.momentum)
         torch._foreach_mul_([to_local(p) for p in weights], 1 - self.lr * self.weight_decay)
@@ -101,12 +103,6 @@ class Muon:
             self._apply(weights, updates, split_sizes)
         else:
             self._apply_sharded(weights, updates, split_sizes)
-
-    def _momentum(self, weight: Tensor) -> Tensor:
-        state = self.state.setdefault(weight, {})
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        return state["momentum_buffer"]
 
     def _apply_sharded(
         self, weights: list[Tensor], updates: Sequence[Tensor], split_sizes: list[list[int]]
@@ -156,7 +152,6 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-@cache
 def _cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

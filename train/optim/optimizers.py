@@ -116,10 +116,11 @@ def _mean_square(gradient: Tensor) -> float:
 
 
 class OptimizerGroup:
-    """Optimizers of different parameters, used as one."""
+    """Optimizers of the parameters of ``model``, each of some, used as one."""
 
-    def __init__(self, *optimizers: AdamW | Muon | Adagrad) -> None:
+    def __init__(self, model: GPT, *optimizers: AdamW | Muon | Adagrad) -> None:
         self.optimizers = optimizers
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
 
     def set_lr(self, lr: float) -> None:
         """Set the schedule's learning rate, and each optimizer's in proportion."""
@@ -131,9 +132,9 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self, model: GPT) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the state by name, e.g. ``wte.weight:exp_avg``."""
-        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        names = {parameter: name for name, parameter in self._parameters.items()}
         return {
             f"{names[parameter]}:{key}": value
             for optimizer in self.optimizers
@@ -141,15 +142,14 @@ class OptimizerGroup:
             for key, value in state.items()
         }
 
-    def load_state_dict(self, model: GPT, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Put back what state_dict() returned, in place of all state."""
-        by_name = dict(model.named_parameters())
         state_of = {p: optimizer.state for optimizer in self.optimizers for p in optimizer.params}
         for state in state_of.values():
             state.clear()
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition(":")
-            parameter = by_name[name]
+            parameter = self._parameters[name]
             if value.shape == parameter.shape:
                 value = shard_like(value, parameter)
             state_of[parameter].setdefault(parameter, {})[key] = value.to(parameter.device)
@@ -171,6 +171,7 @@ def make_optimizer(model: GPT, config: TrainConfig) -> OptimizerGroup:
     others = [p for p in model.parameters() if p not in assigned]
     make_adamw = partial(AdamW, betas=(config.beta1, config.beta2), ratio=ratio(None))
     optimizer = OptimizerGroup(
+        model,
         make_adamw(params=[p for p in others if p.dim() >= 2], weight_decay=config.weight_decay),
         make_adamw(params=[p for p in others if p.dim() < 2], weight_decay=0.0),
         Muon(

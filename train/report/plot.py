@@ -1,13 +1,5 @@
 """Curves of runs, run beside run: a figure of four panels, or the loss as lines of text.
 
-    loss, train and val  |  learning rate          4 |*
-    norm of the gradient |  tokens a second          |  *
-                                                     |   + +
-                                                   1 |     **
-                                                     +-------
-                                                      0     8
-                                                      * train  + val
-
 matplotlib is imported only to draw.
 """
 
