@@ -6,7 +6,6 @@ python -m train pretrain --data data --max-steps 2000 --n-layer 4 --n-embd 128
 python -m train pretrain --data notes --init-from quern   with the weights of another run
 python -m train resume                                    the newest run, from where it stopped
 python -m train resume quern --max-steps 8000             for longer
-torchrun --nproc-per-node 2 -m train pretrain ...         two processes: a GPU each, or CPUs
 python -m train plot quern quern-2 --out loss.png         or, without --out, in the terminal
 python -m train compare                                   all runs, in a table
 python -m train presets                                   what the presets set
@@ -83,6 +82,15 @@ def pretrain(
     Ctrl-C finishes the step, saves, and says how to go on; a second one leaves at once. Exit codes:
     0 trained, 1 something to mend, 2 wrong usage; 130, 143 or 138 stopped by SIGINT (Ctrl-C),
     SIGTERM or SIGUSR1 with everything saved.
+
+    \b
+    Several processes, a GPU each or on CPUs (--shard spreads weights too; --resume goes on):
+      torchrun --nproc-per-node 2 -m train pretrain --data data --run-name wide
+    Several nodes: the same line on each, and behind torchrun
+      --nnodes N --rdzv-backend c10d --rdzv-id quern --rdzv-endpoint HOST:29500
+    Slurm: srun torchrun ..., and before it
+      #SBATCH --signal=TERM@120 --requeue
+      export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
     """
     with _job(device) as (stop, group, device):
         from train import pretrain as start
@@ -141,7 +149,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Draw into this .png or .svg."
 )
 @runs_dir_option
-def plot(names: tuple[str, ...], x: Any, out: Path | None, runs_dir: Path) -> None:
+def plot(names: tuple[str, ...], x: str, out: Path | None, runs_dir: Path) -> None:
     """Draw loss, learning rate, gradient and speed of runs (the newest by default)."""
     from common.run_dir import find_run
     from train.report.plot import draw, text_chart

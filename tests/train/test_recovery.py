@@ -16,7 +16,8 @@ from common.run_dir import checkpoints
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
 from train.data import Prefetcher
-from train.loop import Update, update
+from train.loop import update
+from train.monitoring.metrics import Update
 from train.optim.lr_schedule import learning_rate_at
 from train.pretrain import resume_run
 from train.signals import StopRequest

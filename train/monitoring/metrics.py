@@ -46,6 +46,22 @@ PEAK_TFLOPS = {
 }
 
 
+@dataclass(frozen=True)
+class Update:
+    """What one update did: loss in nats a token, norm of the gradient before clipping.
+
+    Where either is not finite, the update was skipped: weights and optimizer are as they were.
+    """
+
+    loss: float
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were changed."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
 @dataclass
 class Progress:
     """How far a run is; saved in every checkpoint's state.json."""
@@ -64,11 +80,10 @@ class Progress:
     lr_scale: float = 1.0  # halved at each return to an earlier checkpoint
     n_returns: int = 0
 
-    def add_update(
-        self, loss: float, grad_norm: float, lr: float, n_tokens: int, dt_s: float
-    ) -> None:
+    def add_update(self, update: Update, lr: float, n_tokens: int, dt_s: float) -> None:
         """Count an update of ``n_tokens`` that took ``dt_s``, and make its record."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+        loss, grad_norm = update.loss, update.grad_norm
+        if update.finite:
             self.good_step, self.n_bad = self.step, 0
         else:
             self.n_skipped += 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, ConfigError
 from common.files import atomic_write
@@ -17,8 +17,7 @@ from common.run_dir import METRICS_NAME, read_metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-X = Literal["steps", "tokens", "seconds"]
-KEY_OF = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}
+KEY_OF = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}  # of x in a record
 PANELS = {
     "loss": "loss, nats a token (train thin, val bold)",
     "lr": "learning rate",
@@ -50,7 +49,7 @@ def read_run(run: Path) -> Records:
     return records
 
 
-def curves_of(name: str, records: Records, key: str, x: X) -> Curves:
+def curves_of(name: str, records: Records, key: str, x: str) -> Curves:
     """Return a run's curves of ``key``, of loss two, through the records that have a value."""
     labels = {"loss": f"{name} train", "val_loss": f"{name} val"} if key == "loss" else {key: name}
     curves = {
@@ -60,7 +59,7 @@ def curves_of(name: str, records: Records, key: str, x: X) -> Curves:
     return {label: points for label, points in curves.items() if points}
 
 
-def text_chart(runs: Sequence[Path], x: X, width: int) -> str:
+def text_chart(runs: Sequence[Path], x: str, width: int) -> str:
     """Return the loss of the runs as lines of text."""
     losses: Curves = {}
     for run in runs:
@@ -108,7 +107,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.4g}"
 
 
-def draw(runs: Sequence[Path], x: X, path: Path) -> None:
+def draw(runs: Sequence[Path], x: str, path: Path) -> None:
     """Draw runs into a file, of the format that its suffix names."""
     by_run = {run.name: read_run(run) for run in runs}
     from matplotlib import style
@@ -122,7 +121,7 @@ def draw(runs: Sequence[Path], x: X, path: Path) -> None:
             raise ConfigError(f"{path}: cannot be drawn ({error}). Name a .png or .svg.") from error
 
 
-def make_figure(by_run: dict[str, Records], x: X) -> "Figure":
+def make_figure(by_run: dict[str, Records], x: str) -> "Figure":
     """Return four panels over the same x, each run in one colour."""
     from matplotlib.figure import Figure
 

@@ -1,9 +1,5 @@
 """What the presets mean on this machine: size, memory and time, estimated without any data.
 
-    parameters   counted, on PyTorch's meta device, which takes no memory
-    memory       of a micro-batch: weights, gradients, optimizer, activations
-    time         operations of the whole run over a rate that some passes measure here
-
 A real run measures the network itself (setup/autotune.py) and knows better.
 """
 
@@ -30,7 +26,7 @@ HEADER = ["preset", "layers", "heads", "channels", "context", "parameters", "mem
 
 
 def meta_model(preset: Preset) -> GPT:
-    """Return the preset's network without memory for its weights."""
+    """Return the preset's network on PyTorch's meta device, which takes no memory."""
     with torch.device("meta"):
         return GPT(ModelConfig(**preset.model, vocab_size=preset.vocab_size))
 
