@@ -7,7 +7,7 @@ nothing; a run resumed from it evaluates again and goes on as if it had never st
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from train.data import dropout_seed
 from train.evaluate import TRAIN_TOKENS, evaluate, sample_line, token_lengths
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
-from train.monitoring.metrics import Progress
+from train.monitoring.metrics import Progress, Update
 from train.optim.gradients import clip_grad_norm_
 from train.optim.lr_schedule import learning_rate_at
 from train.setup.memory import explain_out_of_memory
@@ -26,22 +26,6 @@ from train.signals import StopRequest
 from train.trainer import DivergedError, Run, Trainer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one update did: loss in nats a token, norm of the gradient before clipping.
-
-    Where either is not finite, the update was skipped: weights and optimizer are as they were.
-    """
-
-    loss: float
-    grad_norm: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether the weights were changed."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
@@ -86,7 +70,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         lr = progress.lr_scale * learning_rate_at(step, plan.max_steps, config)
         result = update(trainer, step, lr)
         dt_s = time.perf_counter() - start
-        progress.add_update(result.loss, result.grad_norm, lr, trainer.tokens_per_step, dt_s)
+        progress.add_update(result, lr, trainer.tokens_per_step, dt_s)
         if not result.finite:
             what = f"the loss is {result.loss}, the norm of the gradient {result.grad_norm}"
             log.warning("step %s: %s: update skipped, weights stay", f"{step + 1:,}", what)
