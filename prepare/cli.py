@@ -14,20 +14,24 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.errors import EXIT_SKIPPED
+from common.files import sha256_of
 from common.settings import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
+from prepare.sources.discover import Progress, Source, find_sources
 from prepare.workers.executor import Executor
 
 if TYPE_CHECKING:
     from common.dataset import DataFolder
+
+MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in meta.json
 
 data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
@@ -78,8 +82,6 @@ def text(
     does nothing.
     """
     from prepare.pipeline import prepare_corpus
-    from prepare.report.progress import progress_bars, totals_table
-    from prepare.sources.discover import Source, find_sources
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
@@ -103,8 +105,6 @@ def text(
 @contextmanager
 def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
     """Copy what '-' stands for into a file: sources are read twice, and a pipe can be read once."""
-    from common.files import sha256_of
-    from prepare.sources.discover import Source
 
     if Path("-") not in paths:
         yield None
@@ -138,7 +138,6 @@ def corpus(folder: Path) -> None:
 def inspect(data: Path, show: int, plot: Path | None) -> None:
     """Verify a data folder and say what is in it: by split and source, how long, which tokens."""
     from prepare.report.inspection import first_documents, inspect_data, tables
-    from prepare.report.progress import totals_table
 
     opened = _open_verified(data)
     inspection = inspect_data(opened)
@@ -186,3 +185,62 @@ def export(data: Path, folder: Path, to: str) -> None:
     write = {"llmc": export_llmc, "text": export_text, "datatrove": export_datatrove}[to]
     for path in write(_open_verified(data), folder):
         click.echo(str(path))
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
+    """Give each pass over the sources a bar in bytes on disk, with the time that is left.
+
+    There is none where stderr is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda name, size_bytes: lambda n_bytes: None
+        return
+    from tqdm import tqdm
+
+    with ExitStack() as shown:
+
+        def new_progress(name: str, size_bytes: int) -> Progress:
+            shown.close()  # that of the pass before
+            bar = tqdm(
+                desc=name, total=size_bytes or None, unit="B", unit_scale=True, mininterval=0.5
+            )
+            return shown.enter_context(bar).update
+
+        yield new_progress
+
+
+def totals_table(meta: dict[str, Any], folder: Path) -> str:
+    """Return documents, bytes and tokens by split, then everything that was left out and why."""
+    lines = [f"{'split':<7}{'documents':>13}{'bytes':>17}{'tokens':>16}{'bytes/token':>13}"]
+    rows = meta["splits"]
+    total = {key: sum(row[key] for row in rows.values()) for key in rows["train"]}
+    for name, row in [*rows.items(), ("all", total)]:
+        ratio = f"{row['bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
+        lines.append(
+            f"{name:<7}{row['documents']:>13,}{row['bytes']:>17,}{row['tokens']:>16,}{ratio:>13}"
+        )
+    tokenizer, split = meta["tokenizer"], meta["split"]
+    lines.append(
+        f"{folder}: {meta['n_documents']:,} documents, split by {split['rule']}; vocabulary "
+        f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids as {meta['dtype']}; "
+        f"encoded by {meta['encoder']}."
+    )
+    for count, what in [
+        (meta["n_empty"], "documents without text, left out"),
+        (meta["n_duplicates"], "documents equal to an earlier one (--dedup exact drops them)"),
+        (meta["n_bad_bytes"], "documents with bytes that are no text"),
+        (meta["n_with_nul"], "documents with NUL characters, kept"),
+        (meta["n_crlf"], "files with CR LF for line ends, now LF"),
+        (meta["n_forced_cuts"], "cuts inside of words of millions of characters"),
+        *((count, f"files read as {name}") for name, count in meta["encodings"].items()),
+    ]:
+        if count:
+            noun, _, rest = what.partition(" ")
+            lines.append(f"{count:,} {noun.removesuffix('s') if count == 1 else noun} {rest}.")
+    lines += meta["warnings"][:MAX_LISTED]
+    for reason, count in meta["reasons"].items():
+        names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
+        more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
+        lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
+    return "\n".join(lines)

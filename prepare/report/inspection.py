@@ -2,7 +2,7 @@
 
     train.idx, val.idx -> how long documents are
     train.bin, val.bin -> how often each id occurs
-    meta.json          -> tokens by source (progress.py: counts by split, what was left out)
+    meta.json          -> tokens by source (cli.py: counts by split, what was left out)
 
 Memory does not grow with the ids: they are counted in blocks, and of a long document only the
 beginning is decoded.

@@ -21,12 +21,13 @@ from prepare.tokens.plan import (
     MIN_DOCUMENTS,
     Lengths,
     Plan,
+    auto_vocab_size,
     character_at,
     split_of,
     tail_cut,
+    train_bpe,
     unit_hash,
 )
-from prepare.tokens.vocabulary import auto_vocab_size, train_bpe
 from prepare.workers.executor import ReadSource, Task
 
 # A vocabulary learned from more text is hardly another one, and this fits any machine.

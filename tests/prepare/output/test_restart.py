@@ -132,7 +132,7 @@ def of_data_set(out: Path) -> dict[str, bytes]:
 KILLED_AT_EACH_CHANGE = """
 import json, os, shutil, signal, sys, tempfile
 import gigatoken, tiktoken, tqdm
-import prepare.cli, prepare.pipeline, prepare.report.progress, prepare.readers.parquet
+import prepare.cli, prepare.pipeline, prepare.readers.parquet
 import small
 from common.errors import run
 from tests.prepare.making import snapshot
