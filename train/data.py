@@ -44,12 +44,6 @@ def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> Ten
     return torch.from_numpy(windows[starts].astype(np.int64))
 
 
-def read_rows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
-    """Return (x, y), each int64 of shape (B, T), cut from ``ids``; y is x moved on by one."""
-    windows = cut_windows(ids, starts, block_size)  # (B, T + 1)
-    return windows[:, :-1], windows[:, 1:]
-
-
 class Prefetcher(Generic[Item]):
     """Makes the batches of the next steps in a thread, while the current step computes.
 

@@ -19,7 +19,7 @@ from common.inference.torch_backend import TorchBackend
 from common.models.config import GenerateConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
-from train.data import read_rows
+from train.data import cut_windows
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.distributed.fsdp import is_sharded
 
@@ -81,14 +81,14 @@ def evaluate(
             # sharded, all ranks are needed for each pass: without a batch left, one makes another's
             own = first + group.rank
             counts = own < len(batches)
-            x, y = read_rows(ids, *batches[own if counts else first])
-            x, y = x.to(device.torch_device), y.to(device.torch_device)
+            windows = cut_windows(ids, *batches[own if counts else first])  # (B, T + 1)
+            targets, rows = windows[:, 1:], windows.to(device.torch_device)
             with device.autocast():
-                loss = float(model(x, y))
+                loss = float(model(rows[:, :-1], rows[:, 1:]))
             if counts:
-                nats += loss * y.numel()
-                n_tokens += y.numel()
-                n_bytes += int(lengths[y.cpu()].sum())
+                nats += loss * targets.numel()
+                n_tokens += targets.numel()
+                n_bytes += int(lengths[targets].sum())
     if is_sharded(model):  # else what was gathered last stays so until a backward pass
         cast(Any, model).reshard()
     model.train()

@@ -12,7 +12,6 @@ leaves some out has them here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import ConfigError
 from common.models.config import ARCHITECTURES
 from train.config import LENGTHS, TrainConfig
 
@@ -38,15 +37,11 @@ class Preset:
         return self.model | (self.of_characters if kind == "char" else {})
 
     def train_config(self, options: dict[str, Any]) -> TrainConfig:
-        """Return its settings with ``options`` in their place; raise where none sets the length."""
+        """Return its settings with ``options`` in their place."""
         settings = self.train
         if set(LENGTHS) & set(options):  # a length given takes the place of the preset's own
             settings = {name: value for name, value in settings.items() if name not in LENGTHS}
-        settings = settings | options
-        if all(settings.get(name) is None for name in LENGTHS):
-            flags = "--minutes, --max-steps, --tokens or --epochs"
-            raise ConfigError(f"Say how long to train: {flags}.")
-        return TrainConfig(**settings)
+        return TrainConfig(**settings | options)
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, block_size: int) -> dict[str, Any]:

@@ -223,8 +223,8 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
     if changes.minutes is not None:
         if n_steps is not None:
             raise ConfigError("--max-steps and --minutes are both given: one decides the length.")
-        step_s = progress.seconds / max(1, progress.step)
-        n_steps = progress.step + max(1, int(60 * changes.minutes / max(step_s, 1e-9)))
+        step_s = progress.seconds / progress.step
+        n_steps = progress.step + max(1, int(60 * changes.minutes / step_s))
     if n_steps is None or n_steps == planned:
         return planned
     if n_steps <= progress.step:

@@ -6,7 +6,7 @@ The run goes on from there with half the learning rate: a few times, then it sto
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,14 @@ MAX_ROLLBACKS = 3
 
 def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     """Train to the end; return the signal that ended it early, or None."""
-    with explain_out_of_memory("evaluation or saving", " and go on: python -m train resume"):
-        try:
-            while True:
-                try:
-                    stopped_by = train(run, progress, stop)
-                    break
-                except DivergedError as error:
-                    progress = roll_back(run, progress, str(error))
-        finally:
-            run.trainer.windows.close()
+    explained = explain_out_of_memory("evaluation or saving", " and go on: python -m train resume")
+    with explained, closing(run.trainer.windows):
+        while True:
+            try:
+                stopped_by = train(run, progress, stop)
+                break
+            except DivergedError as error:
+                progress = roll_back(run, progress, str(error))
     name = run.folder.name
     if run.folder.parent != Path("runs"):  # the commands' own default
         name += f" --runs-dir {run.folder.parent}"

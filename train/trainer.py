@@ -119,11 +119,7 @@ class Trainer:
         return self.forward is not self.eager
 
     def compile(self) -> None:
-        """Compile the forward pass, at its next call: a gain and never a condition.
-
-        Whatever fails in it, here or there, for lack of a C++ compiler or Triton or by an error of
-        its own, is one warning, and the network runs eagerly.
-        """
+        """Compile the forward pass, at its next call; where that fails the network runs eagerly."""
         try:
             # dynamic=False: a run has one shape, and another one after out-of-memory
             self.forward = torch.compile(self.eager, dynamic=False)
@@ -145,13 +141,11 @@ class Trainer:
         """
         while True:
             try:
-                loss, grad_norm = attempt()
+                result = attempt()
+                if not self.grad_scaler.overflowed(*result):
+                    return result
             except Exception as error:
                 self.recover(error)
-            else:
-                if not self.grad_scaler.overflowed(loss, grad_norm):
-                    return loss, grad_norm
-                continue
             # only here, outside of except, has the traceback let go of the activations
             free_memory(self.device)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.dataset import DataFolder
-from train.data import Prefetcher, read_rows, window_starts
+from train.data import Prefetcher, cut_windows, window_starts
 from train.trainer import micro_batch_rows
 
 IDS = np.arange(100, 200, dtype=np.uint16)
@@ -19,15 +19,14 @@ def starts(
     return [int(start) for start in window_starts(seed, step, n_rows, n_tokens, block_size)]
 
 
-def test_y_is_x_moved_on_by_one() -> None:
-    x, y = read_rows(IDS, np.array([0, 3, 91]), 8)
-    assert x.tolist() == [list(range(s, s + 8)) for s in (100, 103, 191)]
-    assert y.tolist() == [list(range(s, s + 8)) for s in (101, 104, 192)]
+def test_windows_hold_one_token_more_than_a_row() -> None:
+    windows = cut_windows(IDS, np.array([0, 3, 91]), 8)
+    assert windows.tolist() == [list(range(s, s + 9)) for s in (100, 103, 191)]
 
 
 def test_large_ids_keep_their_value() -> None:
     ids = np.array([65_535, 65_534, 0], np.uint16)
-    assert read_rows(ids, np.array([0]), 2)[0].tolist() == [[65_535, 65_534]]
+    assert cut_windows(ids, np.array([0]), 2).tolist() == [[65_535, 65_534, 0]]
 
 
 def test_every_window_is_drawn_and_none_beyond_the_last() -> None:
@@ -83,11 +82,10 @@ def test_windows_are_those_of_the_past(seed: int, step: int, expected: list[int]
 def test_windows_lie_in_the_data(data: DataFolder) -> None:
     ids = data.tokens("train")
     drawn = window_starts(1, 2, 50, len(ids), 16)
-    x, y = read_rows(ids, drawn, 16)
-    assert x.shape == y.shape == (50, 16)
-    for row, start in enumerate(drawn):
-        assert x[row].tolist() == ids[start : start + 16].tolist()
-        assert y[row].tolist() == ids[start + 1 : start + 17].tolist()
+    windows = cut_windows(ids, drawn, 16)
+    assert windows.shape == (50, 17)
+    for window, start in zip(windows, drawn, strict=True):
+        assert window.tolist() == ids[start : start + 17].tolist()
 
 
 @pytest.mark.parametrize(

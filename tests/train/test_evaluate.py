@@ -16,7 +16,7 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import prepare_text, random_model, words
-from train.data import read_rows
+from train.data import cut_windows
 from train.evaluate import eval_batches, evaluate, sample_line, token_lengths
 
 ALL = 1_000_000
@@ -69,7 +69,9 @@ def test_bits_per_byte_compare_between_vocabularies(
 
 def rows(ids: Any, max_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return (x, y) of single windows of at most 8 tokens."""
-    return [read_rows(ids, *batch) for batch in eval_batches(ids, 8, max_tokens, n_rows=1)]
+    batches = eval_batches(ids, 8, max_tokens, n_rows=1)
+    windows = [cut_windows(ids, *batch) for batch in batches]
+    return [(each[:, :-1], each[:, 1:]) for each in windows]
 
 
 @pytest.mark.parametrize("n_ids", [2, 8, 9, 10, 16, 17, 18, 50])

@@ -18,10 +18,7 @@ INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2_000
 
 
 def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, *, is_sharded: bool) -> Tensor:
-    """Undo the loss scale and clip, without waiting for a GPU; return the norm before clipping.
-
-    With a ``max_norm`` of 0 nothing is clipped.
-    """
+    """Undo the loss scale, clip unless ``max_norm`` is 0; return the norm before clipping."""
     gradients = []
     for p in model.parameters():
         if p.grad is not None:
@@ -47,10 +44,7 @@ def clip_grad_norm_(model: GPT, max_norm: float, loss_scale: float, *, is_sharde
 
 
 class GradScaler:
-    """The factor of the loss: halved where gradients overflow, doubled after many that did not.
-
-    It is 1 in dtypes that need none.
-    """
+    """The factor of the loss: halved where gradients overflow, doubled after many that did not."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._is_enabled = dtype == torch.float16
