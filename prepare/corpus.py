@@ -44,8 +44,11 @@ def documentation() -> list[tuple[str, str]]:
     # From text to name and back: two topics may share their text, as "if" and "else" do.
     names = {text.strip() + "\n": f"topics/{topic}.txt" for topic, text in topics.items()}
     n_characters = sum(map(len, names))
-    paths = sysconfig.get_paths()
-    for _, file, inside in sorted(_files(paths["stdlib"], paths["purelib"])):
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "purelib")}
+    files = [(file.relative_to(root), file) for root in roots for file in Path(root).rglob("*.py")]
+    for inside, file in sorted(files, key=_shuffled):
+        if not LEFT_OUT_FOLDERS.isdisjoint(inside.parts[:-1]):
+            continue
         for line, text in _docstrings(file):
             if text not in names:
                 names[text] = f"{inside.with_suffix('').as_posix()}-{line}.txt"
@@ -55,14 +58,9 @@ def documentation() -> list[tuple[str, str]]:
     return sorted((name, text) for text, name in names.items())
 
 
-def _files(*roots: str) -> Iterator[tuple[bytes, Path, Path]]:
-    """Yield the hash of each file's name, its path, and the path below its root."""
-    for root in dict.fromkeys(roots):
-        for file in Path(root).rglob("*.py"):
-            inside = file.relative_to(root)
-            if LEFT_OUT_FOLDERS.isdisjoint(inside.parts[:-1]):
-                name = inside.as_posix().encode("utf-8", "replace")
-                yield hashlib.sha256(name).digest(), file, inside
+def _shuffled(paths: tuple[Path, Path]) -> tuple[bytes, Path]:
+    name = paths[0].as_posix().encode("utf-8", "replace")
+    return hashlib.sha256(name).digest(), paths[1]
 
 
 def _docstrings(file: Path) -> Iterator[tuple[int, str]]:

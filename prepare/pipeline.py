@@ -64,7 +64,7 @@ def prepare_corpus(
 ) -> dict[str, Any]:
     """Write a data folder from ``sources``; return its meta.json.
 
-    Raises: UserError for whatever in the sources or settings cannot be used; a data set that was
+    Raise UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
     if config.vocab_size != "auto" and config.tokenizer != "bpe":
@@ -231,9 +231,9 @@ def _check_space(run: _Run, n_bytes: int) -> None:
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """Lock the folder in ``out``; it stays where a run is stopped that can be resumed.
+    """Lock the folder in ``out``, which stays where a run is stopped that can be resumed.
 
-    Raises: DataError when another run has locked it, or ``out`` cannot be written.
+    Raise DataError when another run has locked it, or ``out`` cannot be written.
     """
     existed = out.exists()
     work = out / WORK_NAME

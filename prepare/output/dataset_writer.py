@@ -6,7 +6,7 @@ several equal documents stays: the first, in the order of sources.
 
 import json
 import os
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -42,20 +42,21 @@ Flags = npt.NDArray[np.bool_]
 Files = dict[str, Path]  # flushed to disk, by the names that wait for them in the data folder
 
 
-class TokenWriter:
+class TokenWriter(ExitStack):
     """Writes a split's ids and the index of its documents as they come, keeping none in memory."""
 
     def __init__(
         self, folder: Path, split: Split, dtype: "np.dtype[Any]", ids_path: Path | None = None
     ) -> None:
         """Write into ``folder``; with ``ids_path`` append to the ids in that file."""
+        super().__init__()
         self.dtype = dtype
         self._split = split
         self._bin_path = ids_path or folder / f"{split}.bin"
         self._idx_path = folder / f"{split}.idx"
-        self._bin = self._bin_path.open("ab" if ids_path else "wb")
+        self._bin = self.enter_context(self._bin_path.open("ab" if ids_path else "wb"))
         self.n_tokens, self.n_documents = self._bin.tell() // dtype.itemsize, 0
-        self._idx = self._idx_path.open("w+b")
+        self._idx = self.enter_context(self._idx_path.open("w+b"))
         self._idx.write(bytes(IDX_HEADER.size))  # known at the end
 
     def add_ids(self, raw: bytes | memoryview) -> None:
@@ -64,10 +65,7 @@ class TokenWriter:
         self.n_tokens += memoryview(raw).nbytes // self.dtype.itemsize
 
     def add_lengths(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Append the lengths of documents whose ids are added apart.
-
-        Raises: DataError for a document that is too long for the index.
-        """
+        """Append the lengths of documents; raise DataError for one too long for the index."""
         if len(lengths) and int(lengths.max()) > MAX_DOCUMENT_TOKENS:
             raise DataError(
                 f"{self._split}.bin: a document of {int(lengths.max()):,} tokens, but the index "
@@ -99,11 +97,6 @@ class TokenWriter:
         self.close()
         return {f"{self._split}.bin": self._bin_path, f"{self._split}.idx": self._idx_path}
 
-    def close(self) -> None:
-        """Close both files, whole or not."""
-        self._bin.close()
-        self._idx.close()
-
 
 def merge(
     tasks: list[Task],
@@ -128,7 +121,7 @@ def merge(
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                closing(TokenWriter(folder, split, dtype, base.ids_path(split) if base else None))
+                TokenWriter(folder, split, dtype, base.ids_path(split) if base else None)
             )
             for split in SPLITS
         ]
@@ -234,8 +227,8 @@ def commit(
     is of the same file system, until that is deleted. Returns meta.json whole.
     """
     staged, replaced = work / "staged", work / "replaced"
-    for made in (staged, replaced):
-        made.mkdir(exist_ok=True)
+    staged.mkdir(exist_ok=True)
+    replaced.mkdir(exist_ok=True)
     save_tokenizer(tokenizer, staged)
     new = {**files, tokenizer.file_name: staged / tokenizer.file_name}
     whole = {

@@ -8,6 +8,7 @@ KEY.json                      the manifest, written last: without it there is no
 import hashlib
 import json
 import os
+import struct
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from prepare.workers.executor import ReadSource, Task, key_of
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time
 TRAIN, VAL = range(len(SPLITS))
+HASH = struct.Struct(">QQ")  # an XXH3 of 128 bits, as bytes
 ROW = np.dtype(
     [
         ("n_tokens", "<i8"),  # the end-of-text id included
@@ -122,10 +124,7 @@ class EncodeJob:
         return make_encoder(self.plan.tokenizer, fast=self.fast)
 
     def __call__(self, task: Task, progress: Progress) -> str:
-        """Write the shard of a task; return the library that encoded it.
-
-        Raises: UserError for sources that cannot be used; EncodersDisagreeError.
-        """
+        """Write the shard of a task; return the library that encoded it."""
         stats = Stats()
         with ShardWriter(self, task) as writer:
             for source_index, text, end in task.documents(self.read, stats, progress):
@@ -163,7 +162,7 @@ class ShardWriter(ExitStack):
         self._lengths = {i: n for number, i, n in job.plan.lengths if number == task.number}
         self._n_documents = 0
         self._texts: list[bytes] = []  # of the rows in self._rows
-        self._rows: list[tuple[int, bytes, int, int, bool]] = []  # ROW but n_tokens
+        self._rows: list[tuple[Any, ...]] = []  # as ROW, but without n_tokens
         self._batch_bytes = 0
         self._long: _LongDocument | None = None
 
@@ -175,9 +174,11 @@ class ShardWriter(ExitStack):
         digest = xxhash.xxh3_128_digest(text)
         val = self._task.sources[source_index].val
         parts = split_document(text, digest, self._plan.rule, self._config, val=val)
+        hash_pair = HASH.unpack(digest)
         for i, (split, part) in enumerate(parts):
             self._texts.append(part)
-            self._rows.append((len(part), digest, source_index, SPLITS.index(split), i == 0))
+            place = source_index, SPLITS.index(split), i == 0
+            self._rows.append((len(part), hash_pair, *place))
         self._n_documents += 1
         self._batch_bytes += len(text)
         if self._batch_bytes >= BATCH_BYTES:
@@ -195,19 +196,12 @@ class ShardWriter(ExitStack):
             if chosen:
                 joined = join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
                 write_all(self._files[split], joined.view(np.uint8).data)
-        self._append_rows([len(ids) + 1 for ids in documents], self._rows)
+        n_tokens = [len(ids) + 1 for ids in documents]
+        self._append_rows([(n, *row) for n, row in zip(n_tokens, self._rows, strict=True)])
         self._texts, self._rows, self._batch_bytes = [], [], 0
 
-    def _append_rows(
-        self, n_tokens: list[int], rows: list[tuple[int, bytes, int, int, bool]]
-    ) -> None:
-        block = np.zeros(len(rows), ROW)
-        n_bytes, digests, sources, splits, first = zip(*rows, strict=True)
-        hashes = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
-        columns = [n_tokens, n_bytes, hashes, sources, splits, first]
-        for name, column in zip(ROW.names or (), columns, strict=True):
-            block[name] = column
-        write_all(self._files[-1], block.view(np.uint8).data)
+    def _append_rows(self, rows: list[tuple[Any, ...]]) -> None:
+        write_all(self._files[-1], np.array(rows, ROW).view(np.uint8).data)
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
@@ -260,11 +254,13 @@ class ShardWriter(ExitStack):
             long.n_bytes.reverse()
             long.n_tokens.reverse()
         splits = [split for split in (TRAIN, VAL) if long.n_tokens[split]]
-        rows = [
-            (long.n_bytes[split], digest, source_index, split, split == splits[0])
-            for split in splits
-        ]
-        self._append_rows([long.n_tokens[split] for split in splits], rows)
+        sizes = [(long.n_tokens[split], long.n_bytes[split]) for split in splits]
+        self._append_rows(
+            [
+                (*size, HASH.unpack(digest), source_index, split, split == splits[0])
+                for size, split in zip(sizes, splits, strict=True)
+            ]
+        )
         self._n_documents += 1
 
     def _truncate(self, split: int, size: int) -> None:

@@ -14,7 +14,6 @@ datatrove, pipeline/tokens/tokenizer.py.
 
 import json
 import logging
-import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ import numpy.typing as npt
 
 from common.dataset import SPLITS, DataFolder, Split
 from common.errors import DataError
-from common.files import atomic_write, fsync_folder, write_text
+from common.files import atomic_write, write_text
 from common.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -46,8 +45,7 @@ def export_llmc(data: DataFolder, out: Path, shard_tokens: int = SHARD_TOKENS) -
 
     Together a split's shards hold one end-of-text id and then the ids as they are. So one stands
     before each document, where modded-nanogpt looks for it, and also after the last.
-
-    Raises: DataError when shards lie there that the loaders would take for some of these.
+    Raise DataError when shards lie there that the loaders would take for some of these.
     """
     eot_id = data.meta["tokenizer"]["eot_id"]
     token_bytes = data.dtype.itemsize
@@ -124,16 +122,14 @@ def _json_of_ids(tokenizer: Tokenizer) -> npt.NDArray[np.object_]:
 
 
 def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
-    """Link or copy ``split.bin`` to ``split.ds``, write what goes with it; return the paths.
-
-    A link takes no space, but is the same file: who writes into one writes into the other.
-    """
+    """Copy ``split.bin`` to ``split.ds``, write what goes with it; return the paths."""
     paths = []
     with _writing(out):
         for split in SPLITS:
             tokens = out / f"{split}.ds"
             index, metadata = (out / f"{tokens.name}.{kind}" for kind in ("index", "metadata"))
-            _link_or_copy(data.path / f"{split}.bin", tokens)
+            with (data.path / f"{split}.bin").open("rb") as ids, atomic_write(tokens) as file:
+                shutil.copyfileobj(ids, file)
             with atomic_write(index) as file:
                 file.write(data.document_bounds(split)[1:].astype("<u8").tobytes())
             n_tokens = data.n_tokens(split)
@@ -141,20 +137,6 @@ def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
             write_text(metadata, f"{name}\n{n_tokens}\n{_rounded(n_tokens)}")
             paths += [tokens, index, metadata]
     return paths
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    unfinished = target.with_name(target.name + ".tmp")
-    unfinished.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), unfinished)
-    except OSError:  # another file system, or one without hard links
-        with source.open("rb") as file, atomic_write(target) as copy:
-            shutil.copyfileobj(file, copy, BLOCK_BYTES)
-        return
-    os.replace(unfinished, target)
-    unfinished.unlink(missing_ok=True)  # still there where target was a link to the same file
-    fsync_folder(target.parent)
 
 
 def _rounded(n_tokens: int) -> str:

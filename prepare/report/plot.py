@@ -37,10 +37,7 @@ COLOURS = {"train": "#3b6ea5", "val": "#e08a3c"}
 
 
 def draw(inspection: Inspection, path: Path) -> None:
-    """Draw an inspection into a file, as .png, .svg or .pdf.
-
-    Raises: DataError when the suffix is another, or the file cannot be written.
-    """
+    """Draw an inspection into a .png, .svg or .pdf; raise DataError where that cannot be."""
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: ends in {path.suffix or 'no suffix'!r}, which is no kind of picture to draw. "

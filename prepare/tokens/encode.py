@@ -83,10 +83,7 @@ class VerifiedEncoder:
         self._n_left = VERIFY_FIRST
 
     def __call__(self, texts: list[bytes]) -> list[TokenIds]:
-        """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree.
-
-        Raises: EncodersDisagreeError.
-        """
+        """Return gigatoken's ids of each text, or tiktoken's where the two cannot agree."""
         rows = []
         for text in texts:
             if not text.isascii() and _has_unicode_17(text):

@@ -203,9 +203,8 @@ def _output_discarded() -> Iterator[None]:
 def published_tokenizer(name: str) -> BytePairTokenizer:
     """Return the vocabulary of a .tiktoken file, or tiktoken's of this name.
 
-    tiktoken's keeps its own end-of-text id; the other special tokens come after its last.
-
-    Raises: DataError when tiktoken has no such name, or the file can neither be found nor fetched.
+    tiktoken's keeps its own end-of-text id; the other special tokens come after its last. Raise
+    DataError when tiktoken has no such name, or its file can neither be found nor fetched.
     """
     if Path(name).is_file():
         return file_tokenizer(Path(name))

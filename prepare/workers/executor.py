@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, Literal, TypeVar
@@ -49,7 +48,7 @@ class Task:
     ) -> Iterator[tuple[int, bytes, ChunkEnd]]:
         """Yield the chunks of its documents, each with the index of its source in ``sources``.
 
-        Raises: DataError when a source is not what it was when the run began.
+        Raise DataError when a source is not what it was when the run began.
         """
         self._check_unchanged()
         for source_index, source in enumerate(self.sources):
@@ -133,16 +132,14 @@ class Executor:
         """Yield the result of each task as it comes.
 
         A task is submitted, as ``on_submit`` returns it, only when a worker is soon free for it.
-        Closed before its end, or left by an exception, this ends the workers at once.
-
-        Raises: what the job raises; DataError when a worker process dies.
+        Closed before its end, or left by an exception, this ends the workers at once. Raise what
+        the job raises, and DataError when a worker process dies.
         """
         submitted = map(on_submit, tasks)
         if self.engine == "ray":
             from prepare.workers.ray_executor import run_on_ray
 
-            work = partial(_work_on_ray, job)
-            return run_on_ray(work, submitted, self.ray_address, self.workers, progress)
+            return run_on_ray(job, submitted, self.ray_address, self.workers, progress)
         # macOS does not say which cores a process may use
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         size_bytes = sum(task.size_bytes for task in tasks)
@@ -151,10 +148,6 @@ class Executor:
         if workers <= 1:
             return (job(task, progress) for task in submitted)
         return _run_in_processes(job, submitted, workers, progress)
-
-
-def _work_on_ray(job: Job[Result], task: Task) -> Result:
-    return job(task, lambda n_bytes: None)
 
 
 def _run_in_processes(

@@ -18,7 +18,7 @@ CONNECT_SECONDS = 5.0  # to a cluster; Ray itself would try for more than a minu
 
 
 def run_on_ray(
-    job: Callable[[Any], Any],
+    job: Callable[..., Any],
     tasks: Iterator[Any],
     address: str | None,
     workers: int | None,
@@ -26,7 +26,7 @@ def run_on_ray(
 ) -> Generator[Any, None, None]:
     """Yield the result of each task as it comes; one whose worker dies is begun again.
 
-    Raises: what the job raises; DataError when there is no Ray, no cluster, or no worker lives.
+    Raise what the job raises, and DataError when there is no Ray, no cluster, or no worker lives.
     """
     try:
         import ray
@@ -94,9 +94,9 @@ def _restore_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def _work(job: Callable[[Any], Any], task: Any, folder: str) -> Any:
+def _work(job: Callable[..., Any], task: Any, folder: str) -> Any:
     os.chdir(folder)  # what the paths are relative to
-    return job(task)
+    return job(task, lambda n_bytes: None)
 
 
 def _result(ray: Any, reference: Any) -> Any:

@@ -1,7 +1,5 @@
-import errno
 import itertools
 import json
-import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -191,7 +189,7 @@ def test_modded_nanogpt_is_spoken_of_where_it_would_find_no_document(
 # datatrove
 
 
-def test_datatrove_gets_a_link_the_ends_of_documents_and_their_count(
+def test_datatrove_gets_the_ids_the_ends_of_documents_and_their_count(
     small: DataFolder, tmp_path: Path
 ) -> None:
     paths = export_datatrove(small, tmp_path / "out")
@@ -200,7 +198,7 @@ def test_datatrove_gets_a_link_the_ends_of_documents_and_their_count(
         *("val.ds", "val.ds.index", "val.ds.metadata"),
     ]
     assert names(tmp_path / "out") == {path.name for path in paths}
-    assert os.path.samefile(paths[0], small.path / "train.bin")
+    assert paths[0].read_bytes() == (small.path / "train.bin").read_bytes()
     assert paths[1].read_bytes() == struct.pack("<3Q", 3, 4, 8)
     assert paths[2].read_bytes() == b"char|2\n8\n8.00 T"
 
@@ -214,41 +212,17 @@ def test_the_ends_of_documents_are_sums_of_their_lengths_however_many(
     assert np.fromfile(index, "<u8").tolist() == list(itertools.accumulate([3, 1, 4]))
 
 
-def test_an_export_again_replaces_links_and_leaves_nothing_behind(
+def test_an_export_again_replaces_the_files_and_leaves_nothing_behind(
     small: DataFolder, tmp_path: Path
 ) -> None:
     first = export_datatrove(small, tmp_path / "out")
     ids = first[0].read_bytes()
-    export_datatrove(small, tmp_path / "out")
-    assert names(tmp_path / "out") == {path.name for path in first}
     rows: dict[Split, list[list[int]]] = {"train": [[1, 3]], "val": []}
     other = write_data(small.path, rows, CharTokenizer(("a", "b", "c")))
     assert first[0].read_bytes() == ids  # what was prepared later is another file
     export_datatrove(other, tmp_path / "out")
     assert first[0].read_bytes() == struct.pack("<2H", 1, 3)
     assert names(tmp_path / "out") == {path.name for path in first}
-
-
-def test_ids_are_copied_where_links_are_impossible(
-    small: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    monkeypatch.setattr(os, "link", refuse)
-    tokens = export_datatrove(small, tmp_path / "out")[0]
-    assert tokens.read_bytes() == (small.path / "train.bin").read_bytes()
-    assert not os.path.samefile(tokens, small.path / "train.bin")
-
-
-def test_a_link_leads_to_the_ids_where_those_are_behind_a_symbolic_link(
-    small: DataFolder, tmp_path: Path
-) -> None:
-    (small.path / "train.bin").rename(small.path / "elsewhere.bin")
-    (small.path / "train.bin").symlink_to("elsewhere.bin")
-    tokens = export_datatrove(small, tmp_path / "out")[0]
-    assert not tokens.is_symlink()
-    assert os.path.samefile(tokens, small.path / "elsewhere.bin")
 
 
 @pytest.mark.parametrize(
