@@ -62,14 +62,13 @@ def load(options: Mapping[str, Any]) -> "LoadedModel":
 @click.group(context_settings=CONTEXT)
 def main() -> None:
     """Talk to a trained GPT."""
-    # PyTorch reads it at its first tensor: memory in pages of 2 MB, where weights are laid out in a
-    # third of the time and read up to an eighth faster
+    # for PyTorch: memory in pages of 2 MB, where weights are read up to an eighth faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("torch").setLevel(logging.WARNING)  # it counts its caches as it ends
     # whatever the locale says text here is UTF-8; a file that is piped in may begin with a mark
     for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
-        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=encoding, errors="replace")
 
 
@@ -214,21 +213,16 @@ def serve(
 
     The settings of generation are what a request that does not say otherwise gets.
     """
-    from sample.server.run import bind, describe_model
-    from sample.server.run import serve as serve_model
+    from sample.server import run
     from sample.server.security import make_access
     from sample.text.template import find_template
 
     config = ServeConfig(**given(ServeConfig, options))
     defaults = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
-    bound = bind(config)  # before the checkpoint is read, which may take long
+    bound = run.bind(config)  # before the checkpoint is read, which may take long
     access = make_access(
-        bound,
-        config.host,
-        allow_hosts=allow_host,
-        allow_origins=allow_origin,
-        key_file=api_key_file,
+        bound, config.host, hosts=allow_host, origins=allow_origin, key_file=api_key_file
     )
     model = load(options)
-    serve_model(model, describe_model(model, found, defaults, config), bound, access)
+    run.serve(model, run.describe_model(model, found, defaults, config), bound, access)

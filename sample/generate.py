@@ -29,10 +29,7 @@ class GenerateRequest:
 def generate_samples(
     model: LoadedModel, request: GenerateRequest
 ) -> Iterator[tuple[int, TextDelta]]:
-    """Yield parts of the texts, each with the number of its text, as they come.
-
-    MAX_ROWS are decoded at once; the next begins where one ended.
-    """
+    """Yield (sample, part of its text) as they come; where one ends, the next begins."""
     tokenizer, config = model.tokenizer, request.config
     prompt = tokenizer.encode(request.prompt)
     decoder = model.decoder(min(request.n_samples, MAX_ROWS))
@@ -84,10 +81,11 @@ def write_json(model: LoadedModel, request: GenerateRequest) -> Iterator[str]:
         if delta.is_last:
             tokens = [token for part in parts[number] for token in part.tokens]
             described = {
-                "sample": number, "seed": (request.config.seed + number) % SEEDS_END,
+                "sample": number,
+                "seed": (request.config.seed + number) % SEEDS_END,
                 "prompt": request.prompt,
                 "text": "".join(part.text for part in parts[number]),
                 "finish": delta.finish_reason,
                 "tokens": [token_json(token, model.tokenizer) for token in tokens],
-            }  # fmt: skip
+            }
             yield json.dumps(described, ensure_ascii=False) + "\n"

@@ -1,7 +1,6 @@
 """A run -> what samples from it: a verified checkpoint, its weights packed for its device.
 
-With it what is known of it, in words, and as JSON for the page. The words do not flatter: a network
-that was trained for an hour is to be judged as such.
+With it what is known of it, as JSON for the page, and in words that do not flatter.
 """
 
 import math
@@ -109,13 +108,13 @@ def undertrained_warning(info: RunInfo) -> str | None:
             f"{FREQUENCIES_ALONE * blind:.1f}. Expect gibberish."
         )
     ratio = info.n_tokens / info.n_parameters
-    if ratio < TOKENS_PER_PARAMETER:
-        return (
-            f"It is undertrained: it read {ratio:.1f} tokens for each of its "
-            f"{info.n_parameters:,} parameters, where {TOKENS_PER_PARAMETER} are usual. Expect "
-            "the sound of its text more than its sense."
-        )
-    return None
+    if ratio >= TOKENS_PER_PARAMETER:
+        return None
+    return (
+        f"It is undertrained: it read {ratio:.1f} tokens for each of its {info.n_parameters:,} "
+        f"parameters, where {TOKENS_PER_PARAMETER} are usual. Expect the sound of its text more "
+        "than its sense."
+    )
 
 
 def banner(info: RunInfo) -> str:

@@ -6,8 +6,6 @@ A window is a whole context and moves on by ``stride`` tokens; of each only the 
 before it did not reach are counted. So every token but those of the first window is predicted from
 at least block_size - stride tokens. With a stride of block_size windows stand end to end, as in
 training's evaluation. Memory does not grow with the text.
-
-Surprisal is counted in bits: 1 bit is a coin tossed, 10 bits one guess among a thousand.
 """
 
 import codecs
@@ -15,6 +13,7 @@ import json
 import math
 import re
 import sys
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -36,9 +35,8 @@ CHUNK_CHARACTERS = 1 << 18
 WORD_END = re.compile(r"\w(?= )")
 HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
 COLUMNS = "bits\tlogprob\tid\ttext\n"
-# below how many bits -> which of the terminal's 256 colours behind the text: none, yellow ... red
-COLOURS = ((2.0, 0), (5.0, 229), (8.0, 221), (11.0, 214), (15.0, 208))
-BEYOND = 196
+# of the terminal's 256, behind the text: none below 2 bits, yellow below 5 ... red from 15 on
+COLOURS, BITS = (0, 229, 221, 214, 208, 196), (2, 5, 8, 11, 15)
 
 
 @dataclass
@@ -77,8 +75,8 @@ def write_scores(
 ) -> None:
     """Write the scores of files, each one document ("-" is standard input), and of all together.
 
-    Results go to stdout, what explains them to stderr. Raise ConfigError where the stride is longer
-    than the context, DataError where a file is not UTF-8.
+    Raise ConfigError where the stride is longer than the context, DataError where a file is not
+    UTF-8.
     """
     block_size, tokenizer = model.block_size, model.tokenizer
     stride = stride or max(1, block_size // 2)
@@ -124,20 +122,16 @@ def read_text(file: BinaryIO, name: str) -> Iterator[str]:
 
 def encode_chunks(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Yield the ids of a text that comes in chunks: together those of the whole."""
-    held: list[str] = []
-    n_held = 0
+    held = ""
     for text in texts:
-        held.append(text)
-        n_held += len(text)
-        if n_held < CHUNK_CHARACTERS:
+        held += text
+        if len(held) < CHUNK_CHARACTERS:
             continue
-        whole = "".join(held)
-        ends = [match.end() for match in WORD_END.finditer(whole, n_held // 2)]
-        if not ends:
-            continue  # no blank so far: text that has none is held as a whole
-        yield tokenizer.encode(whole[: ends[-1]])
-        held, n_held = [whole[ends[-1] :]], n_held - ends[-1]
-    yield tokenizer.encode("".join(held))
+        ends = [match.end() for match in WORD_END.finditer(held, len(held) // 2)]
+        if ends:  # text that has no blank is held as a whole
+            yield tokenizer.encode(held[: ends[-1]])
+            held = held[ends[-1] :]
+    yield tokenizer.encode(held)
 
 
 def score_ids(
@@ -184,18 +178,21 @@ class Report:
         write_stdout(self._heading + text)
         self._heading = ""
 
+    def _write_json(self, records: Iterable[dict[str, object]]) -> None:
+        self._write("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+
     def add_tokens(self, name: str, tokens: Sequence[Token]) -> None:
         """Write more tokens of a file."""
         if self._in_colour:
             sys.stdout.write("".join(map(self.coloured, tokens)))
         elif self._per_token and self._as_json:
-            self._write("".join(self._token_record(name, token) for token in tokens))
+            self._write_json(
+                {"file": name, "bits": round(surprisal(each), 4)}
+                | token_json(each, self._tokenizer)
+                for each in tokens
+            )
         elif self._per_token:
             self._write("".join(map(self.columns, tokens)))
-
-    def _token_record(self, name: str, token: Token) -> str:
-        bits = {"file": name, "bits": round(surprisal(token), 4)}
-        return _json_line(bits | token_json(token, self._tokenizer))
 
     def columns(self, token: Token) -> str:
         r"""Return tab-separated columns; \n, \t and bytes beyond text are spelled out."""
@@ -210,7 +207,7 @@ class Report:
     def coloured(self, token: Token) -> str:
         """Return a token in its colour; a character of several comes with the last of them."""
         text = escape_controls(self._decoder.decode(self._tokenizer.token_bytes[token.idx]))
-        colour = next((colour for limit, colour in COLOURS if surprisal(token) < limit), BEYOND)
+        colour = COLOURS[bisect(BITS, surprisal(token))]
         # black on the colour, whatever the theme; a colour behind a line end fills the rest of it
         return "\n".join(
             f"\x1b[38;5;16;48;5;{colour}m{line}\x1b[0m" if line and colour else line
@@ -219,12 +216,10 @@ class Report:
 
     def add_score(self, name: str, score: Score) -> None:
         """Write the score of a file."""
-        figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
         if self._as_json:
+            figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
             counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
-            self._write(
-                _json_line(counts | (figures if score.n_tokens else dict.fromkeys(figures)))
-            )
+            self._write_json([counts | (figures if score.n_tokens else dict.fromkeys(figures))])
             return
         perplexity = f"{score.perplexity:{'.3e' if score.perplexity >= 1e9 else ',.2f'}}"
         columns = [f"{score.loss:.4f}", perplexity, f"{score.bpb:.4f}"]
@@ -241,9 +236,5 @@ class Report:
 
 
 def surprisal(token: Token) -> float:
-    """Return a token's surprisal in bits."""
+    """Return a token's surprisal in bits: 1 is a coin tossed, 10 one guess among a thousand."""
     return abs(token.logprob) / math.log(2)  # not -0.0 for what was certain
-
-
-def _json_line(value: dict[str, object]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -3,8 +3,8 @@
     text -> build_prompt (text/truncate.py) -> ids -> generate (common/inference/decoder.py)
          -> tokens -> Detokenizer (text/detokenizer.py) -> text
 
-The seed of an answer is the setting plus how many were asked for before it: the same prompt again,
-and /retry, give another one, and the same prompts to a new chat the same ones.
+The seed of an answer is the setting plus how many were asked for before: the same prompt again has
+another answer, the same prompts to a new chat the same ones.
 """
 
 import time
@@ -33,7 +33,7 @@ class Chat:
     ) -> None:
         self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
-        # of the last answer: its prompt, how many tokens, in how many seconds
+        # the last answer's prompt, tokens and seconds
         self.stats: tuple[TruncatedPrompt, int, float] | None = None
         self._n_replies = 0
         self._stop_requested = False
@@ -43,12 +43,12 @@ class Chat:
 
         The turn follows ``history``, all messages so far by default. Where the template only
         continues a text, its beginning comes first. An answer that is stopped or closed is kept as
-        far as it came, and marked. Raise UserError where the text cannot be encoded, or the logits
-        are no numbers; then the messages stay as they are.
+        far as it came, and marked. Raise UserError, and keep nothing, where the logits are no
+        numbers.
         """
-        text = replace_surrogates(text)
+        user = Message("user", replace_surrogates(text))
         history = self.messages if history is None else history
-        prompt = self._build_prompt([*history, Message("user", text)])
+        prompt = self._build_prompt([*history, user])
         config = replace(self.config, seed=(self.config.seed + self._n_replies) % SEEDS_END)
         self._n_replies += 1
         self._stop_requested = False
@@ -62,7 +62,7 @@ class Chat:
         answer, delta, failed, start_s = "", TextDelta(), False, time.perf_counter()
         try:
             if not self.template.generation_prompt:
-                yield text
+                yield user.content
             for token in generate(self.decoder, prompt.ids, config):
                 delta = detokenizer.push(token)
                 if delta.text:
@@ -75,8 +75,8 @@ class Chat:
             raise
         finally:  # also where it is closed, or the program ends
             if not failed:
-                turn = [Message("user", text), Message("assistant", answer, not delta.is_last)]
-                self.messages = [*history, *turn]
+                stopped = not delta.is_last
+                self.messages = [*history, user, Message("assistant", answer, stopped)]
                 self.stats = prompt, delta.n_tokens, time.perf_counter() - start_s
 
     def stop(self) -> None:

@@ -3,15 +3,14 @@
 Text goes to stdout, all else to stderr. In a terminal Ctrl-C ends an answer, never the chat; in a
 pipe each line is a prompt, whatever it begins with. Only a terminal imports prompt_toolkit.
 
-A command does its work on a Repl and speaks through the chat's ``notify``; /retry also returns an
-answer to show, and /quit ends the input, as Ctrl-D does. Its docstring is its line of /help.
+A command's docstring is its line of /help; it may return an answer to show, as /retry does.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,11 +240,16 @@ def line_editor(history_file: Path, notify: Callable[[str], None]) -> Callable[[
     def begin_line(event: key_binding.KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
+    class HistoryOnDisk(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a full disk: this line is not kept
+                super().store_string(string)
+
     history: History = InMemoryHistory()
     try:
         history_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         history_file.touch(mode=0o600)
-        history = FileHistory(history_file)
+        history = HistoryOnDisk(history_file)
     except OSError as error:
         notify(f"{history_file}: {error.strerror}, so what you type is not kept for later.")
     return PromptSession[str](

@@ -3,9 +3,8 @@
     submit -> queue (bounded) -> a row of the Decoder -> deltas, delivered once a step
 
 Between two steps rows that ended are freed and admit the next of the queue, so that no request
-waits for the longest answer of a batch. The text of a row depends on its own request alone; that is
-the Decoder's promise. Source: Yu et al. 2022 (Orca), section 3.2, iteration-level
-scheduling.
+waits for the longest answer of a batch. The text of a row depends on its own request alone (the
+Decoder's promise). Source: Yu et al. 2022 (Orca), section 3.2, iteration-level scheduling.
 """
 
 import logging
@@ -25,8 +24,7 @@ from sample.text.detokenizer import Detokenizer, TextDelta
 
 log = logging.getLogger(__name__)
 
-# Prefilled between two steps, while the running answers wait: about a second at 124 M parameters
-# on two cores.
+# Prefilled between two steps, while running answers wait: a second at 124 M parameters, two cores.
 PREFILL_TOKENS = 512
 # Upper bounds in seconds: from a tiny network's first token to a long wait in the queue.
 TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -70,8 +68,8 @@ class Engine:
         self._decoder, self.metrics = decoder, Metrics()
         self._capacity = n_rows + max_waiting
         self._changed = threading.Condition()  # guards all below
-        self._waiting: deque[Job] = deque()
-        self._rows: dict[int, Job] = {}
+        self.waiting: deque[Job] = deque()  # without a row
+        self.rows: dict[int, Job] = {}
         self._free = list(range(n_rows - 1, -1, -1))  # the lowest row last: taken first
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -79,10 +77,10 @@ class Engine:
         self.fault: str | None = None  # why the engine failed
         gauge = partial(Gauge, registry=self.metrics.registry)
         gauge("quern_rows", "Rows there are.").set(n_rows)
-        gauge("quern_rows_busy", "Rows that generate.").set_function(lambda: self.n_busy)
+        gauge("quern_rows_busy", "Rows that generate.").set_function(lambda: len(self.rows))
         gauge("quern_up", "1 while the engine works.").set_function(lambda: self.closed is None)
-        n_waiting = gauge("quern_queue_length", "Answers that wait for a row.")
-        n_waiting.set_function(lambda: self.n_waiting)
+        queue_length = gauge("quern_queue_length", "Answers that wait for a row.")
+        queue_length.set_function(lambda: len(self.waiting))
 
     def start(self, call_in_loop: CallInLoop) -> None:
         """Begin to decode; deltas are received inside ``call_in_loop``, once a step."""
@@ -90,28 +88,18 @@ class Engine:
         self._thread = threading.Thread(target=run, name="engine", daemon=True)
         self._thread.start()
 
-    @property
-    def n_waiting(self) -> int:
-        """Jobs without a row."""
-        return len(self._waiting)
-
-    @property
-    def n_busy(self) -> int:
-        """Rows in use."""
-        return len(self._rows)
-
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all of ``jobs``, or none and raise APIError: 429 without room, 503 when closed."""
         with self._changed:
             if self.closed is not None:
                 raise APIError(self.closed, status=503, code="unavailable")
-            if self.n_waiting + self.n_busy + len(jobs) > self._capacity:
+            if len(self.waiting) + len(self.rows) + len(jobs) > self._capacity:
                 raise APIError(
                     "All rows are busy and the queue is full: try again in a moment.",
                     status=429, code="rate_limit_exceeded",
                     headers={"Retry-After": "1"},  # rows get free often, and asking costs little
                 )  # fmt: skip
-            self._waiting.extend(jobs)
+            self.waiting.extend(jobs)
             self._changed.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -119,8 +107,8 @@ class Engine:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
-                if job in self._waiting:
-                    self._waiting.remove(job)
+                if job in self.waiting:
+                    self.waiting.remove(job)
 
     def refuse(self, why: str) -> None:
         """Accept no more requests; those accepted go on."""
@@ -148,43 +136,43 @@ class Engine:
             self.fault = error.message if isinstance(error, UserError) else FAULT
         with self._changed:
             self.closed = self.fault or self.closed
-            jobs = [*self._rows.values(), *self._waiting]
-            self._rows.clear()
-            self._waiting.clear()
+            jobs = [*self.rows.values(), *self.waiting]
+            self.rows.clear()
+            self.waiting.clear()
         if jobs:
             call_in_loop(partial(_deliver, [(job, TextDelta(error=self.closed)) for job in jobs]))
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._rows or self._ended):
+            while not (self.waiting or self.rows or self._ended):
                 self._changed.wait()
             return not self._ended
 
     def _free_row(self, row: int) -> None:
         self._decoder.release(row)
         with self._changed:
-            del self._rows[row]
+            del self.rows[row]
             self._free.append(row)
 
     def _admit_waiting(self) -> None:
-        for row in [row for row, job in self._rows.items() if job.cancelled]:
+        for row in [row for row, job in self.rows.items() if job.cancelled]:
             self._free_row(row)
         n_prefilled = 0
         while n_prefilled < PREFILL_TOKENS:
             with self._changed:
-                if not (self._waiting and self._free):
+                if not (self.waiting and self._free):
                     return
-                job, row = self._waiting.popleft(), self._free.pop()
-                self._rows[row] = job
+                job, row = self.waiting.popleft(), self._free.pop()
+                self.rows[row] = job
             self._decoder.admit(row, job.prompt, job.config, job.top_logprobs)
             n_prefilled += max(1, len(job.prompt))
             self.metrics.prompt_tokens.inc(len(job.prompt))
 
     def _step(self) -> list[tuple[Job, TextDelta]]:
-        tokens = self._decoder.step() if self._rows else {}
+        tokens = self._decoder.step() if self.rows else {}
         deltas = []
         for row, token in tokens.items():
-            job = self._rows[row]
+            job = self.rows[row]
             delta = job.detokenizer.push(token)
             if delta.is_last:
                 self._free_row(row)

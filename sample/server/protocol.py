@@ -1,9 +1,7 @@
 """The API's shapes in both directions: what requests may hold, what answers do, and errors.
 
-Requests are checked against these models, and /openapi.json is made from them. The ranges of what
-chooses ids (temperature, top_k, ...) are GenerateConfig's. A null is as good as leaving a parameter
-out. What is not declared here is ignored; what would change the text and is not done here is
-declared, and refused.
+/openapi.json is made from these models. A null is as good as leaving a parameter out. What is not
+declared is ignored; what would change the text and is not done here is declared, and refused.
 
 Source: platform.openai.com/docs/api-reference, "Completions" and "Chat", of 2025.
 """
@@ -11,7 +9,6 @@ Source: platform.openai.com/docs/api-reference, "Completions" and "Chat", of 202
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,7 +41,7 @@ class Shape(BaseModel):
 
 def _of_config(name: str, most: float | None = None) -> Any:
     """Return the field that takes a setting of GenerateConfig; ``most`` is the API's own bound."""
-    item = next(item for item in fields(GenerateConfig) if item.name == name)
+    item = GenerateConfig.__dataclass_fields__[name]
     bound = {"lt": item.metadata["below"]} if most is None else {"le": most}
     return Field(None, description=item.metadata["help"], ge=item.metadata["at_least"], **bound)
 

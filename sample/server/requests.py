@@ -9,7 +9,7 @@ from common.settings import SEEDS_END
 from common.tokenizer import Tokenizer
 from sample.server.config import ServeConfig
 from sample.server.engine import Job
-from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, TextPart, shown
+from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, shown
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.template import Message, Template
@@ -49,8 +49,7 @@ def parse_request(
     n_answers, most = len(prompts) * n, model.limits.rows + model.limits.queue
     if n_answers > most:  # they would never all find a place
         sentence = f"{len(prompts)} prompts times n = {n} are {n_answers} answers"
-        param = "n" if n > 1 else "prompt"
-        raise APIError(f"{sentence}: at most {most} at once.", param=param)
+        raise APIError(f"{sentence}: at most {most} at once.", param="n" if n > 1 else "prompt")
     decode = model.tokenizer.decode_bytes
     texts = [decode(ids).decode("utf-8", "replace") if echo else "" for ids in prompts]
     answers = ResponseStream(
@@ -81,11 +80,9 @@ def parse_request(
 
 
 def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerateConfig:
-    limit, max_tokens = model.limits.max_tokens, body.max_tokens
-    if isinstance(body, ChatRequest):
-        max_tokens = body.max_completion_tokens or max_tokens
-    if max_tokens is None:
-        max_tokens = model.defaults.max_new_tokens
+    newer_name = body.max_completion_tokens if isinstance(body, ChatRequest) else None
+    max_tokens = newer_name or body.max_tokens or model.defaults.max_new_tokens
+    limit = model.limits.max_tokens
     given = body.model_dump(include=set(vars(model.defaults)), exclude_none=True)
     return replace(
         model.defaults,
@@ -100,11 +97,12 @@ def _chat_prompt(
     """Return the prompt's ids, what had no room, and what the template asks of a Detokenizer."""
     if body.top_logprobs and not body.logprobs:
         raise APIError("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    messages = [
+    messages = []
+    for each in body.messages:
+        parts = each.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         # developer: OpenAI's newer name for it
-        Message("system" if each.role == "developer" else each.role, _text(each.content))
-        for each in body.messages
-    ]
+        messages.append(Message("system" if each.role == "developer" else each.role, text))
     template = model.template
     prompt = build_prompt(
         messages,
@@ -121,10 +119,6 @@ def _chat_prompt(
         "strip_end": template.strips_answers,
     }
     return prompt.ids, [*missing, *prompt.notices()], options
-
-
-def _text(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def _prompts(body: CompletionRequest, model: ServedModel) -> tuple[list[list[int]], list[str]]:

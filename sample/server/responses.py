@@ -1,7 +1,6 @@
-"""Text deltas of the engine -> one JSON object, or server-sent events.
+"""Text deltas of the engine -> one JSON object, or server-sent events, in protocol.py's shapes.
 
-The shapes are those of protocol.py, which /openapi.json describes and the tests check; here they
-are plain dicts, as one is made for every token.
+They are plain dicts, as one is made for every token; the tests check them.
 """
 
 import asyncio

@@ -73,10 +73,11 @@ def describe_model(
     except ValidationError as error:
         sentence = validation_error(error.errors()).detail
         raise ConfigError(f"--{sentence.replace('_', '-')}") from error
+    info = model_card(loaded.info, defaults, template.name)
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(
-        name=loaded.info.folder.parent.name,
+        name=info["name"],
         fingerprint=f"quern-{weights[:12]}",
         created=int(manifest.stat().st_mtime),
         tokenizer=loaded.tokenizer,
@@ -84,7 +85,7 @@ def describe_model(
         template=template,
         defaults=defaults,
         limits=limits,
-        info=model_card(loaded.info, defaults, template.name),
+        info=info,
     )
 
 
@@ -148,7 +149,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; let running answers end, or end them after --drain-seconds."""
         self._engine.refuse(GOING_DOWN)
-        if self._engine.n_busy or self._engine.n_waiting:
+        if self._engine.rows or self._engine.waiting:
             log.info("Running answers have %.0f s to end; again to leave at once.", self._drain_s)
         loop = asyncio.get_running_loop()
         loop.call_later(self._drain_s, self._engine.close, GOING_DOWN, 0.0)
@@ -164,8 +165,7 @@ class Server(uvicorn.Server):
 class TimeoutProtocol(H11Protocol):
     """uvicorn's connection, closed where no whole head of a request comes within HEAD_TIMEOUT_S.
 
-    uvicorn itself waits for ever, and connections are limited. Of its internals only ``cycle``, the
-    request under way, is used.
+    uvicorn itself waits for ever. Of its internals only ``cycle``, the request under way, is used.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

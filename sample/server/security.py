@@ -56,8 +56,8 @@ class Access:
 def make_access(
     bound: socket.socket,
     host: str,
-    allow_hosts: Sequence[str] = (),
-    allow_origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
     key_file: Path | None = None,
 ) -> Access:
     """Return who may ask; raise ConfigError where other machines could and there is no key."""
@@ -68,11 +68,11 @@ def make_access(
             "they must send. To make one: "
             "python3 -c 'import secrets; print(secrets.token_urlsafe())' > key.txt"
         )
-    names = {host.lower(), str(address), *(name.lower() for name in allow_hosts)}
+    names = {host.lower(), str(address), *(name.lower() for name in hosts)}
     return Access(
         names=LOOPBACK_NAMES | names,
         is_wildcard=address.is_unspecified,
-        origins=frozenset(origin.rstrip("/") for origin in allow_origins),
+        origins=frozenset(origin.rstrip("/") for origin in origins),
         key=None if key_file is None else read_key(key_file),
     )
 

@@ -36,11 +36,7 @@ class TextDelta:
 
 
 class StopFilter:
-    """What of a text may be shown so far; ``stopped`` once a stop text has come.
-
-    They are matched on the text, so it does not matter where tokens begin; the text ends before the
-    first of them that is complete.
-    """
+    """What of a text may be shown so far, wherever tokens begin; ``stopped`` at a stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stopped = False
@@ -52,19 +48,15 @@ class StopFilter:
         if not self._stops:
             return text
         text = self._held + text
-        # where each that is complete ends and begins
         found = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            # the first to be complete, however the text is cut; of several the longest
-            return text[: min(found)[1]]
+            return text[: min(found)[1]]  # before the one that ends first, however text is cut
         if is_last:
             return text
-        # the longest end that may be the beginning of a stop text is held back
-        n_shown = next(
-            (i for i in range(len(text)) if any(stop.startswith(text[i:]) for stop in self._stops)),
-            len(text),
-        )
+        n_shown = 0  # held back is the longest end that may be the beginning of a stop text
+        while not any(stop.startswith(text[n_shown:]) for stop in self._stops):
+            n_shown += 1
         self._held = text[n_shown:]
         return text[:n_shown]
 
@@ -101,8 +93,8 @@ class Detokenizer:
         is_eot = token.idx == self._tokenizer.eot_id
         self.n_tokens += not is_eot
         is_last = is_eot or self.n_tokens >= self._max_new_tokens
-        token_bytes = b"" if is_eot else self._tokenizer.token_bytes[token.idx]
-        text = self._decoder.decode(token_bytes, final=is_last)
+        # end-of-text has no bytes
+        text = self._decoder.decode(self._tokenizer.token_bytes[token.idx], final=is_last)
         if not is_eot:
             end = self._n_decoded + max(1, len(text))
             self._pending.append((token, self._n_decoded, end))

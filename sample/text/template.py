@@ -3,8 +3,7 @@
     [Message("user", "Hello")] --render, TURNS--> "User: Hello\\nAssistant:"
 
 A template says what stands before and after the words of each speaker, nothing more. What a message
-contains is never read as a part of the template, and all of it is encoded as ordinary text: no
-special id can come from it.
+contains is never a part of the template, and is encoded as ordinary text: without special ids.
 
 raw     what was written and what followed, as one text. The default: a base model has read texts of
         any kind and seldom a conversation, and what it does best is to go on with a text (the true
@@ -44,11 +43,8 @@ class Template:
 
     @property
     def generation_prompt(self) -> str:
-        """What the answer is to follow.
-
-        Without its last blanks: vocabularies keep a blank with the word after it, so that a network
-        seldom read a word after a blank of its own.
-        """
+        """What the answer is to follow."""
+        # vocabularies keep a blank with the word after it: seldom was one read after a lone blank
         return self.affixes["assistant"][0].rstrip(" ")
 
     @property
@@ -88,9 +84,8 @@ def make_template(
 ) -> Template:
     """Return the template that writes each role as ``pieces`` says, its words at {role}.
 
-    Without ``stops`` an answer ends at what stands after it and at a speaker who begins, where the
-    template has such words.
-    Example: "User: {user}\\n" and "Assistant: {assistant}\\n" stop at "\\nUser:", "\\nAssistant:".
+    Without ``stops`` an answer ends at what stands after it and at a speaker who begins: with
+    "User: {user}\\n" and "Assistant: {assistant}\\n" at "\\nUser:" and "\\nAssistant:".
     """
     affixes: dict[Role, tuple[str, str]] = {}
     for role in ROLES:

@@ -7,7 +7,7 @@ slides while it is generated (common/inference/decoder.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 
 from common.tokenizer import Tokenizer
 from sample.text.template import Message, Template, render, render_message
@@ -46,8 +46,7 @@ def build_prompt(
     """Return the ids of ``messages`` and of the beginning of the answer, at most as many as fit.
 
     Whole turns are left out, the oldest first. The last one stays: where it is too long, a system
-    text that takes more than half of the room goes, and then the beginning of the turn's words. An
-    empty list of ids stands for the beginning of a document.
+    text that takes more than half of the room goes, and then the beginning of the turn's words.
     """
     room = block_size - min(max_new_tokens, block_size // 2)
     system, turns = split_turns(messages)
@@ -65,19 +64,19 @@ def build_prompt(
         if len(speaker) > free // 2:
             speaker = []
         prompt = speaker + prompt[n_prompt - (free - len(speaker)) :]
-    free -= len(prompt)
-    kept: list[list[int]] = []
+    n_cut = n_prompt - len(prompt)
+    n_kept = 0
     for turn in reversed(earlier):  # the newest first: those long out of reach are not encoded
         ids = _encode(turn, template, tokenizer)
-        if len(ids) > free:
+        if len(head) + len(ids) + len(prompt) > room:
             break
-        kept.insert(0, ids)
-        free -= len(ids)
+        prompt = ids + prompt
+        n_kept += 1
     return TruncatedPrompt(
-        ids=[*head, *chain.from_iterable(kept), *prompt],
+        ids=head + prompt,
         n_turns=len(turns),
-        n_dropped=len(earlier) - len(kept),
-        n_cut=n_prompt - len(prompt),
+        n_dropped=len(earlier) - n_kept,
+        n_cut=n_cut,
         system_dropped=system_dropped,
     )
 

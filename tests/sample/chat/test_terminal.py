@@ -154,6 +154,24 @@ def test_whatever_is_typed_there_is_no_traceback_also_without_a_history(
         assert "Unhandled" not in terminal.text
 
 
+def test_a_history_on_a_full_disk_does_not_end_the_chat(place: Path, tmp_path: Path) -> None:
+    with in_terminal(place, tmp_path) as terminal:
+        terminal.see_prompt()
+        history = tmp_path / "state" / "quern" / "chat-history"
+        history.unlink()
+        history.symlink_to("/dev/full")
+        for prompt, answer in (("a", "abcde"), ("b", "bcdef")):
+            terminal.enter(prompt)
+            terminal.see(f"\n{answer}\n")
+        terminal.see_prompt()
+        terminal.keys(UP)
+        terminal.see_prompt("b")  # kept for this session
+        terminal.keys(CTRL_C + CTRL_D)
+        assert terminal.wait() == 0
+        assert "Traceback" not in terminal.text
+        assert "Unhandled" not in terminal.text
+
+
 def test_each_line_of_a_pipe_is_a_prompt_whatever_it_begins_with(place: Path) -> None:
     typed = "\ufeffc\n\n   \nabcdefgh\u00e9" + "h" * 160 + "\n/save x.json\n//c\n"
     script = "import sys, runpy; sys.modules['prompt_toolkit'] = None; "  # nobody may import it

@@ -593,7 +593,7 @@ def test_beyond_rows_and_queue_429_and_when_to_try_again() -> None:
             assert answered.json()["error"]["code"] == "rate_limit_exceeded"
         api.engine.cancel(jobs)
         api.decoder.go.set()
-        await_(lambda: api.engine.n_busy == 0)
+        await_(lambda: not api.engine.rows)
         assert complete(api)["choices"][0]["text"]
 
 

@@ -59,7 +59,7 @@ def await_(condition: Callable[[], bool]) -> None:
 
 
 def idle(engine: Engine) -> Callable[[], bool]:
-    return lambda: (engine.n_waiting, engine.n_busy) == (0, 0)
+    return lambda: not (engine.waiting or engine.rows)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_each_answer_is_the_one_it_would_get_alone(decoder: FakeDecoder, engine:
     asked = [job([i % 4], n_new=1 + i % 7, seed=i // 3) for i in range(40)]
     heard = []
     for each in asked:
-        await_(lambda: engine.n_waiting + engine.n_busy < 7)
+        await_(lambda: len(engine.waiting) + len(engine.rows) < 7)
         heard.append(ask(engine, each))
     for each, listener in zip(asked, heard, strict=True):
         assert listener.text() == text_of(decoder.alone(each.prompt, each.config))
@@ -117,7 +117,7 @@ def test_of_several_choices_all_are_taken_or_none(decoder: FakeDecoder, engine: 
         ask(engine, job([i]))
     with pytest.raises(APIError, match="queue is full"):
         engine.submit([job([7]), job([8])])
-    assert engine.n_waiting + engine.n_busy == 6
+    assert len(engine.waiting) + len(engine.rows) == 6
 
 
 def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_step(
@@ -126,11 +126,11 @@ def test_who_goes_away_frees_a_place_in_the_queue_at_once_and_a_row_at_the_next_
     decoder.go.clear()
     running = [job([i], n_new=10**6) for i in range(3)]
     engine.submit(running)
-    await_(lambda: engine.n_busy == 3)
+    await_(lambda: len(engine.rows) == 3)
     waiting = [job([i]) for i in range(4)]
     engine.submit(waiting)
     engine.cancel(waiting)
-    assert engine.n_waiting == 0
+    assert not engine.waiting
     engine.cancel(running)
     stays = ask(engine, job([1]))
     decoder.go.set()
@@ -148,7 +148,7 @@ def test_a_row_that_ends_is_taken_by_the_next_while_the_others_go_on(
     for i in range(20):
         asked = job([i], n_new=2)
         assert ask(engine, asked).text() == text_of(decoder.alone(asked.prompt, asked.config))
-    assert engine.n_busy >= 2
+    assert len(engine.rows) >= 2
     engine.close("Over.")
     assert all(listener.all()[-1].error == "Over." for listener in long)
 
@@ -165,7 +165,7 @@ def test_a_fault_is_heard_by_all_who_wait_and_no_more_are_taken(
     assert engine.fault == engine.closed == FAULT
     with pytest.raises(APIError, match="its log says why"):
         ask(engine, job([1]))
-    assert (engine.n_waiting, engine.n_busy) == (0, 0)
+    assert idle(engine)()
 
 
 def test_what_a_person_can_mend_is_said_as_it_is(engine: Engine, decoder: FakeDecoder) -> None:
