@@ -137,7 +137,7 @@ def corpus(folder: Path) -> None:
 )
 def inspect(data: Path, show: int, plot: Path | None) -> None:
     """Verify a data folder and say what is in it: by split and source, how long, which tokens."""
-    from prepare.report.inspection import first_documents, inspect_data, tables
+    from prepare.report.inspection import draw, first_documents, inspect_data, tables
 
     opened = _open_verified(data)
     inspection = inspect_data(opened)
@@ -146,8 +146,6 @@ def inspect(data: Path, show: int, plot: Path | None) -> None:
     for document in first_documents(opened, show):
         click.echo("\n" + document)
     if plot is not None:
-        from prepare.report.plot import draw
-
         draw(inspection, plot)
         click.echo(f"\n{plot}: drawn.", err=True)
 

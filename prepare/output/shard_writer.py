@@ -253,14 +253,12 @@ class ShardWriter(ExitStack):
             self._truncate(TRAIN, start)
             long.n_bytes.reverse()
             long.n_tokens.reverse()
-        splits = [split for split in (TRAIN, VAL) if long.n_tokens[split]]
-        sizes = [(long.n_tokens[split], long.n_bytes[split]) for split in splits]
-        self._append_rows(
-            [
-                (*size, HASH.unpack(digest), source_index, split, split == splits[0])
-                for size, split in zip(sizes, splits, strict=True)
-            ]
-        )
+        for split, n_tokens in enumerate(long.n_tokens):
+            is_first = split == TRAIN or not long.n_tokens[TRAIN]
+            place = source_index, split, is_first
+            if n_tokens:
+                row = (n_tokens, long.n_bytes[split], HASH.unpack(digest), *place)
+                self._append_rows([row])
         self._n_documents += 1
 
     def _truncate(self, split: int, size: int) -> None:

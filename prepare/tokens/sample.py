@@ -137,10 +137,7 @@ class CorpusSample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob:
-    """What the first pass does with every task, here or in another process.
-
-    Both ways to call it raise UserError for sources that cannot be used.
-    """
+    """What the first pass does with every task, here or in another process."""
 
     read: ReadSource
     config: PrepareConfig

@@ -27,14 +27,16 @@ from common.tokenizer import (
 )
 from prepare.report import inspection as inspection_module
 from prepare.report.inspection import (
+    LOOKS,
     MAX_LISTED,
     SHOWN_CHARACTERS,
     Inspection,
+    draw,
     first_documents,
     inspect_data,
+    picture,
     tables,
 )
-from prepare.report.plot import LOOKS, draw, picture
 from tests.prepare.making import write_data
 from tests.processes import run_python
 
@@ -442,5 +444,5 @@ def test_a_folder_that_is_not_there_is_a_sentence(found: Inspection, tmp_path: P
 
 
 def test_matplotlib_is_not_loaded_before_something_is_drawn(tmp_path: Path) -> None:
-    code = "import sys, prepare.report.plot; print('matplotlib' in sys.modules)"
+    code = "import sys, prepare.report.inspection; print('matplotlib' in sys.modules)"
     assert run_python(["-c", code], tmp_path).stdout == "False\n"
