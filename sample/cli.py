@@ -92,7 +92,7 @@ def chat(template: str, transcript: Path | None, **options: Any) -> None:
     from sample.chat.terminal import run_chat
     from sample.chat.transcript import Transcript
     from sample.loaded_model import banner
-    from sample.text.template import find_template
+    from sample.text.prompt import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))
     found = find_template(template)
@@ -142,16 +142,16 @@ def generate(
     if logprobs and not as_json:
         raise ConfigError("--logprobs is of use only with --json: pass both, or none.")
     from sample.generate import GenerateRequest, write_json, write_text
-    from sample.text.truncate import missing_notice
+    from sample.text.prompt import missing_notice
 
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load(options)
     notify(f"{model.info.folder}: {model.info.loss_words}")
     for notice in missing_notice(model.tokenizer, prompt):
         notify(notice)
-    if (n := len(model.tokenizer.encode(prompt))) > model.block_size:
-        room = f"the context {model.block_size:,}"
-        notify(f"The prompt has {n:,} tokens and {room}: only its end is seen.")
+    n, room = len(model.tokenizer.encode(prompt)), model.info.config.block_size
+    if n > room:
+        notify(f"The prompt has {n:,} tokens and the context {room:,}: only its end is seen.")
     request = GenerateRequest(prompt, config, num_samples, stop, logprobs)
     for text in (write_json if as_json else write_text)(model, request):
         write_stdout(text)
@@ -215,7 +215,7 @@ def serve(
     """
     from sample.server import run
     from sample.server.security import make_access
-    from sample.text.template import find_template
+    from sample.text.prompt import find_template
 
     config = ServeConfig(**given(ServeConfig, options))
     defaults = GenerateConfig(**given(GenerateConfig, options))

@@ -71,10 +71,7 @@ def write_text(model: LoadedModel, request: GenerateRequest) -> Iterator[str]:
 
 
 def write_json(model: LoadedModel, request: GenerateRequest) -> Iterator[str]:
-    """Yield a line of JSON a sample, in the order in which they end.
-
-    Logprobs are the network's own, before the filters; a token's text may be part of a character.
-    """
+    """Yield a line of JSON a sample, in the order in which they end."""
     parts: list[list[TextDelta]] = [[] for _ in range(request.n_samples)]
     for number, delta in generate_samples(model, request):
         parts[number].append(delta)

@@ -56,11 +56,6 @@ class LoadedModel:
     tokenizer: Tokenizer
     backend: Backend
 
-    @property
-    def block_size(self) -> int:
-        """Context length, in tokens."""
-        return self.backend.config.block_size
-
     def decoder(self, n_rows: int = 1) -> Decoder:
         """Return a decoder with ``n_rows`` free rows."""
         return Decoder(self.backend, self.tokenizer, n_rows)

@@ -29,8 +29,8 @@ from sample.text.detokenizer import token_json
 from sample.text.terminal_text import escape_controls, write_stdout
 
 READ_BYTES = 1 << 16
-# Text is encoded in chunks that end before a blank behind a letter or digit: there every published
-# way of cutting text into words begins a new one, so the ids are those of the whole text.
+# Chunks of text end before a blank behind a letter or digit: there every published way of cutting
+# text into words begins a new one, so the ids are those of the whole text.
 CHUNK_CHARACTERS = 1 << 18
 WORD_END = re.compile(r"\w(?= )")
 HEADINGS = f"{'':<30}{'tokens':>12}{'bytes':>14}{'loss':>9}{'perplexity':>14}{'bits/byte':>11}\n"
@@ -78,7 +78,7 @@ def write_scores(
     Raise ConfigError where the stride is longer than the context, DataError where a file is not
     UTF-8.
     """
-    block_size, tokenizer = model.block_size, model.tokenizer
+    block_size, tokenizer = model.info.config.block_size, model.tokenizer
     stride = stride or max(1, block_size // 2)
     if stride > block_size:
         raise ConfigError(f"--stride is {stride:,}, but the context holds {block_size:,} tokens.")
@@ -137,10 +137,7 @@ def encode_chunks(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[i
 def score_ids(
     backend: Backend, chunks: Iterable[list[int]], before: int, stride: int
 ) -> Iterator[list[Token]]:
-    """Yield the tokens of ``chunks``, window by window, each with its logprob.
-
-    ``before`` is the id that precedes the text: end-of-text. ``stride`` is from 1 to block_size.
-    """
+    """Yield the tokens of ``chunks`` with their logprobs, by windows; ``before`` precedes them."""
     block_size = backend.config.block_size
     cache = backend.make_cache(1)
     ids = [before]  # from the window's first input on

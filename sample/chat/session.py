@@ -1,6 +1,6 @@
 """A chat: text in -> prompt -> ids -> generate -> text out, and the turns so far.
 
-    text -> build_prompt (text/truncate.py) -> ids -> generate (common/inference/decoder.py)
+    text -> build_prompt (text/prompt.py) -> ids -> generate (common/inference/decoder.py)
          -> tokens -> Detokenizer (text/detokenizer.py) -> text
 
 The seed of an answer is the setting plus how many were asked for before: the same prompt again has
@@ -16,8 +16,7 @@ from common.inference.decoder import Decoder, generate
 from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from sample.text.detokenizer import Detokenizer, TextDelta
-from sample.text.template import RAW, Message, Template, replace_surrogates
-from sample.text.truncate import TruncatedPrompt, build_prompt, missing_notice
+from sample.text.prompt import RAW, Message, Template, TruncatedPrompt, build_prompt, missing_notice
 
 
 class Chat:
@@ -46,7 +45,7 @@ class Chat:
         far as it came, and marked. Raise UserError, and keep nothing, where the logits are no
         numbers.
         """
-        user = Message("user", replace_surrogates(text))
+        user = Message("user", text)
         history = self.messages if history is None else history
         prompt = self._build_prompt([*history, user])
         config = replace(self.config, seed=(self.config.seed + self._n_replies) % SEEDS_END)

@@ -19,7 +19,7 @@ from common.errors import ConfigError, UserError
 from common.models.config import GenerateConfig
 from sample.chat.session import Chat
 from sample.chat.transcript import Transcript, load_conversation, save_conversation
-from sample.text.template import Message, replace_surrogates
+from sample.text.prompt import Message
 from sample.text.terminal_text import write_stdout
 
 if TYPE_CHECKING:
@@ -160,9 +160,8 @@ def _system(repl: Repl, argument: str) -> None:
     """/system [TEXT]: What the conversation begins with."""
     chat = repl.chat
     if argument:
-        text = replace_surrogates("" if argument == '""' else argument)
         turns = chat.messages[len(repl.system) :]
-        chat.messages = [Message("system", text), *turns] if text else turns
+        chat.messages = turns if argument == '""' else [Message("system", argument), *turns]
     for message in repl.system:
         chat.notify(f'The conversation begins with {message.content!r}; /system "" takes it away.')
     if not repl.system:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.errors import ConfigError, DataError
 from common.files import write_all, write_text
-from sample.text.template import ROLES, Message, replace_surrogates
+from sample.text.prompt import ROLES, Message
 
 
 def as_lines(messages: Sequence[Message]) -> str:
@@ -51,8 +51,7 @@ def load_conversation(path: Path) -> list[Message]:
             case {"kept": int(n_kept)}:
                 del messages[n_kept:]
             case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
-                is_stopped = record.get("stopped") is True
-                messages.append(Message(role, replace_surrogates(content), is_stopped))
+                messages.append(Message(role, content, record.get("stopped") is True))
             case _:
                 raise DataError(
                     f"{path}, line {number}: must be a JSON object with a role, one of "

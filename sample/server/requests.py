@@ -12,8 +12,7 @@ from sample.server.engine import Job
 from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Json, shown
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
-from sample.text.template import Message, Template
-from sample.text.truncate import build_prompt, missing_notice
+from sample.text.prompt import Message, Template, build_prompt, missing_notice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Serve a checkpoint: engine and HTTP server, and how they end.
 
 SIGTERM and Ctrl-C: connections are refused, running answers get --drain-seconds to end, those that
-do not are told so, and the process ends with 143 or 130. A second signal ends it at once. Where the
-engine fails, the process ends with 1, so that whatever supervises it starts it again.
+do not are told so, and the process ends with 143 or 130; a second signal ends it at once. Where the
+engine fails it ends with 1, so that whatever supervises it starts it again.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from sample.server.engine import Engine
 from sample.server.protocol import SamplingParameters, validation_error
 from sample.server.requests import ServedModel
 from sample.server.security import Access
-from sample.text.template import Template
+from sample.text.prompt import Template
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def describe_model(
         fingerprint=f"quern-{weights[:12]}",
         created=int(manifest.stat().st_mtime),
         tokenizer=loaded.tokenizer,
-        block_size=loaded.block_size,
+        block_size=loaded.info.config.block_size,
         template=template,
         defaults=defaults,
         limits=limits,

@@ -4,8 +4,8 @@
   (DNS rebinding) still sends that site's name.
 - A request that changes or costs something must not come from another site's page (Origin), and no
   such page can read an answer (CORS), but for those of --allow-origin.
-- With an API key, all but the page, the health check and the API's description need it. Where the
-  server listens on other addresses than this machine's own, there must be one.
+- With an API key, all but the page, the health check and the API's description need it. There must
+  be one where the server listens on other addresses than this machine's own.
 """
 
 import hmac
@@ -68,9 +68,8 @@ def make_access(
             "they must send. To make one: "
             "python3 -c 'import secrets; print(secrets.token_urlsafe())' > key.txt"
         )
-    names = {host.lower(), str(address), *(name.lower() for name in hosts)}
     return Access(
-        names=LOOPBACK_NAMES | names,
+        names=LOOPBACK_NAMES | {host.lower(), str(address), *map(str.lower, hosts)},
         is_wildcard=address.is_unspecified,
         origins=frozenset(origin.rstrip("/") for origin in origins),
         key=None if key_file is None else read_key(key_file),

@@ -132,7 +132,7 @@ class Detokenizer:
 
 
 def token_json(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a token as JSON; its text may be part of a character."""
+    """Return a token as JSON; its text may be part of a character, logprobs are before filters."""
     text = tokenizer.decode_bytes([token.idx]).decode("utf-8", "replace")
     described = {"id": token.idx, "text": text, "logprob": token.logprob}
     if token.top_logprobs:

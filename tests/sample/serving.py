@@ -26,7 +26,7 @@ from sample.server.config import ServeConfig
 from sample.server.engine import Engine
 from sample.server.requests import ServedModel
 from sample.server.security import Access
-from sample.text.template import TURNS, Template
+from sample.text.prompt import TURNS, Template
 from tests.processes import TIMEOUT_S, environment
 from tests.sample.conftest import ALPHABET
 from tests.sample.fake_decoder import FakeDecoder

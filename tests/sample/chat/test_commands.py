@@ -17,7 +17,7 @@ from common.models.config import GenerateConfig
 from sample.chat.session import Chat
 from sample.chat.terminal import COMMANDS, SETTINGS, Repl, completer, run_line
 from sample.chat.transcript import Transcript, load_conversation
-from sample.text.template import Message
+from sample.text.prompt import Message
 from tests.sample.conftest import ALPHABET, round_and_round
 
 LIKELIEST = GenerateConfig(max_new_tokens=4, temperature=0)

@@ -13,7 +13,7 @@ from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
 from sample.chat.session import Chat
 from sample.chat.terminal import Repl, run_line
-from sample.text.template import TURNS, Message
+from sample.text.prompt import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
 from tests.tiny import byte_tokenizer, random_model, successor_model
 

@@ -17,8 +17,7 @@ from sample.server.protocol import APIError
 from sample.server.responses import json_bytes
 from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
-from sample.text.template import RAW, TURNS, Message
-from sample.text.truncate import build_prompt
+from sample.text.prompt import RAW, TURNS, Message, build_prompt
 from tests.sample.conftest import ALPHABET
 from tests.sample.serving import InProcess, events, in_process
 

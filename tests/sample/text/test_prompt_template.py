@@ -7,14 +7,13 @@ import pytest
 
 from common.errors import ConfigError
 from common.tokenizer import SPECIAL_TOKENS
-from sample.text.template import (
+from sample.text.prompt import (
     RAW,
     TURNS,
     Message,
     find_template,
     make_template,
     render,
-    replace_surrogates,
 )
 from tests.tiny import byte_tokenizer
 
@@ -117,4 +116,5 @@ def test_an_answer_that_is_last_is_continued() -> None:
 
 
 def test_halves_of_characters_become_the_sign_for_what_is_none() -> None:
-    assert replace_surrogates("a\ud83db\udc80c\U0001f600") == "a\ufffdb\ufffdc\U0001f600"
+    message = Message("user", "a\ud83db\udc80c\U0001f600")
+    assert message.content == "a\ufffdb\ufffdc\U0001f600"

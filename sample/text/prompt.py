@@ -1,6 +1,6 @@
-"""How a conversation is written down as one text for a network that only continues text.
+"""A conversation -> one text for a network that only continues text -> the ids that it sees.
 
-    [Message("user", "Hello")] --render, TURNS--> "User: Hello\\nAssistant:"
+    [Message("user", "Hello")] --render, TURNS--> "User: Hello\\nAssistant:" --build_prompt--> ids
 
 A template says what stands before and after the words of each speaker, nothing more. What a message
 contains is never a part of the template, and is encoded as ordinary text: without special ids.
@@ -10,15 +10,21 @@ raw     what was written and what followed, as one text. The default: a base mod
         continuations of 504 held-out texts cost one of a million parameters 1 % fewer bits so)
 turns   a script of two speakers, which ends an answer where the next one begins
 FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: {assistant} "}
+
+A turn is what the person wrote and its answer. Of the turns as many of the last are seen as the
+context holds, behind the system text, if there is one. The answer has room for max_new_tokens, but
+at most half of the context: beyond that it slides (common/inference/decoder.py).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, get_args
 
 from common.errors import ConfigError
+from common.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -31,6 +37,11 @@ class Message:
     role: Role
     content: str
     stopped: bool = False
+
+    def __post_init__(self) -> None:
+        # U+FFFD for halves of characters, which a file or a terminal can bring
+        whole = self.content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        object.__setattr__(self, "content", whole)
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,6 @@ class Template:
     def strips_answers(self) -> bool:
         """Whether blanks around an answer are none of it: in a text that is continued they are."""
         return bool(self.generation_prompt)
-
-
-def replace_surrogates(text: str) -> str:
-    """Return ``text`` with U+FFFD for halves of characters, which a file or terminal can bring."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def render_message(message: Message, template: Template) -> str:
@@ -136,3 +142,92 @@ def find_template(name: str) -> Template:
             'wanted, "stop": a list of texts, none of them empty.'
         )
     return make_template(name, pieces, stops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedPrompt:
+    """A conversation as the model sees it, and what had no room."""
+
+    ids: list[int]
+    n_turns: int  # of the conversation, the last one included
+    n_dropped: int  # of them, the oldest, left out
+    n_cut: int  # the first tokens of the last turn, left out
+    system_dropped: bool
+
+    def notices(self, *, dropped: bool = True) -> list[str]:
+        """Return a sentence for each kind of text that had no room; of turns if ``dropped``."""
+        oldest = "oldest turn" if self.n_dropped == 1 else f"oldest {self.n_dropped:,} turns"
+        first = "first token" if self.n_cut == 1 else f"first {self.n_cut:,} tokens"
+        left_out = {
+            f"The {oldest}": dropped and self.n_dropped,
+            "The system text": self.system_dropped,
+            f"The {first} of the last turn": self.n_cut,
+        }
+        return [f"{what} had no room in the context." for what, was in left_out.items() if was]
+
+
+def build_prompt(
+    messages: Sequence[Message],
+    *,
+    template: Template,
+    tokenizer: Tokenizer,
+    block_size: int,
+    max_new_tokens: int,
+) -> TruncatedPrompt:
+    """Return the ids of ``messages`` and of the beginning of the answer, at most as many as fit.
+
+    Whole turns are left out, the oldest first. The last one stays: where it is too long, a system
+    text that takes more than half of the room goes, and then the beginning of the turn's words.
+    """
+    room = block_size - min(max_new_tokens, block_size // 2)
+    system, turns = split_turns(messages)
+    *earlier, last = turns or [[]]
+    head = _encode(system, template, tokenizer)
+    prompt = tokenizer.encode(render(last, template))
+    n_prompt = len(prompt)
+    system_dropped = len(head) + n_prompt > room and len(head) > room // 2
+    if system_dropped:
+        head = []
+    free = room - len(head)
+    if n_prompt > free:
+        # who speaks stays if it can
+        speaker = tokenizer.encode(template.affixes[last[0].role][0].rstrip(" ")) if last else []
+        if len(speaker) > free // 2:
+            speaker = []
+        prompt = speaker + prompt[n_prompt - (free - len(speaker)) :]
+    n_cut = n_prompt - len(prompt)
+    n_kept = 0
+    for turn in reversed(earlier):  # the newest first: those long out of reach are not encoded
+        ids = _encode(turn, template, tokenizer)
+        if len(head) + len(ids) + len(prompt) > room:
+            break
+        prompt = ids + prompt
+        n_kept += 1
+    return TruncatedPrompt(
+        ids=head + prompt,
+        n_turns=len(turns),
+        n_dropped=len(earlier) - n_kept,
+        n_cut=n_cut,
+        system_dropped=system_dropped,
+    )
+
+
+def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """Return the system messages at the beginning, and the turns: a user's message begins each."""
+    system = list(takewhile(lambda message: message.role == "system", messages))
+    turns: list[list[Message]] = []
+    for message in messages[len(system) :]:
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns
+
+
+def _encode(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode("".join(render_message(each, template) for each in messages))
+
+
+def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return a notice that names the characters the vocabulary lacks, if there are any."""
+    missing = ", ".join(map(repr, tokenizer.missing(text)))
+    return [f"The vocabulary has no {missing}: left out of the prompt."] if missing else []

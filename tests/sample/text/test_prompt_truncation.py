@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sample.text.template import RAW, TURNS, Message, Template, render
-from sample.text.truncate import build_prompt, split_turns
+from sample.text.prompt import RAW, TURNS, Message, Template, build_prompt, render, split_turns
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()  # an id a byte, so that the text of ids can be told
