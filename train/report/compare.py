@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -61,10 +60,8 @@ def _n_parameters(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, str]:
     config = read_json(run / CONFIG_NAME)
-    names = ("preset", "device", "data", "init_from")
-    settings: dict[str, Any] = {name: config.get(name) for name in names}
-    settings["data"] = (settings["data"] or {}).get("sha256", "")[:12]
-    settings |= config.get("model", {}) | config.get("train", {})
+    settings = {name: config.get(name) for name in ("preset", "device", "init_from")}
+    settings |= {"data": config["data"]["sha256"][:12], **config["model"], **config["train"]}
     return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
 
 
