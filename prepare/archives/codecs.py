@@ -8,6 +8,7 @@ and let a few KiB become hundreds of MiB at once: hence one loop over small deco
 
 import bz2
 import lzma
+import re
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -46,37 +47,25 @@ class ZstdFrame:
     def decompress(self, data: bytes, max_length: int) -> bytes:
         """Return at most ``max_length`` bytes of content, which must be a block's or more."""
         self._held += data
-        if self._block_at is None and len(self._held) >= 5:  # no frame is shorter
+        if self._block_at is None:
             self._has_blocks = self._held[1:4] != ZSTD_SKIPPABLE_MAGIC
             self._block_at = zstandard.frame_header_size(self._held) if self._has_blocks else 0
-        end = self._end_of_blocks(max_length // ZSTD_BLOCK_BYTES)
-        content = self._decoder.decompress(self._held[:end]) if end else b""
-        self._held = self._held[end:]
-        self.eof, self.unused_data = self._decoder.eof, self._decoder.unused_data
-        return content
-
-    def _end_of_blocks(self, n_blocks: int) -> int:
-        """Return the end of the blocks that are whole in what is held, so many at most."""
-        if self._block_at is None:
-            return 0
         end = self._block_at
-        self.needs_input = not self._has_blocks
-        while self._has_blocks and not self.needs_input and n_blocks:
+        for _ in range(max_length // ZSTD_BLOCK_BYTES):
             header = int.from_bytes(self._held[end : end + 3], "little")
             is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
             block_end = end + 3 + (1 if kind == 1 else size)  # 1: one byte that is repeated
-            if block_end > len(self._held):
-                self.needs_input = True
-            else:
-                end = block_end
-                n_blocks -= 1
-                self._has_blocks = not is_last
+            self.needs_input = block_end > len(self._held)
+            if self.needs_input or not self._has_blocks:
+                break
+            end, self._has_blocks = block_end, not is_last
         if not self._has_blocks:  # only a checksum follows, which expands to nothing
-            self.needs_input = True
-            return len(self._held)
-        n_fed = min(end, len(self._held))
-        self._block_at = end - n_fed
-        return n_fed
+            self.needs_input, end = True, len(self._held)
+        fed, self._held = self._held[:end], self._held[end:]
+        self._block_at = end - len(fed)
+        content = self._decoder.decompress(fed) if fed else b""
+        self.eof, self.unused_data = self._decoder.eof, self._decoder.unused_data
+        return content
 
 
 # Decoders of one stream (or frame), with needs_input, eof, unused_data and decompress, as lzma's.
@@ -98,19 +87,19 @@ def decompress(
 
     Raise DataError where the file is damaged, cut short, or expands beyond the limit.
     """
-    padding = PADDING.get(kind, 0)
-    data, offset = b"", 0  # what was read and not used yet, and where it begins
+    padding, magic = PADDING.get(kind, 0), re.compile(MAGICS[kind])
+    data = b""  # what was read and not used yet
     while data := data + stream.read(max(0, MAGIC_BYTES - len(data))):
-        if not data.startswith(MAGICS[kind]):
+        if not magic.match(data):
             raise DataError(
-                f"{name}: after its {kind} data ends, at byte {offset:,}, something "
-                f"else follows ({data[:8]!r}): the file is damaged or two files were joined."
+                f"{name}: after its {kind} data ends, at byte {stream.tell() - len(data):,}, "
+                f"something else follows ({data[:8]!r}): the file is damaged or two files were "
+                "joined."
             )
-        data, offset = yield from _decompress_one(name, stream, kind, limit, data, offset)
+        data = yield from _decompress_one(name, stream, kind, limit, data)
         n_zeros = 0
         while padding and (data := data or stream.read(READ_BYTES)).startswith(b"\0"):
             n_zeros += len(data) - len(data := data.lstrip(b"\0"))
-        offset += n_zeros
         if padding and n_zeros % padding:
             raise DataError(
                 f"{name}: {n_zeros:,} zero bytes after {kind} data, where they come in "
@@ -119,35 +108,31 @@ def decompress(
 
 
 def _decompress_one(
-    name: str, stream: Stream, kind: str, limit: ExpansionLimit, data: bytes, offset: int
-) -> Generator[bytes, None, tuple[bytes, int]]:
-    """Yield the content of the stream that begins with ``data``, which begins at ``offset``.
-
-    Return what was read of what follows it, and where that begins.
-    """
+    name: str, stream: Stream, kind: str, limit: ExpansionLimit, data: bytes
+) -> Generator[bytes, None, bytes]:
+    """Yield the content of the stream that begins with ``data``; return what was read behind it."""
     decoder = DECODERS[kind]()
-    offset += len(data)
     feed_bytes = FIRST_FEED_BYTES
     while True:
         try:
             content = decoder.decompress(data, BLOCK_BYTES)
         except DECODER_ERRORS as error:
             raise DataError(
-                f"{name}: corrupt {kind} data before byte {offset:,} ({error}). "
+                f"{name}: corrupt {kind} data before byte {stream.tell():,} ({error}). "
                 "Fetch the file again."
             ) from error
         if content:
             limit.add(name, len(content))
             yield content
         if decoder.eof:
-            return decoder.unused_data, offset - len(decoder.unused_data)
+            following: bytes = decoder.unused_data
+            return following
         data = b""
         if decoder.needs_input:
             data = stream.read(feed_bytes)
-            offset += len(data)
             feed_bytes = min(2 * feed_bytes, READ_BYTES)
             if not data:
                 raise DataError(
-                    f"{name}: cut short: the {kind} data stops at byte {offset:,}, "
+                    f"{name}: cut short: the {kind} data stops at byte {stream.tell():,}, "
                     "before its end mark. Fetch the file again."
                 )

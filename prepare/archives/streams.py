@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from common.errors import DataError
@@ -23,28 +24,29 @@ SPOOL_BYTES = 8 << 20  # of a file inside an archive: held in memory up to here,
 FREE_BYTES = 64 << 20  # no harm can be done with so little, whatever it was made from
 
 ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # behind one of 16 bytes
-MAGICS: dict[str, tuple[bytes, ...]] = {
-    "xz": (b"\xfd7zXZ\x00",),
-    "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + i]) + ZSTD_SKIPPABLE_MAGIC for i in range(16))),
-    "gzip": (b"\x1f\x8b\x08",),
-    "bzip2": tuple(  # a block, or, where the content is empty, the end mark
-        b"BZh%d" % level + mark for level in range(1, 10) for mark in (b"1AY&SY", b"\x17rE8P\x90")
-    ),
-    "zip": (b"PK\x03\x04", b"PK\x05\x06"),  # a member, or the end of a zip without any
+MAGICS = {
+    "xz": rb"\xfd7zXZ\x00",
+    "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]" + re.escape(ZSTD_SKIPPABLE_MAGIC),
+    "gzip": rb"\x1f\x8b\x08",
+    "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",  # a block, or, where all is empty, the end mark
+    "zip": rb"PK(?:\x03\x04|\x05\x06)",  # a member, or the end of a zip without any
+    "7z": rb"7z\xbc\xaf\x27\x1c",
+    "rar": rb"Rar!\x1a\x07",
+    "lz4": rb"\x04\x22\x4d\x18",
+    "lzip": rb"LZIP\x01",
+    "compress": rb"\x1f\x9d",
+}
+ANY_MAGIC = re.compile(b"|".join(b"(%b)" % magic for magic in MAGICS.values()))
+UNSUPPORTED = {  # each with the command that unpacks it
+    **{"7z": "7z x", "rar": "unrar x"},
+    **{"lz4": "lz4 -d", "lzip": "lzip -d", "compress": "gzip -d"},
 }
 PARQUET_MAGIC = b"PAR1"
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # and UTF-32-LE's
-UNSUPPORTED = {
-    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
-    b"Rar!\x1a\x07": ("rar", "unrar x"),
-    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
-    b"LZIP\x01": ("lzip", "lzip -d"),
-    b"\x1f\x9d": ("compress", "gzip -d"),
-}
-ALL_MAGICS = (*UNSUPPORTED, *(magic for magics in MAGICS.values() for magic in magics))
 COMPRESSED_EXTENSION = re.compile(r"\.(xz|zst|gz|bz2)\Z")
-EXTENSIONS = {".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"} | {
-    f".{kind}": kind for kind in ("xz", "tar", "zip", "7z")
+EXTENSIONS = {
+    **{f".{kind}": kind for kind in ("xz", "tar", "zip", "7z")},
+    **{".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"},
 }
 TAR_BLOCK_BYTES = 512
 TAR_CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # octal, or binary
@@ -55,12 +57,12 @@ def archive_kind(name: str, head: bytes) -> str:
 
     Raise DataError for an archive that is not supported, and one that is none but in its name.
     """
-    if head.startswith(ALL_MAGICS):
-        for magic, (kind, command) in UNSUPPORTED.items():
-            if head.startswith(magic):
-                advice = f"unpack it with '{command}' and name the folder."
-                raise DataError(f"{name}: {kind} is not supported: {advice}")
-        return next(kind for kind, magics in MAGICS.items() if head.startswith(magics))
+    if magic := ANY_MAGIC.match(head):
+        kind = list(MAGICS)[magic.lastindex - 1]  # type: ignore[operator]  # of the one group
+        if command := UNSUPPORTED.get(kind):
+            advice = f"unpack it with '{command}' and name the folder."
+            raise DataError(f"{name}: {kind} is not supported: {advice}")
+        return kind
     if _begins_tar(head):
         return "tar"
     for extension, kind in EXTENSIONS.items():
@@ -87,25 +89,35 @@ def begins_as_json(head: bytes) -> bool:
     return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
 
 
+@contextmanager
+def damage_as_data_error(
+    name: str, kind: str, errors: tuple[type[Exception], ...]
+) -> Iterator[None]:
+    """Raise a DataError for ``errors`` of the library that reads a file of this kind."""
+    try:
+        yield
+    except errors as error:
+        message = f"{name}: damaged or cut short {kind} ({error}). Fetch it again."
+        raise DataError(message) from error
+
+
+@dataclass
 class ExpansionLimit:
     """What the archives of one source may expand to, all layers added up."""
 
-    def __init__(self, max_ratio: float, n_read: Callable[[], int]) -> None:
-        self.n_out = 0
-        self.n_read = n_read  # how many bytes of the source were read from disk so far
-        self._max_ratio = max_ratio
+    max_ratio: float
+    n_read: Callable[[], int]  # how many bytes of the source were read from disk so far
+    n_out: int = 0
 
     def add(self, name: str, n_bytes: int) -> None:
         """Count bytes out of the layer ``name``; raise DataError when it is too much."""
         self.n_out += n_bytes
-        if self.n_out <= FREE_BYTES:
-            return
         n_read = max(1, self.n_read())
         ratio = self.n_out / n_read
-        if ratio > self._max_ratio:
+        if self.n_out > FREE_BYTES and ratio > self.max_ratio:
             raise DataError(
                 f"{name}: expands to {self.n_out:,} bytes from {n_read:,} read, {ratio:,.0f} "
-                f"times as many. --max-ratio is {self._max_ratio:,g}: raise it if the file is "
+                f"times as many. --max-ratio is {self.max_ratio:,g}: raise it if the file is "
                 "to be trusted."
             )
 
@@ -116,11 +128,14 @@ class _IteratorReader(io.RawIOBase):
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
-        self._started = False
+        self._at = 0
         self._error: DataError | None = None
 
     def readable(self) -> bool:
         return True
+
+    def tell(self) -> int:
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer``, short only at the end, or where an error is raised by the next call."""
@@ -128,22 +143,19 @@ class _IteratorReader(io.RawIOBase):
             raise self._error
         n_filled = 0
         while n_filled < len(buffer):
+            try:
+                self._rest = self._rest or memoryview(next(self._blocks, b""))
+            except DataError as error:
+                if not n_filled or not self._at:  # half a head does not tell what it is
+                    raise
+                self._error = error  # what came before it is good
             if not self._rest:
-                try:
-                    block = next(self._blocks, b"")
-                except DataError as error:
-                    if not n_filled or not self._started:  # half a head does not tell what it is
-                        raise
-                    self._error = error  # what came before it is good
-                    break
-                if not block:
-                    break
-                self._rest = memoryview(block)
+                break
             part = self._rest[: len(buffer) - n_filled]
             buffer[n_filled : n_filled + len(part)] = part
             self._rest = self._rest[len(part) :]
             n_filled += len(part)
-        self._started = True
+        self._at += n_filled
         return n_filled
 
 
@@ -155,11 +167,10 @@ def stream_of(blocks: Iterator[bytes], buffer_bytes: int = HEAD_BYTES) -> Stream
 def failing_stream(error: DataError) -> Stream:
     """Return a stream that raises ``error`` when it is read."""
 
-    def blocks() -> Iterator[bytes]:
+    def fail() -> bytes:
         raise error
-        yield b""
 
-    return stream_of(blocks())
+    return stream_of(iter(fail, b""))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from prepare.archives.streams import (
     TAR_BLOCK_BYTES,
     Entries,
     Stream,
+    damage_as_data_error,
     failing_stream,
     stream_of,
 )
@@ -22,6 +23,8 @@ from prepare.chunks import Stats
 SEEK_BYTES = 1 << 19  # read at a time to get past them
 EXTENDED_TYPES = (b"x", b"g", b"X", b"L", b"K")  # headers of pax, of Solaris, GNU's long names
 EXTENDED_HEADER_BYTES = 1 << 20  # of one: tarfile holds it whole
+# The last three come from damaged extended headers.
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class _ForwardOnlyFile:
@@ -33,25 +36,17 @@ class _ForwardOnlyFile:
 
     def __init__(self, stream: Stream) -> None:
         self.n_zero_blocks = 0  # since the last member
-        self._stream = stream
-        self._at = 0
-
-    def tell(self) -> int:
-        return self._at
+        self.tell, self.read = stream.tell, stream.read
 
     def seek(self, position: int) -> None:
-        if position < self._at:
-            raise tarfile.ReadError(f"sent back from byte {self._at:,} to {position:,}")
-        while self._at < position:
-            n_read = len(self._stream.read(min(position - self._at, SEEK_BYTES)))
+        at = self.tell()
+        if position < at:
+            raise tarfile.ReadError(f"sent back from byte {at:,} to {position:,}")
+        while at < position:
+            n_read = len(self.read(min(position - at, SEEK_BYTES)))
             if not n_read:
                 raise tarfile.ReadError("unexpected end of data")
-            self._at += n_read
-
-    def read(self, n_bytes: int) -> bytes:
-        content = self._stream.read(n_bytes)
-        self._at += len(content)
-        return content
+            at += n_read
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -110,23 +105,22 @@ class _StrictTarInfo(tarfile.TarInfo):
 def tar_entries(name: str, stream: Stream, stats: Stats) -> Entries:
     """Yield the regular files of a tar, and of tars joined behind it, as they stream by."""
     file: Any = _ForwardOnlyFile(stream)
-    try:
-        with tarfile.TarFile(
+    with (
+        damage_as_data_error(name, "tar", TAR_ERRORS),
+        tarfile.TarFile(
             fileobj=file,
             tarinfo=_StrictTarInfo,
             ignore_zeros=True,
             encoding="utf-8",
             errors="replace",  # names are only shown, and must be text to be written to meta.json
-        ) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-                if member.isfile():
-                    yield member.name, _content(f"{name}/{member.name}", file, member)
-                elif member.size and member.type not in tarfile.SUPPORTED_TYPES:
-                    stats.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
-    # what tarfile raises beside its own errors comes from damaged extended headers
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{name}: damaged or cut short tar ({error}). Fetch it again.") from error
+        ) as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
+            if member.isfile():
+                yield member.name, _content(f"{name}/{member.name}", file, member)
+            elif member.size and member.type not in tarfile.SUPPORTED_TYPES:
+                stats.skip(f"{name}/{member.name}", "a tar member of an unknown kind")
     if file.n_zero_blocks < 2:
         stats.warn(
             f"{name}: ends without a tar's end mark: members may be missing. Compare it with its "
@@ -142,9 +136,7 @@ def _content(name: str, file: Any, member: tarfile.TarInfo) -> Stream:
         return failing_stream(DataError(f"{name}: {message} and name the folder."))
     if member.size > HEAD_BYTES:
         return stream_of(_blocks(name, file, member.size))
-    content = file.read(member.size)
-    if len(content) < member.size:
-        raise DataError(f"{name}: cut short inside its tar. Fetch it again.")
+    content = b"".join(_blocks(name, file, member.size))
     return io.BufferedReader(io.BytesIO(content), max(1, member.size))
 
 

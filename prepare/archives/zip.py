@@ -9,7 +9,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any
@@ -17,15 +16,16 @@ from typing import Any
 from common.errors import DataError
 from prepare.archives.streams import (
     HEAD_BYTES,
-    MAGICS,
     Entries,
     ExpansionLimit,
     Stream,
+    damage_as_data_error,
     seekable,
     stream_of,
 )
 from prepare.chunks import UnreadableError
 
+MEMBER_MAGIC, END_MAGIC = b"PK\x03\x04", b"PK\x05\x06"
 HEADER_BYTES, END_BYTES = 30, 22  # without names, extra fields and comments
 BLOCK_BYTES = 1 << 17  # decompressed at a time
 # What zipfile raises beside its own error comes from damaged or too new directories and headers.
@@ -38,7 +38,7 @@ ZIP_ERRORS = (
 def zip_entries(name: str, stream: Stream, limit: ExpansionLimit) -> Entries:
     """Yield the regular files of a zip, in the order of its directory."""
     with seekable(stream) as file:
-        with _damage(name):
+        with damage_as_data_error(name, "zip", ZIP_ERRORS):
             archive = zipfile.ZipFile(file)
             members = archive.infolist()
             file.seek(-END_BYTES - len(archive.comment), io.SEEK_END)
@@ -52,14 +52,6 @@ def zip_entries(name: str, stream: Stream, limit: ExpansionLimit) -> Entries:
                 yield member.filename, stream_of(blocks, buffer_bytes)
 
 
-@contextmanager
-def _damage(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ZIP_ERRORS as error:
-        raise DataError(f"{name}: damaged or cut short zip ({error}). Fetch it again.") from error
-
-
 def _check_directory(name: str, file: Any, members: list[zipfile.ZipInfo], end: bytes) -> None:
     """Refuse office documents, two zips joined, and members that lie in one another.
 
@@ -68,7 +60,7 @@ def _check_directory(name: str, file: Any, members: list[zipfile.ZipInfo], end: 
     Fifield, A better zip bomb, WOOT 2019.
     """
     (n_members,) = struct.unpack_from("<H", end, 10)
-    if not end.startswith(MAGICS["zip"][1]) or n_members not in (len(members) & 0xFFFF, 0xFFFF):
+    if not end.startswith(END_MAGIC) or n_members not in (len(members) & 0xFFFF, 0xFFFF):
         raise DataError(
             f"{name}: its directory has {len(members):,} members, but its end says "
             f"{n_members:,}, or something follows it. Fetch the file again."
@@ -80,7 +72,7 @@ def _check_directory(name: str, file: Any, members: list[zipfile.ZipInfo], end: 
         )
     ordered = sorted(members, key=attrgetter("header_offset"))
     file.seek(0)
-    begins_with_member = file.read(4) == MAGICS["zip"][0]
+    begins_with_member = file.read(4) == MEMBER_MAGIC
     if begins_with_member != bool(ordered) or (ordered and ordered[0].header_offset != 0):
         raise DataError(
             f"{name}: begins with something that its directory does not list: the file is damaged "
@@ -106,7 +98,7 @@ def _content(
             "unpack the zip with '7z x' and name the folder."
         )
     n_out = 0
-    with _damage(name), archive.open(member) as content:
+    with damage_as_data_error(name, "zip", ZIP_ERRORS), archive.open(member) as content:
         while block := content.read(BLOCK_BYTES):
             n_out += len(block)
             if member.compress_type == zipfile.ZIP_DEFLATED:
