@@ -93,33 +93,45 @@ def _align_to_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _transcode(
-    name: str, blocks: Iterator[bytes], encoding: str, n_read: int, config: PrepareConfig
+    name: str, blocks: Iterator[bytes], encoding: str, n_before: int, config: PrepareConfig
 ) -> Iterator[bytes]:
-    """Yield in UTF-8 what is in ``encoding`` from byte ``n_read`` on, UNDECODED where it is not."""
-    strict = config.on_bad_bytes == "fail"
-    decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")
+    """Yield in UTF-8 what is in ``encoding``, UNDECODED where it is not."""
+    errors = "strict" if config.on_bad_bytes == "fail" else "replace"
     is_started = False
+    for text in decode(name, blocks, encoding, errors, n_before):
+        if text and not is_started:
+            text = text.removeprefix("\ufeff")  # which utf-16-le, named as such, leaves in
+            is_started = True
+        utf8 = text.encode("utf-8", "replace")  # of surrogates, which utf-7 can write: "?"
+        yield utf8 if errors == "strict" else utf8.replace(REPLACEMENT, UNDECODED)
+
+
+def decode(
+    name: str, blocks: Iterator[bytes], encoding: str, errors: str, n_before: int
+) -> Iterator[str]:
+    """Yield the characters of each block; the first begins at byte ``n_before`` of the file."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     for block in chain(blocks, [b""]):
-        n_read += len(block)
+        n_before += len(block)
         try:
-            text = decoder.decode(block, final=not block)
+            yield decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            offset = n_read - len(error.object) + error.start
-            encoding = "UTF-8" if encoding == "utf-8" else encoding
-            raise DataError(
-                f"{name}, byte {offset:,}: {error.object[error.start]:#04x} is not {encoding}. "
-                "Convert the file, or pass --on-bad-bytes replace."
-            ) from error
+            raise bad_byte(name, error, n_before - len(error.object), encoding) from error
         except UnicodeError as error:  # UTF-16 or UTF-32 of either order, without its mark
             raise DataError(
                 f"{name}: does not begin with a byte order mark, so {encoding} leaves open which "
                 f"byte comes first. Pass --encoding {encoding}-le, or {encoding}-be."
             ) from error
-        if text and not is_started:
-            text = text.removeprefix("\ufeff")  # which utf-16-le, named as such, leaves in
-            is_started = True
-        utf8 = text.encode("utf-8", "replace")  # of surrogates, which utf-7 can write: "?"
-        yield utf8 if strict else utf8.replace(REPLACEMENT, UNDECODED)
+
+
+def bad_byte(where: str, error: UnicodeDecodeError, n_before: int, encoding: str) -> DataError:
+    """Return the error for a byte behind ``n_before`` others of ``where`` and those decoded."""
+    encoding = "UTF-8" if encoding == "utf-8" else encoding
+    byte = error.object[error.start]
+    return DataError(
+        f"{where}, byte {n_before + error.start:,}: {byte:#04x} is not {encoding}. "
+        "Convert the file, or pass --on-bad-bytes replace."
+    )
 
 
 def _detect_encoding(name: str, head: bytes) -> str:

@@ -1,13 +1,9 @@
 """JSON's values, one after another, out of text that comes in blocks."""
 
-import codecs
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
-
-from common.errors import DataError
 
 MAX_RECORD_BYTES = 256 << 20  # of its line, or its characters
 TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes, the limit of a record: split its text"
@@ -18,11 +14,7 @@ raw_decode = json.JSONDecoder().raw_decode
 
 
 class JsonValues:
-    """JSON's values one after another, those in arrays too, as their text comes in blocks.
-
-    Iterating stops before each; whoever iterates decodes it before the next. What is no JSON is a
-    ValueError.
-    """
+    """JSON's values, and whether bytes in them were not UTF-8; a ValueError for what is no JSON."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self.ended = False  # all blocks were taken
@@ -36,21 +28,20 @@ class JsonValues:
         """What is held of the value that breaks off."""
         return self._text[self._at :]
 
-    def __iter__(self) -> Iterator[None]:
+    def __iter__(self) -> Iterator[tuple[Any, bool]]:
         while char := self._peek():
             if char != "[":
-                yield
+                yield self._decode()
                 continue
             self._skip("[")
             if self._peek() != "]":
-                yield
+                yield self._decode()
                 while self._peek() == ",":
                     self._skip(",")
-                    yield
+                    yield self._decode()
             self._skip("]")
 
-    def decode(self) -> tuple[Any, bool]:
-        """Return the value that comes next, and whether bytes in it were not UTF-8."""
+    def _decode(self) -> tuple[Any, bool]:
         self._peek()
         while True:
             try:
@@ -106,25 +97,3 @@ class JsonValues:
 
     def _error(self, message: str, at: int) -> ValueError:
         return ValueError(f"{message.removesuffix(' at')} at character {self._n_before + at:,}")
-
-
-def decode_utf8(blocks: Iterator[bytes], name: str, on_bad_bytes: str) -> Iterator[str]:
-    """Yield the characters of each block, bytes that are not UTF-8 as surrogates or an error."""
-    strict = on_bad_bytes == "fail"
-    decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
-    n_read = 0
-    for block in chain(blocks, [b""]):
-        n_read += len(block)
-        try:
-            yield decoder.decode(block, not block)
-        except UnicodeDecodeError as error:
-            start = n_read - len(error.object) + error.start
-            raise not_utf8(name, start, error.object[error.start]) from error
-
-
-def not_utf8(where: str, start: int, byte: int) -> DataError:
-    """Return the error for ``byte``, which stands ``start`` bytes behind ``where``."""
-    return DataError(
-        f"{where}: byte {start:,} from there, {byte:#04x}, is not UTF-8. "
-        "Convert the file, or pass --on-bad-bytes replace."
-    )

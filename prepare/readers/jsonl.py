@@ -12,7 +12,7 @@ an error.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -24,13 +24,8 @@ from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.readers.json_values import (
-    MAX_RECORD_BYTES,
-    TOO_LONG,
-    JsonValues,
-    decode_utf8,
-    not_utf8,
-)
+from prepare.readers.encoding import bad_byte, decode
+from prepare.readers.json_values import MAX_RECORD_BYTES, TOO_LONG, JsonValues
 from prepare.sources.discover import JSON_LINES_SUFFIXES
 
 BLOCK_BYTES = 1 << 20  # read at a time
@@ -60,9 +55,9 @@ def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
     values = JsonValues(iter([text]))
     found = False
     try:
-        for _ in values:
+        for value, _ in values:
             with suppress(NoTextError):
-                record_text(values.decode()[0], text_key, "")
+                record_text(value, text_key, "")
                 found = True
     except ValueError:
         return values.ended and not is_whole and (found or _begins_text(values.rest, text_key))
@@ -126,14 +121,21 @@ def to_utf8(text: str) -> tuple[bytes, bool]:
 def json_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
-    """Yield the document of each object in ``stream``; the text of an empty one is empty.
+    """Return the document of each object in ``stream``."""
+    is_promised = name.endswith(JSON_LINES_SUFFIXES)
+    return record_documents(_records(name, stream, config), config, stats, is_promised=is_promised)
+
+
+def record_documents(
+    records: Iterable[Record], config: PrepareConfig, stats: Stats, *, is_promised: bool
+) -> Iterator[Chunk]:
+    """Yield the document of each record; the text of an empty one is empty.
 
     Where --on-error is fail, raise DataError naming the line or record that is wrong; where no text
-    was met, and the name promises none (.json, not .jsonl), UnreadableError.
+    was met, and none ``is_promised`` (by .jsonl, not .json), UnreadableError.
     """
-    is_promised = name.endswith(JSON_LINES_SUFFIXES)
     first_error: DataError | None = None  # kept while nothing says that the file holds texts
-    for where, record, has_bad_bytes in _records(name, stream, config):
+    for where, record, has_bad_bytes in records:
         if has_bad_bytes and config.on_bad_bytes == "skip":
             stats.n_bad_bytes += 1
             stats.skip(where, "not UTF-8")
@@ -162,6 +164,7 @@ def json_documents(
 
 
 def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Record]:
+    begin = stream.tell()
     if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))
     # A binary stream ends lines at \n only; str.splitlines() would also cut at U+2028 and others.
@@ -176,8 +179,10 @@ def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Recor
     following = stream.readline(max_bytes) if line.endswith(b"\n") else b""
     first = filter(None, (line, following))
     if is_array or _continues(line, following):
-        blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
-        return _values(name, chain(first, blocks), config)
+        n_before = stream.tell() - begin - len(line) - len(following)
+        blocks = chain(first, iter(partial(stream.read, BLOCK_BYTES), b""))
+        errors = "strict" if config.on_bad_bytes == "fail" else "surrogateescape"
+        return _values(name, JsonValues(decode(name, blocks, "utf-8", errors, n_before)), config)
     lines = iter(partial(stream.readline, MAX_RECORD_BYTES), b"")
     return _lines(name, chain(first, lines), number, config.on_bad_bytes)
 
@@ -224,7 +229,7 @@ def _line(line: bytes, where: str, on_bad_bytes: str) -> Record:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         if on_bad_bytes == "fail":
-            raise not_utf8(where, error.start, line[error.start]) from error
+            raise bad_byte(where, error, 0, "utf-8") from error
         text, has_bad_bytes = line.decode("utf-8", "replace"), True
     try:
         return where, json.loads(text), has_bad_bytes
@@ -235,15 +240,14 @@ def _line(line: bytes, where: str, on_bad_bytes: str) -> Record:
         return where, bad, has_bad_bytes
 
 
-def _values(name: str, blocks: Iterator[bytes], config: PrepareConfig) -> Iterator[Record]:
+def _values(name: str, values: JsonValues, config: PrepareConfig) -> Iterator[Record]:
     """Yield JSON's values, wherever its lines end."""
-    values = JsonValues(decode_utf8(blocks, name, config.on_bad_bytes))
-    where = name
+    number = 0
     try:
-        for number, _ in enumerate(values, start=1):
-            where = f"{name}, record {number:,}"
-            yield where, *values.decode()
+        for number, (value, has_bad_bytes) in enumerate(values, start=1):
+            yield f"{name}, record {number:,}", value, has_bad_bytes
     except ValueError as error:
+        where = f"{name}, record {number + 1:,}"
         advice = "What follows cannot be read: mend the file, or pass --on-error skip."
         bad = DataError(f"{where}: not JSON ({error}). {advice}")
         if config.on_error == "fail" and _begins_text(values.rest, config.text_key):

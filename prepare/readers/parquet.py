@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.errors import DataError
-from prepare.archives.streams import Stream, seekable
-from prepare.chunks import END, Chunk, Stats
+from prepare.archives.streams import Stream, damage_as_data_error, seekable
+from prepare.chunks import Chunk, Stats
 from prepare.config import PrepareConfig
-from prepare.readers.jsonl import NoTextError, record_text, to_utf8
+from prepare.readers.jsonl import Record, record_documents
 from prepare.sources.discover import Source
 
 BATCH_ROWS = 16  # so that no batch is large where rows are
@@ -22,24 +22,20 @@ def parquet_documents(
     import pyarrow.parquet
 
     column, _, _ = config.text_key.partition(".")
-    try:
-        with seekable(stream) as file:
-            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-            names = table.schema_arrow.names
-            if config.text_key in names:
-                column = config.text_key
-            if column not in names:
-                raise DataError(
-                    f"{name}: no column {config.text_key!r}; there are "
-                    f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
-                )
-            batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
-            rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
-            yield from _row_documents(name, rows, config, stats)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of text not UTF-8
-        raise DataError(
-            f"{name}: damaged or cut short parquet ({error}). Fetch it again."
-        ) from error
+    errors = (pyarrow.ArrowException, OSError, ValueError)  # the last of text that is not UTF-8
+    with damage_as_data_error(name, "parquet", errors), seekable(stream) as file:
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        names = table.schema_arrow.names
+        if config.text_key in names:
+            column = config.text_key
+        if column not in names:
+            raise DataError(
+                f"{name}: no column {config.text_key!r}; there are "
+                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
+            )
+        batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
+        rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
+        yield from record_documents(_records(name, rows), config, stats, is_promised=True)
 
 
 def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
@@ -51,7 +47,8 @@ def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> It
             "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
         ) from error
     try:
-        yield from _row_documents(source.name, _open(datasets, source), config, stats)
+        records = _records(source.name, _open(datasets, source))
+        yield from record_documents(records, config, stats, is_promised=True)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"--dataset {source.name}: cannot be opened ({error}). Check the name, --config and "
@@ -75,17 +72,5 @@ def _open(datasets: Any, source: Source) -> Any:
     return rows[source.split]
 
 
-def _row_documents(
-    name: str, rows: Iterable[dict[str, Any]], config: PrepareConfig, stats: Stats
-) -> Iterator[Chunk]:
-    for number, row in enumerate(rows):
-        where = f"{name}, row {number:,}"
-        try:
-            text, has_surrogates = to_utf8(record_text(row, config.text_key, where))
-        except NoTextError:
-            if config.on_error == "fail":
-                raise
-            stats.skip(where, f"no text under the key {config.text_key!r}")
-        else:
-            stats.n_bad_bytes += has_surrogates
-            yield text, END
+def _records(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    return ((f"{name}, row {number:,}", row, False) for number, row in enumerate(rows))

@@ -318,7 +318,7 @@ def test_bytes_that_are_not_utf8_are_replaced_skipped_or_an_error(
     assert error is not None
     start = content.index(b"\xe9") if is_array else 13
     whole_or_line = "a.jsonl" if is_array else "a.jsonl, line 2"
-    found = f"{whole_or_line}: byte {start} from there, 0xe9, is not UTF-8"
+    found = f"{whole_or_line}, byte {start}: 0xe9 is not UTF-8"
     assert error.message.startswith(found)
 
 
