@@ -97,18 +97,14 @@ class Stats:
 def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
     """Split longer chunks to MAX_CHUNK_BYTES where it is safe, and join shorter ones.
 
-    Documents that are blank throughout are dropped and counted. A run of MAX_CHUNK_BYTES without a
-    safe split is cut inside, and counted: only there can the ids be others than those of the whole.
+    Documents that are blank throughout are dropped and counted; those with zero bytes are counted.
+    A run of MAX_CHUNK_BYTES without a safe split is cut inside, and counted: only there can the ids
+    be others than those of the whole.
     """
     held: list[bytes] = []
-    n_held, is_blank, is_split = 0, True, False  # the last: some of the document was yielded
+    n_held, is_blank, is_split, has_nul = 0, True, False, False  # is_split: some of it was yielded
     for text, chunk_end in chunks:
-        if chunk_end is END and not (held or is_split) and len(text) <= MAX_CHUNK_BYTES:
-            if text and not text.isspace():
-                yield text, END  # as most are
-            else:
-                stats.n_empty += 1
-            continue
+        has_nul = has_nul or b"\0" in text
         held.append(text)
         n_held += len(text)
         if n_held > MAX_CHUNK_BYTES and chunk_end is not DROP:
@@ -126,12 +122,13 @@ def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
             continue
         last = b"".join(held)
         if chunk_end is END and not (is_blank and (not last or last.isspace())):
+            stats.n_with_nul += has_nul
             yield last, END
         else:
             stats.n_empty += chunk_end is END
             if is_split:
                 yield b"", DROP
-        held, n_held, is_blank, is_split = [], 0, True, False
+        held, n_held, is_blank, is_split, has_nul = [], 0, True, False, False
 
 
 def split_prefix_len(text: bytes) -> tuple[int, bool]:

@@ -53,10 +53,7 @@ TAR_CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # o
 
 
 def archive_kind(name: str, head: bytes) -> str:
-    """Return a key of MAGICS, "tar", or "" for a file that is no archive.
-
-    Raise DataError for an archive that is not supported, and one that is none but in its name.
-    """
+    """Return a key of MAGICS, "tar", or "" for none; raise DataError for what is unreadable."""
     if magic := ANY_MAGIC.match(head):
         kind = list(MAGICS)[magic.lastindex - 1]  # type: ignore[operator]  # of the one group
         if command := UNSUPPORTED.get(kind):

@@ -27,7 +27,7 @@ from prepare.archives.streams import (
 )
 from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
-from prepare.readers.text import collapse_newlines, count_nul, text_documents
+from prepare.readers.text import collapse_newlines, text_documents
 from prepare.sources.discover import (
     JSON_LINES_SUFFIXES,
     Progress,
@@ -52,7 +52,6 @@ def read_source(
     else:
         documents = _source_documents(source, config, stats, counter)
     documents = skip_errors(source.name, documents, config.on_error, stats, is_found=False)
-    documents = count_nul(documents, stats)
     if config.collapse_newlines:
         documents = collapse_newlines(documents)
     chunks = rechunk(documents, stats)

@@ -75,10 +75,9 @@ class NoTextError(DataError):
 
 
 def record_text(record: Any, text_key: str, where: str) -> str:
-    """Return the text of an object: under the key itself, else under a.b as b in a.
+    """Return the text under the key, or raise NoTextError.
 
-    It is a string, a list of strings, joined by a blank line, or null, which is empty; else raise
-    NoTextError.
+    It is a string, a list of strings, joined by a blank line, or null, which is empty.
     """
     value = value_at(record, text_key)
     if isinstance(value, str):
@@ -87,12 +86,11 @@ def record_text(record: Any, text_key: str, where: str) -> str:
         return ""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n\n".join(value)
-    if not isinstance(record, dict):
-        found = f"a {type(record).__name__} instead of an object"
-    elif record:
-        found = "the keys " + ", ".join(map(repr, list(record)[:MAX_KEYS]))
+    if isinstance(record, dict):
+        keys = ", ".join(map(repr, list(record)[:MAX_KEYS]))
+        found = f"the keys {keys}" if keys else "an empty object"
     else:
-        found = "an empty object"
+        found = f"a {type(record).__name__} instead of an object"
     raise NoTextError(
         f"{where}: no text under the key {text_key!r}; found {found}. "
         "Name the right one: --text-key."
@@ -146,9 +144,8 @@ def record_documents(
             text, has_surrogates = to_utf8(record_text(record, config.text_key, where))
         except DataError as error:
             if config.on_error == "skip":
-                is_json = isinstance(error, NoTextError)
                 no_text = f"no text under the key {config.text_key!r}"
-                stats.skip(where, no_text if is_json else "not JSON")
+                stats.skip(where, no_text if isinstance(error, NoTextError) else "not JSON")
             elif is_promised:
                 raise
             else:

@@ -167,17 +167,6 @@ def _is_utf8(text: bytes) -> bool:
         return False
 
 
-def count_nul(chunks: Iterator[Chunk], stats: Stats) -> Iterator[Chunk]:
-    """Count the documents with zero bytes, which stay."""
-    has_nul = False
-    for text, chunk_end in chunks:
-        has_nul = has_nul or b"\0" in text
-        if chunk_end is not MORE:
-            stats.n_with_nul += has_nul and chunk_end is END
-            has_nul = False
-        yield text, chunk_end
-
-
 MANY_NEWLINES = re.compile("\n\n\n+")
 
 

@@ -147,12 +147,12 @@ def byte_ranges(path: Path) -> list[tuple[int, int]]:
     if path.suffix not in JSON_LINES_SUFFIXES or path.stat().st_size < 2 * RANGE_BYTES:
         return []
     with path.open("rb") as file:
-        first_line, newline, _ = file.read(FIRST_LINE_BYTES).partition(b"\n")
-        try:
-            is_lines = isinstance(json.loads(first_line.decode("utf-8-sig")), dict)
-        except (ValueError, RecursionError):
-            is_lines = False  # packed, in another encoding, or over several lines
-        if not (is_lines and newline):
+        line = file.readline(FIRST_LINE_BYTES)
+        is_lines = False
+        with suppress(ValueError, RecursionError):  # packed, in another encoding, or pretty-printed
+            record = json.loads(line.decode("utf-8-sig"))
+            is_lines = line.endswith(b"\n") and isinstance(record, dict)
+        if not is_lines:
             return []
         size = path.stat().st_size
         borders = [_line_from(file, position) for position in range(RANGE_BYTES, size, RANGE_BYTES)]

@@ -261,3 +261,15 @@ def test_the_last_border_of_ordinary_text_is_found_without_reading_all_of_it() -
     start = time.perf_counter()
     re.compile(rb"(?s:.*)(?=!)").match(raw)  # as much, but read to its beginning
     assert n_seconds < (time.perf_counter() - start) / 20
+
+
+def test_documents_with_zero_bytes_are_counted_once_and_only_if_kept() -> None:
+    stats = Stats()
+    dropped: list[Chunk] = [(b"x\0", MORE), (b"", DROP)]
+    kept: list[Chunk] = [(b"\0y", MORE), (b"z\0", END), (b"y", END), (b"\0", END)]
+    assert list(rechunk(iter(dropped + kept), stats)) == [
+        (b"\0yz\0", END),
+        (b"y", END),
+        (b"\0", END),
+    ]
+    assert stats.n_with_nul == 2

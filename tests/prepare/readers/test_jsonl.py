@@ -304,7 +304,10 @@ def test_bytes_that_are_not_utf8_are_replaced_skipped_or_an_error(
 ) -> None:
     content, where = BAD_BYTES, "line 2"
     if is_array:
-        content, where = b"[" + BAD_BYTES.strip().replace(b"\n", b",") + b"]", "record 2"
+        content, where = (
+            b"\xef\xbb\xbf\n[" + BAD_BYTES.strip().replace(b"\n", b",") + b"]",
+            "record 2",
+        )
     mended = BAD_BYTES.splitlines()[1][10:-2].decode("utf-8", "replace").encode()
     sizes: dict[str, Any] = {"block_bytes": block_bytes}
     replaced = read(content, **sizes)
