@@ -10,6 +10,7 @@ another answer, the same prompts to a new chat the same ones.
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 
 from common.errors import UserError
 from common.inference.decoder import Decoder, generate
@@ -32,10 +33,16 @@ class Chat:
     ) -> None:
         self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
+        self.file: Path | None = None  # where they were saved last, or loaded from
         # the last answer's prompt, tokens and seconds
         self.stats: tuple[TruncatedPrompt, int, float] | None = None
         self._n_replies = 0
         self._stop_requested = False
+
+    @property
+    def system(self) -> list[Message]:
+        """The system text, where there is one: it is the first message."""
+        return [message for message in self.messages[:1] if message.role == "system"]
 
     def reply(self, text: str, history: list[Message] | None = None) -> Generator[str]:
         """Yield the answer to ``text`` as it is written; then both are kept as a turn.

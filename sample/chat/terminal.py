@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,19 +32,6 @@ Ctrl-C stops an answer and clears a line; Ctrl-D on an empty line leaves.
 // sends a text that begins with /."""
 
 
-@dataclass
-class Repl:
-    """A chat, and what its commands keep beside it."""
-
-    chat: Chat
-    file: Path | None = None  # where the conversation was saved last, or loaded from
-
-    @property
-    def system(self) -> list[Message]:
-        """The system text, where there is one: it is the first message."""
-        return [message for message in self.chat.messages[:1] if message.role == "system"]
-
-
 def run_chat(chat: Chat, history_file: Path, transcript: Transcript | None) -> None:
     """Chat until the input ends; what is typed in a terminal is kept in ``history_file``."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -52,13 +39,13 @@ def run_chat(chat: Chat, history_file: Path, transcript: Transcript | None) -> N
             if line.strip():
                 _show(chat, chat.reply(line.rstrip("\r\n")), transcript)
         return
-    repl, read = Repl(chat), line_editor(history_file, chat.notify)
+    read = line_editor(history_file, chat.notify)
     chat.notify("/help lists the commands, Ctrl-D leaves.")
     signal.signal(signal.SIGINT, lambda *_: chat.stop())
     while True:
         write_stdout("\n")
         try:
-            answer = run_line(repl, read())
+            answer = run_line(chat, read())
             _show(chat, answer, transcript)
             if answer is not None and chat.messages[-1].stopped:
                 chat.notify(
@@ -85,48 +72,47 @@ def _show(chat: Chat, answer: Generator[str] | None, transcript: Transcript | No
             transcript.update(chat.messages)
 
 
-def run_line(repl: Repl, line: str) -> Generator[str] | None:
+def run_line(chat: Chat, line: str) -> Generator[str] | None:
     """Do what a line says; return the answer to show, if any. Raise EOFError on /quit."""
     if not line.strip():
         raise ConfigError("Type something, or /help, or Ctrl-D to leave.")
     if not line.startswith("/") or line.startswith("//"):
-        return repl.chat.reply(line.removeprefix("/"))
+        return chat.reply(line.removeprefix("/"))
     name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     if name not in COMMANDS:
         raise ConfigError(f"/{name}: no such command; /help lists them. To send it, begin with //.")
-    return COMMANDS[name](repl, argument.strip())
+    return COMMANDS[name](chat, argument.strip())
 
 
-def _help(repl: Repl, argument: str) -> None:
+def _help(chat: Chat, argument: str) -> None:
     """/help: This list."""
     for run in COMMANDS.values():
         usage, _, meaning = str(run.__doc__).partition(": ")
-        repl.chat.notify(f"{usage:17}  {meaning}")
-    repl.chat.notify(KEYS)
+        chat.notify(f"{usage:17}  {meaning}")
+    chat.notify(KEYS)
 
 
-def _reset(repl: Repl, argument: str) -> None:
+def _reset(chat: Chat, argument: str) -> None:
     """/reset: Begin a new conversation."""
-    repl.chat.messages, repl.chat.stats = repl.system, None
-    repl.file = None  # /save must not replace that of the conversation before
-    repl.chat.notify("A new conversation; the system text and the settings stay.")
+    chat.messages, chat.stats = chat.system, None
+    chat.file = None  # /save must not replace that of the conversation before
+    chat.notify("A new conversation; the system text and the settings stay.")
 
 
-def _retry(repl: Repl, argument: str) -> Generator[str]:
+def _retry(chat: Chat, argument: str) -> Generator[str]:
     """/retry: Answer the last prompt again."""
-    chat = repl.chat
     prompt = _last_prompt(chat)
     if chat.config.temperature == 0:
         chat.notify("At temperature 0 the answer is the same again: /set temperature 0.8")
     return chat.reply(prompt, chat.messages[:-2])
 
 
-def _undo(repl: Repl, argument: str) -> None:
+def _undo(chat: Chat, argument: str) -> None:
     """/undo: Take back the last turn."""
-    prompt = _last_prompt(repl.chat)
-    repl.chat.messages = repl.chat.messages[:-2]
+    prompt = _last_prompt(chat)
+    chat.messages = chat.messages[:-2]
     shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-    repl.chat.notify(f"Taken back: {shown!r} and its answer.")
+    chat.notify(f"Taken back: {shown!r} and its answer.")
 
 
 def _last_prompt(chat: Chat) -> str:
@@ -135,9 +121,8 @@ def _last_prompt(chat: Chat) -> str:
     return chat.messages[-2].content
 
 
-def _set(repl: Repl, argument: str) -> None:
+def _set(chat: Chat, argument: str) -> None:
     """/set [NAME VALUE]: Change a setting; alone: list them."""
-    chat = repl.chat
     if not argument:
         for option, item in SETTINGS.items():
             chat.notify(f"{option} {getattr(chat.config, item.name)}: {item.metadata['help']}")
@@ -156,63 +141,61 @@ def _set(repl: Repl, argument: str) -> None:
     chat.notify(f"{option} {value}")
 
 
-def _system(repl: Repl, argument: str) -> None:
+def _system(chat: Chat, argument: str) -> None:
     """/system [TEXT]: What the conversation begins with."""
-    chat = repl.chat
     if argument:
-        turns = chat.messages[len(repl.system) :]
+        turns = chat.messages[len(chat.system) :]
         chat.messages = turns if argument == '""' else [Message("system", argument), *turns]
-    for message in repl.system:
+    for message in chat.system:
         chat.notify(f'The conversation begins with {message.content!r}; /system "" takes it away.')
-    if not repl.system:
+    if not chat.system:
         chat.notify("The conversation begins with its first turn.")
 
 
-def _save(repl: Repl, argument: str) -> None:
+def _save(chat: Chat, argument: str) -> None:
     """/save [FILE]: Save the conversation."""
-    path = _file(repl, argument, "save")
-    if path != repl.file and os.path.lexists(path):
+    path = _file(chat, argument, "save")
+    if path != chat.file and os.path.lexists(path):
         raise ConfigError(f"{path} exists and is not this conversation's: name another file.")
-    save_conversation(path, repl.chat.messages)
-    repl.file = path
-    repl.chat.notify(f"{path}: {len(repl.chat.messages):,} messages saved.")
+    save_conversation(path, chat.messages)
+    chat.file = path
+    chat.notify(f"{path}: {len(chat.messages):,} messages saved.")
 
 
-def _load(repl: Repl, argument: str) -> None:
+def _load(chat: Chat, argument: str) -> None:
     """/load FILE: Go on with a saved one."""
-    path = _file(repl, argument, "load")
-    repl.chat.messages, repl.chat.stats, repl.file = load_conversation(path), None, path
-    n_messages = len(repl.chat.messages)
-    repl.chat.notify(f"{path}: {n_messages:,} messages; the conversation goes on from there.")
+    path = _file(chat, argument, "load")
+    chat.messages, chat.stats, chat.file = load_conversation(path), None, path
+    chat.notify(f"{path}: {len(chat.messages):,} messages; the conversation goes on from there.")
 
 
-def _file(repl: Repl, argument: str, command: str) -> Path:
+def _file(chat: Chat, argument: str, command: str) -> Path:
     if argument:
         return Path(os.path.expanduser(argument))
-    if repl.file is None:
+    if chat.file is None:
         raise ConfigError(f"/{command} needs the name of a file.")
-    return repl.file
+    return chat.file
 
 
-def _stats(repl: Repl, argument: str) -> None:
+def _stats(chat: Chat, argument: str) -> None:
     """/stats: Speed of the last answer, and what of the context it took."""
-    if repl.chat.stats is None:
+    if chat.stats is None:
         raise ConfigError("No answer yet.")
-    prompt, n_new, dt_s = repl.chat.stats
-    block_size = repl.chat.decoder.block_size
-    repl.chat.notify(
+    prompt, n_new, dt_s = chat.stats
+    block_size = chat.decoder.block_size
+    chat.notify(
         f"{n_new:,} tokens in {dt_s:.2f} s, {n_new / max(dt_s, 1e-9):,.0f} tokens/s. Context: "
         f"{min(len(prompt.ids) + n_new, block_size):,} of {block_size:,} tokens, "
         f"{prompt.n_turns - prompt.n_dropped:,} of {prompt.n_turns:,} turns."
     )
 
 
-def _quit(repl: Repl, argument: str) -> None:
+def _quit(chat: Chat, argument: str) -> None:
     """/quit: Leave, as Ctrl-D does."""
     raise EOFError
 
 
-COMMANDS: dict[str, Callable[[Repl, str], Generator[str] | None]] = {
+COMMANDS: dict[str, Callable[[Chat, str], Generator[str] | None]] = {
     run.__name__.removeprefix("_"): run
     for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _quit)
 }

@@ -15,7 +15,7 @@ from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig
 from sample.chat.session import Chat
-from sample.chat.terminal import COMMANDS, SETTINGS, Repl, completer, run_line
+from sample.chat.terminal import COMMANDS, SETTINGS, completer, run_line
 from sample.chat.transcript import Transcript, load_conversation
 from sample.text.prompt import Message
 from tests.sample.conftest import ALPHABET, round_and_round
@@ -30,7 +30,6 @@ class Told:
         self.notices: list[str] = []
         decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
         self.chat = Chat(decoder, LIKELIEST, notify=self.notices.append)
-        self.repl = Repl(self.chat)
 
     def ask(self, *texts: str) -> None:
         for text in texts:
@@ -40,7 +39,7 @@ class Told:
         """Do a command; return what it said, and then the answer it made, by lines."""
         self.notices.clear()
         try:
-            answer = run_line(self.repl, line)
+            answer = run_line(self.chat, line)
         except (ConfigError, DataError) as error:
             return error.message
         return "\n".join([*self.notices, *(["".join(answer)] if answer is not None else [])])
@@ -293,7 +292,7 @@ def test_an_answer_again_that_cannot_be_given_leaves_the_one_that_there_was(
     told.ask("a", "b")
     before = list(told.chat.messages)
     for end in ("never begun", "failed"):
-        answer = run_line(told.repl, "/retry")
+        answer = run_line(told.chat, "/retry")
         if end == "failed":
             monkeypatch.setattr(told.chat.decoder, "step", diverged)
             assert answer is not None

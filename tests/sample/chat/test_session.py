@@ -12,7 +12,7 @@ from common.models.gpt import GPT
 from common.settings import SEEDS_END
 from common.tokenizer import CharTokenizer
 from sample.chat.session import Chat
-from sample.chat.terminal import Repl, run_line
+from sample.chat.terminal import run_line
 from sample.text.prompt import TURNS, Message
 from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
 from tests.tiny import byte_tokenizer, random_model, successor_model
@@ -48,7 +48,7 @@ def stats_line(chat: Chat) -> str:
     """Return what /stats says."""
     said: list[str] = []
     before, chat.notify = chat.notify, said.append
-    run_line(Repl(chat), "/stats")
+    run_line(chat, "/stats")
     chat.notify = before
     return said[0]
 
@@ -84,7 +84,7 @@ def test_a_new_conversation_may_say_it_again() -> None:
     for _ in range(2):
         for _ in range(5):
             ask(chat, "a")
-        run_line(Repl(chat), "/reset")
+        run_line(chat, "/reset")
     assert len([notice for notice in notices if "oldest" in notice]) == 2
 
 
