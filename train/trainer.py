@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -29,10 +29,16 @@ from train.monitoring.metrics import Progress, append_metrics
 from train.optim.gradients import GradScaler
 from train.setup.memory import free_memory
 
-if TYPE_CHECKING:
-    from train.optim.optimizers import OptimizerGroup
-
 log = logging.getLogger(__name__)
+
+
+class _Optimizer(Protocol):
+    """What updates the parameters: OptimizerGroup, of optim/optimizers.py."""
+
+    def set_lr(self, lr: float) -> None: ...
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class DivergedError(Exception):
@@ -72,7 +78,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        optimizer: "OptimizerGroup",
+        optimizer: _Optimizer,
         data: DataFolder,
         config: TrainConfig,
         device: Device,
