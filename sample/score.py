@@ -75,8 +75,7 @@ def write_scores(
 ) -> None:
     """Write the scores of files, each one document ("-" is standard input), and of all together.
 
-    Raise ConfigError where the stride is longer than the context, DataError where a file is not
-    UTF-8.
+    Raise ConfigError where the stride exceeds the context, DataError where a file is not UTF-8.
     """
     block_size, tokenizer = model.info.config.block_size, model.tokenizer
     stride = stride or max(1, block_size // 2)

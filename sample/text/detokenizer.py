@@ -64,8 +64,8 @@ class StopFilter:
 class Detokenizer:
     """The text of one row so far.
 
-    ``stops`` end it where they come in what is shown, ``template_stops`` where they come in what
-    the network wrote. Blanks that are stripped are not shown, nor are the tokens of nothing else.
+    ``stops`` end it where they come in what is shown, ``template_stops`` in what the network wrote.
+    Blanks that are stripped are not shown, nor are the tokens of nothing else.
     """
 
     def __init__(

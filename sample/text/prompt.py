@@ -64,10 +64,13 @@ class Template:
         return bool(self.generation_prompt)
 
 
-def render_message(message: Message, template: Template) -> str:
-    """Return one message as it stands in the text of a conversation."""
-    prefix, suffix = template.affixes[message.role]
-    return prefix + _content(message, template) + suffix
+def render_messages(messages: Sequence[Message], template: Template) -> str:
+    """Return messages as they stand in the text of a conversation."""
+    text = ""
+    for message in messages:
+        prefix, suffix = template.affixes[message.role]
+        text += prefix + _content(message, template) + suffix
+    return text
 
 
 def _content(message: Message, template: Template) -> str:
@@ -82,7 +85,7 @@ def render(messages: Sequence[Message], template: Template) -> str:
         if content := _content(messages[-1], template):
             end = template.affixes["assistant"][0] + content
         messages = messages[:-1]
-    return "".join(render_message(message, template) for message in messages) + end
+    return render_messages(messages, template) + end
 
 
 def make_template(
@@ -121,10 +124,9 @@ def find_template(name: str) -> Template:
     try:
         found = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"--template {name}: neither {' nor '.join(TEMPLATES)}, and as a file it cannot be "
-            f"read ({error.strerror})."
-        ) from error
+        known = " nor ".join(TEMPLATES)
+        sentence = f"neither {known}, and as a file it cannot be read ({error.strerror})."
+        raise ConfigError(f"--template {name}: {sentence}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not a template in JSON ({error}).") from error
     pieces = found if isinstance(found, dict) else {}
@@ -182,7 +184,7 @@ def build_prompt(
     room = block_size - min(max_new_tokens, block_size // 2)
     system, turns = split_turns(messages)
     *earlier, last = turns or [[]]
-    head = _encode(system, template, tokenizer)
+    head = tokenizer.encode(render_messages(system, template))
     prompt = tokenizer.encode(render(last, template))
     n_prompt = len(prompt)
     system_dropped = len(head) + n_prompt > room and len(head) > room // 2
@@ -198,7 +200,7 @@ def build_prompt(
     n_cut = n_prompt - len(prompt)
     n_kept = 0
     for turn in reversed(earlier):  # the newest first: those long out of reach are not encoded
-        ids = _encode(turn, template, tokenizer)
+        ids = tokenizer.encode(render_messages(turn, template))
         if len(head) + len(ids) + len(prompt) > room:
             break
         prompt = ids + prompt
@@ -221,10 +223,6 @@ def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[M
             turns.append([])
         turns[-1].append(message)
     return system, turns
-
-
-def _encode(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode("".join(render_message(each, template) for each in messages))
 
 
 def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
