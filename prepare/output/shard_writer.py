@@ -174,11 +174,10 @@ class ShardWriter(ExitStack):
         digest = xxhash.xxh3_128_digest(text)
         val = self._task.sources[source_index].val
         parts = split_document(text, digest, self._plan.rule, self._config, val=val)
-        hash_pair = HASH.unpack(digest)
         for i, (split, part) in enumerate(parts):
             self._texts.append(part)
-            place = source_index, SPLITS.index(split), i == 0
-            self._rows.append((len(part), hash_pair, *place))
+            row = (len(part), HASH.unpack(digest), source_index, SPLITS.index(split), i == 0)
+            self._rows.append(row)
         self._n_documents += 1
         self._batch_bytes += len(text)
         if self._batch_bytes >= BATCH_BYTES:
@@ -189,19 +188,15 @@ class ShardWriter(ExitStack):
         if not self._texts:
             return
         documents = self._job.encoder[1](self._texts)
+        pairs = zip(documents, self._rows, strict=True)
+        rows = np.array([(len(ids) + 1, *row) for ids, row in pairs], ROW)
         for split in (TRAIN, VAL):
-            chosen = [
-                ids for ids, row in zip(documents, self._rows, strict=True) if row[3] == split
-            ]
+            chosen = [documents[i] for i in np.flatnonzero(rows["split"] == split)]
             if chosen:
                 joined = join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
                 write_all(self._files[split], joined.view(np.uint8).data)
-        n_tokens = [len(ids) + 1 for ids in documents]
-        self._append_rows([(n, *row) for n, row in zip(n_tokens, self._rows, strict=True)])
+        write_all(self._files[-1], rows.view(np.uint8).data)
         self._texts, self._rows, self._batch_bytes = [], [], 0
-
-    def _append_rows(self, rows: list[tuple[Any, ...]]) -> None:
-        write_all(self._files[-1], np.array(rows, ROW).view(np.uint8).data)
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
@@ -254,11 +249,10 @@ class ShardWriter(ExitStack):
             long.n_bytes.reverse()
             long.n_tokens.reverse()
         for split, n_tokens in enumerate(long.n_tokens):
-            is_first = split == TRAIN or not long.n_tokens[TRAIN]
-            place = source_index, split, is_first
             if n_tokens:
-                row = (n_tokens, long.n_bytes[split], HASH.unpack(digest), *place)
-                self._append_rows([row])
+                is_first = split == TRAIN or not long.n_tokens[TRAIN]
+                row = (n_tokens, long.n_bytes[split], HASH.unpack(digest), source_index, split)
+                write_all(self._files[-1], np.array([(*row, is_first)], ROW).view(np.uint8).data)
         self._n_documents += 1
 
     def _truncate(self, split: int, size: int) -> None:

@@ -28,7 +28,6 @@ from common.files import write_json
 from common.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
-    SPECIAL_TOKENS,
     BytePairTokenizer,
     Tokenizer,
     describe_tokenizer,
@@ -223,10 +222,8 @@ def published_tokenizer(name: str) -> BytePairTokenizer:
             f"({type(error).__name__}). Set TIKTOKEN_CACHE_DIR to a folder that holds it, or use "
             "--tokenizer bpe, which needs no network."
         ) from error
-    after = [token for token in SPECIAL_TOKENS if token != END_OF_TEXT]
-    special_tokens = {END_OF_TEXT: encoding.eot_token} | {
-        token: encoding.n_vocab + i for i, token in enumerate(after)
-    }
+    # -1: those after its last id, but for the first of them, which it has
+    special_tokens = special_ids_after(encoding.n_vocab - 1) | {END_OF_TEXT: encoding.eot_token}
     return BytePairTokenizer(
         name, encoding._pat_str, dict(encoding._mergeable_ranks), special_tokens
     )
