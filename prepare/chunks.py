@@ -44,6 +44,7 @@ SAFE_SPLIT = re.compile(
     )""",
     re.VERBOSE,
 )
+CUT_CHARACTER = re.compile(rb"(?:[\xc0-\xff]|[\xe0-\xff][\x80-\xbf]|[\xf0-\xff][\x80-\xbf]{2})\Z")
 
 
 class UnreadableError(DataError):
@@ -139,12 +140,8 @@ def split_prefix_len(text: bytes) -> tuple[int, bool]:
 
 def utf8_prefix_len(text: bytes) -> int:
     """Return the length of ``text`` without a character at its end that is not whole."""
-    for back in range(1, min(4, len(text)) + 1):
-        byte = text[-back]
-        if byte & 0xC0 != 0x80:  # begins a character
-            width = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(text) - back if width > back else len(text)
-    return len(text)
+    character = CUT_CHARACTER.search(text, max(0, len(text) - 3))
+    return character.start() if character else len(text)
 
 
 def skip_errors(

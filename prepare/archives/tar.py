@@ -28,25 +28,21 @@ TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class _ForwardOnlyFile:
-    """A stream as tarfile needs it, which seeks forward only, and what tarfile keeps to itself.
-
-    tarfile's own for streams reads 10 KiB at a time, and reads on for ever behind the end of a file
-    where a damaged header sends it.
-    """
+    """A stream that seeks forward only; tarfile's own never stops where a bad header sends it."""
 
     def __init__(self, stream: Stream) -> None:
         self.n_zero_blocks = 0  # since the last member
         self.tell, self.read = stream.tell, stream.read
 
     def seek(self, position: int) -> None:
-        at = self.tell()
-        if position < at:
-            raise tarfile.ReadError(f"sent back from byte {at:,} to {position:,}")
-        while at < position:
-            n_read = len(self.read(min(position - at, SEEK_BYTES)))
+        n_left = position - self.tell()
+        if n_left < 0:
+            raise tarfile.ReadError(f"sent back from byte {self.tell():,} to {position:,}")
+        while n_left:
+            n_read = len(self.read(min(n_left, SEEK_BYTES)))
             if not n_read:
                 raise tarfile.ReadError("unexpected end of data")
-            at += n_read
+            n_left -= n_read
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -82,9 +78,9 @@ class _StrictTarInfo(tarfile.TarInfo):
                 return None
             member = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
             member.size = int(size, 8)
+            return member
         except ValueError:  # an 8 or a 9
             return None
-        return member
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":

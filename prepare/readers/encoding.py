@@ -72,8 +72,8 @@ def utf8_blocks(name: str, stream: Stream, config: PrepareConfig, stats: Stats) 
     if encoding != "utf-8":
         stats.encodings[encoding] += 1
     elif n_passed == 0 and block.startswith(codecs.BOM_UTF8):
-        block = block[len(codecs.BOM_UTF8) :]
         n_passed = len(codecs.BOM_UTF8)
+        block = block[n_passed:]
     blocks = chain([block], blocks)
     if encoding == "utf-8" and config.on_bad_bytes != "fail":
         yield from _align_to_characters(blocks)
@@ -88,8 +88,7 @@ def _align_to_characters(blocks: Iterator[bytes]) -> Iterator[bytes]:
         cut = utf8_prefix_len(text)
         yield text[:cut]
         held = text[cut:]
-    if held:
-        yield held
+    yield held
 
 
 def _transcode(
@@ -167,21 +166,19 @@ def _legacy_codec(sample: bytes) -> str:
             return codec
     import chardet  # here: only few files need it, and it takes 30 ms
 
-    eras = chardet.EncodingEra.MODERN_WEB | chardet.EncodingEra.LEGACY_ISO
     guesses = chardet.detect_all(
         sample,
         max_bytes=len(sample),
-        encoding_era=eras,
+        encoding_era=chardet.EncodingEra.MODERN_WEB | chardet.EncodingEra.LEGACY_ISO,
         ignore_threshold=True,
         compat_names=False,  # Python's names of codecs
     )
     scores: dict[str, float] = {}
     for guess in guesses:  # the best first
-        found = guess["encoding"]
-        if found and not found.startswith("utf"):
+        codec = guess["encoding"] or "utf-8"
+        if not codec.startswith("utf"):
             # they differ in control characters only, which are no text
-            scores.setdefault("cp1252" if found == "iso8859-1" else found, guess["confidence"])
+            scores.setdefault("cp1252" if codec == "iso8859-1" else codec, guess["confidence"])
     best = next(iter(scores), "")
-    if best and scores.get("cp1252", 0) >= NEAR_BEST * scores[best]:
-        return "cp1252"
-    return best
+    is_near = scores.get("cp1252", 0) >= NEAR_BEST * scores.get(best, 1)
+    return "cp1252" if is_near else best

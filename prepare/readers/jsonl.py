@@ -39,10 +39,7 @@ Record: TypeAlias = tuple[str, Any, bool]
 
 
 def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
-    """Return whether a file that begins as JSON, or is named as JSON lines, is read as JSON.
-
-    ``head`` is its first HEAD_BYTES.
-    """
+    """Return whether a file that begins so, HEAD_BYTES at most, or is named so, is read as JSON."""
     if name.endswith((".json", *JSON_LINES_SUFFIXES)):
         return True
     is_whole = len(head) < HEAD_BYTES
@@ -52,8 +49,7 @@ def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
         with suppress(ValueError, RecursionError):
             if value_at(json.loads(first_line), text_key) is not NOTHING:
                 return True
-    values = JsonValues(iter([text]))
-    found = False
+    values, found = JsonValues(iter([text])), False
     try:
         for value, _ in values:
             with suppress(NoTextError):
@@ -232,9 +228,7 @@ def _line(line: bytes, where: str, on_bad_bytes: str) -> Record:
         return where, json.loads(text), has_bad_bytes
     except (ValueError, RecursionError) as error:  # the latter: brackets nested for ever
         found = f"Found {line[:40]!r}; each line must be one object."
-        bad = DataError(f"{where}: not a JSON object ({error}). {found}")
-        bad.__cause__ = error
-        return where, bad, has_bad_bytes
+        return where, DataError(f"{where}: not a JSON object ({error}). {found}"), has_bad_bytes
 
 
 def _values(name: str, values: JsonValues, config: PrepareConfig) -> Iterator[Record]:

@@ -28,11 +28,9 @@ class ReaderDiedError(UserError):
 
 
 def can_fork() -> bool:
-    """Return False in a worker, as each core has one, and beside the threads of pyarrow or Ray.
-
-    A fork copies the locks that threads hold, and not the threads.
-    """
+    """Return False in a worker, as each core has one, and beside the threads of pyarrow or Ray."""
     is_worker = multiprocessing.parent_process() is not None
+    # a fork copies the locks that threads hold, and not the threads
     return not is_worker and sys.modules.keys().isdisjoint({"pyarrow", "ray"})
 
 

@@ -49,11 +49,7 @@ def is_clean(text: bytes, config: PrepareConfig) -> bool:
 def text_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
-    """Return the documents of one plain file, blank ones with the rest.
-
-    Raise UnreadableError for what is no text, perhaps after some chunks, and DataError for bad
-    bytes where config says so.
-    """
+    """Return the documents of one plain file; raise UnreadableError, also late, for no text."""
     head = stream.peek(HEAD_BYTES)
     if len(head) < HEAD_BYTES and is_clean(head, config):  # as most are
         return iter([(head, END)])
@@ -83,15 +79,12 @@ def _refuse_binary(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _normalize_newlines(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
     held, found = b"", False
     for block in blocks:
-        if held or b"\r" in block:
-            text = held + block
-            held = b"\r" if text.endswith(b"\r") else b""
-            text = text[: len(text) - len(held)]
-            block = text.replace(b"\r\n", b"\n")
-            found = found or len(block) < len(text)
-        yield block
-    if held:
-        yield held
+        text = held + block
+        held = b"\r" if text.endswith(b"\r") else b""
+        text = text.removesuffix(held)
+        found = found or b"\r\n" in text
+        yield text.replace(b"\r\n", b"\n")
+    yield held
     stats.n_crlf += found
 
 
@@ -144,16 +137,14 @@ def _replace_invalid(
     bad = dropped = False
     for text, chunk_end in chunks:
         offset += len(text)
-        if not dropped:
-            if not _is_utf8(text):
-                bad = True
-                text = text.decode("utf-8", "replace").encode()
-                dropped = config.on_bad_bytes == "skip"
-            if dropped:
+        if not (dropped or _is_utf8(text)):
+            bad = True
+            text = text.decode("utf-8", "replace").encode()
+            if dropped := config.on_bad_bytes == "skip":
                 stats.skip(f"{name}, byte {start:,}", "not UTF-8")
                 yield b"", DROP
-            else:
-                yield text, chunk_end
+        if not dropped:
+            yield text, chunk_end
         if chunk_end is END:
             stats.n_bad_bytes += bad
             offset = start = offset + separator_bytes

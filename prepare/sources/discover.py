@@ -203,10 +203,7 @@ class ProgressFile(io.FileIO):
 
 
 def fingerprint_of(states: Iterable[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return all that decides the bytes, as meta.json keeps it.
-
-    ``states`` are those of the sources, in order; byte ranges of one source have the same.
-    """
+    """Return all that decides the bytes, as meta.json keeps it; ranges of a source count once."""
     return {
         "recipe": OUTPUT_VERSION,
         "options": options,
@@ -235,10 +232,7 @@ def old_meta(out: Path) -> dict[str, Any] | None:
 
 
 def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Return why the data are to be made again, or None when nothing changed since.
-
-    A data set at the hub cannot be asked whether it changed; it is taken to be as it was.
-    """
+    """Return why the data are to be made again, or None; a data set at the hub never changes."""
     if old.get("recipe") != new["recipe"]:
         return "this version of prepare writes other files"
     for name, value in new["options"].items():
