@@ -172,22 +172,18 @@ def collapse_newlines(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         is_alone = chunk_end is END and not (is_split or space)
         if chunk_end is DROP or (is_alone and _is_collapsed(chunk)):
             yield chunk, chunk_end
+        else:
+            text = MANY_NEWLINES.sub("\n\n", space + chunk.decode())
+            text = text if is_split else text.lstrip()
+            body = text.rstrip()
+            if chunk_end is MORE and len(text) - len(body) > MAX_CHUNK_BYTES:
+                body = text
+            space = text[len(body) :]
+            if body or chunk_end is END:
+                yield body.encode(), chunk_end
+                is_split = True
+        if chunk_end is not MORE:
             space, is_split = "", False
-            continue
-        text = MANY_NEWLINES.sub("\n\n", space + chunk.decode())
-        if not is_split:
-            text = text.lstrip()
-        body = text.rstrip()
-        if chunk_end is END:
-            yield body.encode(), END
-            space, is_split = "", False
-            continue
-        if len(text) - len(body) > MAX_CHUNK_BYTES:
-            body = text
-        space = text[len(body) :]
-        if body:
-            yield body.encode(), MORE
-            is_split = True
 
 
 def _is_collapsed(text: bytes) -> bool:
