@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -117,6 +117,13 @@ class ExpansionLimit:
                 f"times as many. --max-ratio is {self.max_ratio:,g}: raise it if the file is "
                 "to be trusted."
             )
+
+    def counted(self, blocks: Generator[bytes]) -> Generator[bytes, None, None]:
+        """Yield blocks of a layer that another process checked, and count them here too."""
+        with closing(blocks):
+            for block in blocks:
+                self.n_out += len(block)
+                yield block
 
 
 class _IteratorReader(io.RawIOBase):

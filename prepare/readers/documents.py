@@ -9,7 +9,7 @@ What reads each kind is imported where the first of its kind is met.
 
 import io
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 from common.errors import DataError
 from prepare.archives.streams import (
@@ -45,26 +45,35 @@ def read_source(
 ) -> Iterator[Chunk]:
     """Yield the documents of one source, in chunks; raise DataError that says where it is wrong."""
     counter = ReadCounter(progress)
+    large = source.path.is_file() and source.n_read >= PREFETCH_BYTES
+    slow = large and _is_slow(source)
     if source.dataset:
         from prepare.readers.parquet import dataset_documents
 
         documents = dataset_documents(source, config, stats)
     else:
-        documents = _source_documents(source, config, stats, counter)
+        documents = _source_documents(source, config, stats, counter, slow=slow)
     documents = skip_errors(source.name, documents, config.on_error, stats, is_found=False)
     if config.collapse_newlines:
         documents = collapse_newlines(documents)
     chunks = rechunk(documents, stats)
     is_parquet = source.path.suffix == ".parquet"  # pyarrow, which reads it, is loaded here, once
-    if source.path.is_file() and source.n_read >= PREFETCH_BYTES and not is_parquet:
+    if large and not slow and not is_parquet:
         from prepare.readers.prefetch import prefetch
 
         return prefetch(chunks, counter, stats)
     return chunks
 
 
+def _is_slow(source: Source) -> bool:
+    """Tell xz and bzip2: decompressing takes a process as long as all else takes another."""
+    with suppress(OSError), source.path.open("rb") as file:  # said where it is read
+        return file.read(6).startswith((b"\xfd7zXZ\0", b"BZh"))
+    return False
+
+
 def _source_documents(
-    source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter
+    source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter, *, slow: bool
 ) -> Iterator[Chunk]:
     with (
         ProgressFile(source.path, counter, source.byte_range) as file,
@@ -73,7 +82,8 @@ def _source_documents(
         start = source.byte_range[0] if source.byte_range else 0
         source_name = f"from byte {start:,} of {source.name}" if start else source.name
         limit = ExpansionLimit(config.max_ratio, lambda: counter.n_read)
-        with closing(iter_files(source_name, stream, limit, stats)) as files:
+        prefetched = counter if slow else None
+        with closing(iter_files(source_name, stream, limit, stats, prefetched=prefetched)) as files:
             for name, content in files:
                 documents = read_file(name, content, config, stats)
                 is_found = not source.named or name != source.name
@@ -81,7 +91,12 @@ def _source_documents(
 
 
 def iter_files(
-    name: str, stream: Stream, limit: ExpansionLimit, stats: Stats, depth: int = 0
+    name: str,
+    stream: Stream,
+    limit: ExpansionLimit,
+    stats: Stats,
+    depth: int = 0,
+    prefetched: ReadCounter | None = None,
 ) -> Entries:
     """Yield (name, stream) of each plain file inside ``stream``; read one before taking the next.
 
@@ -100,7 +115,12 @@ def iter_files(
     else:
         from prepare.archives.codecs import decompress
 
-        with closing(decompress(name, stream, kind, limit)) as blocks:
+        decompressed = decompress(name, stream, kind, limit)
+        if prefetched:  # the outermost layer, by a process of its own
+            from prepare.readers.prefetch import prefetch
+
+            decompressed = limit.counted(prefetch(decompressed, prefetched, Stats()))
+        with closing(decompressed) as blocks:
             inner_name = COMPRESSED_EXTENSION.sub("", name)
             yield from iter_files(inner_name, stream_of(blocks), limit, stats, depth + 1)
 
