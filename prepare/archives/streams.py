@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 from common.errors import DataError
@@ -175,6 +176,34 @@ def failing_stream(error: DataError) -> Stream:
         raise error
 
     return stream_of(iter(fail, b""))
+
+
+def decode(
+    name: str, blocks: Iterator[bytes], encoding: str, errors: str, n_before: int
+) -> Iterator[str]:
+    """Yield the characters of each block; the first begins at byte ``n_before`` of the file."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    for block in chain(blocks, [b""]):
+        n_before += len(block)
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise bad_byte(name, error, n_before - len(error.object), encoding) from error
+        except UnicodeError as error:  # UTF-16 or UTF-32 of either order, without its mark
+            raise DataError(
+                f"{name}: does not begin with a byte order mark, so {encoding} leaves open which "
+                f"byte comes first. Pass --encoding {encoding}-le, or {encoding}-be."
+            ) from error
+
+
+def bad_byte(where: str, error: UnicodeDecodeError, n_before: int, encoding: str) -> DataError:
+    """Return the error for a byte behind ``n_before`` others of ``where`` and those decoded."""
+    encoding = "UTF-8" if encoding == "utf-8" else encoding
+    byte = error.object[error.start]
+    return DataError(
+        f"{where}, byte {n_before + error.start:,}: {byte:#04x} is not {encoding}. "
+        "Convert the file, or pass --on-bad-bytes replace."
+    )
 
 
 @contextmanager

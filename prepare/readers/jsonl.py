@@ -21,10 +21,9 @@ from typing import Any, TypeAlias
 import orjson
 
 from common.errors import DataError
-from prepare.archives.streams import HEAD_BYTES, Stream
+from prepare.archives.streams import HEAD_BYTES, Stream, bad_byte, decode
 from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.readers.encoding import bad_byte, decode
 from prepare.readers.json_values import MAX_RECORD_BYTES, TOO_LONG, JsonValues
 from prepare.sources.discover import JSON_LINES_SUFFIXES
 
