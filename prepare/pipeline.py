@@ -37,8 +37,8 @@ from prepare.sources.discover import (
     stale_reason,
 )
 from prepare.tokens.encode import EncodersDisagreeError
-from prepare.tokens.plan import MIN_DOCUMENTS, Plan, published_tokenizer
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
+from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, Plan, published_tokenizer
 from prepare.workers.executor import Executor, ReadSource, Task, key_of, make_tasks
 
 log = logging.getLogger(__name__)

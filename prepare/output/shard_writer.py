@@ -27,7 +27,7 @@ from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
 from prepare.config import PrepareConfig
 from prepare.sources.discover import OUTPUT_VERSION, Progress, versions
 from prepare.tokens.encode import Encode, join_documents, make_encoder
-from prepare.tokens.plan import Plan, character_at, split_document, split_of, tail_cut
+from prepare.tokens.vocab_and_split import Plan, character_at, split_document, split_of, tail_cut
 from prepare.workers.executor import ReadSource, Task, key_of
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time

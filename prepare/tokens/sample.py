@@ -17,7 +17,7 @@ from common.tokenizer import CharTokenizer, Tokenizer
 from prepare.chunks import END, MORE, Stats
 from prepare.config import PrepareConfig
 from prepare.sources.discover import Progress
-from prepare.tokens.plan import (
+from prepare.tokens.vocab_and_split import (
     MIN_DOCUMENTS,
     Lengths,
     Plan,

@@ -30,7 +30,7 @@ from common.errors import UserError
 from common.tokenizer import BytePairTokenizer
 from prepare.corpus import documentation
 from prepare.tokens.encode import make_encoder
-from prepare.tokens.plan import published_tokenizer, train_bpe
+from prepare.tokens.vocab_and_split import published_tokenizer, train_bpe
 from tests.bench.table import compare
 
 MB = 1_000_000

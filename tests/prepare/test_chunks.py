@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prepare import chunks
 from prepare.chunks import DROP, END, MORE, Chunk, Stats, rechunk, utf8_prefix_len
-from prepare.tokens.plan import train_bpe
+from prepare.tokens.vocab_and_split import train_bpe
 
 # Source: tiktoken 0.14.0, tiktoken_ext/openai_public.py.
 PATTERNS = {

@@ -30,7 +30,7 @@ from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import PREFETCH_BYTES
 from prepare.sources import discover as made_from
 from prepare.sources.discover import find_sources
-from prepare.tokens.plan import MIN_DOCUMENTS, train_bpe
+from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, train_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows
 
 EACH_TOKENIZER = ["char", "bpe", "gpt2"]

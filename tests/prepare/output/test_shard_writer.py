@@ -23,8 +23,8 @@ from prepare.output.dataset_writer import find_duplicates
 from prepare.output.shard_writer import ROW, Shard
 from prepare.sources import discover
 from prepare.tokens.encode import make_encoder
-from prepare.tokens.plan import split_document, split_of
 from prepare.tokens.sample import CorpusSample, SampleItem
+from prepare.tokens.vocab_and_split import split_document, split_of
 from prepare.workers import executor
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of, token_rows
 

@@ -18,7 +18,7 @@ from common.tokenizer import (
     special_ids_after,
 )
 from prepare.tokens.encode import UNICODE_17, Encode, make_encoder
-from prepare.tokens.plan import published_tokenizer, train_bpe
+from prepare.tokens.vocab_and_split import published_tokenizer, train_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPTS = [  # one word each; what follows another is drawn

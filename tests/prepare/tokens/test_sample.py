@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from prepare.tokens.plan import unit_hash
 from prepare.tokens.sample import BottomKSample, SampleItem
+from prepare.tokens.vocab_and_split import unit_hash
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]

@@ -13,7 +13,7 @@ from prepare.tokens.encode import (
     EncodersDisagreeError,
     VerifiedEncoder,
 )
-from prepare.tokens.plan import train_bpe
+from prepare.tokens.vocab_and_split import train_bpe
 from tests.prepare.making import prepare, snapshot
 
 

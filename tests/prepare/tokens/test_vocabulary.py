@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
 from prepare.config import MAX_LEARNED_IDS, PrepareConfig
-from prepare.tokens.plan import (
+from prepare.tokens.vocab_and_split import (
     auto_vocab_size,
     file_tokenizer,
     published_tokenizer,
@@ -162,7 +162,10 @@ def test_words_do_not_reach_across_documents() -> None:
 
 
 def test_learning_prints_nothing() -> None:
-    code = "from prepare.tokens.plan import train_bpe; train_bpe([b'one two three'] * 9, 260)"
+    code = (
+        "from prepare.tokens.vocab_and_split import train_bpe\n"
+        "train_bpe([b'one two three'] * 9, 260)"
+    )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True
     )

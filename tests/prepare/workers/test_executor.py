@@ -27,8 +27,8 @@ from prepare.config import PrepareConfig
 from prepare.output.shard_writer import EncodeJob, Shard
 from prepare.readers.documents import read_source
 from prepare.sources.discover import Progress, Source, find_sources
-from prepare.tokens.plan import Plan
 from prepare.tokens.sample import CorpusSample, SampleJob
+from prepare.tokens.vocab_and_split import Plan
 from prepare.workers.executor import QUEUED_PER_WORKER, Executor, Task, make_tasks
 from tests.prepare.making import json_lines, snapshot
 from tests.prepare.output.test_restart import SMALL

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.dataset import SPLITS, Split
 from prepare.config import PrepareConfig
-from prepare.tokens.plan import split_document, split_of, unit_hash
+from prepare.tokens.vocab_and_split import split_document, split_of, unit_hash
 from tests.prepare.making import json_lines, prepare, texts_of
 
 
