@@ -4,6 +4,7 @@ import json
 import signal
 import stat
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
 
 import pytest
 
@@ -157,9 +158,8 @@ def test_whatever_is_typed_there_is_no_traceback_also_without_a_history(
 def test_a_history_on_a_full_disk_does_not_end_the_chat(place: Path, tmp_path: Path) -> None:
     with in_terminal(place, tmp_path) as terminal:
         terminal.see_prompt()
-        history = tmp_path / "state" / "quern" / "chat-history"
-        history.unlink()
-        history.symlink_to("/dev/full")
+        # no file can grow from now on, as on a full disk
+        prlimit(terminal.process.pid, RLIMIT_FSIZE, (0, RLIM_INFINITY))
         for prompt, answer in (("a", "abcde"), ("b", "bcdef")):
             terminal.enter(prompt)
             terminal.see(f"\n{answer}\n")
