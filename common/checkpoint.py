@@ -23,21 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from common import run_dir
 from common.errors import CheckpointError
-from common.files import drop_page_cache, fsync_file, fsync_folder, sha256_of, write_json
+from common.files import drop_page_cache, fsync, sha256_of, write_json, wrong_size
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.run_dir import (
-    FORMAT_VERSION,
-    SHARDS_NAME,
-    Pointer,
-    checkpoint_dir,
-    checkpoints,
-    prune,
-    read_json,
-    read_pointer,
-    write_pointer,
-)
+from common.run_dir import FORMAT_VERSION, SHARDS_NAME, Pointer
 from common.settings import from_dict
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 
@@ -66,7 +57,7 @@ def save_checkpoint(
     all of it, and ``optimizer`` is shards_dir with every process's shard; it is moved. Where the
     disk will not take it, or gives back other bytes, earlier checkpoints are untouched.
     """
-    folder = checkpoint_dir(run, step)
+    folder = run_dir.checkpoint_dir(run, step)
     unfinished = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -90,8 +81,8 @@ def save_checkpoint(
         if folder.exists():  # the same step again, after a resume from before it
             shutil.rmtree(folder)
         os.rename(unfinished, folder)
-        fsync_folder(run)
-        write_pointer(run, "latest", folder)
+        fsync(run)
+        run_dir.write_pointer(run, "latest", folder)
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         remedy = "Free some space"
@@ -101,7 +92,7 @@ def save_checkpoint(
             f"{folder}: cannot be saved ({error}). Earlier checkpoints are as they were. {remedy}, "
             f"then go on: python -m train resume {run.name} --runs-dir {run.parent}"
         ) from error
-    prune(run, folder, keep, step if good_step is None else good_step)
+    run_dir.prune(run, folder, keep, step if good_step is None else good_step)
     return folder
 
 
@@ -109,11 +100,11 @@ def _write_manifest(folder: Path) -> None:
     """Flush all files, then write their sizes and hashes, then verify that the disk holds them."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        fsync_file(path)
+        fsync(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
     if (folder / SHARDS_NAME).is_dir():
-        fsync_folder(folder / SHARDS_NAME)
+        fsync(folder / SHARDS_NAME)
     write_json(folder / MANIFEST_NAME, {"format": FORMAT_VERSION, "files": files})
     for name in [*files, MANIFEST_NAME]:
         drop_page_cache(folder / name)  # what memory holds would verify in any case
@@ -123,10 +114,9 @@ def _write_manifest(folder: Path) -> None:
 def verify_checkpoint(folder: Path, *, skip_optimizer: bool = False) -> None:
     """Raise CheckpointError that names the first file whose size or SHA-256 is not the manifest's.
 
-    With ``skip_optimizer`` its state is not read, which takes twice as long as the weights: of it
-    only sizes are compared.
+    With ``skip_optimizer`` only sizes of its state, twice as large as the weights, are compared.
     """
-    manifest = read_json(folder / MANIFEST_NAME)
+    manifest = run_dir.read_json(folder / MANIFEST_NAME)
     try:
         promised = [(n, e["size_bytes"], e["sha256"]) for n, e in manifest["files"].items()]
         _ = manifest["files"][MODEL_NAME]
@@ -136,12 +126,8 @@ def verify_checkpoint(folder: Path, *, skip_optimizer: bool = False) -> None:
         ) from error
     for name, size_bytes, sha256 in promised:
         path = folder / name
-        size = path.stat().st_size if path.exists() else None
-        if size != size_bytes:
-            there = "missing" if size is None else f"{size:,} bytes"
-            raise CheckpointError(
-                f"{path}: {there}, but the manifest promises {size_bytes:,} bytes."
-            )
+        if wrong := wrong_size(path, size_bytes, "the manifest"):
+            raise CheckpointError(wrong)
         is_optimizer = name == OPTIMIZER_NAME or path.parent.name == SHARDS_NAME
         if not (skip_optimizer and is_optimizer) and sha256_of(path) != sha256:
             raise CheckpointError(f"{path}: its content changed after it was written (SHA-256).")
@@ -154,8 +140,8 @@ def newest_valid(
 
     With ``last_step``, of those up to that step; ``skip_optimizer`` as in verify_checkpoint.
     """
-    candidates = checkpoints(run, last_step=last_step)[::-1]
-    preferred = read_pointer(run, pointer)
+    candidates = run_dir.checkpoints(run, last_step=last_step)[::-1]
+    preferred = run_dir.read_pointer(run, pointer)
     if preferred is not None and (last_step is None or preferred in candidates):
         candidates = [preferred, *(folder for folder in candidates if folder != preferred)]
     for folder in candidates:
@@ -184,8 +170,7 @@ class Checkpoint:
 class SkipInit(TorchFunctionMode):
     """Within it modules do not initialize their weights: the file's will replace them.
 
-    Their memory is only reserved. The meta device would do as much, but imports
-    torch's compiler, a second and more.
+    The meta device would do as much, but imports torch's compiler, a second and more.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -197,10 +182,9 @@ class SkipInit(TorchFunctionMode):
 def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False) -> Checkpoint:
     """Load a checkpoint that was verified: nothing outside its folder is needed.
 
-    Where they are ``mapped``, weights on the CPU stay in the file until they are read, and take no
-    memory of their own: for those who do not change them.
+    With ``mapped``, weights on the CPU stay in the file until they are read; for who only reads.
     """
-    state = read_json(folder / STATE_NAME)
+    state = run_dir.read_json(folder / STATE_NAME)
     with SkipInit():
         model = GPT(from_dict(ModelConfig, state["model"], str(folder / STATE_NAME)))
     try:
@@ -209,8 +193,6 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
             weights = {name: tensor.clone() for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / MODEL_NAME}: does not fit its state.json ({error})."
-        ) from error
-    tokenizer = load_tokenizer(folder, state["tokenizer"])
-    return Checkpoint(model.to(device), tokenizer, state)
+        message = f"{folder / MODEL_NAME}: does not fit its state.json ({error})."
+        raise CheckpointError(message) from error
+    return Checkpoint(model.to(device), load_tokenizer(folder, state["tokenizer"]), state)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.files import sha256_of
+from common.files import sha256_of, wrong_size
 from common.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "val"]
@@ -98,10 +98,7 @@ class DataFolder:
 
 
 def open_data(path: Path) -> DataFolder:
-    """Open a data folder; raise DataError where meta.json or a file's size is not as it should be.
-
-    Hashes are verify_data's.
-    """
+    """Open a data folder; raise DataError where meta.json or a file's size is not as it was."""
     meta_path = path / META_NAME
     if not path.is_dir():
         raise DataError(f"{path}: no such folder. Make it: python -m prepare text SRC --out {path}")
@@ -114,9 +111,7 @@ def open_data(path: Path) -> DataFolder:
             f"Make it again: python -m prepare text SRC --out {path}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{meta_path}: cannot be read as a data set's meta.json ({error})."
-        ) from error
+        raise DataError(f"{meta_path}: cannot be read as a data set's ({error}).") from error
     if version != FORMAT_VERSION:
         raise DataError(
             f"{meta_path}: format {version}, but this version reads {FORMAT_VERSION}. "
@@ -125,24 +120,16 @@ def open_data(path: Path) -> DataFolder:
     absent = sorted({"files", "splits", "tokenizer"} - meta.keys())
     if absent:
         raise DataError(f"{meta_path}: lacks {', '.join(absent)}. Prepare the data again.")
-    data = DataFolder(path, meta)
     for name, entry in meta["files"].items():
-        file = path / name
-        found = file.stat().st_size if file.exists() else None
-        if found != entry["size_bytes"]:
-            there = "missing" if found is None else f"{found:,} bytes"
+        if wrong := wrong_size(path / name, entry["size_bytes"], "meta.json"):
             raise DataError(
-                f"{file}: {there}, but meta.json promises {entry['size_bytes']:,} bytes. "
-                "It was cut short or belongs to another data set: prepare the data again."
+                f"{wrong} It was cut short or belongs to another data set: prepare the data again."
             )
-    return data
+    return DataFolder(path, meta)
 
 
 def verify_data(data: DataFolder) -> None:
-    """Read every file again; raise DataError that names the first that is not as it was written.
-
-    Compared are hashes, counts of tokens and documents, and ids with the vocabulary's end.
-    """
+    """Read all again, hashes, counts and ids; raise DataError that names the first damaged file."""
     for name, entry in data.meta["files"].items():
         found = sha256_of(data.path / name)
         if found != entry["sha256"]:
@@ -152,7 +139,7 @@ def verify_data(data: DataFolder) -> None:
             )
     tokenizer = data.tokenizer()
     for split in SPLITS:
-        promised = data.meta["splits"][split]
+        path, promised = data.path / f"{split}.bin", data.meta["splits"][split]
         ids, bounds = data.tokens(split), data.document_bounds(split)
         n_eot = largest = 0
         for start in range(0, len(ids), CHECKED_TOKENS):
@@ -165,12 +152,7 @@ def verify_data(data: DataFolder) -> None:
             ("end-of-text ids", n_eot, promised["documents"]),
         ]:
             if count != expected:
-                raise DataError(
-                    f"{data.path / split}.bin: {count:,} {what}, "
-                    f"but meta.json promises {expected:,}."
-                )
-        if largest >= tokenizer.vocab_size:
-            raise DataError(
-                f"{data.path / split}.bin: holds id {largest}, but the vocabulary ends at "
-                f"{tokenizer.vocab_size - 1}."
-            )
+                raise DataError(f"{path}: {count:,} {what}, but meta.json promises {expected:,}.")
+        last = tokenizer.vocab_size - 1
+        if largest > last:
+            raise DataError(f"{path}: holds id {largest}, but the vocabulary ends at {last}.")

@@ -14,26 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk: without it a rename may not survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Flush a file, or a folder's names: else a rename may not survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def fsync_file(path: Path) -> None:
-    """Flush a file's content to disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def drop_page_cache(path: Path) -> None:
-    """Let the system forget what it holds of a flushed file: the next read is the disk's.
-
-    Only Linux can be told so; elsewhere nothing happens.
-    """
+    """Have Linux forget what it holds of a flushed file: the next read is the disk's."""
     if sys.platform == "linux":
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -52,7 +43,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         unfinished.unlink(missing_ok=True)
         raise
     os.replace(unfinished, path)
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
 def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
@@ -74,6 +65,15 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         # a byte of a file's name that is not UTF-8 becomes the escape that JSON has for it
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def wrong_size(path: Path, size_bytes: int, promised_by: str) -> str | None:
+    """Return a sentence where a file is missing or has another size than was promised."""
+    size = path.stat().st_size if path.exists() else None
+    if size == size_bytes:
+        return None
+    found = "missing" if size is None else f"{size:,} bytes"
+    return f"{path}: {found}, but {promised_by} promises {size_bytes:,} bytes."
 
 
 def sha256_of(path: Path) -> str:

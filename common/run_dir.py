@@ -6,6 +6,7 @@ runs/NAME/step-00000500/   a checkpoint (checkpoint.py)
 runs/NAME/latest, best     text files that hold a checkpoint's folder name
 """
 
+import fcntl
 import json
 import os
 import re
@@ -32,12 +33,11 @@ def new_run(runs_dir: Path, name: str) -> Path:
         run = runs_dir / (name if number == 1 else f"{name}-{number}")
         try:
             run.mkdir(parents=True)
+            return run
         except FileExistsError:
             number += 1
         except OSError as error:
             raise CheckpointError(f"{run}: cannot be made ({error.strerror}).") from error
-        else:
-            return run
 
 
 def find_run(runs_dir: Path, name: str | None) -> Path:
@@ -64,8 +64,6 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 def lock_run(run: Path) -> int:
     """Lock a run against other trainings until the descriptor that is returned is closed."""
-    import fcntl
-
     descriptor = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,9 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: not of format {FORMAT_VERSION}, the one that this version reads."
-        )
+        raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads.")
     return value
 
 
@@ -125,19 +121,15 @@ def checkpoint_dir(run: Path, step: int) -> Path:
 
 
 def shards_dir(run: Path, step: int) -> Path:
-    """Return where processes write their shards of the optimizer before save_checkpoint.
-
-    By its name, what a killed run leaves there is pruned as an unfinished checkpoint is.
-    """
+    """Return where processes write their shards of the optimizer; left by a kill, it is pruned."""
     return run / f"{checkpoint_dir(run, step).name}.{SHARDS_NAME}.tmp"
 
 
 def checkpoints(run: Path, *, last_step: int | None = None) -> list[Path]:
     """Return a run's checkpoint folders, the oldest first; of those up to ``last_step``."""
+    last = None if last_step is None else checkpoint_dir(run, last_step)
     folders = sorted(folder for folder in run.glob("step-*") if _is_ours(folder))
-    if last_step is None:
-        return folders
-    return [folder for folder in folders if folder <= checkpoint_dir(run, last_step)]
+    return [folder for folder in folders if last is None or folder <= last]
 
 
 def _is_ours(folder: Path, suffix: str = "") -> bool:
@@ -169,10 +161,7 @@ def prune(run: Path, newest: Path, keep: int, good_step: int) -> None:
 
 
 def rollback_to(run: Path, folder: Path | None) -> None:
-    """Make ``folder`` the latest checkpoint, or none; delete those after it.
-
-    A best one that was deleted is no longer named.
-    """
+    """Make ``folder`` the latest checkpoint, or none; delete those after it, ``best`` too."""
     if folder is None:
         (run / "latest").unlink(missing_ok=True)
     else:

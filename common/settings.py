@@ -43,15 +43,16 @@ def check_ranges(config: Any) -> None:
     for item in fields(config):
         value = getattr(config, item.name)
         at_least, below = item.metadata.get("at_least"), item.metadata.get("below")
-        if value is None:
-            continue
-        flag = "--" + item.name.replace("_", "-")
+        wanted = None
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{flag} is {value}: it must be a finite number.")
-        if at_least is not None and value < at_least:
-            raise ConfigError(f"{flag} is {value}: it must be at least {at_least}.")
-        if below is not None and value >= below:
-            raise ConfigError(f"{flag} is {value}: it must be below {below}.")
+            wanted = "a finite number"
+        elif value is not None and at_least is not None and value < at_least:
+            wanted = f"at least {at_least}"
+        elif value is not None and below is not None and value >= below:
+            wanted = f"below {below}"
+        if wanted:
+            flag = item.name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}: it must be {wanted}.")
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:

@@ -81,10 +81,7 @@ class BytePairTokenizer:
         return table
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text`` taken as ordinary text; raise DataError where tiktoken panics.
-
-        It does on a million spaces before a letter.
-        """
+        """Return the ids of ``text`` as ordinary text; raise DataError where tiktoken panics."""
         try:
             return self._encoding.encode_ordinary(text)
         except BaseException as error:
@@ -108,14 +105,11 @@ class BytePairTokenizer:
         return b"".join(self.token_bytes[i] for i in ids)
 
     @cached_property
-    def _file_content(self) -> bytes:
+    def file_content(self) -> bytes:
+        """The ranks in tiktoken's own format: base64 of the token, space, rank."""
         in_order = sorted(self.ranks.items(), key=itemgetter(1))
         encode = binascii.b2a_base64
         return b"".join([encode(t, newline=False) + b" %d\n" % rank for t, rank in in_order])
-
-    def file_content(self) -> bytes:
-        """Return the ranks in tiktoken's own format: base64 of the token, space, rank."""
-        return self._file_content
 
 
 @dataclass(frozen=True)
@@ -165,8 +159,9 @@ class CharTokenizer:
         """Return the UTF-8 bytes of ``ids``; special ids add none."""
         return b"".join(self.token_bytes[i] for i in ids)
 
+    @property
     def file_content(self) -> bytes:
-        """Return the characters as a JSON list, so that a newline is safe among them."""
+        """The characters as a JSON list, so that a newline is safe among them."""
         return (json.dumps(self.characters, ensure_ascii=False) + "\n").encode("utf-8")
 
 
@@ -176,7 +171,7 @@ Tokenizer = BytePairTokenizer | CharTokenizer
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the vocabulary file into ``folder``; its description goes into the folder's JSON."""
     with atomic_write(folder / tokenizer.file_name) as file:
-        file.write(tokenizer.file_content())
+        file.write(tokenizer.file_content)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -201,12 +196,8 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
     if description["kind"] == "char":
         tokenizer = CharTokenizer(_read_characters(path))
     else:
-        tokenizer = BytePairTokenizer(
-            description["name"],
-            description["pattern"],
-            read_ranks(path),
-            description["special_tokens"],
-        )
+        name, pattern, special = itemgetter("name", "pattern", "special_tokens")(description)
+        tokenizer = BytePairTokenizer(name, pattern, read_ranks(path), special)
     if tokenizer.vocab_size != description["vocab_size"]:
         raise DataError(
             f"{path}: gives {tokenizer.vocab_size:,} ids, but the folder's description promises "
@@ -225,12 +216,11 @@ def _read(path: Path) -> bytes:
 def _read_characters(path: Path) -> tuple[str, ...]:
     try:
         characters = json.loads(_read(path))
+        is_list = isinstance(characters, list)
+        if not is_list or not all(isinstance(c, str) and len(c) == 1 for c in characters):
+            raise ValueError("it holds something else")
     except ValueError as error:
-        raise DataError(f"{path}: not a JSON list of characters ({error}).") from error
-    if not isinstance(characters, list) or not all(
-        isinstance(c, str) and len(c) == 1 for c in characters
-    ):
-        raise DataError(f"{path}: found something else than a JSON list of single characters.")
+        raise DataError(f"{path}: not a JSON list of single characters ({error}).") from error
     return tuple(characters)
 
 
@@ -253,7 +243,6 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     lacking = sum(bytes([byte]) not in ranks for byte in range(256))
     if lacking:
         raise DataError(
-            f"{path}: {lacking} of the 256 single bytes have no rank, so not every text could be "
-            "encoded: this is no complete byte-pair vocabulary."
+            f"{path}: {lacking} of the 256 single bytes have no rank: some texts would have no ids."
         )
     return ranks

@@ -24,9 +24,8 @@ from common.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Token:
-    """One sampled id, with what the network itself, before any filter, gave it.
+    """One sampled id, with what the network itself gave it before any filter: natural logarithms.
 
-    ``logprob`` is the natural logarithm of its probability among all ids of the vocabulary;
     ``top_logprobs`` are the likeliest ids with theirs, as many as were asked for.
     """
 
@@ -39,7 +38,6 @@ class Decoder:
     """Rows of one network, each a text of its own, decoded together."""
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, n_rows: int = 1) -> None:
-        """Allocate the cache of ``n_rows`` texts."""
         self.model, self.tokenizer = backend.config, tokenizer
         self.block_size, vocab_size = self.model.block_size, self.model.vocab_size
         self.cache = backend.make_cache(n_rows)
@@ -54,8 +52,7 @@ class Decoder:
     ) -> None:
         """Begin a text in a free row; it is prefilled by the next step.
 
-        An empty prompt is end-of-text: what precedes every document. Each Token names the
-        ``top_logprobs`` likeliest ids.
+        An empty prompt is end-of-text: what precedes every document.
         """
         if self.rows[row] is not None:
             raise ValueError(f"row {row} is busy")
@@ -113,8 +110,7 @@ def generate(
 ) -> Generator[Token]:
     """Yield the tokens after ``prompt``, up to end-of-text (the last then) or max_new_tokens.
 
-    It is the loop for a decoder's only text: row 0, which is free again however this ends, also
-    where it is closed early.
+    They are row 0's, which is free again however this ends, also where it is closed early.
     """
     decoder.admit(0, prompt, config, top_logprobs)
     try:

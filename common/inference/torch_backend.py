@@ -123,7 +123,6 @@ class TorchKVCache:
     max_batch_tokens = 1
 
     def __init__(self, backend: TorchBackend, n_rows: int) -> None:
-        """Allocate the cache of ``n_rows`` texts."""
         self.backend, self.n_rows, config = backend, n_rows, backend.config
         self.nh, self.n_kv = config.n_head, config.kv_heads
         # (n_layer, n_rows, n_kv of keys and n_kv of values, block_size, hs)

@@ -72,14 +72,10 @@ class ModelConfig:
         if self.positions == "rope" and self.head_size % 2 != 0:
             raise ConfigError(
                 f"--n-embd {self.n_embd} over --n-head {self.n_head} gives heads of "
-                f"{self.head_size} channels: rotary positions rotate channels in pairs, "
-                "so it must be even."
+                f"{self.head_size} channels: rotary positions need an even number."
             )
         if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
-            raise ConfigError(
-                f"--n-embd is {self.n_embd}: sinusoidal positions fill channels in pairs, "
-                "so it must be even."
-            )
+            raise ConfigError(f"--n-embd is {self.n_embd}: sinusoidal positions need an even one.")
 
     @property
     def head_size(self) -> int:

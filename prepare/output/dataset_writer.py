@@ -25,7 +25,7 @@ from common.dataset import (
     token_dtype,
 )
 from common.errors import DataError
-from common.files import fsync_folder, sha256_of, write_json
+from common.files import fsync, sha256_of, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
 from prepare.chunks import Stats
 from prepare.output.shard_writer import Rows, Shard
@@ -252,16 +252,16 @@ def commit(
         for name in [META_NAME, *(_old_vocabularies(folder) | new.keys()) - {META_NAME}]:
             if (folder / name).is_file():
                 move(folder / name, replaced / name)
-        fsync_folder(folder)
+        fsync(folder)
         for name, path in new.items():
             if name == META_NAME:
-                fsync_folder(folder)
+                fsync(folder)
             move(path, folder / name)
     except BaseException:
         for path, target in reversed(moved):
             os.replace(target, path)
         raise
-    fsync_folder(folder)
+    fsync(folder)
     return whole
 
 

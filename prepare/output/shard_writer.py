@@ -100,7 +100,7 @@ def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bo
     """Return for each task a hash of all that decides the bytes of its shard."""
     same_for_all = key_of(
         OUTPUT_VERSION, asdict(config), versions(), plan.rule, fast,
-        describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content().decode("utf-8"),
+        describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content.decode("utf-8"),
     )  # fmt: skip
     return [
         key_of(same_for_all, task.states, [source.byte_range for source in task.sources])

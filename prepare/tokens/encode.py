@@ -151,7 +151,7 @@ def _gigatoken(tokenizer: BytePairTokenizer) -> Any:
     # At its first call it imports from numpy, and ends with a panic if Ctrl-C comes meanwhile.
     with tempfile.TemporaryDirectory() as folder, defer_signals():
         path = Path(folder, tokenizer.file_name)
-        path.write_bytes(tokenizer.file_content())
+        path.write_bytes(tokenizer.file_content)
         try:
             # No special tokens: with them, text that looks like one would not be encoded.
             encoder = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer=scheme)

@@ -114,7 +114,7 @@ def _vocabulary(folder: Path) -> BytePairTokenizer:
         tokenizer = published_tokenizer("gpt2")
     except UserError:
         tokenizer = train_bpe([text.encode() for text in natural_texts(20 * MB)], N_IDS)
-    (folder / "vocab.tiktoken").write_bytes(tokenizer.file_content())
+    (folder / "vocab.tiktoken").write_bytes(tokenizer.file_content)
     (folder / "vocab.tiktoken.pattern").write_text(tokenizer.pattern, encoding="utf-8")
     sys.stdout.write(f"Vocabulary: {tokenizer.name}, {len(tokenizer.ranks):,} ids\n")
     return tokenizer

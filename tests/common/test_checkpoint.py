@@ -22,7 +22,7 @@ from common.checkpoint import (
     verify_checkpoint,
 )
 from common.errors import CheckpointError
-from common.files import drop_page_cache, fsync_file, write_json
+from common.files import drop_page_cache, fsync, write_json
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import (
@@ -178,7 +178,7 @@ def test_a_disk_that_gives_back_other_bytes_costs_no_earlier_checkpoint(
 def test_what_is_read_back_comes_from_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(1 << 20))
-    fsync_file(path)
+    fsync(path)
     if pages_in_memory(path) == 0:
         pytest.skip("this file system keeps nothing in memory")
     drop_page_cache(path)

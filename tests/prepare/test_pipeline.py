@@ -408,7 +408,7 @@ def changed_recipe(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def changed_ranks(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     ranks = train_bpe([b"quite another text"], 265)
-    (folder / "ranks.tiktoken").write_bytes(ranks.file_content())
+    (folder / "ranks.tiktoken").write_bytes(ranks.file_content)
     return {}
 
 
@@ -446,7 +446,7 @@ def test_what_changed_is_made_again_and_the_reason_is_said(
     for i in range(3):
         (tmp_path / "in" / f"{i}.txt").write_text(f"text {i} " * 30, encoding="utf-8")
     learned = train_bpe([b"text of which to learn " * 9], 265)
-    (tmp_path / "ranks.tiktoken").write_bytes(learned.file_content())
+    (tmp_path / "ranks.tiktoken").write_bytes(learned.file_content)
     settings: dict[str, Any] = {"tokenizer": str(tmp_path / "ranks.tiktoken")}
     before = prepare([tmp_path / "in"], tmp_path / "data", **settings)
     written = written_at(before.path)
@@ -489,7 +489,7 @@ def test_a_disk_too_small_is_a_sentence_with_numbers_before_anything_is_written(
     if tokenizer == "ranks":
         tokenizer = str(tmp_path / "ranks.tiktoken")
         ranks = train_bpe([b"some text"], 260)
-        (tmp_path / "ranks.tiktoken").write_bytes(ranks.file_content())
+        (tmp_path / "ranks.tiktoken").write_bytes(ranks.file_content)
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=20_000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: nearly_full)
@@ -559,7 +559,7 @@ def test_of_equal_documents_in_train_and_val_files_the_first_in_order_stays(tmp_
 def test_a_million_blanks_go_through(
     with_gigatoken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ranks.tiktoken").write_bytes(train_bpe([b"some words"], 260).file_content())
+    (tmp_path / "ranks.tiktoken").write_bytes(train_bpe([b"some words"], 260).file_content)
     if not with_gigatoken:
         monkeypatch.setitem(sys.modules, "gigatoken", None)
     text = b"words " * 99 + b" " * 1_200_000 + b"x"

@@ -65,15 +65,11 @@ class CpuBackend:
 
 
 class CpuKVCache:
-    """Keys and values of several rows, and the threads that compute them.
-
-    The threads are of the process that made it: not to be used in one that was forked.
-    """
+    """Keys and values of several rows, and the threads that compute them: not to be forked."""
 
     max_batch_tokens = 16
 
     def __init__(self, backend: CpuBackend, n_rows: int) -> None:
-        """Allocate the cache of ``n_rows`` texts, have the kernels compiled, start the threads."""
         self.backend = backend
         self.cached_ids: list[list[int]] = [[] for _ in range(n_rows)]
         self._ws = ws = _make_workspace(backend.config, n_rows, backend.n_threads)

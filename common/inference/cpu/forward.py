@@ -27,9 +27,9 @@ LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
-def norm(x, vectors, at, bias_at, n, eps, layernorm, y):
-    """Normalise x (n,) into y (n,): RMSNorm, or LayerNorm."""
-    mean = np.float32(0)
+def norm(weights, at, x, n, layernorm, y):
+    """Normalise x (n,) into y (n,): RMSNorm, or LayerNorm; ``at`` says where its vectors begin."""
+    mean, eps = np.float32(0), LAYERNORM_EPS if layernorm else RMSNORM_EPS
     if layernorm:
         for i in range(n):
             mean += x[i]
@@ -38,11 +38,11 @@ def norm(x, vectors, at, bias_at, n, eps, layernorm, y):
     for i in range(n):
         square += (x[i] - mean) * (x[i] - mean)
     scale = np.float32(1) / math.sqrt(square / np.float32(n) + np.float32(eps))
-    weight = vectors[at : at + n]
+    weight = weights.vectors[at[0] : at[0] + n]
     for i in range(n):
         y[i] = (x[i] - mean) * scale * weight[i]
-    if bias_at >= 0:
-        bias = vectors[bias_at : bias_at + n]
+    if at[1] >= 0:
+        bias = weights.vectors[at[1] : at[1] + n]
         for i in range(n):
             y[i] += bias[i]
 
@@ -103,9 +103,9 @@ def _cache_heads(weights, ws, layer, group):
         position = ws.positions[row]
         own = ws.qkv[row, head * hs : (head + 1) * hs]
         if head < nh + n_kv:
-            norm_at = at[layout.Q_NORM] if head < nh else at[layout.K_NORM]
-            if norm_at >= 0:
-                norm(own, weights.vectors, norm_at, -1, hs, RMSNORM_EPS, 0, own)
+            of_norm = at[layout.Q_NORM :] if head < nh else at[layout.K_NORM :]
+            if of_norm[0] >= 0:
+                norm(weights, of_norm, own, hs, 0, own)
             if len(weights.cos):
                 apply_rope(own, weights.cos[position], weights.sin[position])
         if nh <= head < nh + n_kv:
@@ -122,10 +122,8 @@ def _cache_heads(weights, ws, layer, group):
 def self_attention(weights, ws, layer, source, group):
     """Attend from source (B, C) into ws.attn_out, head by head of each block of tokens."""
     nh, n_kv, hs = weights.dims.nh, weights.dims.n_kv, weights.dims.hs
-    gemm(
-        weights, weights.layers[layer][layout.C_ATTN:], (nh + 2 * n_kv) * hs, source,
-        weights.dims.C, ws.counts[0], ws.qkv, ws.qkv, np.int64(NONE), group,
-    )  # fmt: skip
+    c_attn = weights.layers[layer][layout.C_ATTN :]
+    gemm(weights, c_attn, source, ws.counts[0], ws.qkv, ws.qkv, np.int64(NONE), group)
     barrier(group)
     _cache_heads(weights, ws, layer, group)
     barrier(group)
@@ -148,12 +146,10 @@ def self_attention(weights, ws, layer, source, group):
 
 
 @njit
-def _norms(weights, at, bias_at, x, n_rows, y, group):
+def _norms(weights, at, x, n_rows, y, group):
     """Normalise each row of x (n_rows, C) into y; this thread's rows."""
-    C, layernorm = weights.dims.C, weights.dims.layernorm  # noqa: N806
-    eps = LAYERNORM_EPS if layernorm else RMSNORM_EPS
     for row in range(group.thread, n_rows, group.n_threads):
-        norm(x[row], weights.vectors, at, bias_at, C, eps, layernorm, y[row])
+        norm(weights, at, x[row], weights.dims.C, weights.dims.layernorm, y[row])
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -169,102 +165,60 @@ def logsumexp(x):
 @njit
 def _mlp(weights, ws, layer, source, group):
     """Add the MLP's output, from source (B, C), to ws.x."""
-    C, inner, activation = weights.dims.C, weights.dims.inner, weights.dims.activation  # noqa: N806
-    at, n_rows, hidden = weights.layers[layer], ws.counts[0], ws.inner
-    gemm(
-        weights, at[layout.C_FC:], inner, source, C, n_rows, hidden, hidden,
-        np.int64(NONE) if activation == SWIGLU else activation, group,
-    )  # fmt: skip
-    if activation == SWIGLU:
+    at, n_rows, op, hidden = weights.layers[layer], ws.counts[0], weights.dims.activation, ws.inner
+    if op == SWIGLU:
         hidden = ws.gate
-        gemm(
-            weights, at[layout.C_GATE:], inner, source, C, n_rows, hidden, ws.inner,
-            np.int64(SWIGLU), group,
-        )  # fmt: skip
+        gemm(weights, at[layout.C_FC :], source, n_rows, ws.inner, ws.inner, np.int64(NONE), group)
+        gemm(weights, at[layout.C_GATE :], source, n_rows, hidden, ws.inner, op, group)
+    else:
+        gemm(weights, at[layout.C_FC :], source, n_rows, hidden, hidden, op, group)
     barrier(group)
-    gemm(
-        weights,
-        at[layout.MLP_PROJ :],
-        C,
-        hidden,
-        inner,
-        n_rows,
-        ws.x,
-        ws.x,
-        np.int64(ADD),
-        group,
-    )
+    gemm(weights, at[layout.MLP_PROJ :], hidden, n_rows, ws.x, ws.x, np.int64(ADD), group)
     barrier(group)
 
 
 @njit
 def _head(weights, ws, group):
     """Compute the logits after the tokens of ws.logits_indices, and their logsumexp."""
-    C, V, layernorm = weights.dims.C, weights.dims.V, weights.dims.layernorm  # noqa: N806
-    n, ends = ws.counts[1], weights.ends
+    C, n, ends = weights.dims.C, ws.counts[1], weights.ends  # noqa: N806
     for i in range(group.thread, n, group.n_threads):
         row = ws.normed[i]
         for j in range(C):
             row[j] = ws.x[ws.logits_indices[i], j]
         if weights.dims.norm_first:
-            eps = LAYERNORM_EPS if layernorm else RMSNORM_EPS
-            norm(
-                row,
-                weights.vectors,
-                ends[layout.LN_F],
-                ends[layout.LN_F_BIAS],
-                C,
-                eps,
-                layernorm,
-                row,
-            )
+            norm(weights, ends[layout.LN_F :], row, C, weights.dims.layernorm, row)
     barrier(group)
-    gemm(
-        weights, ends[layout.HEAD:], V, ws.normed, C, n, ws.logits, ws.logits, np.int64(NONE), group
-    )  # fmt: skip
+    gemm(weights, ends[layout.HEAD :], ws.normed, n, ws.logits, ws.logits, np.int64(NONE), group)
     barrier(group)
     for i in range(group.thread, n, group.n_threads):
-        ws.logsumexp[i] = logsumexp(ws.logits[i, :V])
+        ws.logsumexp[i] = logsumexp(ws.logits[i, : weights.dims.V])
     barrier(group)
 
 
 @njit
 def forward(weights, ws, group):
     """Go through the network once."""
-    C, norm_first, n_rows = weights.dims.C, weights.dims.norm_first, ws.counts[0]  # noqa: N806
+    norm_first, n_rows = weights.dims.norm_first, ws.counts[0]
     source = ws.normed if norm_first else ws.x
     for layer in range(len(weights.layers)):
         at = weights.layers[layer]
+        ln_1, ln_2, c_proj = at[layout.LN_1 :], at[layout.LN_2 :], at[layout.ATTN_PROJ :]
         if norm_first:
-            _norms(weights, at[layout.LN_1], at[layout.LN_1_BIAS], ws.x, n_rows, source, group)
+            _norms(weights, ln_1, ws.x, n_rows, source, group)
             barrier(group)
         self_attention(weights, ws, layer, source, group)
-        gemm(
-            weights, at[layout.ATTN_PROJ:], C, ws.attn_out, C, n_rows, ws.x, ws.x,
-            np.int64(ADD), group,
-        )  # fmt: skip
+        gemm(weights, c_proj, ws.attn_out, n_rows, ws.x, ws.x, np.int64(ADD), group)
         barrier(group)
-        ln, ln_bias = (
-            (at[layout.LN_2], at[layout.LN_2_BIAS])
-            if norm_first
-            else (at[layout.LN_1], at[layout.LN_1_BIAS])
-        )
-        _norms(weights, ln, ln_bias, ws.x, n_rows, source, group)
+        _norms(weights, ln_2 if norm_first else ln_1, ws.x, n_rows, source, group)
         barrier(group)
         _mlp(weights, ws, layer, source, group)
         if not norm_first:
-            _norms(weights, at[layout.LN_2], at[layout.LN_2_BIAS], ws.x, n_rows, source, group)
+            _norms(weights, ln_2, ws.x, n_rows, source, group)
             barrier(group)
     _head(weights, ws, group)
 
 
-def _worker_loop(
-    weights: layout.PackedWeights,
-    ws: layout.Workspace,
-    group: layout.ThreadGroup,
-    pipes: layout.Ints,
-    byte: Any,
-) -> None:
+def _worker_loop(weights, ws, group, pipes, byte):
     """Go through the network once, or, as another thread than 0, each time that thread 0 does.
 
     ``pipes`` are the ends at which thread 0 writes to each of the others, or the one at which that

@@ -144,14 +144,15 @@ def _epilogue(y, other, n_rows, column, bias, op):
 
 
 @njit
-def gemm(weights, matrix, n_out, x, n_in, n_rows, y, other, op, group):
-    """Multiply x (n_rows, n_in) with a matrix, into y (n_rows, n_out); this thread's panels.
+def gemm(weights, matrix, x, n_rows, y, other, op, group):
+    """Multiply x (n_rows, in) with a matrix, into y (n_rows, out); this thread's panels.
 
-    ``matrix`` says where its weights, its bias and its scales begin. ``op`` is no constant: else
-    each call compiles anew.
+    ``matrix`` says where it, its bias and its scales begin. ``op`` is no constant: else each call
+    compiles anew.
     """
+    at, n_out, n_in = matrix[0], matrix[3], matrix[4]
+    bias = scales = weights.vectors[:0]
     n_panels = -(-n_out // PANEL)
-    at, bias, scales = matrix[0], weights.vectors[:0], weights.vectors[:0]
     if matrix[1] >= 0:
         bias = weights.vectors[matrix[1] : matrix[1] + n_panels * PANEL]
     if matrix[2] >= 0:

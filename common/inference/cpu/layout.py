@@ -24,10 +24,11 @@ from common.models.gpt import GPT, Block
 # sums, 4 weights. Others have half as many, or of a quarter the length.
 PANEL, ROWS = (64, 4) if binding.get_host_cpu_features().get("avx512f") else (32, 2)
 
-# Where a layer's weights begin: vectors', and of each matrix its own, its bias's, its scales'.
-LN_1, LN_1_BIAS, LN_2, LN_2_BIAS, Q_NORM, K_NORM = range(6)
-C_ATTN, ATTN_PROJ, C_FC, C_GATE, MLP_PROJ = range(6, 21, 3)
-LN_F, LN_F_BIAS, HEAD = range(3)  # and at the end
+# Where a layer's weights begin: of each norm its own and its bias's; of each matrix its own, its
+# bias's, its scales', and its shape (out, in).
+LN_1, LN_2, Q_NORM, K_NORM = range(0, 8, 2)
+C_ATTN, ATTN_PROJ, C_FC, C_GATE, MLP_PROJ = range(8, 33, 5)
+LN_F, HEAD = 0, 2  # and at the end
 
 # What a product ends with, beside its bias: nothing, a sum with what was there, an activation.
 NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
@@ -48,7 +49,6 @@ class Dims(NamedTuple):
     nh: int
     n_kv: int
     hs: int
-    inner: int
     V: int
     norm_first: int  # 1: before each sublayer
     layernorm: int  # 1: LayerNorm, 0: RMSNorm
@@ -60,8 +60,8 @@ class PackedWeights(NamedTuple):
 
     vectors: Floats  # (n,)
     panels: Any  # (n, PANEL) float32, or int8 that scales belong to: an input's weights each
-    layers: Ints  # (n_layer, 21), indexed by LN_1 ... MLP_PROJ
-    ends: Ints  # (5,), by LN_F, LN_F_BIAS, HEAD
+    layers: Ints  # (n_layer, 33), indexed by LN_1 ... MLP_PROJ
+    ends: Ints  # (7,), by LN_F and HEAD
     cos: Floats  # (block_size, hs / 2); empty without rotary positions
     sin: Floats
     dims: Dims
@@ -99,12 +99,7 @@ class Workspace(NamedTuple):
     values: Floats  # (n_layer, n_rows, n_kv, panels, block_size, PANEL)
 
 
-ACTIVATIONS = {
-    "gelu": GELU,
-    "relu": RELU,
-    "relu2": RELU2,
-    "swiglu": SWIGLU,
-}
+ACTIVATIONS = {"gelu": GELU, "relu": RELU, "relu2": RELU2, "swiglu": SWIGLU}
 
 INT8_MAX = 127  # -128 would have no opposite
 MIN_SCALE = 1e-30  # keeps weights of zeros from dividing by 0
@@ -134,18 +129,14 @@ class _Packer:
         self.n_numbers += padded(len(weight))
         return at
 
-    def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
-        """Return where a matrix (out, in) will begin, its bias and its scales."""
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+        """Return where a matrix (out, in) will begin, its bias and its scales; its shape."""
         at, weight, scales = self.n_rows, weight.detach(), None
         if self.int8:
             weight, scales = quantize_int8(weight)
         self.matrices.append(weight)
         self.n_rows += padded(len(weight)) // PANEL * weight.shape[1]
-        return at, self.vector(bias), self.vector(scales)
-
-    def linear(self, linear: nn.Module) -> tuple[int, int, int]:
-        """Return the same of a Linear."""
-        return self.matrix(linear.weight, linear.bias)  # type: ignore[arg-type]
+        return at, self.vector(bias), self.vector(scales), *weight.shape
 
     def norm(self, norm: nn.Module) -> tuple[int, int]:
         """Return where a norm's weight and bias will begin, as far as it has them."""
@@ -155,32 +146,24 @@ class _Packer:
     def layer(self, block: Block) -> list[int]:
         """Return where a block's weights will begin: LN_1 ... MLP_PROJ, in this order."""
         attn, mlp = block.attn, block.mlp
-        return [
-            *self.norm(block.ln_1),
-            *self.norm(block.ln_2),
-            self.norm(attn.q_norm)[0],
-            self.norm(attn.k_norm)[0],
-            *self.linear(attn.c_attn),
-            *self.linear(attn.c_proj),
-            *self.linear(mlp.c_fc),
-            *(self.linear(mlp.c_gate) if mlp.kind == "swiglu" else (-1, -1, -1)),
-            *self.linear(mlp.c_proj),
-        ]
+        norms = [block.ln_1, block.ln_2, attn.q_norm, attn.k_norm]
+        gate = mlp.c_gate if mlp.kind == "swiglu" else None
+        linears = [attn.c_attn, attn.c_proj, mlp.c_fc, gate, mlp.c_proj]
+        begins = [at for norm in norms for at in self.norm(norm)]
+        for linear in linears:
+            begins += self.matrix(linear.weight, linear.bias) if linear else [-1] * 5
+        return begins
 
     def panels(self) -> npt.NDArray[np.float32] | npt.NDArray[np.int8]:
         """Return all matrices, PANEL outputs together: (panels, in, PANEL) of each."""
         dtype = torch.int8 if self.int8 else torch.float32
         block, at = torch.empty((self.n_rows, PANEL), dtype=dtype), 0
         for weight in self.matrices:
-            n_out, n_in = weight.shape
-            n_rows = padded(n_out) // PANEL * n_in
-            panels = block[at : at + n_rows].view(-1, n_in, PANEL)
-            n_whole = n_out // PANEL
-            whole = weight[: n_whole * PANEL].reshape(n_whole, PANEL, n_in)
-            panels[:n_whole].copy_(whole.transpose(1, 2))
-            if n_whole < len(panels):
-                panels[-1] = 0
-                panels[-1][:, : n_out % PANEL] = weight[n_whole * PANEL :].t()
+            if len(weight) % PANEL:
+                weight = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
+            panels = weight.reshape(-1, PANEL, weight.shape[1]).transpose(1, 2)
+            n_rows = weight.numel() // PANEL
+            block[at : at + n_rows].view(panels.shape).copy_(panels)
             at += n_rows
         return block.numpy()
 
@@ -201,8 +184,8 @@ def pack(model: GPT, *, int8: bool) -> PackedWeights:
         cos=model.cos.numpy() if has_rope else none,
         sin=model.sin.numpy() if has_rope else none,
         dims=Dims(
-            C=config.n_embd, nh=config.n_head, n_kv=config.kv_heads, hs=config.head_size,
-            inner=config.inner_size, V=V, norm_first=int(config.norm_first),
-            layernorm=int(config.norm == "layernorm"), activation=ACTIVATIONS[config.mlp],
+            C=config.n_embd, nh=config.n_head, n_kv=config.kv_heads, hs=config.head_size, V=V,
+            norm_first=int(config.norm_first), layernorm=int(config.norm == "layernorm"),
+            activation=ACTIVATIONS[config.mlp],
         ),
     )  # fmt: skip

@@ -233,7 +233,7 @@ def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(
 ) -> None:
     learned = train_bpe(SOURCES[:9], 400)
     path = tmp_path / "mine.tiktoken"
-    path.write_bytes(learned.file_content())
+    path.write_bytes(learned.file_content)
     tokenizer = file_tokenizer(path)
     assert (tokenizer.name, tokenizer.ranks) == ("mine", learned.ranks)
     assert tokenizer.special_tokens == learned.special_tokens
@@ -249,7 +249,7 @@ def test_a_file_beside_another_vocabulary_is_itself(tmp_path: Path) -> None:
     data = prepare([tmp_path / "a.txt"], tmp_path / "data", vocab_size="300")
     learned = train_bpe(SOURCES[:9], 400)
     path = data.path / "mine.tiktoken"
-    path.write_bytes(learned.file_content())
+    path.write_bytes(learned.file_content)
     assert file_tokenizer(path).ranks == learned.ranks
     with pytest.raises(DataError, match=r"train.bin, line 1: not tiktoken's format"):
         file_tokenizer(data.path / "train.bin")
