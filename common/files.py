@@ -1,7 +1,4 @@
-"""Files that are either whole or absent: write under another name, flush to disk, rename.
-
-A reader never meets half a file: until the rename it sees the old one, or none.
-"""
+"""Files that are whole or absent to every reader: write under another name, flush, rename."""
 
 import hashlib
 import json
@@ -54,17 +51,14 @@ def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
+    """Replace a text file in one step; a byte of a file's name that is not UTF-8 is escaped."""
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))  # as JSON does
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    with atomic_write(path) as file:
-        # a byte of a file's name that is not UTF-8 becomes the escape that JSON has for it
-        file.write(text.encode("utf-8", "backslashreplace"))
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def wrong_size(path: Path, size_bytes: int, promised_by: str) -> str | None:

@@ -91,21 +91,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl; a last line cut short by a crash is left out."""
     path = run / METRICS_NAME
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("it is no object with a step")
-            records.append(record)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path}, line {number}: damaged ({error}). Delete that line."
-            ) from error
+            records.append(json.loads(line))
+            if not isinstance(records[-1]["step"], int):
+                raise ValueError("its step is no number")
+        except (LookupError, TypeError, ValueError) as error:
+            message = f"{path}, line {number}: damaged ({error}). Delete that line."
+            raise CheckpointError(message) from error
     return records
 
 

@@ -30,10 +30,7 @@ def setting(
     below: float | None = None,
     auto: bool = False,
 ) -> Any:
-    """Declare one field of a config: ``meaning`` is its help, the bounds its range.
-
-    With ``auto`` the command line takes that word for 0.
-    """
+    """Declare one field of a config: its help and its range; ``auto``: that word stands for 0."""
     metadata = {"help": meaning, "at_least": at_least, "below": below, "auto": auto}
     return field(default=default, metadata=metadata)
 
@@ -43,26 +40,23 @@ def check_ranges(config: Any) -> None:
     for item in fields(config):
         value = getattr(config, item.name)
         at_least, below = item.metadata.get("at_least"), item.metadata.get("below")
-        wanted = None
+        if value is None:
+            continue
+        flag = "--" + item.name.replace("_", "-")
         if isinstance(value, float) and not math.isfinite(value):
-            wanted = "a finite number"
-        elif value is not None and at_least is not None and value < at_least:
-            wanted = f"at least {at_least}"
-        elif value is not None and below is not None and value >= below:
-            wanted = f"below {below}"
-        if wanted:
-            flag = item.name.replace("_", "-")
-            raise ConfigError(f"--{flag} is {value}: it must be {wanted}.")
+            raise ConfigError(f"{flag} is {value}: it must be a finite number.")
+        if at_least is not None and value < at_least:
+            raise ConfigError(f"{flag} is {value}: it must be at least {at_least}.")
+        if below is not None and value >= below:
+            raise ConfigError(f"{flag} is {value}: it must be below {below}.")
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """Build a config from saved JSON; raise ConfigError that says where unknown names stand."""
     unknown = set(values) - {item.name for item in fields(kind)}  # type: ignore[arg-type]
     if unknown:
-        raise ConfigError(
-            f"{where}: unknown settings {', '.join(sorted(unknown))}; "
-            "it was written by another version of Quern."
-        )
+        names = ", ".join(sorted(unknown))
+        raise ConfigError(f"{where}: unknown settings {names}; another version of Quern wrote it.")
     return kind(**values)
 
 

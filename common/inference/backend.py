@@ -47,11 +47,7 @@ class Backend(Protocol):
 
 
 def make_backend(model: GPT, *, int8: bool = False) -> Backend:
-    """Return a model prepared for generation on its device; with ``int8`` weights, on CPUs.
-
-    Without Numba, which compiles for CPUs, PyTorch's operators generate there too; raise
-    ConfigError for int8 then.
-    """
+    """Return a model prepared for generation; raise ConfigError for ``int8`` without Numba."""
     # here: only what is used is imported, Numba on CPUs alone
     weight = model.wte.weight
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
@@ -65,11 +61,8 @@ def make_backend(model: GPT, *, int8: bool = False) -> Backend:
                     f"--quantize int8 needs Numba, which cannot be imported ({error}): install "
                     "requirements.txt, or leave it out."
                 ) from error
-            log.warning(
-                "Numba cannot be imported (%s): PyTorch's operators generate, which takes some "
-                "times as long.",
-                error,
-            )
+            slower = "PyTorch's operators generate, which takes some times as long."
+            log.warning("Numba cannot be imported (%s): %s", error, slower)
     from common.inference.torch_backend import TorchBackend
 
     return TorchBackend(model)

@@ -34,13 +34,10 @@ class Position(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Logits (n, V) for the tokens after n tokens, and the logsumexp of each (n,).
-
-    The latter is not finite where one of the logits is not.
-    """
+    """Logits (n, V) for the tokens after n tokens, and the logsumexp of each (n,)."""
 
     logits: Floats
-    logsumexp: Floats
+    logsumexp: Floats  # not finite where one of the logits is not
 
     def each(self) -> Iterator[NextLogits]:
         """Yield those of one token after another."""

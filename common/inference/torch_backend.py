@@ -29,7 +29,6 @@ class Layer:
 
     def __init__(self, block: Block) -> None:
         attn = block.attn
-        self.norm_first = block.norm_first
         # forward, not the module: its call looks for hooks first, a microsecond each
         self.ln_1, self.ln_2 = block.ln_1.forward, block.ln_2.forward
         self.c_attn, self.c_proj = attn.c_attn.forward, attn.c_proj.forward
@@ -81,7 +80,7 @@ class TorchBackend:
         else:
             x = x * self.embed_scale + self.added[positions]
         for number, layer in enumerate(self.layers):
-            if layer.norm_first:
+            if self.config.norm_first:
                 heads = self._heads(layer, layer.c_attn(layer.ln_1(x)), angles)
                 x = x + layer.c_proj(attend(number, heads))
                 x = x + layer.mlp(layer.ln_2(x))

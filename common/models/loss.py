@@ -26,8 +26,7 @@ CHUNK_ROWS = 512  # at least: each chunk also passes over the whole gradient of 
 
 def chunk_rows(n_classes: int, device_type: str) -> int:
     """Return the tokens whose logits over ``n_classes`` are computed at once; of fewer, all are."""
-    n_logits = CHUNK_LOGITS.get(device_type, CHUNK_LOGITS_ELSEWHERE)
-    return max(CHUNK_ROWS, n_logits // n_classes)
+    return max(CHUNK_ROWS, CHUNK_LOGITS.get(device_type, CHUNK_LOGITS_ELSEWHERE) // n_classes)
 
 
 def next_token_loss(

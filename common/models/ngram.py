@@ -20,10 +20,7 @@ STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
 
 def shifted_ids(idx: Tensor, n: int) -> list[Tensor]:
-    """Return n tensors like ``idx`` (..., T): the ids, those one position before, and so on.
-
-    What precedes the first counts as id 0.
-    """
+    """Return n tensors like ``idx`` (..., T): the ids, those one before ...; 0 before the first."""
     T = idx.shape[-1]  # noqa: N806
     return [F.pad(idx, (j, 0))[..., :T] for j in range(n)]
 

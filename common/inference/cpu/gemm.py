@@ -137,10 +137,8 @@ def _epilogue(y, other, n_rows, column, bias, op):
                 panel[j] = panel[j] / (np.float32(1) + exp(-panel[j])) * up[j]
         elif op in (RELU, RELU2):
             for j in range(PANEL):
-                panel[j] = max(panel[j], np.float32(0))
-            if op == RELU2:
-                for j in range(PANEL):
-                    panel[j] *= panel[j]
+                v = max(panel[j], np.float32(0))
+                panel[j] = v * v if op == RELU2 else v
 
 
 @njit
