@@ -68,7 +68,7 @@ MENDABLE = {
     "blank": (["blank.txt", "empty.txt"], ["blank.txt, empty.txt: no text found", "2 empty"]),
     "cut xz": (["good.txt", "cut.txt.xz"], ["cut.txt.xz: cut short", f"at byte {len(CUT_XZ)}"]),
     "cut zst": (["good.txt", "cut.jsonl.zst"], ["cut.jsonl.zst: cut short"]),
-    "cut tar": (["good.txt", "cut.tar"], ["cut.tar/a: cut short inside its archive, 812 bytes before its end"]),
+    "cut tar": (["good.txt", "cut.tar"], ["cut.tar/a: cut short inside its archive, 812 bytes"]),
     "no xz": (["named.xz"], ["named.xz: named as xz, but the content is no archive"]),
     "no key": (["key.jsonl"], ["key.jsonl, line 2", "'text'", "'body'", "--text-key"]),
     "bad bytes": (
