@@ -10,9 +10,14 @@ embeddings of a transformer, Huang et al. 2025 (arXiv:2501.16975).
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
+
+Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])
 
 # Odd 64-bit numbers without pattern; products wrap around, the high bits are mixed best.
 # Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (multiplicative hashing).
@@ -25,8 +30,11 @@ def shifted_ids(idx: Tensor, n: int) -> list[Tensor]:
     return [F.pad(idx, (j, 0))[..., :T] for j in range(n)]
 
 
-def ngram_rows(recent: Sequence[Tensor], n_rows: int) -> list[Tensor]:
-    """Return the rows, below ``n_rows``, of the last 2, 3 ... ids; ``recent`` is shifted_ids'."""
+def ngram_rows(recent: Sequence[Ids], n_rows: int) -> list[Ids]:
+    """Return the rows, below ``n_rows``, of the last 2, 3 ... ids; ``recent`` is shifted_ids'.
+
+    NumPy's arrays of int64 wrap around as PyTorch's do, and small ones take less time.
+    """
     rows, key = [], recent[0]
     for before in recent[1:]:
         key = key * STEP + before + 1

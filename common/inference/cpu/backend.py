@@ -56,9 +56,9 @@ class CpuBackend:
         """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
         x = self.wte[recent[:, 0]]
         if self.tables:
-            rows = ngram_rows(torch.from_numpy(recent).unbind(1), self.config.ngram_rows)
+            rows = ngram_rows([*recent.T], self.config.ngram_rows)
             for table, of_table in zip(self.tables, rows, strict=True):
-                x += table[of_table.numpy()]
+                x += table[of_table]
         if self.added is not None:
             x = x * self.embed_scale + self.added[positions]
         return x

@@ -40,3 +40,10 @@ def test_neighbouring_ids_of_large_vocabularies_do_not_share_rows_by_rule() -> N
     a = torch.arange(1000)
     (rows,) = ngram_rows([a, a + 50_000], 1 << 20)
     assert len(set(rows.tolist())) > 990
+
+
+def test_arrays_of_numpy_have_the_rows_of_tensors() -> None:
+    ids = torch.randint(1 << 40, (3, 100), generator=torch.Generator().manual_seed(0))
+    found = ngram_rows([*ids.numpy()], 32_768)
+    for own, expected in zip(found, ngram_rows([*ids], 32_768), strict=True):
+        assert own.tolist() == expected.tolist()
