@@ -1,13 +1,4 @@
-"""The command line of prepare.
-
-python -m prepare corpus corpus                        make the default corpus
-python -m prepare text corpus --out data               grind it into tokens
-python -m prepare text dump.tar.xz notes/ --tokenizer gpt2
-cat story.txt | python -m prepare text - --tokenizer char
-python -m prepare inspect data --show 3                what is in there
-python -m prepare verify data                          every hash and count again
-python -m prepare export data shards --to llmc         for other projects
-"""
+"""The command line of prepare: options, and which function does it."""
 
 import logging
 import os
@@ -129,25 +120,15 @@ def corpus(folder: Path) -> None:
 @main.command()
 @data_argument
 @click.option("--show", type=click.IntRange(min=0), default=0, help="Decode this many documents.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Draw it too: a .png, .svg or .pdf.",
-)
-def inspect(data: Path, show: int, plot: Path | None) -> None:
+def inspect(data: Path, show: int) -> None:
     """Verify a data folder and say what is in it: by split and source, how long, which tokens."""
-    from prepare.report.inspection import draw, first_documents, inspect_data, tables
+    from prepare.report.inspection import first_documents, inspect_data, tables
 
     opened = _open_verified(data)
-    inspection = inspect_data(opened)
     click.echo(totals_table(opened.meta, data))
-    click.echo("\n" + tables(inspection))
+    click.echo("\n" + tables(inspect_data(opened)))
     for document in first_documents(opened, show):
         click.echo("\n" + document)
-    if plot is not None:
-        draw(inspection, plot)
-        click.echo(f"\n{plot}: drawn.", err=True)
 
 
 @main.command()
@@ -171,16 +152,16 @@ def _open_verified(path: Path) -> "DataFolder":
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--to",
-    type=click.Choice(["llmc", "text", "datatrove"]),
+    type=click.Choice(["llmc", "text"]),
     required=True,
     help="llmc: shards for llm.c and modded-nanogpt; text: the documents again, as JSON lines; "
-    "datatrove: its .ds files. Megatron-LM, GPT-NeoX and nanoGPT open DATA as it is.",
+    "Megatron-LM, GPT-NeoX and nanoGPT open DATA as it is.",
 )
 def export(data: Path, folder: Path, to: str) -> None:
     """Verify the data set DATA, and write it into FOLDER in a form that other projects read."""
-    from prepare.report.export import export_datatrove, export_llmc, export_text
+    from prepare.report.export import export_llmc, export_text
 
-    write = {"llmc": export_llmc, "text": export_text, "datatrove": export_datatrove}[to]
+    write = {"llmc": export_llmc, "text": export_text}[to]
     for path in write(_open_verified(data), folder):
         click.echo(str(path))
 

@@ -47,10 +47,6 @@ WORK_NAME = ".unfinished"  # the folder of one run at a time
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 LOCK_SECONDS = 2.0  # what helps a killed run holds its lock too, and ends with what it is at
 POLL_SECONDS = 0.05
-# For the estimate of disk space; low, so that nothing is refused that would fit.
-EXPANSION = 3  # bytes of text in a byte of a packed file
-PACKED_SUFFIXES = (".xz", ".zst", ".gz", ".bz2", ".zip", ".parquet")
-BYTES_PER_ID = 5  # of byte pairs; characters have one or more
 
 NewProgress = Callable[[str, int], Progress]  # of a pass: its name, and its bytes on disk
 
@@ -85,9 +81,7 @@ def prepare_corpus(
     with work_folder(out) as work:
         read = partial(read_source, config=config)
         run = _Run(sources, tasks, config, work, key_of(fingerprint), new_progress, executor, read)
-        _check_space(run, 0)
         plan = _first_pass(run)
-        _check_space(run, plan.n_bytes if run.learns else 0)
         shards, encoder = _second_pass(run, plan)
         vocab_size, dedup = plan.tokenizer.vocab_size, config.dedup == "exact"
         files, counts, stats = merge(tasks, shards, work, sources, vocab_size, dedup=dedup)
@@ -205,28 +199,6 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
         + (f" (left out: {', '.join(left_out)})" if left_out else "")
         + ". Name text files, JSON lines, or archives of them."
     )
-
-
-def _check_space(run: _Run, n_bytes: int) -> None:
-    """Refuse to begin what the disk has no room for: shards, then the files made of them.
-
-    ``n_bytes``: of text, 0 where that is not known.
-    """
-    n_text = n_bytes or sum(
-        source.n_read * (EXPANSION if source.path.suffix in PACKED_SUFFIXES else 1)
-        for task in run.tasks
-        for source in task.sources
-    )
-    per_id = 1 if run.config.tokenizer == "char" else BYTES_PER_ID
-    n_copies = 2 - 1 / max(1, len(run.tasks))  # the ids of the first shard are not copied
-    there = sum(file.stat().st_size for file in run.work.glob("*.bin"))
-    needed = int(2 * n_copies * n_text / per_id) - there
-    free = shutil.disk_usage(run.work).free
-    if needed > free:
-        raise DataError(
-            f"{run.work.parent}: about {needed / 1e9:,.1f} GB are needed there, but "
-            f"{free / 1e9:,.1f} GB are free. Free some, or choose another --out."
-        )
 
 
 @contextmanager

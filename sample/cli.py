@@ -1,11 +1,4 @@
-"""The command line of sample.
-
-python -m sample chat                                  the newest run, its best checkpoint
-python -m sample chat shakespeare --temperature 1.0
-python -m sample chat --template turns --transcript talk.jsonl
-python -m sample generate --prompt "Once upon a time" > story.txt
-python -m sample serve                                 the page and the API, on this machine
-"""
+"""The command line of sample: options, and which function does it."""
 
 import io
 import logging

@@ -1,15 +1,4 @@
-"""The command line of train.
-
-python -m train pretrain --data data                      the preset for this machine
-python -m train pretrain --data data --run shakespeare --minutes 10
-python -m train pretrain --data data --max-steps 2000 --n-layer 4 --n-embd 128
-python -m train pretrain --data notes --init-from quern   with the weights of another run
-python -m train resume                                    the newest run, from where it stopped
-python -m train resume quern --max-steps 8000             for longer
-python -m train plot quern quern-2 --out loss.png         or, without --out, in the terminal
-python -m train compare                                   all runs, in a table
-python -m train presets                                   what the presets set
-"""
+"""The command line of train: options, and which function does it."""
 
 import logging
 import os

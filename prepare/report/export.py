@@ -2,19 +2,16 @@
 
     llmc        data_train_000000.bin ...   shards for llm.c and modded-nanogpt
     text        train.jsonl, val.jsonl      the documents again, one JSON object a line
-    datatrove   train.ds and its .index and .metadata: the same ids, and where documents end
 
 Megatron-LM and GPT-NeoX need no export: train.bin with train.idx is their format, and data/train is
 what they call the pair. nanoGPT maps train.bin as it is. Each file appears whole or not at all, and
 only files of the same name are replaced. The data were verified before.
 
-Sources: llm.c, dev/data/data_common.py and llmc/dataloader.h; modded-nanogpt, train_gpt.py;
-datatrove, pipeline/tokens/tokenizer.py.
+Sources: llm.c, dev/data/data_common.py and llmc/dataloader.h; modded-nanogpt, train_gpt.py.
 """
 
 import json
 import logging
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +24,7 @@ import numpy.typing as npt
 
 from common.dataset import SPLITS, DataFolder, Split
 from common.errors import DataError
-from common.files import atomic_write, write_text
+from common.files import atomic_write
 from common.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -119,31 +116,6 @@ def _json_of_ids(tokenizer: Tokenizer) -> npt.NDArray[np.object_]:
     ]
     escaped[tokenizer.eot_id] = CLOSING + OPENING
     return np.array(escaped, dtype=object)  # numpy looks up twice as fast as a list does
-
-
-def export_datatrove(data: DataFolder, out: Path) -> list[Path]:
-    """Copy ``split.bin`` to ``split.ds``, write what goes with it; return the paths."""
-    paths = []
-    with _writing(out):
-        for split in SPLITS:
-            tokens = out / f"{split}.ds"
-            index, metadata = (out / f"{tokens.name}.{kind}" for kind in ("index", "metadata"))
-            with (data.path / f"{split}.bin").open("rb") as ids, atomic_write(tokens) as file:
-                shutil.copyfileobj(ids, file)
-            with atomic_write(index) as file:
-                file.write(data.document_bounds(split)[1:].astype("<u8").tobytes())
-            n_tokens = data.n_tokens(split)
-            name = f"{data.meta['tokenizer']['name']}|{data.dtype.itemsize}"
-            write_text(metadata, f"{name}\n{n_tokens}\n{_rounded(n_tokens)}")
-            paths += [tokens, index, metadata]
-    return paths
-
-
-def _rounded(n_tokens: int) -> str:
-    """Return three digits for the human eye: 1.23 kT, 45.6 MT."""
-    digits, exponent = f"{n_tokens:.2e}".split("e")  # rounded first: 999,999 is 1.00 MT
-    power, above = divmod(int(exponent), 3)
-    return f"{float(digits) * 10**above:.{2 - above}f} {' kMGTPE'[power].strip()}T"
 
 
 @contextmanager

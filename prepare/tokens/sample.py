@@ -227,5 +227,4 @@ def make_plan(
         is_auto = config.vocab_size == "auto"
         vocab_size = auto_vocab_size(n_train_bytes) if is_auto else int(config.vocab_size)
         tokenizer = train_bpe(training_texts(sample.items, rule, config), vocab_size)
-    n_bytes, lengths = sample.n_bytes, sample.lengths
-    return Plan(folder=folder, tokenizer=tokenizer, rule=rule, n_bytes=n_bytes, lengths=lengths)
+    return Plan(folder=folder, tokenizer=tokenizer, rule=rule, lengths=sample.lengths)

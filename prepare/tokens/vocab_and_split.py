@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # Below this many documents a split by document is too coarse: one in ten of 30 says little.
 MIN_DOCUMENTS = 1_000
-FILE_NAME = "first-pass.json"
+FILE_NAME = "plan.json"
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
 MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square
 
@@ -63,7 +63,6 @@ class Plan:
     folder: Path
     tokenizer: Tokenizer
     rule: str  # hash, tail or files
-    n_bytes: int  # of text, where all of it was read
     lengths: Lengths
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import logging
 import lzma
 import os
 import re
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from common.dataset import SPLITS, DataFolder, open_data, verify_data
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
 from prepare.config import PrepareConfig
-from prepare.output.dataset_writer import commit
 from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import PREFETCH_BYTES
@@ -479,58 +477,6 @@ def test_a_prepare_while_another_writes_there_is_a_sentence(tmp_path: Path) -> N
     data = open_data(tmp_path / "data")
     verify_data(data)
     assert data.tokenizer().kind == "char"
-
-
-@pytest.mark.parametrize("tokenizer", ["char", "bpe", "ranks"])
-def test_a_disk_too_small_is_a_sentence_with_numbers_before_anything_is_written(
-    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.txt").write_text("some text " * 10_000, encoding="utf-8")
-    if tokenizer == "ranks":
-        tokenizer = str(tmp_path / "ranks.tiktoken")
-        ranks = train_bpe([b"some text"], 260)
-        (tmp_path / "ranks.tiktoken").write_bytes(ranks.file_content)
-    nearly_full = shutil.disk_usage(tmp_path)._replace(free=20_000)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: nearly_full)
-        with pytest.raises(
-            DataError, match=r"data: about 0\.\d GB are needed there, but 0\.0 GB are free"
-        ):
-            prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=tokenizer)
-    assert {name for name in snapshot(tmp_path / "data") if name.endswith(".bin")} == set()
-    prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=tokenizer)
-
-
-@pytest.mark.parametrize("n_tasks", [1, 3])
-@pytest.mark.parametrize("tokenizer", EACH_TOKENIZER)
-def test_enough_room_is_never_refused(
-    tokenizer: str,
-    n_tasks: int,
-    shared: Path,
-    gpt2: tiktoken.Encoding,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A disk that has room for all that was ever there at once is large enough."""
-    text = (shared / "data/tinyshakespeare.txt").read_bytes()
-    for i in range(3):
-        (tmp_path / f"{i}.txt").write_bytes(text[i::3] if tokenizer == "char" else text[: 2**18])
-    largest = 0
-
-    def watched(*arguments: Any, **named: Any) -> dict[str, Any]:
-        nonlocal largest
-        inodes = {path.stat().st_ino: path.stat().st_size for path in tmp_path.rglob("1/**/*")}
-        largest = max(largest, sum(inodes.values()))
-        return commit(*arguments, **named)
-
-    monkeypatch.setattr("prepare.workers.executor.GROUP_BYTES", 1 if n_tasks == 3 else 1 << 30)
-    sources = sorted(tmp_path.glob("*.txt"))
-    with monkeypatch.context() as patch:
-        patch.setattr("prepare.pipeline.commit", watched)
-        prepare(sources, tmp_path / "1", tokenizer=tokenizer)
-    room = shutil.disk_usage(tmp_path)._replace(free=largest)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
-    prepare(sources, tmp_path / "2", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])

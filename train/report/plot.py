@@ -1,13 +1,11 @@
 """Curves of runs, run beside run: a figure of four panels, or the loss as lines of text.
 
-matplotlib is imported only to draw.
+matplotlib or plotext is imported only to draw.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, ConfigError
@@ -34,7 +32,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "svg.fonttype": "none",  # text stays text, to be searched
 }
-CHART_LINES = 16  # with title and legend it fits a terminal of 24
+CHART_LINES = 22  # fits a terminal of 24
 MARKERS = "*+ox#@%&"
 Records = list[dict[str, Any]]
 Curves = dict[str, list[tuple[float, float]]]  # by label the points, in the order of the steps
@@ -60,51 +58,19 @@ def curves_of(name: str, records: Records, key: str, x: str) -> Curves:
 
 
 def text_chart(runs: Sequence[Path], x: str, width: int) -> str:
-    """Return the loss of the runs as lines of text."""
-    losses: Curves = {}
-    for run in runs:
-        losses |= curves_of(run.name, read_run(run), "loss", x)
-    return chart(f"loss over {x}", losses, width, CHART_LINES)
+    """Return the loss of the runs as a chart of text, ``width`` columns wide."""
+    by_run = {run.name: read_run(run) for run in runs}
+    import plotext
 
-
-def chart(title: str, curves: Curves, width: int, height: int) -> str:
-    """Return a chart ``width`` columns wide, ``height`` of its lines for the curves.
-
-    Where several points of a curve share a column their mean is drawn; later curves lie above.
-    """
-    all_points = [point for points in curves.values() for point in points]
-    if not all_points:
-        return f"{title}: no values"
-    all_x, all_y = zip(*all_points, strict=True)
-    first, last, low, high = min(all_x), max(all_x), min(all_y), max(all_y)
-    margin = max(len(_number(high)), len(_number(low)))
-    columns = max(2, width - margin - 2)
-    grid = [[" "] * columns for _ in range(height)]
-    for marker, points in zip(cycle(MARKERS), curves.values(), strict=False):
-        by_column = defaultdict(list)
-        for x, y in points:
-            by_column[_cell(x - first, last - first, columns)].append(y)
-        for column, ys in by_column.items():
-            grid[_cell(high - fmean(ys), high - low, height)][column] = marker
-    y_labels = [_number(high), *[""] * (height - 2), _number(low)]
-    indent = " " * margin
-    lines = [
-        title,
-        *(f"{label:>{margin}} |{''.join(row)}" for label, row in zip(y_labels, grid, strict=True)),
-        f"{indent} +{'-' * columns}",
-        f"{indent}  {_number(first)}{_number(last):>{columns - len(_number(first))}}",
-        f"{indent}  " + "  ".join(f"{m} {label}" for m, label in zip(cycle(MARKERS), curves)),
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cell(distance: float, length: float, n: int) -> int:
-    """Return which of ``n`` cells is so far along the axis, 0 where it has no length."""
-    return int(distance / length * (n - 1) + 0.5) if length > 0 else 0
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.4g}"
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, CHART_LINES)
+    plotext.title(f"loss over {x}")
+    curves = [curves_of(name, records, "loss", x) for name, records in by_run.items()]
+    labelled = [curve for each in curves for curve in each.items()]
+    for marker, (label, points) in zip(cycle(MARKERS), labelled, strict=False):
+        plotext.plot(*zip(*points, strict=True), label=label, marker=marker)
+    return str(plotext.uncolorize(plotext.build())).rstrip()
 
 
 def draw(runs: Sequence[Path], x: str, path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from common.dataset import SPLITS, DataFolder, Split
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer
-from prepare.report.export import export_datatrove, export_llmc
+from prepare.report.export import export_llmc
 from tests.prepare.making import write_data
 from tests.processes import run_python
 
@@ -108,67 +108,6 @@ def test_megatron_lm_reads_every_document_and_writes_the_same_bytes(tmp_path: Pa
         for suffix in ("bin", "idx"):
             ours = (data.path / f"{split}.{suffix}").read_bytes()
             assert copy.with_name(f"{copy.name}.{suffix}").read_bytes() == ours
-
-
-# datatrove
-
-
-def test_datatrove_writes_the_same_three_files(
-    data_and_ids: tuple[DataFolder, dict[Split, list[int]]], tmp_path: Path
-) -> None:
-    from datatrove.pipeline.tokens.tokenizer import TokenizedFile
-
-    data, ids = data_and_ids
-    export_datatrove(data, tmp_path / "ours")
-    for split in SPLITS:
-        file = TokenizedFile(
-            str(tmp_path / "theirs"),
-            f"{split}.ds",
-            tokenizer_name_or_path="gpt2",
-            save_final_metadata=True,
-            token_size=data.dtype.itemsize,
-        )
-        for row in documents(ids[split], data.tokenizer().eot_id):
-            file.write(row, None)
-        file.close()
-    theirs = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
-    assert theirs == {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
-    assert len(theirs) == 6
-
-
-@pytest.mark.parametrize("seq_len", [7, 50])
-def test_datatrove_reads_every_token_and_its_place_in_its_document(
-    seq_len: int, data_and_ids: tuple[DataFolder, dict[Split, list[int]]], tmp_path: Path
-) -> None:
-    from datatrove.utils.dataset import DatatroveFileDataset, DatatroveFolderDataset
-
-    data, ids = data_and_ids
-    export_datatrove(data, tmp_path / "out")
-    size = data.dtype.itemsize
-    for split in SPLITS:
-        path = str(tmp_path / "out" / f"{split}.ds")
-        read = DatatroveFileDataset(path, seq_len, token_size=size, return_positions=True)
-        window = seq_len + 1
-        assert len(read) == len(ids[split]) // window
-        places = [
-            place
-            for row in documents(ids[split], data.tokenizer().eot_id)
-            for place in range(len(row))
-        ]
-        of_folder = DatatroveFolderDataset(
-            str(tmp_path / "out"), seq_len, filename_pattern=f"{split}.ds", token_size=size
-        )
-        assert len(of_folder) == len(read)
-        for i in range(len(read)):
-            start, end = i * window, (i + 1) * window
-            item = read[i]
-            assert item["input_ids"].tolist() == ids[split][start:end]
-            assert of_folder[i]["input_ids"].tolist() == ids[split][start:end]
-            # counted from the window's start in the document that was begun before it
-            begun = places[start]
-            n_begun = next((n for n in range(1, window) if places[start + n] == 0), window)
-            expected = [place - begun for place in places[start : start + n_begun]]
-            assert item["positions"].tolist() == expected + places[start + n_begun : end]
 
 
 # llm.c and modded-nanogpt

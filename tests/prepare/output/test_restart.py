@@ -331,7 +331,7 @@ def test_what_was_finished_is_not_done_again(
     said = []
     for name, n_opened in [
         (r"\.sample\.tmp$", 3),
-        (r"first-pass\.json\.tmp$", 1),
+        (r"plan\.json\.tmp$", 1),
         (r"[0-9a-f]{24}\.json\.tmp$", 8),
         (r"[0-9a-f]{24}\.json\.tmp$", 8),
         (r"unfinished/train\.idx$", 1),
@@ -346,7 +346,7 @@ def test_what_was_finished_is_not_done_again(
             for path in (work / UNFINISHED).iterdir()
             if path.suffix == ".sample" or path.with_suffix(".json").exists()
         }
-        if (work / UNFINISHED / "first-pass.json").exists():
+        if (work / UNFINISHED / "plan.json").exists():
             finished = {path: state for path, state in finished.items() if path.suffix != ".sample"}
         assert finished.items() <= now.items()
         assert len(now) > len(finished)

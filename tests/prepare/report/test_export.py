@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from common.dataset import SPLITS, DataFolder, Split
@@ -18,7 +17,7 @@ from common.tokenizer import (
     Tokenizer,
 )
 from prepare.report import export
-from prepare.report.export import export_datatrove, export_llmc, export_text
+from prepare.report.export import export_llmc, export_text
 from tests.prepare.making import write_data
 
 Exporter = Callable[[DataFolder, Path], list[Path]]
@@ -102,7 +101,6 @@ def test_memory_does_not_grow_with_a_document(tmp_path: Path) -> None:
     try:
         export_text(data, tmp_path)
         export_llmc(data, tmp_path)
-        export_datatrove(data, tmp_path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -186,65 +184,23 @@ def test_modded_nanogpt_is_spoken_of_where_it_would_find_no_document(
     assert "The end-of-text id is 262, not GPT-2's 50256" in caplog.text
 
 
-# datatrove
-
-
-def test_datatrove_gets_the_ids_the_ends_of_documents_and_their_count(
-    small: DataFolder, tmp_path: Path
-) -> None:
-    paths = export_datatrove(small, tmp_path / "out")
-    assert [path.name for path in paths] == [
-        *("train.ds", "train.ds.index", "train.ds.metadata"),
-        *("val.ds", "val.ds.index", "val.ds.metadata"),
-    ]
-    assert names(tmp_path / "out") == {path.name for path in paths}
-    assert paths[0].read_bytes() == (small.path / "train.bin").read_bytes()
-    assert paths[1].read_bytes() == struct.pack("<3Q", 3, 4, 8)
-    assert paths[2].read_bytes() == b"char|2\n8\n8.00 T"
-
-
-@pytest.mark.parametrize("block_bytes", [4, 8, 1 << 20])
-def test_the_ends_of_documents_are_sums_of_their_lengths_however_many(
-    small: DataFolder, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "BLOCK_BYTES", block_bytes)
-    index = export_datatrove(small, tmp_path / "out")[1]
-    assert np.fromfile(index, "<u8").tolist() == list(itertools.accumulate([3, 1, 4]))
-
-
 def test_an_export_again_replaces_the_files_and_leaves_nothing_behind(
     small: DataFolder, tmp_path: Path
 ) -> None:
-    first = export_datatrove(small, tmp_path / "out")
-    ids = first[0].read_bytes()
-    rows: dict[Split, list[list[int]]] = {"train": [[1, 3]], "val": []}
+    first = export_llmc(small, tmp_path / "out")
+    shard = first[0].read_bytes()
+    rows: dict[Split, list[list[int]]] = {"train": [[1, 3]], "val": [[2, 3]]}
     other = write_data(small.path, rows, CharTokenizer(("a", "b", "c")))
-    assert first[0].read_bytes() == ids  # what was prepared later is another file
-    export_datatrove(other, tmp_path / "out")
-    assert first[0].read_bytes() == struct.pack("<2H", 1, 3)
+    assert first[0].read_bytes() == shard  # what was prepared later is another file
+    export_llmc(other, tmp_path / "out")
+    assert first[0].read_bytes()[1024:] == struct.pack("<3H", 3, 1, 3)
     assert names(tmp_path / "out") == {path.name for path in first}
-
-
-@pytest.mark.parametrize(
-    ("n_tokens", "rounded"),
-    [
-        (0, "0.00 T"),
-        (999, "999 T"),
-        (1_234, "1.23 kT"),
-        (999_499, "999 kT"),
-        (999_999, "1.00 MT"),
-        (45_600_000, "45.6 MT"),
-        (9_035_582_198, "9.04 GT"),
-    ],
-)
-def test_a_count_is_rounded_to_three_digits(n_tokens: int, rounded: str) -> None:
-    assert export._rounded(n_tokens) == rounded
 
 
 # all
 
 
-@pytest.mark.parametrize("export_as", [export_text, export_llmc, export_datatrove])
+@pytest.mark.parametrize("export_as", [export_text, export_llmc])
 def test_only_files_of_the_same_name_are_replaced(
     small: DataFolder, export_as: Exporter, tmp_path: Path
 ) -> None:
@@ -259,7 +215,7 @@ def test_only_files_of_the_same_name_are_replaced(
     assert found == fresh | {"notes.txt": b"older"}
 
 
-@pytest.mark.parametrize("export_as", [export_text, export_llmc, export_datatrove])
+@pytest.mark.parametrize("export_as", [export_text, export_llmc])
 def test_a_place_that_cannot_be_written_is_an_error_in_a_sentence(
     small: DataFolder, export_as: Exporter, tmp_path: Path
 ) -> None:

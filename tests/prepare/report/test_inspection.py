@@ -1,23 +1,14 @@
 import random
 import re
 import statistics
-import struct
 from collections import Counter
-from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import rc_context, style
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from common.dataset import SPLITS, DataFolder, Split
-from common.errors import DataError
 from common.tokenizer import (
     GPT2_PATTERN,
     BytePairTokenizer,
@@ -27,14 +18,10 @@ from common.tokenizer import (
 )
 from prepare.report import inspection as inspection_module
 from prepare.report.inspection import (
-    LOOKS,
     MAX_LISTED,
     SHOWN_CHARACTERS,
-    Inspection,
-    draw,
     first_documents,
     inspect_data,
-    picture,
     tables,
 )
 from tests.prepare.making import write_data
@@ -289,160 +276,3 @@ def test_half_a_character_at_the_end_of_a_document_is_marked(tmp_path: Path) -> 
 def test_of_a_long_document_only_the_beginning_is_read(tmp_path: Path) -> None:
     data = write(tmp_path, ABC, [[1] * 8000 + [99]])  # there is no id 99
     assert len(documents_shown(data, 1)) == 1
-
-
-@pytest.fixture
-def found(tmp_path: Path) -> Inspection:
-    """An inspection with two splits and twelve sources."""
-    sources = [source(f"part-{i:02}.txt", 1000 * (i + 1), 3000) for i in range(12)]
-    train, val = random_rows(60, seed=5), random_rows(20, seed=6)
-    return inspect_data(write(tmp_path / "data", ABC, train, val, sources=sources))
-
-
-def panels(found: Inspection) -> list[Axes]:
-    """Return the panels: lengths, ranks, tokens by source, bytes per token by source."""
-    return picture(found).axes
-
-
-def test_bars_of_lengths_are_shares_of_each_split(found: Inspection) -> None:
-    for split, bars in zip(SPLITS, panels(found)[0].containers, strict=True):
-        n_by_bin = found.lengths[split].n_by_bin
-        heights = [bar.get_height() for bar in bars.patches]  # type: ignore[attr-defined]
-        assert sum(heights) == pytest.approx(100)
-        occupied = [100 * n / n_by_bin.sum() for n in n_by_bin.tolist() if n]
-        assert [height for height in heights if height] == pytest.approx(occupied)
-
-
-def test_the_curve_of_ranks_is_that_of_the_counts(found: Inspection) -> None:
-    [line] = panels(found)[1].lines
-    counts = sorted((n for n in found.n_by_id.tolist() if n), reverse=True)
-    assert np.asarray(line.get_xdata()).tolist() == [1, 2, 3, 4]
-    assert np.asarray(line.get_ydata()).tolist() == counts
-
-
-def test_a_curve_of_60_000_ranks_keeps_its_ends_and_few_points(tmp_path: Path) -> None:
-    tokenizer = byte_pairs(*[b"%d" % i * 3 for i in range(60_000)])
-    ids = [*range(50_000), *[7] * 10]
-    [line] = panels(inspect_data(write(tmp_path, tokenizer, [ids])))[1].lines
-    ranks, counts = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-    assert len(ranks) <= 500
-    assert (ranks[0], counts[0]) == (1, 11)
-    assert (ranks[-1], counts[-1]) == (50_001, 1)  # the end-of-text id is one more
-
-
-def test_the_ten_largest_sources_are_drawn_from_the_top(found: Inspection) -> None:
-    tokens, ratios = panels(found)[2:]
-    names = [label.get_text() for label in tokens.get_yticklabels()]
-    assert names == [f"part-{i:02}.txt" for i in range(11, 1, -1)]
-    drawn = [[bar.get_width() for bar in axes.patches] for axes in (tokens, ratios)]  # type: ignore[attr-defined]
-    assert drawn[0] == [1000 * (i + 1) for i in range(11, 1, -1)]
-    assert drawn[1] == pytest.approx([3 / (i + 1) for i in range(11, 1, -1)])
-    assert "12,000" in [text.get_text() for text in tokens.texts]
-    assert tokens.get_title() == "tokens by source, the largest 10 of 12"
-
-
-def texts_in(figure: Figure) -> list[Text]:
-    """Return the texts that are drawn in a picture: of ticks only those between an axis's ends."""
-    texts = list(figure.texts)  # the title above all panels
-    for axes in figure.axes:
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            texts += [tick.label1 for tick in ticks]
-        legend = axes.get_legend()
-        texts += legend.get_texts() if legend else []
-    return [text for text in texts if text.get_visible() and text.get_text()]
-
-
-def long_documents(folder: Path) -> DataFolder:
-    """Write lengths, counts and names as wide as they come, in a vocabulary of 60,000 ids."""
-    tokenizer = byte_pairs(*[b"%d" % i * 3 for i in range(60_000 - 256 - 5)])
-    sources = [source("W" * 99 + str(i), 9 * 10**9 - i, 10**10) for i in range(12)]
-    ids = [i for i in range(1000) for _ in range(1000)]
-    return write(folder, tokenizer, [[], ids[:300], ids, ids * 3], [ids[:20]], sources=sources)
-
-
-PICTURES: dict[str, Callable[[Path], DataFolder]] = {
-    "two splits": lambda folder: write(folder, ABC, random_rows(60, 5), random_rows(20, 6)),
-    "one document and no val": lambda folder: write(folder, ABC, [[0, 1]]),
-    "one token": lambda folder: write(folder, ABC, [[]]),
-    "nothing": lambda folder: write(folder, ABC, [], sources=[]),
-    "wide numbers": long_documents,
-    "names that are no plain text": lambda folder: write(
-        folder,
-        ABC,
-        [[0]],
-        sources=[
-            source(name, 9, 9) for name in ("$^{$a$b$", "日本語" * 20, "a\n\x1b[31m\u202e", "über")
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_no_text_of_the_picture_touches_another_or_leaves_it(name: str, tmp_path: Path) -> None:
-    with style.context(["default", LOOKS]):
-        figure = picture(inspect_data(PICTURES[name](tmp_path / "data")))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        texts = texts_in(figure)
-        boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    assert len(boxes) >= 12
-    touching = [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
-    assert touching == []
-    outside = [
-        text
-        for text, box in boxes
-        if not (figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max))
-    ]
-    assert outside == []
-    lengths, _, *sources = figure.axes
-    for axes in sources:
-        right = axes.get_window_extent().x1
-        assert all(label.get_window_extent().x1 <= right for label in axes.texts)
-    legend = lengths.get_legend()
-    assert legend is not None
-    for bar in lengths.patches:
-        assert not legend.get_window_extent().overlaps(bar.get_window_extent())
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_is_drawn(name: str, tmp_path: Path) -> None:
-    found = inspect_data(PICTURES[name](tmp_path / "data"))
-    for suffix, beginning in (
-        (".png", b"\x89PNG\r\n\x1a\n"),
-        (".svg", b"<?xml"),
-        (".PDF", b"%PDF-"),
-    ):
-        draw(found, tmp_path / f"picture{suffix}")
-        raw = (tmp_path / f"picture{suffix}").read_bytes()
-        assert raw.startswith(beginning)
-        assert len(raw) < 1 << 20
-    png = (tmp_path / "picture.png").read_bytes()
-    assert struct.unpack(">II", png[16:24]) == (1440, 960)  # 12 by 8 inches of 120 dots
-
-
-def test_a_matplotlibrc_of_ones_own_changes_nothing(found: Inspection, tmp_path: Path) -> None:
-    draw(found, tmp_path / "1.png")
-    with rc_context({"font.size": 30, "axes.facecolor": "black", "text.usetex": True}):
-        draw(found, tmp_path / "2.png")
-    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
-
-
-@pytest.mark.parametrize("name", ["picture.gif", "picture", "picture.png.txt", ".png"])
-def test_a_suffix_of_no_picture_is_a_sentence(name: str, found: Inspection, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"^{tmp_path}/{name}: .* in \.png, \.svg or \.pdf\.$"):
-        draw(found, tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_a_folder_that_is_not_there_is_a_sentence(found: Inspection, tmp_path: Path) -> None:
-    path = tmp_path / "no" / "picture.png"
-    with pytest.raises(DataError, match=f"^{path}: cannot be written .No such file"):
-        draw(found, path)
-
-
-def test_matplotlib_is_not_loaded_before_something_is_drawn(tmp_path: Path) -> None:
-    code = "import sys, prepare.report.inspection; print('matplotlib' in sys.modules)"
-    assert run_python(["-c", code], tmp_path).stdout == "False\n"

@@ -230,7 +230,7 @@ def test_what_a_worker_sends_back_fits_into_a_pipe_at_once(tmp_path: Path) -> No
     read = partial(read_source, config=config)
     sampled = SampleJob(read=read, config=config, folder=tmp_path, key="key")(task, lambda n: None)
     assert len(CorpusSample.load(sampled).items.items()[0].text) > 200_000
-    plan = Plan(folder=tmp_path, tokenizer=byte_tokenizer(), rule="hash", n_bytes=0, lengths=[])
+    plan = Plan(folder=tmp_path, tokenizer=byte_tokenizer(), rule="hash", lengths=[])
     shards = (Shard(tmp_path, "key"),)
     job = EncodeJob(read=read, config=config, plan=plan, shards=shards, fast=False)
     encoded = job(task, lambda n: None)

@@ -20,7 +20,6 @@ from tests.train.runs import pretrain
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
-from train.monitoring.metrics import flops_per_token
 from train.optim.lr_schedule import learning_rate_at
 from train.optim.optimizers import make_optimizer
 from train.presets import AUTO, PRESETS
@@ -226,13 +225,10 @@ def test_of_characters_tiny_looks_up_longer_n_grams(
     assert "* --ngrams 5 where the ids of the data are characters" in said
 
 
-def test_how_long_a_run_takes_worked_out_by_hand(tiny_config: ModelConfig) -> None:
-    model = GPT(tiny_config)
-    n_flops = flops_per_token(model)
-    run = TrainConfig(max_steps=100, tokens_per_step=10)
-    assert preset_table.expected_time(model, run, flops=n_flops * 10) == "1m 40s"
-    assert preset_table.expected_time(model, run, flops=n_flops / 864) == "10 days"
-    assert preset_table.expected_time(model, TrainConfig(minutes=2.0), flops=1.0) == "2m 00s"
+def test_a_preset_says_its_length_as_it_sets_it() -> None:
+    assert preset_table.length_of(TrainConfig(minutes=2.0)) == "2m 00s"
+    assert preset_table.length_of(TrainConfig(max_steps=10_000)) == "10,000 steps"
+    assert preset_table.length_of(TrainConfig(epochs=2.5)) == "2.5 epochs"
 
 
 def test_help_names_what_auto_decides_by_the_presets() -> None:
