@@ -160,7 +160,7 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
 
         stream = json_in_utf8(stream, head)
         head = stream.peek(HEAD_BYTES)
-    if name.endswith(JSON_LINES_SUFFIXES) or begins_as_json(head):
+    if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head):
         from prepare.readers.jsonl import json_documents, looks_like_json
 
         if looks_like_json(name, head, config.text_key):

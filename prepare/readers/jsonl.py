@@ -32,14 +32,28 @@ ORJSON_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times
 BEGINS_ARRAY = re.compile(rb"\s*\[\s*(?:[{\]]|\Z)")  # of objects, as far as its first line shows
 MAX_KEYS = 10  # of a record, that are shown
 NOTHING = object()  # None stands for JSON's null
+FIRST_LINES = 5  # are objects: then the file is of JSON lines, whatever its name and its keys
+USUAL_KEYS = ("content", "value", "text")  # of the text in lists of turns
+KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
 
 # Where it stands, what it is, and whether bytes in it are not UTF-8; an error in the place of one.
 Record: TypeAlias = tuple[str, Any, bool]
 
 
+def begins_with_object_lines(head: bytes) -> bool:
+    """Return whether the first lines, at least two, are a JSON object each, as in no plain text."""
+    whole = head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1]
+    lines = whole.removeprefix(codecs.BOM_UTF8).splitlines()
+    first = [line for line in lines if line.strip()][:FIRST_LINES]
+    with suppress(ValueError, RecursionError):
+        texts = (line.decode("utf-8", "replace") for line in first)
+        return len(first) > 1 and all(isinstance(json.loads(text), dict) for text in texts)
+    return False
+
+
 def looks_like_json(name: str, head: bytes, text_key: str) -> bool:
     """Return whether a file that begins so, HEAD_BYTES at most, or is named so, is read as JSON."""
-    if name.endswith((".json", *JSON_LINES_SUFFIXES)):
+    if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_with_object_lines(head):
         return True
     is_whole = len(head) < HEAD_BYTES
     text = head.removeprefix(codecs.BOM_UTF8).lstrip().decode("utf-8", "replace")
@@ -81,25 +95,48 @@ def record_text(record: Any, text_key: str, where: str) -> str:
         return ""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n\n".join(value)
-    if isinstance(record, dict):
-        keys = ", ".join(map(repr, list(record)[:MAX_KEYS]))
-        found = f"the keys {keys}" if keys else "an empty object"
+    inner = value[0] if isinstance(value, list) and value else value
+    advice = "Name the right one: --text-key."
+    if not isinstance(record, dict):
+        found = f"{KINDS.get(type(record), record)} instead of an object"
+        advice = f'Write each record as an object: {{"{text_key}": "..."}}.'
+    elif isinstance(inner, dict) and inner:
+        found = f"{'a list of objects' if inner is not value else 'an object'} with {_keys(inner)}"
+        usual = next((key for key in USUAL_KEYS if key in inner), next(iter(inner)))
+        advice = f"Name what is in there: --text-key {text_key}.{usual}"
+    elif value is not NOTHING:
+        found = f"{KINDS.get(type(value), value)} there"
     else:
-        found = f"a {type(record).__name__} instead of an object"
-    raise NoTextError(
-        f"{where}: no text under the key {text_key!r}; found {found}. "
-        "Name the right one: --text-key."
-    )
+        found = _keys(record)
+    raise NoTextError(f"{where}: no text under the key {text_key!r}; found {found}. {advice}")
+
+
+def _keys(record: dict[str, Any]) -> str:
+    keys = ", ".join(map(repr, list(record)[:MAX_KEYS]))
+    return f"the keys {keys}" if keys else "an empty object"
 
 
 def value_at(record: Any, text_key: str) -> Any:
-    """Return what stands under the key, whole or as a path, or NOTHING."""
+    """Return what stands under the key, whole or as a path, or NOTHING.
+
+    Through a list a path leads to the values of all its items: of {"a": [{"b": "x"}, {"b": "y"}]}
+    "a.b" is ["x", "y"]. A null among them, as the content of a call of a tool is, is left out.
+    """
     if not isinstance(record, dict):
         return NOTHING
     if text_key in record:
         return record[text_key]
     first, _, others = text_key.partition(".")
-    return value_at(record.get(first), others) if others else NOTHING
+    if not others:
+        return NOTHING
+    inner = record.get(first)
+    if not isinstance(inner, list):
+        return value_at(inner, others)
+    values = [value_at(item, others) for item in inner]
+    if NOTHING in values:
+        return NOTHING
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    return [value for value in chain.from_iterable(lists) if value is not None]
 
 
 def to_utf8(text: str) -> tuple[bytes, bool]:
@@ -115,7 +152,9 @@ def json_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
     """Return the document of each object in ``stream``."""
-    is_promised = name.endswith(JSON_LINES_SUFFIXES)
+    is_promised = name.endswith(JSON_LINES_SUFFIXES) or (
+        not name.endswith(".json") and begins_with_object_lines(stream.peek(HEAD_BYTES))
+    )
     return record_documents(_records(name, stream, config), config, stats, is_promised=is_promised)
 
 

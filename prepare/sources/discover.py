@@ -33,7 +33,7 @@ JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 FIRST_LINE_BYTES = 1 << 16  # of a file of JSON lines, looked at
 RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
 BLOCK_BYTES = 1 << 16
-OUTPUT_VERSION = 3  # another number: the same sources and options give other bytes than before
+OUTPUT_VERSION = 4  # another number: the same sources and options give other bytes than before
 PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
 
 

@@ -63,7 +63,7 @@ def texts(content: bytes, **given: Any) -> list[bytes]:
 def looks(content: bytes, name: str = "a", text_key: str = "text") -> bool:
     raw: Any = io.BytesIO(content)
     head = io.BufferedReader(raw, 1 << 16).peek()
-    is_asked = name.endswith(JSON_LINES_SUFFIXES) or begins_as_json(head)
+    is_asked = name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head)
     return is_asked and looks_like_json(name, head, text_key)
 
 
@@ -144,6 +144,36 @@ def test_a_text_under_the_whole_key_comes_before_one_under_the_path() -> None:
     assert record_text({"a": {"b": "path"}, "a.b": "whole"}, "a.b", "here") == "whole"
 
 
+TURNS = [
+    ("messages.content", {"messages": [{"role": "user", "content": "x"}, {"content": "y"}]}),
+    ("messages.content", {"messages": [{"content": ["x", "y"]}, {"content": None}]}),
+    ("conversations.value", {"conversations": [{"from": "gpt", "value": "x"}, {"value": "y"}]}),
+    ("a.b.c", {"a": [{"b": [{"c": "x"}]}, {"b": {"c": "y"}}, {"b": []}]}),
+    ("data.text", {"data": [{"text": "x"}, {"text": "y"}]}),
+]
+
+
+@pytest.mark.parametrize(("text_key", "record"), TURNS)
+def test_a_path_through_a_list_joins_the_texts_of_its_items(
+    text_key: str, record: dict[str, Any]
+) -> None:
+    lines = f"{json.dumps(record)}\n" * 2
+    for content in (lines, f"[{json.dumps(record, indent=1)}]", json.dumps(record)):
+        assert looks(content.encode(), text_key=text_key)
+        expected = [b"x\n\ny"] * (2 if content is lines else 1)
+        assert texts(content.encode(), text_key=text_key) == expected
+    error = read(lines.encode(), text_key=(first := text_key.partition(".")[0])).error
+    assert error is not None
+    assert "found a list of objects with the keys" in error.message
+    assert f"--text-key {first}." in error.message
+
+
+def test_an_item_without_the_last_key_of_a_path_is_an_error() -> None:
+    error = read(b'{"a": [{"b": "x"}, {"c": "y"}]}', text_key="a.b").error
+    assert error is not None
+    assert "no text under the key 'a.b'; found the keys 'a'" in error.message
+
+
 def test_of_a_key_that_stands_twice_the_last_counts() -> None:
     content = b'{"text": "first", "text": "last"}'
     assert texts(content) == [b"last"]
@@ -152,9 +182,13 @@ def test_of_a_key_that_stands_twice_the_last_counts() -> None:
 
 BAD_LINES = [
     (b'{"body": "x", "id": 1}', r"no text under the key 'text'; found the keys 'body', 'id'"),
-    (b'{"text": 5}', r"no text under the key 'text'; found the keys 'text'"),
-    (b'{"text": ["x", 5]}', r"no text under the key 'text'; found the keys 'text'"),
-    (b'{"text": {}}', r"no text under the key 'text'; found the keys 'text'"),
+    (b'{"text": 5}', r"no text under the key 'text'; found a number there"),
+    (b'{"text": true}', r"no text under the key 'text'; found True there"),
+    (b'{"text": ["x", 5]}', r"no text under the key 'text'; found a list there"),
+    (b'{"text": {}}', r"no text under the key 'text'; found an object there"),
+    (b'{"text": {"b": 1, "c": 2}}', r".*found an object with the keys 'b', 'c'.*--text-key text.b"),
+    (b'{"text": [{"role": 1, "content": 2}]}', r".*found a list of obj.*--text-key text.content"),
+    (b'"text"', r"no text under the key 'text'; found a string instead of an object. Write each"),
     (b"{}", r"no text under the key 'text'; found an empty object"),
     (b'["text"]', r"no text under the key 'text'; found (a list instead of an|no) object"),
     (b"not JSON", r"not a JSON object"),
@@ -265,6 +299,8 @@ def test_what_only_resembles_json_is_unreadable_under_the_name_of_json() -> None
         b'{"text": ' + b"x" * (1 << 17),
         b'{"text": "x", y' + b"x" * (1 << 17),
         b'{"other": "' + b"x" * (1 << 17) + b'", "text": "y"}',
+        b'{"other": "key"}\n{"as": "shown"}\nabove',
+        b'{"other": "key"}\n["a", "list"]\n',
     ],
 )
 def test_other_text_that_begins_like_json_is_not_taken_for_it(content: bytes) -> None:
@@ -287,11 +323,30 @@ def test_json_is_known_by_the_text_under_its_key(content: bytes, text_key: str) 
     assert looks(content, text_key=text_key)
 
 
-def test_only_braces_and_brackets_make_json_of_a_json_file() -> None:
-    assert looks(b' {"other": 5}', "a.json")
-    assert looks(b"[]", "a.json")
-    assert not looks(b"text", "a.json")
-    assert looks(b"text", "a.ndjson")
+def test_a_name_of_json_is_held_to_what_it_promises() -> None:
+    for name in ("a.json", "a.jsonl", "a.ndjson"):
+        for content in (b' {"other": 5}', b"[]", b"text", b'// why\n{"text": "x"}'):
+            assert looks(content, name)
+    error = read(b'// why\n{\n  "text": "x"\n}\n', name="a.json").error
+    assert isinstance(error, UnreadableError)
+    assert error.message.startswith("a.json, line 1: not a JSON object")
+    assert "b'// why" in error.message
+
+
+LINES = b'{"id": 1, "body": "one"}\n{"id": 2, "body": "two"}\n'
+LONG_LINES = b'{"body": "%s"}\n{"body": "%s"}\n{"body": ' % (b"x" * 30_000, b"y" * 30_000)
+LONG_LINES += b'"%s"}\n' % (b"z" * 30_000)
+
+
+@pytest.mark.parametrize("content", [LINES, b"\xef\xbb\xbf\n" + LINES, LINES * 9_000, LONG_LINES])
+def test_lines_of_objects_are_json_lines_whatever_their_keys_and_their_name(content: bytes) -> None:
+    assert looks(content)
+    error = read(content, name="a").error
+    assert error is not None
+    assert not isinstance(error, UnreadableError)
+    assert re.search(
+        r"line \d: no text under the key 'text'; found the keys .*'body'", error.message
+    )
 
 
 BAD_BYTES = b'{"text": "one"}\n{"text": "caf\xe9 \xe2\x82A\xf0\x9f\x98"}\n{"text": "three"}\n'

@@ -83,12 +83,14 @@ def test_text_may_lie_deeper_in_a_list_or_under_a_name_with_a_dot(tmp_path: Path
         "meta": [{"body": {"text": "deep"}, "n": 1}, {"body": {"text": "deeper"}, "n": 2}],
         "parts": [["one", "two"], ["three"]],
         "with.dot": ["dot", "dots"],
+        "turns": [[{"role": "a", "text": "x"}, {"role": "b", "text": "y"}], [{"text": "z"}]],
     }
     (tmp_path / "a").write_bytes(parquet_of(columns))
     for key, expected in [
         ("meta.body.text", [b"deep", b"deeper"]),
         ("parts", [b"one\n\ntwo", b"three"]),
         ("with.dot", [b"dot", b"dots"]),
+        ("turns.text", [b"x\n\ny", b"z"]),
     ]:
         assert read(tmp_path / "a", text_key=key)[0] == expected
 
