@@ -138,8 +138,8 @@ def test_the_openai_client_knows_the_errors(server: ServerProcess, client: opena
     assert [model.id for model in client.models.list()] == ["mixed"]
     with pytest.raises(openai.BadRequestError, match="temperature is 5: it must be less than"):
         client.completions.create(model="mixed", prompt="a", temperature=5)
-    with pytest.raises(openai.NotFoundError, match="this server has mixed"):
-        client.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.NotFoundError, match="This server has only mixed"):
+        client.models.retrieve("gpt-4")
     stranger = openai.OpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError, match="Another API key"):
         stranger.models.list()
@@ -365,6 +365,26 @@ def test_a_file_that_holds_no_key_is_said(
         (tmp_path / "key").write_bytes(content)
     with pytest.raises(ConfigError, match=words):
         read_key(tmp_path / "key")
+
+
+def test_what_is_sent_does_not_wait_for_what_was_sent_before_to_arrive() -> None:
+    """With Nagle's algorithm a client that keeps its connection waits 40 ms for each answer."""
+
+    async def no_delay() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            own = writer.get_extra_info("socket")
+            found.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = bind(ServeConfig(port=0))
+        async with await asyncio.start_server(connected, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            return await asyncio.wait_for(found, SOON_S)
+
+    assert asyncio.run(no_delay())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.5"])
