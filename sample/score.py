@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import numpy as np
-
 from common.errors import ConfigError, DataError
-from common.inference.backend import Backend, KVCache
+from common.inference.backend import Backend
 from common.inference.decoder import Token
+from common.inference.scoring import score_tokens
 from common.tokenizer import Tokenizer
 from sample.loaded_model import LoadedModel
 from sample.text.detokenizer import token_json
@@ -144,21 +143,10 @@ def score_ids(
     for chunk in chunks:
         ids += chunk
         while len(ids) > block_size:
-            yield _score_window(cache, ids[: block_size + 1], n_scored)
+            yield from score_tokens(cache, 0, ids[: block_size + 1], n_scored)
             ids = ids[stride:]
             n_scored = block_size - stride
-    if len(ids) - 1 > n_scored:
-        yield _score_window(cache, ids, n_scored)
-
-
-def _score_window(cache: KVCache, ids: list[int], n_skipped: int) -> list[Token]:
-    """Score ids[1 + n_skipped :], each from all before it."""
-    targets = ids[1 + n_skipped :]
-    logprobs: list[float] = []
-    for _, (logits, logsumexp) in cache.prefill([(0, ids[:-1])], len(targets)):
-        chosen = targets[len(logprobs) : len(logprobs) + len(logits)]
-        logprobs += (logits[np.arange(len(logits)), chosen] - logsumexp).tolist()
-    return [Token(idx, logprob) for idx, logprob in zip(targets, logprobs, strict=True)]
+    yield from score_tokens(cache, 0, ids, n_scored)
 
 
 class Report:
@@ -214,8 +202,10 @@ class Report:
         """Write the score of a file."""
         if self._as_json:
             figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
+            # of no tokens there are none, and JSON has no word for an infinite perplexity
+            is_known = {name: score.n_tokens and math.isfinite(x) for name, x in figures.items()}
             counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
-            self._write_json([counts | (figures if score.n_tokens else dict.fromkeys(figures))])
+            self._write_json([counts | {n: x if is_known[n] else None for n, x in figures.items()}])
             return
         perplexity = f"{score.perplexity:{'.3e' if score.perplexity >= 1e9 else ',.2f'}}"
         columns = [f"{score.loss:.4f}", perplexity, f"{score.bpb:.4f}"]

@@ -8,13 +8,11 @@ from position 0. Which tokens a prediction sees is thus a function of how many t
 (row.window_start), so that generation with and without the cache are the same computation.
 """
 
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import CheckpointError
 from common.inference.backend import Backend
 from common.inference.row import Row, top_logprobs
 from common.inference.sampling import filter_logits, sample
@@ -93,11 +91,6 @@ class Decoder:
         """Sample one id of those that stand for text."""
         assert row.logits is not None
         logits, logsumexp = row.logits
-        if not math.isfinite(logsumexp):
-            raise CheckpointError(
-                "The network's logits are not finite numbers: its training has diverged. Use an "
-                "earlier checkpoint, or train anew with a lower --learning-rate."
-            )
         np.copyto(self._filtered, logits)
         self._filtered[self.banned] = -np.inf
         idx = sample(*filter_logits(self._filtered, row.config, row.seen), row.rng.random())

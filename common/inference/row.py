@@ -7,6 +7,7 @@ Saxena 2023 (github.com/apoorvumang), a case of speculative decoding, Leviathan 
 (arXiv:2211.17192).
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.errors import CheckpointError
 from common.models.config import GenerateConfig, ModelConfig
 
 NGRAM = 3  # ids that must have stood before, in this order, to draft what followed
@@ -40,8 +42,14 @@ class Logits(NamedTuple):
     logsumexp: Floats  # not finite where one of the logits is not
 
     def each(self) -> Iterator[NextLogits]:
-        """Yield those of one token after another."""
-        return zip(self.logits, self.logsumexp.tolist(), strict=True)
+        """Yield those of one token after another; raise CheckpointError if they are not finite."""
+        for logits, logsumexp in zip(self.logits, self.logsumexp.tolist(), strict=True):
+            if not math.isfinite(logsumexp):
+                raise CheckpointError(
+                    "The network's logits are not finite numbers: its training has diverged. Use "
+                    "an earlier checkpoint, or train anew with a lower --learning-rate."
+                )
+            yield logits, logsumexp
 
 
 def window_start(n_tokens: int, block_size: int) -> int:

@@ -1,6 +1,7 @@
 """The HTTP interface: OpenAI's completions and chat, health, metrics, and the page.
 
 GET  /v1/models            POST /v1/completions   /v1/chat/completions
+GET  /tokenizer_info       POST /tokenize         /detokenize, as vLLM has them
 GET  /health  /metrics  /card  /openapi.json      /  and the page's files
 """
 
@@ -24,12 +25,14 @@ from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp
 
 from common.errors import UserError
+from common.tokenizer import END_OF_TEXT
 from sample.server import protocol
 from sample.server.engine import Engine
 from sample.server.protocol import APIError, Json
-from sample.server.requests import ServedModel, parse_request
+from sample.server.requests import ServedModel, check_ids, parse_request
 from sample.server.responses import EventStream, json_bytes
 from sample.server.security import Access, SecurityMiddleware
+from sample.text.prompt import missing_notice
 
 MAX_BODY_BYTES = 1 << 20  # far more than a context; less than what would hurt to parse
 BODY_TIMEOUT_S = 30.0
@@ -82,7 +85,10 @@ class JsonRequest(Request):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body; raise APIError where it is too large or comes too slowly."""
-        n_bytes = 0
+        n_bytes, coding = 0, self.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            sentence = f"The body is compressed ({protocol.shown(coding)}): send it as it is."
+            raise APIError(sentence, status=415, headers=CLOSE)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in super().stream():
@@ -124,6 +130,7 @@ class JsonRoute(APIRoute):
 router = APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
+@router.get("/v1/models/", include_in_schema=False)  # or it would be a model without a name
 @router.get("/v1/models")
 async def models(request: Request) -> Json:
     """List the one model there is."""
@@ -177,6 +184,32 @@ async def _complete(
         gone.cancel()
         whole.cancel()
         engine.cancel(jobs)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info() -> Json:
+    """Say how end-of-text, which precedes every document, is written: /tokenize gives its id."""
+    return {"eos_token": END_OF_TEXT}
+
+
+@router.post("/tokenize")
+async def tokenize(body: protocol.TokenizeRequest, request: Request) -> Json:
+    """Return the ids of a text; of end-of-text's name alone, its id."""
+    own: ServedModel = request.app.state.model
+    text, ids = body.prompt, [own.tokenizer.eot_id]
+    if text != END_OF_TEXT:
+        ids = await asyncio.to_thread(own.tokenizer.encode, text)
+        if notices := missing_notice(own.tokenizer, text):
+            return {"tokens": ids, "count": len(ids), "notices": notices}
+    return {"tokens": ids, "count": len(ids)}
+
+
+@router.post("/detokenize")
+async def detokenize(body: protocol.DetokenizeRequest, request: Request) -> Json:
+    """Return the text of ids."""
+    tokenizer = request.app.state.model.tokenizer
+    check_ids(body.tokens, tokenizer, "tokens")
+    return {"prompt": tokenizer.decode_bytes(body.tokens).decode("utf-8", "replace")}
 
 
 @router.get("/health")

@@ -14,7 +14,7 @@ class ServeConfig:
     )
     port: int = setting(8000, "Port to listen on; 0: a free one.", at_least=0, below=65_536)
     rows: int = setting(16, "Answers generated at once.", at_least=1, below=1025)
-    queue: int = setting(256, "Answers that may wait for a row; beyond, 429.", at_least=0)
+    queue: int = setting(1024, "Answers that may wait for a row; beyond, 429.", at_least=0)
     max_tokens: int = setting(4096, "The most tokens of an answer.", at_least=1)
     drain_seconds: float = setting(
         30.0, "On SIGTERM, running answers may take this long to end.", at_least=0.0

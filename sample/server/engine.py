@@ -3,21 +3,23 @@
     submit -> queue (bounded) -> a row of the Decoder -> deltas, delivered once a step
 
 Between two steps rows that ended are freed and admit the next of the queue, so that no request
-waits for the longest answer of a batch. The text of a row depends on its own request alone (the
-Decoder's promise). Source: Yu et al. 2022 (Orca), section 3.2, iteration-level scheduling.
+waits for the longest answer of a batch; and where a prompt's own logprobs are asked for, a part of
+it is scored. The text of a row depends on its own request alone (the Decoder's promise). Source: Yu
+et al. 2022 (Orca), section 3.2, iteration-level scheduling.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import UserError
-from common.inference.decoder import Decoder
+from common.inference.decoder import Decoder, Token
+from common.inference.scoring import score_tokens
 from common.models.config import GenerateConfig
 from sample.server.protocol import APIError
 from sample.text.detokenizer import Detokenizer, TextDelta
@@ -42,6 +44,8 @@ class Job:
     detokenizer: Detokenizer  # of this row alone
     receive: Callable[[TextDelta], None]
     top_logprobs: int = 0  # likeliest tokens to name beside each that was chosen
+    scores_prompt: bool = False  # its tokens come first, each with its logprob
+    generates: bool = True  # or nothing comes behind the prompt's tokens
     cancelled: bool = False
 
 
@@ -71,6 +75,8 @@ class Engine:
         self.waiting: deque[Job] = deque()  # without a row
         self.rows: dict[int, Job] = {}
         self._free = list(range(n_rows - 1, -1, -1))  # the lowest row last: taken first
+        # rows whose prompts are scored: what does it, part by part, and the tokens so far
+        self._scoring: dict[int, tuple[Iterator[list[Token]], list[Token]]] = {}
         self._ended = False
         self._thread: threading.Thread | None = None
         self.closed: str | None = None  # why no requests are accepted, as a sentence
@@ -128,7 +134,7 @@ class Engine:
         try:
             while self._await_work():
                 self._admit_waiting()
-                if deltas := self._step():
+                if deltas := self._score_prompt() + self._step():
                     call_in_loop(partial(_deliver, deltas))
         except Exception as error:  # whatever it was, the clients are to be told
             log.exception("The engine stopped.")
@@ -150,6 +156,7 @@ class Engine:
 
     def _free_row(self, row: int) -> None:
         self._decoder.release(row)
+        self._scoring.pop(row, None)
         with self._changed:
             del self.rows[row]
             self._free.append(row)
@@ -164,9 +171,30 @@ class Engine:
                     return
                 job, row = self.waiting.popleft(), self._free.pop()
                 self.rows[row] = job
-            self._decoder.admit(row, job.prompt, job.config, job.top_logprobs)
-            n_prefilled += max(1, len(job.prompt))
             self.metrics.prompt_tokens.inc(len(job.prompt))
+            if job.scores_prompt:
+                parts = score_tokens(self._decoder.cache, row, job.prompt, n_top=job.top_logprobs)
+                self._scoring[row] = parts, []
+            else:
+                self._decoder.admit(row, job.prompt, job.config, job.top_logprobs)
+                n_prefilled += max(1, len(job.prompt))
+
+    def _score_prompt(self) -> list[tuple[Job, TextDelta]]:
+        """Score one more part of the first prompt that is to be scored; where it was all, go on."""
+        if not self._scoring:
+            return []
+        row, (parts, tokens) = next(iter(self._scoring.items()))
+        for part in parts:
+            tokens += part
+            return []
+        del self._scoring[row]
+        job = self.rows[row]
+        delta = job.detokenizer.echo(job.prompt, tokens)
+        if not job.generates:
+            self._free_row(row)
+            return [(job, replace(delta, finish_reason="length"))]
+        self._decoder.admit(row, job.prompt, job.config, job.top_logprobs)
+        return [(job, delta)]
 
     def _step(self) -> list[tuple[Job, TextDelta]]:
         tokens = self._decoder.step() if self.rows else {}

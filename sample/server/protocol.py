@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -28,9 +29,19 @@ Items = Field(min_length=1, fail_fast=True)
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Items]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # OpenAI's bound
 MaxTokens = Literal[-1] | Annotated[int, Field(ge=1)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-EmptyList = Annotated[list[Any], Field(max_length=0)]
-EmptyDict = Annotated[Json, Field(max_length=0)]
+
+
+def _nothing(value: Any) -> Any:
+    if value:
+        raise PydanticCustomError("not_done", "be left out, as it is not done here")
+    return value
+
+
+Empty = Field(max_length=0)
+Nothing = Annotated[
+    Literal[False, 0, ""] | Annotated[list[Any], Empty] | Annotated[Json, Empty],
+    BeforeValidator(_nothing),
+]
 
 
 class Shape(BaseModel):
@@ -86,17 +97,28 @@ class GenerationParameters(SamplingParameters):
     stream_options: StreamOptions | None = None
 
     # known to clients and not done here: only what asks for nothing is accepted
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: EmptyDict | None = None
+    frequency_penalty: Nothing | None = None
+    presence_penalty: Nothing | None = None
+    logit_bias: Nothing | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None  # in Literal[1] True is 1
-    suffix: Literal[""] | None = None
+    suffix: Nothing | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    tools: EmptyList | None = None
+    tools: Nothing | None = None
     tool_choice: Literal["none", "auto"] | None = None
-    functions: EmptyList | None = None
+    functions: Nothing | None = None
     function_call: Literal["none", "auto"] | None = None
+    # of vLLM and llama.cpp
+    min_tokens: Nothing | None = None
+    ignore_eos: Nothing | None = None
+    stop_token_ids: Nothing | None = None
+    structured_outputs: Nothing | None = None
+    guided_json: Nothing | None = None
+    guided_regex: Nothing | None = None
+    guided_choice: Nothing | None = None
+    guided_grammar: Nothing | None = None
+    grammar: Nothing | None = None
+    json_schema: Nothing | None = None
 
 
 class CompletionRequest(GenerationParameters):
@@ -104,8 +126,10 @@ class CompletionRequest(GenerationParameters):
 
     prompt: Text | TokenIds | Annotated[list[Text | TokenIds], Items]
     """The beginning of the text, or several; empty: of a new document."""
+    max_tokens: MaxTokens | Literal[0] | None = None
+    """The answer's tokens, at most; -1: as many as the server allows; 0: with echo, none."""
     echo: bool | None = None
-    """Begin the answer with the prompt; not together with logprobs."""
+    """Begin the answer with the prompt, and its logprobs if there are any."""
     logprobs: TopLogprobs | None = None
     """Name this many likeliest tokens beside each."""
 
@@ -122,8 +146,8 @@ class ChatMessage(Shape):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
     name: Text | None = None
-    tool_calls: EmptyList | None = None
-    function_call: EmptyDict | None = None
+    tool_calls: Nothing | None = None
+    function_call: Nothing | None = None
 
 
 class ChatRequest(GenerationParameters):
@@ -139,8 +163,20 @@ class ChatRequest(GenerationParameters):
     """Name this many likeliest tokens beside each."""
 
 
+class TokenizeRequest(Shape):
+    """What /tokenize takes."""
+
+    prompt: Text
+
+
+class DetokenizeRequest(Shape):
+    """What /detokenize takes."""
+
+    tokens: TokenIds
+
+
 class Usage(Shape):
-    """Tokens in and out; end-of-text is not counted."""
+    """Tokens in and out; the end-of-text that ends an answer is not counted."""
 
     prompt_tokens: int
     completion_tokens: int

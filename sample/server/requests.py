@@ -1,6 +1,7 @@
 """A request's body -> what the engine is to generate, and what writes its answers down."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +14,10 @@ from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Jso
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.prompt import Message, Template, build_prompt, missing_notice
+
+# Tokens of prompts that are named with their logprobs in one answer: 90 MB until they are sent, and
+# others wait up to a second while they are written down.
+MAX_SCORED = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +39,6 @@ def parse_request(
     body: CompletionRequest | ChatRequest, model: ServedModel
 ) -> tuple[list[Job], ResponseStream]:
     """Return a job for each answer, and what writes them; raise APIError that names why not."""
-    if body.model not in (None, model.name):
-        sentence = f"model is {shown(body.model)}: this server has {model.name}."
-        raise APIError(sentence, status=404, param="model", code="model_not_found")
     config, n = _config(body, model), body.n or 1
     if isinstance(body, ChatRequest):
         ids, notices, options = _chat_prompt(body, config, model)
@@ -44,11 +46,12 @@ def parse_request(
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     else:
         prompts, notices = _prompts(body, model)
-        options, echo, top_logprobs = {}, bool(body.echo), body.logprobs
-    n_answers, most = len(prompts) * n, model.limits.rows + model.limits.queue
-    if n_answers > most:  # they would never all find a place
-        sentence = f"{len(prompts)} prompts times n = {n} are {n_answers} answers"
-        raise APIError(f"{sentence}: at most {most} at once.", param="n" if n > 1 else "prompt")
+        options, echo, top_logprobs = {"names_end": True}, bool(body.echo), body.logprobs
+    scores_prompt = echo and (top_logprobs is not None or body.max_tokens == 0)
+    n_scored = scores_prompt * n * sum(map(len, prompts)) * (1 + (top_logprobs or 0))
+    _check_size(len(prompts), n, n_scored, model.limits)
+    if body.model not in (None, model.name):  # there is but one: no other text could be meant
+        notices = [f"{model.name} answers: there is no {shown(body.model)} here.", *notices]
     decode = model.tokenizer.decode_bytes
     texts = [decode(ids).decode("utf-8", "replace") if echo else "" for ids in prompts]
     answers = ResponseStream(
@@ -64,18 +67,33 @@ def parse_request(
     )
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     stops = [stop for stop in stops if stop]
+    options |= {"stops": stops}
     jobs = [
         Job(
             prompt=ids,
             config=replace(config, seed=(config.seed + i) % SEEDS_END),
-            detokenizer=Detokenizer(model.tokenizer, config.max_new_tokens, stops, **options),
+            detokenizer=Detokenizer(
+                model.tokenizer, config.max_new_tokens, n_echoed=len(texts[number]), **options
+            ),
             receive=partial(answers.push, number * n + i),
             top_logprobs=top_logprobs or 0,
+            scores_prompt=scores_prompt,
+            generates=body.max_tokens != 0,
         )
         for number, ids in enumerate(prompts)
         for i in range(n)
     ]
     return jobs, answers
+
+
+def _check_size(n_prompts: int, n: int, n_scored: int, limits: ServeConfig) -> None:
+    n_answers, most = n_prompts * n, limits.rows + limits.queue
+    if n_answers > most:  # they would never all find a place
+        sentence = f"{n_prompts} prompts times n = {n} are {n_answers} answers"
+        raise APIError(f"{sentence}: at most {most} at once.", param="n" if n > 1 else "prompt")
+    if n_scored > MAX_SCORED:
+        sentence = f"echo and logprobs name {n_scored:,} tokens of prompts"
+        raise APIError(f"{sentence}: at most {MAX_SCORED:,} at once.", param="echo")
 
 
 def _config(body: CompletionRequest | ChatRequest, model: ServedModel) -> GenerateConfig:
@@ -121,8 +139,8 @@ def _chat_prompt(
 
 
 def _prompts(body: CompletionRequest, model: ServedModel) -> tuple[list[list[int]], list[str]]:
-    if body.echo and body.logprobs is not None:
-        raise APIError("echo together with logprobs is not supported here.", param="echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise APIError("max_tokens is 0: without echo nothing is asked for.", param="max_tokens")
     given = body.prompt
     one = isinstance(given, str) or isinstance(given[0], int)
     prompts: list[str | list[int]] = [given] if one else given  # type: ignore[list-item, assignment]
@@ -130,13 +148,19 @@ def _prompts(body: CompletionRequest, model: ServedModel) -> tuple[list[list[int
     return [_encode(prompt, model) for prompt in prompts], missing_notice(model.tokenizer, texts)
 
 
+def check_ids(ids: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
+    """Raise APIError for an id that no network has read: all without text but end-of-text."""
+    for idx in ids:
+        is_text = idx < tokenizer.vocab_size and tokenizer.token_bytes[idx]
+        if not is_text and idx != tokenizer.eot_id:
+            wanted = f"made of ids below {tokenizer.vocab_size:,} that stand for text or its end"
+            raise APIError(f"{param} is {shown(idx)}: it must be {wanted}.", param=param)
+
+
 def _encode(prompt: str | list[int], model: ServedModel) -> list[int]:
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    for idx in ids:
-        if idx >= tokenizer.vocab_size or not tokenizer.token_bytes[idx]:
-            wanted = f"made of ids below {tokenizer.vocab_size:,} that stand for text"
-            raise APIError(f"prompt is {shown(idx)}: it must be {wanted}.", param="prompt")
+    check_ids(ids, tokenizer, "prompt")
     if len(ids) > model.block_size:
         sentence = f"The prompt has {len(ids):,} tokens, and the context holds {model.block_size:,}"
         raise APIError(f"{sentence}: shorten it.", param="prompt", code="context_length_exceeded")

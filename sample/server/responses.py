@@ -5,6 +5,7 @@ They are plain dicts, as one is made for every token; the tests check them.
 
 import asyncio
 import json
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -154,10 +155,14 @@ class ResponseStream:
             [entry(*top) for top in (*self._likeliest(token), (token.idx, token.logprob))]
             for token in delta.tokens
         ]
+        logprobs: list[float | None] = [each[-1][1] for each in entries]
+        tops: list[Json | None] = [dict(each) for each in entries]
+        if delta.tokens and math.isnan(delta.tokens[0].logprob):  # a prompt's: nothing predicts it
+            logprobs[0] = tops[0] = None
         return {
             "tokens": [each[-1][0] for each in entries],
-            "token_logprobs": [each[-1][1] for each in entries],
-            "top_logprobs": [dict(each) for each in entries] if self.top_logprobs else None,
+            "token_logprobs": logprobs,
+            "top_logprobs": tops if self.top_logprobs else None,
             "text_offset": list(delta.text_offsets),
         }
 

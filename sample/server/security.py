@@ -131,8 +131,8 @@ class SecurityMiddleware:
                 "address that it printed when it started, or start it with --allow-host.",
                 status=403, code="host_not_allowed",
             )  # fmt: skip
-        # of origin the part after http:// must be the very host that was asked for
-        foreign = origin and origin.partition("://")[2] != host
+        # https: a proxy before this server may speak it
+        foreign = origin and origin not in (f"http://{host}", f"https://{host}")
         if foreign and method not in ("GET", "HEAD") and origin not in self.access.origins:
             raise APIError(
                 f"The request comes from another site's page, {shown(origin)}: if it may ask, "

@@ -7,9 +7,11 @@ held back; the tokens that make up a text travel with it.
 """
 
 import codecs
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from common.inference.decoder import Token
@@ -65,7 +67,8 @@ class Detokenizer:
     """The text of one row so far.
 
     ``stops`` end it where they come in what is shown, ``template_stops`` in what the network wrote.
-    Blanks that are stripped are not shown, nor are the tokens of nothing else.
+    Blanks that are stripped are not shown, nor are the tokens of nothing else. The answer begins
+    with ``n_echoed`` characters of its prompt. Of end-of-text the token is shown if ``names_end``.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Detokenizer:
         template_stops: Sequence[str] = (),
         strip_start: bool = False,
         strip_end: bool = False,
+        n_echoed: int = 0,
+        names_end: bool = False,
     ) -> None:
         self.n_tokens = 0  # end-of-text is not counted among them
         self._tokenizer, self._max_new_tokens = tokenizer, max_new_tokens
@@ -87,6 +92,18 @@ class Detokenizer:
         # and its characters: from where to where; a part of one counts as the whole
         self._pending: deque[tuple[Token, int, int]] = deque()
         self._n_decoded = self._n_stripped = self._n_shown = 0  # characters
+        self._n_echoed, self._names_end = n_echoed, names_end
+
+    def echo(self, prompt: Sequence[int], scored: Sequence[Token]) -> TextDelta:
+        """Return the tokens of ``prompt``: its first, whose logprob is nan, and those ``scored``.
+
+        Their text is not in it.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        texts = [decoder.decode(self._tokenizer.token_bytes[idx]) for idx in prompt]
+        offsets = accumulate(map(len, texts[:-1]), initial=0) if texts else ()
+        first = [Token(idx, math.nan) for idx in prompt[:1]]
+        return TextDelta(tokens=(*first, *scored), text_offsets=tuple(offsets))
 
     def push(self, token: Token) -> TextDelta:
         """Return what the row's next token adds."""
@@ -110,7 +127,10 @@ class Detokenizer:
             self._pending.popleft()
             if end > self._n_stripped:
                 tokens.append(ready)
-                offsets.append(offset)
+                offsets.append(self._n_echoed + offset)
+        if is_eot and self._names_end:
+            tokens.append(token)
+            offsets.append(self._n_echoed + self._n_shown)
         finish_reason: FinishReason | None = "length" if is_last else None
         if is_eot or any(each.stopped for each in self._filters):
             finish_reason = "stop"

@@ -1,10 +1,14 @@
 """A decoder without a network: what a row says is a hash of its own request and nothing else."""
 
 import hashlib
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from common.inference.decoder import Token
+from common.inference.row import Logits
 from common.models.config import GenerateConfig
 
 
@@ -20,6 +24,15 @@ class FakeDecoder:
         self.fails_at_step: int | None = None
         self.go = threading.Event()  # cleared: step waits
         self.go.set()
+        self.cache = self
+
+    def prefill(
+        self, prompts: Sequence[tuple[int, Sequence[int]]], n_wanted: int = 1
+    ) -> Iterator[tuple[int, Logits]]:
+        """Yield the logits of one who guesses blindly."""
+        n_ids = 2 * self.eot_id
+        logsumexp = np.full(n_wanted, math.log(n_ids), np.float32)
+        yield prompts[0][0], Logits(np.zeros((n_wanted, n_ids), np.float32), logsumexp)
 
     def admit(
         self, row: int, prompt: Sequence[int], config: GenerateConfig, top_logprobs: int = 0

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from common.checkpoint import save_checkpoint
 from common.files import write_json
+from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
@@ -60,17 +61,23 @@ class InProcess:
     """The application around a FakeDecoder."""
 
     client: TestClient
-    decoder: FakeDecoder
+    decoder: FakeDecoder  # or, as it was asked for, a Decoder
     engine: Engine
 
 
 @contextmanager
 def in_process(
-    limits: ServeConfig | None = None, access: Access | None = None, template: Template = TURNS
+    limits: ServeConfig | None = None,
+    access: Access | None = None,
+    template: Template = TURNS,
+    network: GPT | None = None,
 ) -> Iterator[InProcess]:
-    """Serve from this process; the client's base URL is http://localhost."""
+    """Serve from this process, a FakeDecoder or ``network``; the base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
     decoder = FakeDecoder(limits.rows)
+    if network is not None:
+        backend = make_backend(network)
+        decoder = cast(FakeDecoder, Decoder(backend, ALPHABET, limits.rows))
     model = ServedModel(
         name="fake",
         fingerprint="quern-0123456789ab",
@@ -90,7 +97,8 @@ def in_process(
         try:
             yield InProcess(client, decoder, engine)
         finally:
-            decoder.go.set()
+            if network is None:
+                decoder.go.set()
             engine.close("Over.")
 
 

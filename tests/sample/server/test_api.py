@@ -1,6 +1,7 @@
 """The HTTP interface in this process: shapes, ranges, who may ask, and what happens to places."""
 
 import asyncio
+import gzip
 import json
 import re
 import time
@@ -246,9 +247,9 @@ WRONG = [
     (COMPLETIONS, {"prompt": ["a", None]}, "prompt[1]", "prompt[1] is None: it must be a valid"),
     (COMPLETIONS, {"prompt": [1, 99]}, "prompt", "prompt is 99: it must be made of ids below 15"),
     (COMPLETIONS, {"prompt": [1, -1]}, "prompt[1]", "is -1: it must be greater than or equal to 0"),
-    (COMPLETIONS, {"prompt": [1, 10]}, "prompt", "that stand for text"),
+    (COMPLETIONS, {"prompt": [1, 11]}, "prompt", "ids below 15 that stand for text or its end"),
     (COMPLETIONS, {"prompt": "a" * 33}, "prompt", "has 33 tokens, and the context holds 32"),
-    (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}, "echo", "not supported here"),
+    (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens", "without echo"),
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
     (COMPLETIONS, {"prompt": ["a"] * 5, "n": 2}, "n", "5 prompts times n = 2 are 10 answers"),
     (CHAT, {"messages": []}, "messages", "messages is a list of 0"),
@@ -259,7 +260,7 @@ WRONG = [
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
      "messages[0].content[0].type", "is 'image_url': it must be 'text'."),
     (CHAT, {"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]},
-     "messages[0].tool_calls", "is a list of 1: it must have at most 0 items."),
+     "messages[0].tool_calls", "is a list of 1: it must be left out, as it is not done here."),
     (CHAT, {"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages[0].name",
      "it must be a valid string"),
     (CHAT, {"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),
@@ -275,9 +276,10 @@ RANGES: list[tuple[str, Any]] = [
     ("stream", "yes"), ("stream", 1), ("stream_options", []),
     ("stream_options", {"include_usage": 1}), ("model", 5), ("suffix", "x"), ("best_of", 2),
     ("best_of", True), ("logit_bias", {"5": 1}), ("frequency_penalty", 0.5),
-    ("frequency_penalty", False),
     ("presence_penalty", -1), ("response_format", {"type": "json_object"}), ("tools", [{}]),
     ("functions", [{}]), ("tool_choice", "required"), ("modalities", ["audio"]),
+    ("grammar", "root ::= x"), ("json_schema", {"a": 1}), ("guided_choice", ["a"]),
+    ("min_tokens", 3), ("ignore_eos", True), ("stop_token_ids", [5]),
 ]  # fmt: skip
 
 
@@ -303,6 +305,7 @@ def test_what_asks_for_nothing_is_taken(api: InProcess) -> None:
         "user": "me", "metadata": {"a": 1}, "frequency_penalty": 0, "presence_penalty": 0.0,
         "logit_bias": {}, "best_of": 1, "suffix": None, "stop": None, "temperature": None,
         "max_tokens": 8.0, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none",
+        "grammar": "", "min_tokens": 0, "ignore_eos": False, "stop_token_ids": [],
     }  # fmt: skip
     assert complete(api, **neutral)["choices"] == complete(api)["choices"]
 
@@ -438,15 +441,14 @@ def test_the_health_check_may_be_a_head_request(api: InProcess) -> None:
     assert api.client.head("/health").status_code == api.client.head("/").status_code == 200
 
 
-def test_another_model_is_not_there(api: InProcess) -> None:
-    answered = api.client.post(COMPLETIONS, json={"prompt": "a", "model": "gpt-4"})
-    assert answered.status_code == 404
-    assert answered.json()["error"] == {
-        "message": "model is 'gpt-4': this server has fake.",
-        "type": "invalid_request_error",
-        "param": "model",
-        "code": "model_not_found",
-    }
+def test_the_one_model_answers_whatever_name_is_asked_for_and_says_so(api: InProcess) -> None:
+    answer = complete(api, model="gpt-4")
+    assert answer["choices"] == complete(api)["choices"]
+    assert answer["model"] == "fake"
+    assert answer["notices"] == ["fake answers: there is no 'gpt-4' here."]
+    error = api.client.get("/v1/models/gpt-4").json()["error"]
+    assert error["message"] == "This server has only fake."
+    assert error["code"] == "model_not_found"
     assert api.client.get("/v1/models").json()["data"][0]["id"] == "fake"
     assert api.client.get("/v1/models/fake").json()["object"] == "model"
 
@@ -457,6 +459,45 @@ def test_a_body_must_be_announced_as_json(api: InProcess) -> None:
             COMPLETIONS, content=b'{"prompt": "a"}', headers={"Content-Type": kind}
         )
         assert answered.status_code == 415
+
+
+def test_a_compressed_body_is_refused_in_a_sentence(api: InProcess) -> None:
+    headers = JSON | {"Content-Encoding": "gzip"}
+    body = gzip.compress(b'{"prompt": "a"}')
+    answered = api.client.post(COMPLETIONS, content=body, headers=headers)
+    assert answered.status_code == 415
+    message = answered.json()["error"]["message"]
+    assert message == "The body is compressed ('gzip'): send it as it is."
+    headers["Content-Encoding"] = "identity"
+    body = b'{"prompt": "a"}'
+    assert api.client.post(COMPLETIONS, content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "//v1/chat/completions"])
+def test_a_path_beside_the_api_is_told_where_it_is(api: InProcess, path: str) -> None:
+    answered = api.client.post("http://localhost" + path, json={"messages": HELLO})
+    assert answered.status_code == 404
+    hint = f"There is no {path} here: OpenAI's API is below /v1"
+    assert answered.json()["error"]["message"].startswith(hint)
+
+
+def test_a_trailing_slash_is_answered(api: InProcess) -> None:
+    answered = api.client.post(COMPLETIONS + "/", json={"prompt": "abc", "seed": 1})
+    assert answered.json()["choices"] == complete(api)["choices"]
+    assert api.client.get("/v1/models/").json()["data"][0]["id"] == "fake"
+
+
+def test_ids_and_texts_are_made_into_each_other(api: InProcess) -> None:
+    def post(path: str, body: dict[str, Any]) -> Any:
+        return api.client.post(path, json=body).json()
+
+    end = api.client.get("/tokenizer_info").json()["eos_token"]
+    for text, ids in (("abc", ALPHABET.encode("abc")), ("", []), (end, [ALPHABET.eot_id])):
+        said = post("/tokenize", {"prompt": text, "add_special_tokens": False})
+        assert said == {"tokens": ids, "count": len(ids)}
+    assert post("/detokenize", {"tokens": ALPHABET.encode("abc")}) == {"prompt": "abc"}
+    assert "left out" in post("/tokenize", {"prompt": "\u00fc"})["notices"][0]
+    assert post("/detokenize", {"tokens": [99]})["error"]["param"] == "tokens"
 
 
 @pytest.mark.parametrize(
@@ -504,6 +545,9 @@ def test_names_in_host_headers() -> None:
         ("null", 403),
         ("localhost", 403),
         ("http://localhost.evil.example", 403),
+        ("chrome-extension://abcdefghijklmnop", 403),
+        ("tauri://localhost", 403),
+        ("app://obsidian.md", 403),
     ],
 )
 def test_another_sites_page_cannot_ask(api: InProcess, origin: str | None, status: int) -> None:
@@ -511,10 +555,20 @@ def test_another_sites_page_cannot_ask(api: InProcess, origin: str | None, statu
     answered = api.client.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)
     assert answered.status_code == status
     assert not any(name.startswith("access-control-") for name in answered.headers)
+    asked = headers | {"Access-Control-Request-Method": "POST"}
+    for refused in (
+        [] if status == 200 else [answered, api.client.options(COMPLETIONS, headers=asked)]
+    ):
+        error = refused.json()["error"]
+        assert refused.status_code == 403
+        assert repr(origin) in error["message"]
+        assert "start the server with it as --allow-origin." in error["message"]
 
 
-def test_pages_of_an_allowed_origin_may_ask_and_read() -> None:
-    origin = "http://localhost:3000"
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "chrome-extension://abc", "tauri://localhost", "null"]
+)
+def test_pages_of_an_allowed_origin_may_ask_and_read(origin: str) -> None:
     with in_process(access=Access(key=b"right", origins=frozenset({origin}))) as api:
         asked = {"Access-Control-Request-Method": "POST",
                  "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip

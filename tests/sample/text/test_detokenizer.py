@@ -1,5 +1,6 @@
 """A row's tokens as deltas: text = decoded text, stop texts not shown, tokens beside their text."""
 
+import math
 from typing import Any
 
 import pytest
@@ -142,3 +143,17 @@ def test_a_token_that_is_partly_blank_stays_whole() -> None:
     detokenizer = Detokenizer(words, 9, **STRIPPED)
     deltas = [detokenizer.push(Token(idx, 0.0)) for idx in (1, 0, 1)]
     assert joined(deltas)[:3] == ("ab", [0], [0])
+
+
+def test_tokens_of_a_prompt_and_of_the_end_stand_at_their_characters() -> None:
+    prompt = [BYTES.eot_id, *"a\u4e16b".encode()]
+    detokenizer = Detokenizer(BYTES, 9, n_echoed=3, names_end=True)
+    scored = [Token(idx, -1.0) for idx in prompt[1:]]
+    echoed = detokenizer.echo(prompt, scored)
+    assert math.isnan(echoed.tokens[0].logprob)
+    assert echoed.tokens[1:] == tuple(scored)
+    assert echoed.text_offsets == (0, 0, 1, 1, 1, 2)  # of a character's bytes all are at its place
+    deltas = [detokenizer.push(Token(idx, -2.0)) for idx in (*b"c", BYTES.eot_id)]
+    assert joined(deltas) == ("c", [*b"c", BYTES.eot_id], [3, 4], "stop")
+    assert deltas[-1].n_tokens == 1
+    assert detokenizer.echo([], []).tokens == ()
