@@ -16,7 +16,8 @@ from common.errors import EXIT_SKIPPED
 from common.files import sha256_of
 from common.settings import CONTEXT, given, options_for
 from prepare.config import PrepareConfig
-from prepare.sources.discover import Progress, Source, find_sources
+from prepare.sources.discover import find_sources
+from prepare.sources.source import Progress, Source
 from prepare.workers.executor import Executor
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ def text(
     if executor.ray_address is not None and executor.engine != "ray":
         raise click.UsageError("--ray-address is of use only with --engine ray.")
     with _standard_input(src) as stdin:
-        sources = find_sources(list(src), val_paths=list(val_files), stdin=stdin, out=out)
+        with progress_bars(" files") as new_progress:
+            found = new_progress("find", 0)
+            sources = find_sources(
+                list(src), val_paths=list(val_files), stdin=stdin, out=out, progress=found
+            )
         if dataset is not None:
             sources.append(
                 Source(name=dataset, path=Path(dataset), dataset=True, config=config, split=split)
@@ -167,7 +172,7 @@ def export(data: Path, folder: Path, to: str) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
+def progress_bars(unit: str = "B") -> Iterator[Callable[[str, int], Progress]]:
     """Give each pass over the sources a bar in bytes on disk, with the time that is left.
 
     There is none where stderr is no terminal.
@@ -182,7 +187,7 @@ def progress_bars() -> Iterator[Callable[[str, int], Progress]]:
         def new_progress(name: str, size_bytes: int) -> Progress:
             shown.close()  # that of the pass before
             bar = tqdm(
-                desc=name, total=size_bytes or None, unit="B", unit_scale=True, mininterval=0.5
+                desc=name, total=size_bytes or None, unit=unit, unit_scale=True, mininterval=0.5
             )
             return shown.enter_context(bar).update
 

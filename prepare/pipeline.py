@@ -28,14 +28,8 @@ from prepare.config import PrepareConfig
 from prepare.output.dataset_writer import commit, merge
 from prepare.output.shard_writer import EncodeJob, Shard, shard_keys
 from prepare.readers.documents import read_source
-from prepare.sources.discover import (
-    Progress,
-    Source,
-    byte_ranges,
-    fingerprint_of,
-    old_meta,
-    stale_reason,
-)
+from prepare.sources.made_from import fingerprint_of, old_meta, stale_reason
+from prepare.sources.source import VAL, Progress, SourceList
 from prepare.tokens.encode import EncodersDisagreeError
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
 from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, Plan, published_tokenizer
@@ -52,7 +46,7 @@ NewProgress = Callable[[str, int], Progress]  # of a pass: its name, and its byt
 
 
 def prepare_corpus(
-    sources: list[Source],
+    sources: SourceList,
     config: PrepareConfig,
     out: Path,
     new_progress: NewProgress,
@@ -67,8 +61,7 @@ def prepare_corpus(
         log.warning(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
-    tasks = make_tasks([part for source in sources for part in _split_source(source)])
-    fingerprint = fingerprint_of((state for task in tasks for state in task.states), asdict(config))
+    fingerprint = fingerprint_of(sources, asdict(config))
     if (old := old_meta(out)) is not None:
         reason = stale_reason(old.get("made_from", {}), fingerprint)
         if reason is None:
@@ -78,6 +71,7 @@ def prepare_corpus(
                     pass
             return old
         log.info("%s: made again: %s.", out, reason)
+    tasks = make_tasks(sources)
     with work_folder(out) as work:
         read = partial(read_source, config=config)
         run = _Run(sources, tasks, config, work, key_of(fingerprint), new_progress, executor, read)
@@ -97,17 +91,11 @@ def prepare_corpus(
         return commit(out, work, files, plan.tokenizer, meta)
 
 
-def _split_source(source: Source) -> list[Source]:
-    """Return byte ranges of a source that can be read apart, or the source."""
-    ranges = [] if source.dataset else byte_ranges(source.path)
-    return [replace(source, byte_range=byte_range) for byte_range in ranges] or [source]
-
-
 @dataclass(frozen=True)
 class _Run:
     """What is fixed from the beginning of a run."""
 
-    sources: list[Source]
+    sources: SourceList
     tasks: list[Task]
     config: PrepareConfig
     work: Path
@@ -129,7 +117,7 @@ def _first_pass(run: _Run) -> Plan:
         log.info("Going on where an earlier run was stopped.")
         return plan
     published = None if run.learns else published_tokenizer(run.config.tokenizer)
-    val_files = any(source.val for source in run.sources)
+    val_files = any(flags & VAL for flags in run.sources.flags)
     sample = CorpusSample()
     if run.learns or run.config.split_rule == "tail":
         sample = _sample(run, limit=None)
@@ -191,7 +179,7 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     if n_documents:
         return
     shutil.rmtree(run.work)  # another run would find no more
-    names = ", ".join(source.name for source in run.sources[:5])
+    names = ", ".join(source.name for source in run.sources.take(range(min(5, len(run.sources)))))
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []
     raise DataError(

@@ -29,13 +29,14 @@ from common.files import fsync, sha256_of, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
 from prepare.chunks import Stats
 from prepare.output.shard_writer import Rows, Shard
-from prepare.sources.discover import Source
+from prepare.sources.source import SourceList
 from prepare.workers.executor import Task
 
 BLOCK_ROWS = 1 << 17  # in memory at a time; so many entries of the index, too
 SORTED_ROWS = 2 << 20  # hashes sorted at a time, when equal documents are looked for
 MAX_DOCUMENT_TOKENS = (1 << 31) - 1  # lengths are int32
 COPY_BYTES = 1 << 20
+MAX_SOURCES = 1_000  # listed in meta.json
 COUNTED = ("documents", "bytes", "tokens")
 
 Flags = npt.NDArray[np.bool_]
@@ -102,7 +103,7 @@ def merge(
     tasks: list[Task],
     shards: list[Shard],
     folder: Path,
-    sources: list[Source],
+    sources: SourceList,
     vocab_size: int,
     *,
     dedup: bool,
@@ -151,13 +152,25 @@ def merge(
         "splits": _by_split(by_source.sum(axis=0)),
         "n_documents": n_documents,
         "n_duplicates": n_duplicates if dedup else None,  # None: not looked for
-        "sources": [
-            {"name": source.name, "size_bytes": None if source.dataset else source.size_bytes}
-            | _by_split(counted)
-            for source, counted in zip(sources, by_source, strict=True)
-        ],
+        "sources": _largest(sources, by_source),
     }
     return files, counts, stats
+
+
+def _largest(sources: SourceList, by_source: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return the counts of each source; where they are many, of the largest and of the others."""
+    order = np.argsort(-by_source[..., COUNTED.index("tokens")].sum(axis=1), kind="stable")
+    chosen, others = np.sort(order[:MAX_SOURCES]), order[MAX_SOURCES:]
+    listed: list[dict[str, Any]] = []
+    for i in chosen.tolist():
+        source = sources[i]
+        size = None if source.dataset else sources.sizes[i]
+        listed.append({"name": source.name, "size_bytes": size} | _by_split(by_source[i]))
+    if len(others):
+        size = int(np.array(sources.sizes)[others].sum())
+        name = {"name": f"{len(others):,} smaller ones", "n_sources": len(others)}
+        listed.append(name | {"size_bytes": size} | _by_split(by_source[others].sum(axis=0)))
+    return listed
 
 
 def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
-    places = np.array(task.global_indexes)[rows["source"]], rows["split"]
+    places = task.first_index + rows["source"], rows["split"]
     columns = (np.ones(len(rows), np.int64), rows["n_bytes"], rows["n_tokens"])
     for i, column in enumerate(columns):
         np.add.at(by_source[..., i], places, column)

@@ -25,7 +25,8 @@ from common.files import write_all, write_json
 from common.tokenizer import describe_tokenizer
 from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
 from prepare.config import PrepareConfig
-from prepare.sources.discover import OUTPUT_VERSION, Progress, versions
+from prepare.sources.made_from import OUTPUT_VERSION, versions
+from prepare.sources.source import Progress
 from prepare.tokens.encode import Encode, join_documents, make_encoder
 from prepare.tokens.vocab_and_split import Plan, character_at, split_document, split_of, tail_cut
 from prepare.workers.executor import ReadSource, Task, key_of
@@ -103,8 +104,7 @@ def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bo
         describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content.decode("utf-8"),
     )  # fmt: skip
     return [
-        key_of(same_for_all, task.states, [source.byte_range for source in task.sources])
-        for task in tasks
+        key_of(same_for_all, task.sources.digest(), task.sources[0].byte_range) for task in tasks
     ]
 
 

@@ -28,13 +28,7 @@ from prepare.archives.streams import (
 from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
 from prepare.readers.text import collapse_newlines, text_documents
-from prepare.sources.discover import (
-    JSON_LINES_SUFFIXES,
-    Progress,
-    ProgressFile,
-    ReadCounter,
-    Source,
-)
+from prepare.sources.source import JSON_LINES_SUFFIXES, Progress, ProgressFile, ReadCounter, Source
 
 MAX_DEPTH = 8  # no corpus nests deeper; a file made to nest for ever does
 PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin and end

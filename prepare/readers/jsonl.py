@@ -25,7 +25,7 @@ from prepare.archives.streams import HEAD_BYTES, Stream, bad_byte, decode
 from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.json_values import MAX_RECORD_BYTES, TOO_LONG, JsonValues
-from prepare.sources.discover import JSON_LINES_SUFFIXES
+from prepare.sources.source import JSON_LINES_SUFFIXES
 
 BLOCK_BYTES = 1 << 20  # read at a time
 ORJSON_BYTES = 1 << 18  # the longest line for orjson, which takes some 13 times its memory

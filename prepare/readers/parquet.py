@@ -8,7 +8,7 @@ from prepare.archives.streams import Stream, damage_as_data_error, seekable
 from prepare.chunks import Chunk, Stats
 from prepare.config import PrepareConfig
 from prepare.readers.jsonl import Record, record_documents
-from prepare.sources.discover import Source
+from prepare.sources.source import Source
 
 BATCH_ROWS = 16  # so that no batch is large where rows are
 BUFFER_BYTES = 1 << 20  # of a column that is read at a time

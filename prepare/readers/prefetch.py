@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from common.errors import SIGNALS, DataError, UserError, defer_signals
 from prepare.chunks import Chunk, Stats
-from prepare.sources.discover import ReadCounter
+from prepare.sources.source import ReadCounter
 
 # Chunks are sent together: to wake a process that waits takes up to 0.3 ms on a virtual machine.
 BATCH_BYTES = 1 << 17

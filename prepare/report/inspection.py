@@ -78,12 +78,16 @@ def inspect_data(data: DataFolder) -> Inspection:
 
 
 def by_tokens(meta: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
-    """Return each source's name, documents, bytes and tokens, those with most tokens first."""
+    """Return each source's name, documents, bytes and tokens, those with most tokens first.
+
+    Where there are many, the last stands for those that meta.json counts together.
+    """
     sources = [
         (s["name"], {key: sum(s[split][key] for split in SPLITS) for key in s["train"]})
         for s in meta["sources"]
     ]
-    return sorted(sources, key=lambda source: -source[1]["tokens"])
+    n_alone = sum("n_sources" not in s for s in meta["sources"])
+    return sorted(sources[:n_alone], key=lambda s: -s[1]["tokens"]) + sources[n_alone:]
 
 
 def bins(inspection: Inspection) -> range:
@@ -111,7 +115,8 @@ def _sources_table(meta: dict[str, Any]) -> Iterator[str]:
     for name, counts in sources[:MAX_LISTED]:
         yield f"{counts['documents']:>13,}{counts['tokens']:>17,}  {name[-48:]}"
     if len(sources) > MAX_LISTED:
-        yield f"{'':>32}and {len(sources) - MAX_LISTED:,} more"
+        n_sources = sum(s.get("n_sources", 1) for s in meta["sources"])
+        yield f"{'':>32}and {n_sources - MAX_LISTED:,} more"
 
 
 def _lengths_table(inspection: Inspection) -> Iterator[str]:

@@ -1,77 +1,17 @@
-"""What the person named -> the files and data sets to read, in an order that depends on nothing.
-
-Of what they are a fingerprint is kept, which tells whether a data set has to be made again.
-
-A large file of JSON lines becomes ranges of whole lines, so that several processes can read it. No
-other file can be read from its middle: an archive has to be read from its beginning, and a plain
-text is one document.
-"""
+"""What the person named -> the files to read, in an order that depends on nothing."""
 
 import glob
-import io
-import json
 import logging
 import os
-import platform
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby, pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from common.errors import DataError
-from common.files import sha256_of
+from prepare.sources.source import LINK, NAMED, VAL, Progress, Source, SourceList
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int], object]  # called with a count of bytes, as they are read from disk
-
-JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-FIRST_LINE_BYTES = 1 << 16  # of a file of JSON lines, looked at
-RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
-BLOCK_BYTES = 1 << 16
-OUTPUT_VERSION = 4  # another number: the same sources and options give other bytes than before
-PACKAGES = ("numpy", "tiktoken", "gigatoken", "zstandard")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One file to read, or one data set of Hugging Face's ``datasets``."""
-
-    name: str  # as it is shown
-    path: Path
-    named: bool = True  # by the person, not found in a folder
-    val: bool = False  # one of --val-files
-    content: str = ""  # SHA-256, where the file is only a copy of standard input
-    dataset: bool = False  # ``path`` is its folder, or its name at the hub
-    config: str | None = None  # of a data set
-    split: str = "train"  # of a data set
-    byte_range: tuple[int, int] | None = None  # to read, where not the whole
-
-    @property
-    def size_bytes(self) -> int:
-        """Size on disk; 0 for a data set."""
-        return 0 if self.dataset else self.path.stat().st_size
-
-    @property
-    def n_read(self) -> int:
-        """Bytes on disk that are read."""
-        return self.byte_range[1] - self.byte_range[0] if self.byte_range else self.size_bytes
-
-    def state(self) -> list[Any]:
-        """Return what changes when the source does, as JSON: size and time, or hash."""
-        known = [self.name, self.val, self.content, self.config, self.split]
-        if self.content or (self.dataset and not self.path.is_dir()):
-            return known
-        try:
-            files = sorted(self.path.rglob("*")) if self.dataset else [self.path]
-            stats = [file.stat() for file in files]
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be read ({error.strerror}).") from error
-        return [*known, [[stat.st_size, stat.st_mtime_ns] for stat in stats]]
+TOLD_FILES = 1_000  # found in one folder, before progress is told
 
 
 def find_sources(
@@ -80,41 +20,36 @@ def find_sources(
     val_paths: Sequence[Path] = (),
     stdin: Source | None = None,
     out: Path | None = None,
-) -> list[Source]:
-    """Return the files to read, sorted by path, each once; '-' is ``stdin``.
+    progress: Progress = lambda n_files: None,
+) -> SourceList:
+    """Return the files to read, sorted by path, each once; '-' is ``stdin``, and the first.
 
     A path may be a file, a folder, or a pattern such as 'dumps/*.zst'. Left out of a folder are
     hidden names, what is no file (pipes, sockets, links to nothing), and the folder ``out``.
-    Raise DataError for a path that is no file or folder, or a folder without a single file.
+    ``progress`` is told how many files more were found. Raise DataError for a path that is no file
+    or folder, or a folder without a single file.
     """
-    sources: dict[Path, Source] = {}
-
-    def add(path: Path, *, named: bool, val: bool) -> None:
-        if known := sources.get(path.resolve()):  # by another name, or in a folder, or as val
-            path = min(path, known.path, key=os.fsencode)
-            named, val = named or known.named, val or known.val
-        name = os.fsencode(path).decode("utf-8", "replace")
-        sources[path.resolve()] = Source(name=name, path=path, named=named, val=val)
-
+    found, n_places, has_stdin = SourceList(), 0, False
     patterns = [(path, False) for path in paths] + [(path, True) for path in val_paths]
     for pattern, val in patterns:
         matches = [] if pattern.exists() else glob.glob(str(pattern), recursive=True)
         for path in [Path(match) for match in matches] or [pattern]:
+            n_before, n_places = len(found), n_places + 1
             if path == Path("-") and stdin is not None:
-                sources[path] = stdin
+                has_stdin = True
             elif path.is_dir():
                 if out is not None and path.resolve() == out.resolve():
                     raise DataError(
                         f"{path}: is --out and a source: what is written there would be read the "
                         "next time. Choose another --out."
                     )
-                found = list(_files_below(path, out and out.resolve()))
-                if not found:
+                _add_folder(found, path, out, VAL * val, progress)
+                if len(found) == n_before:
                     raise DataError(f"{path}: holds no file. Name one with text or archives in it.")
-                for file in found:
-                    add(file, named=False, val=val)
             elif path.is_file():
-                add(path, named=True, val=val)
+                stat, link = path.stat(), LINK * path.is_symlink()
+                flags = NAMED | VAL * val | link
+                found.add(os.fsencode(path), stat.st_size, stat.st_mtime_ns, flags)
             elif path.exists():
                 raise DataError(
                     f"{path}: neither a file nor a folder. A pipe can be read only once: give it "
@@ -122,132 +57,90 @@ def find_sources(
                 )
             else:
                 raise DataError(f"{path}: no such file or folder. Check the path.")
-    # standard input first: it lies under a name that is never the same
-    return sorted(sources.values(), key=lambda s: b"" if s.content else os.fsencode(s.path))
+    if n_places > 1 or any(flags & LINK for flags in found.flags):
+        found = _each_once(found)
+    if stdin is None or not has_stdin:
+        return found
+    both = SourceList([stdin])
+    both.extend(found)
+    return both
 
 
-def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
-    # os.walk does not follow links to folders, so a loop of links ends
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        for path in [Path(parent, name) for name in folders]:
-            if path.name.startswith(".") or path.resolve() == out:
-                folders.remove(path.name)
-            elif path.is_symlink():
-                log.warning("%s: a link to a folder, not followed: name it to read it too.", path)
-        paths = (Path(parent, name) for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+def _add_folder(
+    found: SourceList, folder: Path, out: Path | None, flags: int, progress: Progress
+) -> None:
+    """Add the files below a folder, in the order of their paths."""
+    left_out = b""  # the folder ``out``, where it lies below this one
+    if out is not None and (below := out.resolve()).is_relative_to(folder.resolve()):
+        left_out = os.fsencode(folder / below.relative_to(folder.resolve())) + b"/"
+    # links to folders are not followed, so a loop of links ends
+    unfinished = [iter(_entries(os.fsencode(folder), progress))]
+    while unfinished:
+        for path, size, time, link in unfinished[-1]:
+            if not path.endswith(b"/"):
+                found.add(path, size, time, flags | link)
+            elif path != left_out:
+                unfinished.append(iter(_entries(path[:-1], progress)))
+                break
+        else:
+            unfinished.pop()
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}).") from error
+def _entries(folder: bytes, progress: Progress) -> list[tuple[bytes, int, int, int]]:
+    """Return path, size, time and flags of the files in a folder; a folder's path ends in '/'.
+
+    So sorted, the paths of all that is below are in the order of their bytes.
+    """
+    prefix = b"" if folder == b"." else os.path.join(folder, b"")
+    rows, n_told = [], 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                if entry.is_file(follow_symlinks=False):
+                    stat = entry.stat(follow_symlinks=False)
+                    rows.append((prefix + name, stat.st_size, stat.st_mtime_ns, 0))
+                elif entry.is_dir(follow_symlinks=False):
+                    rows.append((prefix + name + b"/", 0, 0, 0))
+                elif entry.is_symlink():
+                    rows += _link(prefix + name)
+                if len(rows) - n_told >= TOLD_FILES:
+                    progress(len(rows) - n_told)
+                    n_told = len(rows)
+    except OSError as error:
+        where = os.fsdecode(error.filename or folder)
+        raise DataError(f"{where}: the folder cannot be read ({error.strerror}).") from error
+    progress(len(rows) - n_told)
+    rows.sort()
+    return rows
 
 
-def byte_ranges(path: Path) -> list[tuple[int, int]]:
-    """Return ranges of some RANGE_BYTES that make up a file of JSON lines; none for other files."""
-    if path.suffix not in JSON_LINES_SUFFIXES or path.stat().st_size < 2 * RANGE_BYTES:
+def _link(path: bytes) -> list[tuple[bytes, int, int, int]]:
+    """Return what ``_entries`` does for a symbolic link: only one to a file is followed."""
+    if os.path.isdir(path):
+        log.warning(
+            "%s: a link to a folder, not followed: name it to read it too.", os.fsdecode(path)
+        )
+    if not os.path.isfile(path):
         return []
-    with path.open("rb") as file:
-        line = file.readline(FIRST_LINE_BYTES)
-        is_lines = False
-        with suppress(ValueError, RecursionError):  # packed, in another encoding, or pretty-printed
-            record = json.loads(line.decode("utf-8-sig"))
-            is_lines = line.endswith(b"\n") and isinstance(record, dict)
-        if not is_lines:
-            return []
-        size = path.stat().st_size
-        borders = [_line_from(file, position) for position in range(RANGE_BYTES, size, RANGE_BYTES)]
-    return [(start, end) for start, end in pairwise([0, *borders, size]) if start < end]
+    stat = os.stat(path)
+    return [(path, stat.st_size, stat.st_mtime_ns, LINK)]
 
 
-def _line_from(file: BinaryIO, position: int) -> int:
-    """Return where the first line begins that does not begin before ``position``."""
-    file.seek(position - 1)
-    while (part := file.readline(BLOCK_BYTES)) and not part.endswith(b"\n"):
-        pass
-    return file.tell()
-
-
-class ReadCounter:
-    """How many bytes of a source were read, whichever process reads it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.n_read = 0
-        self._progress = progress
-
-    def __call__(self, n_bytes: int) -> None:
-        """Count so many more, and call ``progress``."""
-        self.n_read += n_bytes
-        self._progress(n_bytes)
-
-    def detach(self) -> None:
-        """Only count from now on: this is another process than the one that shows progress."""
-        self._progress = lambda n_bytes: None
-
-
-class ProgressFile(io.FileIO):
-    """A file, or a range of its bytes, that calls ``progress`` with how many were read."""
-
-    def __init__(
-        self, path: Path, progress: Progress, byte_range: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(path)
-        self._progress = progress
-        start, self._end = byte_range or (0, sys.maxsize)
-        self.seek(start)
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Read into ``buffer``."""
-        n_read = super().readinto(memoryview(buffer)[: max(0, self._end - self.tell())]) or 0
-        self._progress(n_read)
-        return n_read
-
-
-def fingerprint_of(states: Iterable[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return all that decides the bytes, as meta.json keeps it; ranges of a source count once."""
-    return {
-        "recipe": OUTPUT_VERSION,
-        "options": options,
-        "vocabulary": sha256_of(path) if (path := Path(options["tokenizer"])).is_file() else None,
-        "sources": [state for state, _ in groupby(states)],
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the bytes could depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def old_meta(out: Path) -> dict[str, Any] | None:
-    """Return the meta.json of the data set that is there, or None where none is."""
-    from common.dataset import open_data  # with numpy, after cli.py has set its threads
-
-    with suppress(DataError):
-        return open_data(out).meta
-    return None
-
-
-def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Return why the data are to be made again, or None; a data set at the hub never changes."""
-    if old.get("recipe") != new["recipe"]:
-        return "this version of prepare writes other files"
-    for name, value in new["options"].items():
-        if (was := old["options"].get(name)) != value:
-            return f"--{name.replace('_', '-')} was {was}, and is {value}"
-    if old["vocabulary"] != new["vocabulary"]:
-        return f"--tokenizer {new['options']['tokenizer']} is another file than it was"
-    # sets: a source of which several tasks read a range each is listed as often
-    before, now = ({json.dumps(state) for state in made["sources"]} for made in (old, new))
-    if before != now:
-        changed = sorted(now - before)
-        first = json.loads(changed[0])[0] if changed else "one is gone"
-        return f"{max(len(changed), 1):,} of the sources changed ({first})"
-    for package in ("tiktoken", "gigatoken"):
-        was, is_now = (made["versions"].get(package) for made in (old, new))
-        if was != is_now:
-            return f"{package} was {was}, and is {is_now}"
-    return None
+def _each_once(found: SourceList) -> SourceList:
+    """Return the sources sorted by path; a file of several paths is under the first of them."""
+    folders: dict[bytes, bytes] = {}  # without links in their paths
+    kept: dict[bytes, int] = {}
+    for i, path in enumerate(found.items):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        is_link = found.flags[i] & LINK
+        key = os.path.realpath(path) if is_link else os.path.join(folders[folder], name)
+        if (other := kept.setdefault(key, i)) != i:
+            flags = found.flags[i] | found.flags[other]  # named, or of val, by one of its paths
+            kept[key] = first = min(i, other, key=found.items.__getitem__)
+            found.flags[first] = flags
+    return found.take(sorted(kept.values(), key=found.items.__getitem__))

@@ -16,7 +16,7 @@ from common.files import atomic_write
 from common.tokenizer import CharTokenizer, Tokenizer
 from prepare.chunks import END, MORE, Stats
 from prepare.config import PrepareConfig
-from prepare.sources.discover import Progress
+from prepare.sources.source import Progress
 from prepare.tokens.vocab_and_split import (
     MIN_DOCUMENTS,
     Lengths,

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from common.errors import DataError, defer_signals
 from common.settings import check_ranges, setting
 from prepare.chunks import Chunk, ChunkEnd, Stats
-from prepare.sources.discover import Progress, Source
+from prepare.sources.source import Progress, SourceList
 
 ReadSource = Callable[..., Iterator[Chunk]]  # documents.read_source, but for its config
 
@@ -37,9 +37,8 @@ class Task:
     """A source, a byte range of a big one, or several small ones in a row."""
 
     number: int  # of the task, in order
-    sources: tuple[Source, ...]  # byte ranges of one among them
-    global_indexes: tuple[int, ...]  # of each, among the sources that the person named
-    states: tuple[Any, ...]  # of each, when the run began
+    sources: SourceList  # as they were when the run began
+    first_index: int  # of the first, among the sources that the person named
     size_bytes: int  # on disk, when the run began
     threshold: float = 1.0  # a sample of it needs no item of this unit hash or above
 
@@ -50,46 +49,38 @@ class Task:
 
         Raise DataError when a source is not what it was when the run began.
         """
-        self._check_unchanged()
+        self.sources.check_unchanged()
         for source_index, source in enumerate(self.sources):
             for text, end in read(source, stats=stats, progress=progress):
                 yield source_index, text, end
-        self._check_unchanged()
-
-    def _check_unchanged(self) -> None:
-        for source, state in zip(self.sources, self.states, strict=True):
-            if source.state() != state:
-                raise DataError(
-                    f"{source.name}: changed while it was read. Run the same command again when "
-                    "it is complete."
-                )
+        self.sources.check_unchanged()
 
 
 Result = TypeVar("Result")
 Job = Callable[[Task, Progress], Result]
 
 
-def make_tasks(sources: list[Source]) -> list[Task]:
-    """Group sources, or byte ranges of them, into tasks of at least GROUP_BYTES."""
+def make_tasks(sources: SourceList) -> list[Task]:
+    """Group sources into tasks of at least GROUP_BYTES; byte ranges of a big one stand alone."""
     tasks: list[Task] = []
-    group: list[tuple[int, Source, Any]] = []
-    index, size_bytes = -1, 0
-    for number, source in enumerate(sources, start=1):
-        index += source.byte_range is None or source.byte_range[0] == 0
-        group.append((index, source, source.state()))
-        size_bytes += source.n_read
-        if size_bytes >= GROUP_BYTES or source.dataset or number == len(sources):
-            indexes, members, states = zip(*group, strict=True)
+
+    def add(part: SourceList, first_index: int) -> None:
+        if len(part):
+            size, number = sum(part.sizes), len(tasks)
             tasks.append(
-                Task(
-                    number=len(tasks),
-                    sources=members,
-                    global_indexes=indexes,
-                    states=states,
-                    size_bytes=size_bytes,
-                )
+                Task(number=number, sources=part, first_index=first_index, size_bytes=size)
             )
-            group, size_bytes = [], 0
+
+    start = size_bytes = 0
+    for i, n_bytes in enumerate(sources.sizes):
+        size_bytes += n_bytes
+        ranges = sources.byte_ranges(i)
+        if ranges or size_bytes >= GROUP_BYTES:
+            add(sources.take(range(start, i if ranges else i + 1)), start)
+            for part in ranges:
+                add(part, i)
+            start, size_bytes = i + 1, 0
+    add(sources.take(range(start, len(sources))), start)
     return tasks
 
 

@@ -26,7 +26,7 @@ from prepare.config import PrepareConfig
 from prepare.output.shard_writer import BATCH_BYTES
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import PREFETCH_BYTES
-from prepare.sources import discover as made_from
+from prepare.sources import made_from
 from prepare.sources.discover import find_sources
 from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, train_bpe
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of, token_rows

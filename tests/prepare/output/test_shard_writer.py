@@ -21,7 +21,7 @@ from prepare.config import PrepareConfig
 from prepare.output import dataset_writer, shard_writer
 from prepare.output.dataset_writer import find_duplicates
 from prepare.output.shard_writer import ROW, Shard
-from prepare.sources import discover
+from prepare.sources import source as reading
 from prepare.tokens.encode import make_encoder
 from prepare.tokens.sample import CorpusSample, SampleItem
 from prepare.tokens.vocab_and_split import split_document, split_of
@@ -51,7 +51,7 @@ class Cut:
             patch.setattr(chunks, "MAX_CHUNK_BYTES", self.chunk_bytes)
             patch.setattr(shard_writer, "BATCH_BYTES", self.batch_bytes)
             patch.setattr(executor, "GROUP_BYTES", self.group_bytes)
-            patch.setattr(discover, "RANGE_BYTES", self.span_bytes)
+            patch.setattr(reading, "RANGE_BYTES", self.span_bytes)
             patch.setattr(dataset_writer, "SORTED_ROWS", self.sorted_rows)
             patch.setattr(dataset_writer, "BLOCK_ROWS", self.block_rows)
             patch.setattr(dataset_writer, "COPY_BYTES", self.copy_bytes)

@@ -17,7 +17,7 @@ from prepare.chunks import END, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
 from prepare.readers.jsonl import json_documents, looks_like_json, record_text
-from prepare.sources.discover import JSON_LINES_SUFFIXES
+from prepare.sources.source import JSON_LINES_SUFFIXES
 
 
 @dataclass

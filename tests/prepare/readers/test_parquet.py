@@ -17,7 +17,8 @@ from prepare.chunks import END, Stats
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import read_source
-from prepare.sources.discover import Source, find_sources
+from prepare.sources.discover import find_sources
+from prepare.sources.source import Source, SourceList
 from tests.prepare.making import json_lines, prepare, tar_of, texts_of
 
 TEXTS = [f"row {i} of some, with \u00fcmlauts" for i in range(100)]
@@ -32,7 +33,7 @@ def parquet_of(columns: dict[str, Any], row_group_size: int = 30, **options: Any
 
 def read(source: Source | Path, **settings: Any) -> tuple[list[bytes], Stats]:
     stats = Stats()
-    sources = find_sources([source]) if isinstance(source, Path) else [source]
+    sources = find_sources([source]) if isinstance(source, Path) else SourceList([source])
     texts = []
     for each in sources:
         config = PrepareConfig(**settings)
@@ -225,7 +226,7 @@ def test_a_saved_data_set_is_prepared_as_its_rows_in_json_are(saved: Path, tmp_p
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
     rows = prepare([tmp_path / "a.jsonl"], tmp_path / "rows", tokenizer="bpe", vocab_size="300")
     meta = prepare_corpus(
-        [data_set(saved / "one")], PrepareConfig(tokenizer="bpe", vocab_size="300"),
+        SourceList([data_set(saved / "one")]), PrepareConfig(tokenizer="bpe", vocab_size="300"),
         tmp_path / "set", lambda name, size: lambda n_bytes: None,
     )  # fmt: skip
     assert meta["files"] == rows.meta["files"]

@@ -27,7 +27,7 @@ from prepare.readers.prefetch import (
     can_fork,
     prefetch,
 )
-from prepare.sources.discover import ProgressFile, ReadCounter, Source
+from prepare.sources.source import ProgressFile, ReadCounter, Source
 from tests.processes import children, run_python
 
 CAN_FORK = can_fork  # before conftest.py replaces it
@@ -129,7 +129,7 @@ LEFT_OPEN = """
 import sys
 from prepare.chunks import MORE, Stats
 from prepare.readers.prefetch import prefetch
-from prepare.sources.discover import ReadCounter
+from prepare.sources.source import ReadCounter
 
 chunks = prefetch(((bytes(1 << 20), MORE) for _ in range(1_000)), ReadCounter(id), Stats())
 next(chunks)

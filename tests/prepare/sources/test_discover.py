@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import os
 import random
 from dataclasses import replace
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.dataset import SPLITS, open_data
 from common.errors import DataError
 from prepare.sources import discover
-from prepare.sources.discover import ProgressFile, Source, byte_ranges, find_sources
-from prepare.workers import executor
+from prepare.sources import source as reading
+from prepare.sources.discover import find_sources
+from prepare.sources.source import ProgressFile, Source, byte_ranges
 from prepare.workers.executor import Task, key_of, make_tasks
 from tests.prepare.making import json_lines, prepare, snapshot, texts_of
+from tests.processes import run_python
 
 
 def written(path: Path, content: bytes = b"x") -> Path:
@@ -236,9 +240,7 @@ def test_a_progress_file_gives_its_range_and_tells_every_byte(
 
 def numbered(tasks: list[Task]) -> list[tuple[int, list[str]]]:
     assert [task.number for task in tasks] == list(range(len(tasks)))
-    return [
-        (task.global_indexes[0], [source.path.name for source in task.sources]) for task in tasks
-    ]
+    return [(task.first_index, [source.path.name for source in task.sources]) for task in tasks]
 
 
 def test_small_sources_share_a_task_and_large_ones_have_their_own(
@@ -277,8 +279,8 @@ def test_byte_ranges_are_whole_lines_and_make_up_the_file(
     path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discover, "RANGE_BYTES", range_bytes)
-        patch.setattr(discover, "BLOCK_BYTES", block_bytes)
+        patch.setattr(reading, "RANGE_BYTES", range_bytes)
+        patch.setattr(reading, "BLOCK_BYTES", block_bytes)
         found = byte_ranges(path)
     if len(content) < 2 * range_bytes or b"\n" not in content:
         assert found == []
@@ -303,7 +305,7 @@ def test_byte_ranges_are_whole_lines_and_make_up_the_file(
 def test_what_is_no_plain_file_of_json_lines_is_not_cut(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discover, "RANGE_BYTES", 10)
+    monkeypatch.setattr(reading, "RANGE_BYTES", 10)
     (tmp_path / name).write_bytes(content)
     assert byte_ranges(tmp_path / name) == []
 
@@ -317,9 +319,8 @@ def test_the_data_are_the_same_however_the_file_is_cut(
         (tmp_path / f"{name}.jsonl").write_bytes(json_lines(texts))
     sources = [tmp_path / f"{name}.jsonl" for name in "abc"]
     whole = prepare(sources, tmp_path / "whole", tokenizer=tokenizer, vocab_size="300")
-    for size in (100, 5_000):
-        monkeypatch.setattr(discover, "RANGE_BYTES", size)
-        monkeypatch.setattr(executor, "GROUP_BYTES", 10 * size)
+    for size in (2_000, 20_000):
+        monkeypatch.setattr(reading, "RANGE_BYTES", size)
         cut = prepare(sources, tmp_path / str(size), tokenizer=tokenizer, vocab_size="300")
         assert snapshot(cut.path) == snapshot(whole.path)
 
@@ -330,6 +331,86 @@ def test_a_bad_line_is_named_by_the_range_it_is_in(
     lines = json_lines([f"text {i}" for i in range(10)])
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines + b"not JSON\n" + lines)
-    monkeypatch.setattr(discover, "RANGE_BYTES", len(lines))
+    monkeypatch.setattr(reading, "RANGE_BYTES", len(lines))
     with pytest.raises(DataError, match=rf"^from byte {len(lines)} of {path}, line 1: not a JSON"):
         prepare([path], tmp_path / "data")
+
+
+def test_memory_and_meta_json_do_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
+    """The peak is this process's alone: it reads all, and has the same texts to learn from."""
+    code = (
+        "import resource, sys\n"
+        "from prepare.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    sizes, peaks = [], []
+    for n_files in (1_500, 9_000):
+        for i in range(n_files):
+            if i % 1_000 == 0:
+                folder = tmp_path / str(n_files) / f"{i:05}"
+                folder.mkdir(parents=True)
+            (folder / f"{i:05} of them.txt").write_bytes(b"%d words" % i)
+        options = ["--out", f"{n_files}.out", "--tokenizer", "char", "--workers", "1"]
+        done = run_python(["-c", code, "text", str(n_files), *options], tmp_path)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.splitlines()[-1]))  # KiB
+        meta = open_data(tmp_path / f"{n_files}.out").meta
+        assert meta["n_documents"] == sum(
+            source[split]["documents"] for source in meta["sources"] for split in SPLITS
+        )
+        sizes.append((tmp_path / f"{n_files}.out" / "meta.json").stat().st_size)
+    assert peaks[1] - peaks[0] < 7_500 * 1_000 / 1024  # a path and some numbers; once it was 5,500
+    assert sizes[1] < 1.01 * sizes[0] < 1 << 20
+    shown = run_python(["-m", "prepare", "inspect", "9000.out"], tmp_path).stdout
+    assert "and 8,990 more" in shown
+
+
+@pytest.mark.parametrize("n_files", [3, 1_200])
+def test_a_data_set_whose_meta_json_lists_every_file_is_known_again(
+    n_files: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it was written until a hash took the place of long lists."""
+    for i in range(n_files):
+        written(tmp_path / "in" / f"{i:04}.txt", b"%d words" % i)
+    data = prepare([tmp_path / "in"], tmp_path / "data")
+    meta = data.meta
+    meta["made_from"]["sources"] = [source.state() for source in find_sources([tmp_path / "in"])]
+    (data.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    before = (data.path / "meta.json").stat().st_mtime_ns
+    prepare([tmp_path / "in"], tmp_path / "data")
+    assert (data.path / "meta.json").stat().st_mtime_ns == before
+    os.utime(tmp_path / "in" / "0001.txt", ns=(0, 0))
+    caplog.set_level(logging.INFO)
+    prepare([tmp_path / "in"], tmp_path / "data")
+    changed = "the sources changed" if n_files > 1_000 else "1 of the sources changed"
+    assert f"data: made again: {changed}" in caplog.text
+
+
+def test_files_are_told_as_they_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discover, "TOLD_FILES", 4)
+    for i in range(10):
+        written(tmp_path / str(i % 2) / f"{i}.txt")
+        written(tmp_path / "all" / f"{i}.txt")
+    told: list[int] = []
+    assert len(find_sources([tmp_path], progress=told.append)) == sum(told) - 3 == 20
+    assert max(told) == 4
+
+
+def test_paths_of_all_depths_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
+    names = [
+        "a/b.txt",
+        "a/b/c.txt",
+        "a/b-1.txt",
+        "a/b0",
+        "a.txt",
+        "a-/x",
+        "b",
+        "\u00e4/z",
+        "a/b/a/z",
+    ]
+    for name in names:
+        written(tmp_path / name)
+    expected = sorted(os.fsencode(tmp_path / name) for name in names)
+    assert find_sources([tmp_path]).items == expected
+    assert find_sources([tmp_path, tmp_path / "a"]).items == expected

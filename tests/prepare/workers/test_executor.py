@@ -26,7 +26,8 @@ from common.errors import ConfigError, DataError, defer_signals
 from prepare.config import PrepareConfig
 from prepare.output.shard_writer import EncodeJob, Shard
 from prepare.readers.documents import read_source
-from prepare.sources.discover import Progress, Source, find_sources
+from prepare.sources.discover import find_sources
+from prepare.sources.source import Progress, Source, SourceList
 from prepare.tokens.sample import CorpusSample, SampleJob
 from prepare.tokens.vocab_and_split import Plan
 from prepare.workers.executor import QUEUED_PER_WORKER, Executor, Task, make_tasks
@@ -51,9 +52,8 @@ def tasks_in(folder: Path, n_tasks: int) -> list[Task]:
         tasks.append(
             Task(
                 number=number,
-                sources=(source,),
-                global_indexes=(number,),
-                states=(source.state(),),
+                sources=SourceList([source]),
+                first_index=number,
                 size_bytes=source.size_bytes,
             )
         )
