@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 
+from common.cpus import available_cpus
 from common.errors import ConfigError
 
+MOST_THREADS = torch.get_num_threads()  # what OpenMP's variables and the cores say at the start
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -20,6 +22,7 @@ class Device:
     torch_device: torch.device
     dtype: torch.dtype
     reason: str
+    n_threads: int = 1  # of operations on the CPU, at most
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which forward passes run in ``dtype``."""
@@ -53,7 +56,9 @@ def choose_device(name: str) -> Device:
         return Device(device, dtype, f"{torch.cuda.get_device_name(device)}, {reason}")
     if device.type == "cpu":
         _tune_malloc()
-        return Device(device, torch.float32, f"{torch.get_num_threads()} threads, {reason}")
+        n_threads = min(MOST_THREADS, available_cpus())
+        torch.set_num_threads(n_threads)
+        return Device(device, torch.float32, f"{n_threads} threads, {reason}", n_threads)
     return Device(device, torch.float32, reason)
 
 

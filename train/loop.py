@@ -70,6 +70,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
         lr = progress.lr_scale * learning_rate_at(step, plan.max_steps, config)
         result = update(trainer, step, lr)
         dt_s = time.perf_counter() - start
+        trainer.note_time(dt_s)
         progress.add_update(result, lr, trainer.tokens_per_step, dt_s)
         if not result.finite:
             what = f"the loss is {result.loss}, the norm of the gradient {result.grad_norm}"

@@ -28,6 +28,7 @@ from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics
 from train.optim.gradients import GradScaler
 from train.setup.memory import free_memory
+from train.setup.threads import ThreadTuner
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class Trainer:
         self.n_rows = group.rows_per_rank(n_rows, self.block_size)  # of an update
         self.batch_size = micro_batch_rows(self.n_rows, batch_size)  # of a micro-step
         self.grad_scaler = GradScaler(device.dtype)
+        self.threads: ThreadTuner | None = None
+        if device.torch_device.type == "cpu" and not group.is_distributed:
+            self.threads = ThreadTuner(device.n_threads, torch.get_num_threads())
         self._ids = data.tokens("train")
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
@@ -219,13 +223,21 @@ class Trainer:
                 self.use_eager(cause)
             n_passed = 0 if worst else n_passed + 1
 
+    def note_time(self, dt_s: float) -> None:
+        """Choose the threads of the next update by how long this one took."""
+        if self.threads and not self.compiled:  # compiled code has the number in it
+            self.threads.add(dt_s)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it beside weights and optimizer, for JSON."""
-        return {"batch_size": self.batch_size, **self.grad_scaler.state_dict()}
+        n_threads = {"n_threads": self.threads.n} if self.threads else {}
+        return {"batch_size": self.batch_size, **n_threads, **self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what state_dict() returned, also of another number of processes."""
         self.batch_size = micro_batch_rows(self.n_rows, state["batch_size"])
+        if self.threads and "n_threads" in state:
+            self.threads.set(state["n_threads"])
         self.grad_scaler.load_state_dict(state)
 
 

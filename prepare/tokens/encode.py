@@ -9,7 +9,6 @@ ordinary text: what looks like a special token in it yields ordinary ids.
 """
 
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from common.cpus import available_cpus
 from common.dataset import token_dtype
 from common.errors import DataError, defer_signals
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
@@ -63,7 +63,7 @@ def make_encoder(tokenizer: Tokenizer, *, fast: bool = True) -> tuple[str, Encod
     from concurrent.futures import ThreadPoolExecutor
 
     # tiktoken lets go of the interpreter, so threads are enough for all cores
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(available_cpus())
     return "tiktoken", lambda texts: list(pool.map(partial(_tiktoken_ids, tokenizer), texts))
 
 

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from multiprocessing.connection import wait as wait_for_connection
 from typing import Any, Literal, TypeVar
 
+from common.cpus import available_cpus
 from common.errors import DataError, defer_signals
 from common.settings import check_ranges, setting
 from prepare.chunks import Chunk, ChunkEnd, Stats
@@ -131,10 +132,8 @@ class Executor:
             from prepare.workers.ray_executor import run_on_ray
 
             return run_on_ray(job, submitted, self.ray_address, self.workers, progress)
-        # macOS does not say which cores a process may use
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         size_bytes = sum(task.size_bytes for task in tasks)
-        wanted = self.workers or min(cores or 1, 1 + size_bytes // MIN_BYTES_PER_WORKER)
+        wanted = self.workers or min(available_cpus(), 1 + size_bytes // MIN_BYTES_PER_WORKER)
         workers = min(wanted, len(tasks))
         if workers <= 1:
             return (job(task, progress) for task in submitted)

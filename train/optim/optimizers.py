@@ -30,6 +30,7 @@ ADAMW_EPS = 1e-8
 # wikitext-2; 10 to 100 are nearly the same: tests/bench/RECIPE.md.
 DAMPING = 30.0
 ADAGRAD_EPS = 1e-10  # keeps 0 from being divided by 0
+ONE_THREAD_SUM = 1 << 15  # numbers that torch sums alike with any number of threads
 
 
 @dataclass(eq=False, kw_only=True)
@@ -111,8 +112,11 @@ class Adagrad:
 def _mean_square(gradient: Tensor) -> float:
     """Return the mean of the squares of a gradient's values that are not 0."""
     values = gradient.coalesce()._values() if gradient.is_sparse else gradient
-    total, count = full_tensor(values.square().sum()), full_tensor((values != 0).sum())
-    return float(total) / max(1, int(count))
+    squares = values.square()
+    parts = torch.split(squares.flatten(), ONE_THREAD_SUM) if gradient.is_sparse else [squares]
+    total = sum(float(full_tensor(part.sum())) for part in parts)
+    count = full_tensor((values != 0).sum())
+    return total / max(1, int(count))
 
 
 class OptimizerGroup:

@@ -177,14 +177,19 @@ def step_time(trainer: Trainer, config: TrainConfig, max_steps: int | None) -> f
     share = MEASURE_SHARE if max_steps is None else MEASURE_SHARE_OF_STEPS
     budget_s = min(MEASURE_S, share * _run_s(config, max_steps, times[0])) - sum(times)
     while (budget_s := budget_s - times[-1]) >= 0:
+        n_threads = torch.get_num_threads()
         times.append(_timed(trainer))
+        if torch.get_num_threads() != n_threads:  # another number is tried, or was and stays
+            times = times[-1:]
     return median(times)
 
 
 def _timed(trainer: Trainer) -> float:
     start = time.perf_counter()
     update(trainer, 0, lr=0.0)
-    return trainer.group.all_reduce_max(time.perf_counter() - start)
+    dt_s = trainer.group.all_reduce_max(time.perf_counter() - start)
+    trainer.note_time(dt_s)
+    return dt_s
 
 
 def _eval_time(trainer: Trainer, data: DataFolder) -> float:

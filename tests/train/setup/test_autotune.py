@@ -158,6 +158,9 @@ class Clocked:
         self.now += self.times[min(self.n_steps, 2)]
         self.n_steps += 1
 
+    def note_time(self, dt_s: float) -> None:
+        pass
+
 
 # Settings; the first two updates and the others in seconds; updates made; the time found.
 TRIALS_BY_HAND: list[tuple[dict[str, Any], float, float, int, float]] = [
