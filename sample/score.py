@@ -25,7 +25,8 @@ from common.inference.scoring import score_tokens
 from common.tokenizer import Tokenizer
 from sample.loaded_model import LoadedModel
 from sample.text.detokenizer import token_json
-from sample.text.terminal_text import escape_controls, write_stdout
+from sample.text.prompt import missing_notice
+from sample.text.terminal_text import escape_controls, notify, write_stdout
 
 READ_BYTES = 1 << 16
 # Chunks of text end before a blank behind a letter or digit: there every published way of cutting
@@ -87,28 +88,32 @@ def write_scores(
     report = Report(tokenizer, per_token=per_token, as_json=as_json)
     total = Score()
     for name in names:
-        score = Score()
+        score, missing = Score(), dict[str, None]()
         # open(0) is standard input
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            chunks = encode_chunks(read_text(file, name), tokenizer)
+            texts = note_missing(read_text(file, name), tokenizer, missing)
+            chunks = encode_chunks(texts, tokenizer)
             for tokens in score_ids(model.backend, chunks, tokenizer.eot_id, stride):
                 score.add(tokens, tokenizer)
                 total.add(tokens, tokenizer)
                 report.add_tokens(name, tokens)
         report.add_score(name, score)
+        for notice in missing_notice(tokenizer, "".join(missing), of="what is scored"):
+            notify(f"{name}: {notice}")
     if len(names) > 1:
         report.add_score("all", total)
 
 
 def read_text(file: BinaryIO, name: str) -> Iterator[str]:
-    """Yield a file's text in chunks; raise DataError where it is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    """Yield a file's text in chunks, without its mark; raise DataError where it is not UTF-8."""
+    decoder, mark = codecs.getincrementaldecoder("utf-8")(), "\ufeff"
     n_read = 0
     try:
         while chunk := file.read(READ_BYTES):
             n_read += len(chunk)
             if text := decoder.decode(chunk):
-                yield text
+                yield text.removeprefix(mark)
+                mark = ""
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         position = n_read - len(error.object) + error.start
@@ -116,6 +121,15 @@ def read_text(file: BinaryIO, name: str) -> Iterator[str]:
             f"{name}: not UTF-8 at byte {position:,} ({error.reason}). Convert it "
             "first, as in: iconv -f latin1 -t utf-8"
         ) from error
+
+
+def note_missing(
+    texts: Iterable[str], tokenizer: Tokenizer, missing: dict[str, None]
+) -> Iterator[str]:
+    """Yield ``texts``; add to ``missing`` the characters that the vocabulary lacks."""
+    for text in texts:
+        missing |= dict.fromkeys(tokenizer.missing(text))
+        yield text
 
 
 def encode_chunks(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:

@@ -48,8 +48,8 @@ def bind(config: ServeConfig) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{where}: no such address ({error}).") from error
-    # the protocol by name: asyncio turns Nagle's algorithm off only where it says TCP, and with it a
-    # client that keeps its connection waits 40 ms for an answer
+    # the protocol by name: asyncio turns Nagle's algorithm off only where it says TCP, and with it
+    # a client that keeps its connection waits 40 ms for an answer
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

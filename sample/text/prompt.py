@@ -26,6 +26,8 @@ from typing import Literal, get_args
 from common.errors import ConfigError
 from common.tokenizer import Tokenizer
 
+MAX_NAMED = 20  # characters in a notice
+
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -122,7 +124,7 @@ def find_template(name: str) -> Template:
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
-        found = json.loads(Path(name).read_text(encoding="utf-8"))
+        found = json.loads(Path(name).read_bytes())  # which may begin with a mark
     except OSError as error:
         known = " nor ".join(TEMPLATES)
         sentence = f"neither {known}, and as a file it cannot be read ({error.strerror})."
@@ -225,7 +227,9 @@ def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[M
     return system, turns
 
 
-def missing_notice(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return a notice that names the characters the vocabulary lacks, if there are any."""
-    missing = ", ".join(map(repr, tokenizer.missing(text)))
-    return [f"The vocabulary has no {missing}: left out of the prompt."] if missing else []
+def missing_notice(tokenizer: Tokenizer, text: str, of: str = "the prompt") -> list[str]:
+    """Return a notice that names the first characters the vocabulary lacks, if there are any."""
+    missing = tokenizer.missing(text)
+    named = ", ".join(map(repr, missing[:MAX_NAMED]))
+    more = f" and {len(missing) - MAX_NAMED:,} others" if len(missing) > MAX_NAMED else ""
+    return [f"The vocabulary has no {named}{more}: left out of {of}."] if missing else []

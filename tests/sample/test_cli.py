@@ -37,6 +37,7 @@ GOOD = {
     "weights of a byte": ["generate", "--prompt", "ab c", "--quantize", "int8", *LIKELIEST],
     "json": ["generate", "--prompt", "ab", "--json", "--temperature", "0", "--max-new-tokens", "1"],
     "score": ["score", "abcd.txt", "aa.txt"],
+    "score unknown characters": ["score", "ueber.txt"],
     "score in json": ["score", "aa.txt", "--run", "old", "--json"],
     "score per token": ["score", "aa.txt", "--per-token", "--quantize", "int8"],
 }  # fmt: skip
@@ -55,6 +56,10 @@ BAD = {
     ),
     "weights that are no numbers": (
         ["generate", "diverged", "--runs-dir", "bad", "--checkpoint", "latest"],
+        ["The network's logits are not finite numbers: its training has diverged."],
+    ),
+    "a score by weights that are no numbers": (
+        ["score", "aa.txt", "--run", "diverged", "--runs-dir", "bad", "--checkpoint", "latest"],
         ["The network's logits are not finite numbers: its training has diverged."],
     ),
     "a device that is not here": (
@@ -94,7 +99,8 @@ def endings(workplace: Path) -> Ended:
             loaded.model.lm_head.weight.fill_(float("nan"))
         progress = {"progress": loaded.state["progress"]}
         save_checkpoint(diverged, 40, loaded.model, {}, progress, ALPHABET)
-    for name, content in {"abcd": b"abcd", "aa": b"aa", "latin": b"a\xfc"}.items():
+    texts = {"abcd": b"abcd", "aa": b"aa", "latin": b"a\xfc", "ueber": b"\xc3\xbcab"}
+    for name, content in texts.items():
         (workplace / f"{name}.txt").write_bytes(content)
     commands = GOOD | {name: command for name, (command, _) in BAD.items()}
     return run_each({name: ["sample", *command] for name, command in commands.items()}, workplace)
@@ -162,6 +168,11 @@ def test_scores_of_files_and_of_all_worked_out_by_hand(endings: Ended) -> None:
     assert (described["file"], described["tokens"]) == ("aa.txt", 2)
     assert described["loss"] == pytest.approx(25, rel=1e-4)
     assert described["perplexity"] == pytest.approx(math.exp(25), rel=1e-3)
+
+
+def test_characters_that_are_not_scored_are_said(endings: Ended) -> None:
+    said = endings["score unknown characters"].stderr.splitlines()
+    assert "ueber.txt: The vocabulary has no '\u00fc': left out of what is scored." in said
 
 
 def test_scores_of_tokens_are_columns_in_a_pipe(endings: Ended) -> None:

@@ -4,6 +4,7 @@ As shown: colours that a terminal understands, columns that a program reads.
 """
 
 import io
+import json
 import math
 from typing import Any
 
@@ -107,11 +108,18 @@ def test_bytes_count_as_text_has_them_and_end_of_text_has_none() -> None:
     assert (score.n_tokens, score.n_bytes, score.nats) == (3, 5, 3.0)
 
 
-def test_an_impossible_text_has_an_infinite_perplexity_and_no_text_a_loss_of_0() -> None:
+def test_an_impossible_text_has_an_infinite_perplexity_and_no_text_a_loss_of_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     score = Score()
     assert (score.loss, score.bpb) == (0.0, 0.0)
     score.add([Token(0, -1e6)], ABC)
     assert score.perplexity == math.inf
+    Report(ABC, per_token=False, as_json=True).add_score("f", score)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "file": "f", "tokens": 1, "bytes": 1, "loss": 1e6, "perplexity": None,
+        "bpb": pytest.approx(1e6 / math.log(2)),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("n_chunk", [1, 7, 100, 10_000])
@@ -134,12 +142,19 @@ def test_a_file_is_read_as_utf8_across_the_borders_of_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(score_module, "READ_BYTES", 1)
-    text = "a\u00fc\u4e16\U0001f600"
-    assert "".join(read_text(io.BytesIO(text.encode()), "f")) == text
+    text = "a\ufeff\u00fc\u4e16\U0001f600"
+    for encoding in ("utf-8", "utf-8-sig"):  # a mark before it is no part of it
+        assert "".join(read_text(io.BytesIO(text.encode(encoding)), "f")) == text
 
 
 @pytest.mark.parametrize(
-    ("content", "where"), [(b"abc\xffdef", "byte 3"), (b"abcdef\xe4\xb8", "byte 6")]
+    ("content", "where"),
+    [
+        (b"abc\xffdef", "byte 3"),
+        (b"abcdef\xe4\xb8", "byte 6"),
+        (b"\xef\xbb\xbfa\xff", "byte 4"),
+        (b"\xef\xbb", "byte 0"),
+    ],
 )
 def test_a_file_that_is_not_utf8_is_an_error_that_says_where(content: bytes, where: str) -> None:
     with pytest.raises(DataError, match=f"f.txt: not UTF-8 at {where}"):

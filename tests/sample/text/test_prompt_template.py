@@ -13,8 +13,10 @@ from sample.text.prompt import (
     Message,
     find_template,
     make_template,
+    missing_notice,
     render,
 )
+from tests.sample.conftest import ALPHABET
 from tests.tiny import byte_tokenizer
 
 TALK = [
@@ -63,6 +65,8 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
     assert render(TALK, template) == "[Be brief.]Q: Hello\nA: Hi\n\nQ: Why?\nA:"
     assert template.stops == ("\nQ:", "\nA:")
     path.write_text(json.dumps(QA | {"stop": ["\n\n"]}), encoding="utf-8")
+    assert find_template(str(path)).stops == ("\n\n",)
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")  # as Notepad saves it
     assert find_template(str(path)).stops == ("\n\n",)
     assert find_template("turns") is TURNS
 
@@ -118,3 +122,13 @@ def test_an_answer_that_is_last_is_continued() -> None:
 def test_halves_of_characters_become_the_sign_for_what_is_none() -> None:
     message = Message("user", "a\ud83db\udc80c\U0001f600")
     assert message.content == "a\ufffdb\ufffdc\U0001f600"
+
+
+def test_a_notice_names_the_first_characters_that_the_vocabulary_lacks_and_counts_the_rest() -> (
+    None
+):
+    lacking = "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+    (notice,) = missing_notice(ALPHABET, f"a{lacking}b{lacking}")
+    assert notice.startswith("The vocabulary has no '\u4e00', '\u4e01', ")
+    assert notice.endswith(" and 4,980 others: left out of the prompt.")
+    assert len(notice) < 200
