@@ -30,6 +30,8 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 FORMAT_VERSION = 1
 META_NAME = "meta.json"
+WORK_NAME = ".unfinished"  # where prepare works; in it, the data set that it is just replacing
+REPLACED_PATH = Path(WORK_NAME, "replaced", META_NAME)
 IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 # Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
@@ -97,6 +99,12 @@ class DataFolder:
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def meta_sha256(meta: dict[str, Any]) -> str:
+    """Return the SHA-256 of what meta.json says, but for that hash itself."""
+    said = {name: value for name, value in meta.items() if name != "meta_sha256"}
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
 def open_data(path: Path) -> DataFolder:
     """Open a data folder; raise DataError where meta.json or a file's size is not as it was."""
     meta_path = path / META_NAME
@@ -109,6 +117,8 @@ def open_data(path: Path) -> DataFolder:
         raise DataError(
             f"{meta_path}: missing, so {path} is no data set, or one whose making was stopped. "
             f"Make it again: python -m prepare text SRC --out {path}"
+            + ", which first puts back what was there before"
+            * (path / REPLACED_PATH).exists()
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{meta_path}: cannot be read as a data set's ({error}).") from error
@@ -116,6 +126,11 @@ def open_data(path: Path) -> DataFolder:
         raise DataError(
             f"{meta_path}: format {version}, but this version reads {FORMAT_VERSION}. "
             "Prepare the data again."
+        )
+    if meta.get("meta_sha256", own := meta_sha256(meta)) != own:
+        raise DataError(
+            f"{meta_path}: its content changed after it was written (SHA-256). Prepare the data "
+            "again."
         )
     absent = sorted({"files", "splits", "tokenizer"} - meta.keys())
     if absent:

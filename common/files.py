@@ -1,14 +1,21 @@
 """Files that are whole or absent to every reader: write under another name, flush, rename."""
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
+
+WAITS_S = (5.0, 15.0, 40.0)  # for room on a full disk: about a minute, while a person sees to it
 
 
 def fsync(path: Path) -> None:
@@ -20,6 +27,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, so that a power cut takes none with what is flushed."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
+
+
 def drop_page_cache(path: Path) -> None:
     """Have Linux forget what it holds of a flushed file: the next read is the disk's."""
     if sys.platform == "linux":
@@ -28,19 +43,51 @@ def drop_page_cache(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file it is about, where it does not: writing has no name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open ``path`` for writing under another name; it appears, whole, when the block ends well."""
     unfinished = path.with_name(path.name + ".tmp")
     try:
-        with unfinished.open("wb") as file:
+        with naming(path), unfinished.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    os.replace(unfinished, path)
     fsync(path.parent)
+
+
+def wait_for_space(path: Path, write: Callable[[], object]) -> None:
+    """Call what writes ``path``, again after each of WAITS_S while the disk is full."""
+    for wait_s in WAITS_S:
+        try:
+            write()
+            return
+        except Exception as error:
+            if not _is_disk_full(error):
+                raise
+        log.warning("%s: no space left on its disk: trying again in %g s", path, wait_s)
+        time.sleep(wait_s)
+    write()
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Tell it of an error by what caused it first, or by its text, which safetensors' is alone."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def write_all(file: RawIOBase, content: bytes | memoryview) -> None:

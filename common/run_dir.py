@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import CheckpointError
-from common.files import write_text
+from common.files import fsync, make_folder, write_text
 
 FORMAT_VERSION = 1
 CONFIG_NAME, METRICS_NAME = "config.json", "metrics.jsonl"
@@ -32,12 +32,14 @@ def new_run(runs_dir: Path, name: str) -> Path:
     while True:
         run = runs_dir / (name if number == 1 else f"{name}-{number}")
         try:
-            run.mkdir(parents=True)
+            make_folder(runs_dir)
+            run.mkdir()
+            fsync(runs_dir)
             return run
-        except FileExistsError:
-            number += 1
         except OSError as error:
-            raise CheckpointError(f"{run}: cannot be made ({error.strerror}).") from error
+            if not (isinstance(error, FileExistsError) and runs_dir.is_dir()):
+                raise CheckpointError(f"{run}: cannot be made ({error.strerror}).") from error
+            number += 1
 
 
 def find_run(runs_dir: Path, name: str | None) -> Path:
@@ -93,6 +95,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS_NAME
     records: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if lines and b"\0" in lines[-1]:  # of a file that grew, a power cut may leave zeros
+        lines.pop()
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))

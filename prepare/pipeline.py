@@ -21,11 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.dataset import token_dtype
+from common.dataset import WORK_NAME, token_dtype
 from common.errors import DataError
+from common.files import make_folder
 from prepare.chunks import Stats
 from prepare.config import PrepareConfig
-from prepare.output.dataset_writer import commit, merge
+from prepare.output.commit import commit, restore
+from prepare.output.dataset_writer import merge
 from prepare.output.shard_writer import EncodeJob, Shard, shard_keys
 from prepare.readers.documents import read_source
 from prepare.sources.made_from import fingerprint_of, old_meta, stale_reason
@@ -37,7 +39,6 @@ from prepare.workers.executor import Executor, ReadSource, Task, key_of, make_ta
 
 log = logging.getLogger(__name__)
 
-WORK_NAME = ".unfinished"  # the folder of one run at a time
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 LOCK_SECONDS = 2.0  # what helps a killed run holds its lock too, and ends with what it is at
 POLL_SECONDS = 0.05
@@ -198,8 +199,9 @@ def work_folder(out: Path) -> Iterator[Path]:
     existed = out.exists()
     work = out / WORK_NAME
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with _lock(work):
+            restore(out, work)
             try:
                 yield work
             except BaseException:

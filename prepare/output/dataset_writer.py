@@ -1,33 +1,29 @@
 """Shards, in the order of their tasks -> the files of a data folder (common/dataset.py).
 
-They are written elsewhere and moved there at the end, all or none. Here alone is decided which of
+They are written elsewhere and moved there at the end (commit.py). Here alone is decided which of
 several equal documents stays: the first, in the order of sources.
 """
 
-import json
 import os
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.dataset import (
-    FORMAT_VERSION,
     IDX_DTYPE_CODES,
     IDX_HEADER,
     IDX_MAGIC,
-    META_NAME,
     SPLITS,
     Split,
     token_dtype,
 )
 from common.errors import DataError
-from common.files import fsync, sha256_of, write_json
-from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
 from prepare.chunks import Stats
+from prepare.output.commit import Files
 from prepare.output.shard_writer import Rows, Shard
 from prepare.sources.source import SourceList
 from prepare.workers.executor import Task
@@ -40,7 +36,6 @@ MAX_SOURCES = 1_000  # listed in meta.json
 COUNTED = ("documents", "bytes", "tokens")
 
 Flags = npt.NDArray[np.bool_]
-Files = dict[str, Path]  # flushed to disk, by the names that wait for them in the data folder
 
 
 class TokenWriter(ExitStack):
@@ -229,59 +224,3 @@ def _bucket(rows: Rows, bucket: int, n_buckets: int) -> tuple[npt.NDArray[np.int
     keys[:, 1] ^= (rows["first"] == 0).astype(np.uint64)  # second halves apart from first ones
     chosen = np.flatnonzero(keys[:, 0] % np.uint64(n_buckets) == bucket)
     return chosen, keys[chosen]
-
-
-def commit(
-    folder: Path, work: Path, files: Files, tokenizer: Tokenizer, meta: dict[str, Any]
-) -> dict[str, Any]:
-    """Move finished files and the vocabulary to ``folder``, then meta.json: now it is a data set.
-
-    Where that fails, the data set that was there is as it was. What it had lies in ``work``, which
-    is of the same file system, until that is deleted. Returns meta.json whole.
-    """
-    staged, replaced = work / "staged", work / "replaced"
-    staged.mkdir(exist_ok=True)
-    replaced.mkdir(exist_ok=True)
-    save_tokenizer(tokenizer, staged)
-    new = {**files, tokenizer.file_name: staged / tokenizer.file_name}
-    whole = {
-        "format": FORMAT_VERSION,
-        "tokenizer": describe_tokenizer(tokenizer),
-        "files": {
-            name: {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for name, path in new.items()
-        },
-        **meta,
-    }
-    write_json(staged / META_NAME, whole)
-    new[META_NAME] = staged / META_NAME
-    moved: list[tuple[Path, Path]] = []
-
-    def move(path: Path, target: Path) -> None:
-        os.replace(path, target)
-        moved.append((path, target))
-
-    try:
-        for name in [META_NAME, *(_old_vocabularies(folder) | new.keys()) - {META_NAME}]:
-            if (folder / name).is_file():
-                move(folder / name, replaced / name)
-        fsync(folder)
-        for name, path in new.items():
-            if name == META_NAME:
-                fsync(folder)
-            move(path, folder / name)
-    except BaseException:
-        for path, target in reversed(moved):
-            os.replace(target, path)
-        raise
-    fsync(folder)
-    return whole
-
-
-def _old_vocabularies(folder: Path) -> set[str]:
-    """Return the vocabulary files of the data set that is there: not those of anybody else."""
-    try:
-        old = json.loads((folder / META_NAME).read_bytes())["files"]
-        return {tokenizer.file_name for tokenizer in get_args(Tokenizer)} & set(old)
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.dataset import SPLITS, DataFolder, Split, open_data, token_dtype, verify_data
+from common.dataset import (
+    SPLITS,
+    DataFolder,
+    Split,
+    meta_sha256,
+    open_data,
+    token_dtype,
+    verify_data,
+)
 from common.errors import DataError
 from common.tokenizer import CharTokenizer
 from tests.prepare.making import write_data
@@ -79,8 +87,9 @@ def test_verify_finds_every_flipped_bit(tmp_path: Path) -> None:
 
 def lie(folder: Path, **changes: Any) -> DataFolder:
     """Change meta.json so that hashes and sizes still fit."""
-    meta = json.loads((folder / "meta.json").read_bytes())
-    (folder / "meta.json").write_text(json.dumps(meta | changes), encoding="utf-8")
+    meta = json.loads((folder / "meta.json").read_bytes()) | changes
+    meta["meta_sha256"] = meta_sha256(meta)
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     return open_data(folder)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from common.dataset import SPLITS, DataFolder, Split, open_data, token_dtype
 from common.tokenizer import Tokenizer
 from prepare.config import PrepareConfig
-from prepare.output.dataset_writer import Files, TokenWriter, commit
+from prepare.output.commit import Files, commit
+from prepare.output.dataset_writer import TokenWriter
 from prepare.pipeline import prepare_corpus
 from prepare.sources.discover import find_sources
 

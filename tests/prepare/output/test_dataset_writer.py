@@ -10,7 +10,8 @@ import pytest
 from common.dataset import Split, open_data, verify_data
 from common.errors import DataError
 from common.tokenizer import CharTokenizer
-from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, Files, TokenWriter, commit
+from prepare.output.commit import Files, commit
+from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, TokenWriter
 from tests.common.test_dataset import DOCUMENTS, TOKENIZER
 from tests.prepare.making import snapshot, write_data
 
