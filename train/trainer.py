@@ -16,6 +16,7 @@ from common.checkpoint import MODEL_NAME, save_checkpoint
 from common.dataset import DataFolder
 from common.device import Device, is_out_of_memory, set_matmul_precision
 from common.errors import ConfigError
+from common.files import wait_for_space
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import shards_dir
@@ -255,7 +256,7 @@ class Run:
     def write_metrics(self, record: dict[str, Any]) -> None:
         """Add a record to metrics.jsonl, and send it where else it is asked for."""
         if self.trainer.group.is_rank0:
-            append_metrics(self.folder, record)
+            wait_for_space(self.folder, lambda: append_metrics(self.folder, record))
             self.logger.log(record)
 
     def save(self, progress: Progress) -> None:
@@ -277,11 +278,15 @@ class Run:
             fsdp.save_sharded(optimizer, shards)
             weights = fsdp.full_state_dict(model, keep=group.is_rank0)
 
-        group.broadcast_from_rank0(
-            lambda: save_checkpoint(
+        def write() -> None:
+            save_checkpoint(
                 self.folder, progress.step, model, shards or optimizer, state, self.tokenizer,
                 weights=weights, keep=trainer.config.keep, good_step=progress.good_step,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+
+        # shards are moved, not written, and cannot be moved again
+        group.broadcast_from_rank0(
+            lambda: write() if shards else wait_for_space(self.folder, write)
+        )
         progress.save_s = time.perf_counter() - start
         progress.seconds += progress.save_s

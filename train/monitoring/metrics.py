@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from common.device import Device
-from common.files import write_text
+from common.files import naming, write_all, write_text
 from common.models.gpt import GPT
 from common.run_dir import METRICS_NAME, read_metrics
 
@@ -105,11 +105,17 @@ class Progress:
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    """Append one line; it is on disk when this returns."""
-    with (run / METRICS_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one line, or nothing; it is on disk when this returns."""
+    line = json.dumps(record, allow_nan=False) + "\n"
+    path = run / METRICS_NAME
+    with naming(path), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            write_all(file, line.encode())
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def cut_metrics(run: Path, step: int) -> None:
