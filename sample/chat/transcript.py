@@ -3,6 +3,9 @@
 {"role": "user", "content": "Hello"}
 {"role": "assistant", "content": "Hel", "stopped": true}
 {"kept": 0}             as after /undo: of the messages above only the first so many still count
+
+A turn is flushed to disk when it ends. What a full disk or a power cut left of one does not count:
+it is the end of the file, or {"kept": 0} follows.
 """
 
 import json
@@ -11,8 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from common.files import write_all, write_text
+from common.files import fsync, write_all, write_text
 from sample.text.prompt import ROLES, Message
+
+BEGIN = b'{"kept": 0}\n'
 
 
 def as_lines(messages: Sequence[Message]) -> str:
@@ -42,7 +47,10 @@ def load_conversation(path: Path) -> list[Message]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}).") from error
     messages: list[Message] = []
-    for number, line in enumerate(lines, start=1):
+    begins = [0, *(number for number, line in enumerate(lines) if line + b"\n" == BEGIN)][-1]
+    for number, line in enumerate(lines[begins:], start=begins + 1):
+        if messages and b"\0" in line:  # a power cut leaves zeros of what was not flushed
+            break
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -52,11 +60,15 @@ def load_conversation(path: Path) -> list[Message]:
                 del messages[n_kept:]
             case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
                 messages.append(Message(role, content, record.get("stopped") is True))
+            case None if messages and number == len(lines):
+                pass  # cut short
             case _:
                 raise DataError(
                     f"{path}, line {number}: must be a JSON object with a role, one of "
                     f"{', '.join(ROLES)}, and a content that is a text."
                 )
+    if len(messages) > 1 and messages[-1].role == "user":  # its answer was cut off
+        messages.pop()
     roles = [message.role for message in messages]
     turns = roles[roles[:1] == ["system"] :]
     if turns != ["user", "assistant"] * (len(turns) // 2):
@@ -73,27 +85,38 @@ class Transcript:
     def __init__(self, path: Path, notify: Callable[[str], None]) -> None:
         """Open it; raise ConfigError when it cannot be. What fails later goes to ``notify``."""
         self._path, self._notify = path, notify
-        self._written: Sequence[Message] = []  # those of them that count
+        self._written: Sequence[Message] | None = []  # those of them that count; None: not known
         try:
             self._file = path.open("a+b", buffering=0)  # nothing that a kill could lose
-            if self._file.seekable() and self._file.seek(0, os.SEEK_END):
-                self._file.seek(-1, os.SEEK_END)
-                if self._file.read(1) != b"\n":  # cut off: what is added gets a line of its own
-                    self._file.write(b"\n")
-                self._file.write(b'{"kept": 0}\n')  # another conversation
+            self._begin()
+            fsync(path.parent)
         except OSError as error:
             raise ConfigError(
                 f"--transcript {path}: cannot be written ({error.strerror})."
             ) from error
 
+    def _begin(self) -> None:
+        """Begin another conversation, on a line of its own also where one was cut off."""
+        if self._file.seekable() and self._file.seek(0, os.SEEK_END):
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+            self._file.write(BEGIN)
+
     def update(self, messages: Sequence[Message]) -> None:
         """Add what is new in a conversation, and how much of what is there stays."""
-        same = [old == new for old, new in zip(self._written, messages, strict=False)]
-        n_kept = [*same, False].index(False)
-        lines = "" if n_kept == len(self._written) else f'{{"kept": {n_kept}}}\n'
         try:
+            if self._written is None:
+                self._begin()
+            written = self._written or []
+            same = [old == new for old, new in zip(written, messages, strict=False)]
+            n_kept = [*same, False].index(False)
+            lines = "" if n_kept == len(written) else f'{{"kept": {n_kept}}}\n'
             write_all(self._file, (lines + as_lines(messages[n_kept:])).encode("utf-8"))
+            if self._path.is_file():  # neither a pipe nor a device can be flushed
+                os.fsync(self._file.fileno())
         except OSError as error:
+            self._written = None
             self._notify(f"{self._path}: this turn cannot be added to it ({error.strerror}).")
         else:
             self._written = list(messages)
