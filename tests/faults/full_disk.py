@@ -1,0 +1,158 @@
+"""A full disk, or one that fails, at each call in turn that changes what is on it.
+
+The command ends with 1 and a sentence, nothing half made is under a final name, and the same
+command ends as it would have once there is room.
+"""
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common import files
+from common.checkpoint import newest_valid, verify_checkpoint
+from common.dataset import open_data, verify_data
+from common.errors import DataError
+from sample.chat.transcript import Transcript, load_conversation, save_conversation
+from tests.faults.calls import Failing, watched
+from tests.faults.commands import Ended, prepare_command, run, train_command, trained_bytes
+from tests.faults.jobs import messages, sources
+from tests.faults.table import Row
+from tests.prepare.making import prepare, snapshot
+
+# the error, and how many calls meet it; then there is room
+FAULTS = {
+    "ENOSPC": (errno.ENOSPC, None),
+    "ENOSPC, then room": (errno.ENOSPC, 2),
+    "EIO": (errno.EIO, None),
+}
+
+
+def complaint(ended: Ended, root: Path) -> str:
+    """Return what is wrong with how a command ended whose disk failed, if anything is."""
+    said = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    if ended.code != 1:
+        return f"exit code {ended.code}"
+    if "Traceback" in ended.stderr or len(said) != 1 or ended.stderr.splitlines()[-1] != said[0]:
+        return f"not a sentence: {ended.stderr}"
+    return "" if "data" in said[0] or "runs" in said[0] else f"does not say where: {said[0]}"
+
+
+def at_each_call(
+    what: str,
+    command: list[str],
+    make: Callable[[Path], None],
+    is_whole: Callable[[Path], bool],
+    outcome: Callable[[Path], object],
+    place: Path,
+    every: int,
+) -> Iterator[Row]:
+    """Run a command with a fault at each call, or each ``every``th, and then without."""
+    root = place / "disk"
+    root.mkdir()
+    make(root)
+    ended = run(root, command)
+    assert ended.code == 0, ended.stderr
+    expected = outcome(root)
+    for name, (number, n_refused) in FAULTS.items():
+        wrong: list[str] = []
+        n, at, n_well = 0, 0, 0
+        while True:
+            shutil.rmtree(root)
+            root.mkdir()
+            make(root)
+            ended = run(root, command, Failing(at, number, n_refused), shorten_waits)
+            if not ended.met:
+                break
+            n += 1
+            n_well += ended.code == 0
+            # what fails while it is thrown away (cleaning up) may go unnoticed
+            if ended.code != 0 and (found := complaint(ended, root)):
+                wrong.append(f"{name} at {at}, {ended.met}: {found}")
+            if not is_whole(root):
+                wrong.append(f"{name} at {at}, {ended.met}: what is there is not whole")
+            if ended.code != 0:
+                ended, before = run(root, command), ended.met
+                if ended.code != 0 or outcome(root) != expected:
+                    wrong.append(f"{name} at {at}, {before}: then: {ended.stderr[-900:]}")
+            elif outcome(root) != expected:
+                wrong.append(f"{name} at {at}, {ended.met}: ends well, otherwise")
+            at += every
+        yield Row(f"{name}: {what}", n, f"{n_well} went on by themselves", wrong)
+    shutil.rmtree(root)
+
+
+def shorten_waits() -> None:
+    """Try again at once where a full disk is met."""
+    files.WAITS_S = (0.0, 0.0, 0.0)
+
+
+def of_prepare(place: Path, every: int) -> Iterator[Row]:
+    """Fail while a data set is replaced."""
+    old = sources(place)[0]
+
+    def is_whole(root: Path) -> bool:
+        verify_data(open_data(root / "data"))
+        return True
+
+    return at_each_call(
+        "prepare", prepare_command(place), lambda root: void(prepare([old], root / "data")),
+        is_whole, lambda root: snapshot(root / "data"), place, every,
+    )  # fmt: skip
+
+
+def void(value: object) -> None:
+    """Throw a value away."""
+
+
+def of_train(place: Path, every: int) -> Iterator[Row]:
+    """Fail while a run is trained."""
+    data = prepare([sources(place)[0]], place / "data-to-train").path
+
+    def is_whole(root: Path) -> bool:
+        for pointer in root.glob("runs/*/latest"):
+            newest_valid(pointer.parent, "latest")
+        for folder in root.glob("runs/*/step-????????"):
+            verify_checkpoint(folder)
+        return True
+
+    return at_each_call(
+        "train", train_command(data), void, is_whole,
+        lambda root: trained_bytes(root / "runs"), place, every,
+    )  # fmt: skip
+
+
+def of_chat(place: Path, every: int) -> Iterator[Row]:
+    """Fail while turns are added to a transcript, and then saved."""
+    for name, (number, _) in FAULTS.items():
+        wrong: list[str] = []
+        n = 0
+        while True:
+            root = place / f"chat-{name}-{n}"
+            root.mkdir()
+            notices: list[str] = []
+            transcript = Transcript(root / "talk.jsonl", notices.append)
+            transcript.update(messages(1))
+            save_conversation(root / "saved.jsonl", messages(1))
+            watch = Failing(n, number)
+            with watched(root, watch):
+                transcript._file = open(root / "talk.jsonl", "a+b", buffering=0)  # noqa: SIM115
+                transcript.update(messages(2))
+                try:
+                    save_conversation(root / "saved.jsonl", messages(2))
+                except DataError as error:
+                    notices.append(error.message)
+            if not watch.path:
+                break
+            for file in ("talk.jsonl", "saved.jsonl"):
+                if load_conversation(root / file) not in (messages(1), messages(2)):
+                    wrong.append(f"{watch.path}: {file} is not whole")
+            transcript.update(messages(3))
+            save_conversation(root / "saved.jsonl", messages(3))
+            for file in ("talk.jsonl", "saved.jsonl"):
+                if load_conversation(root / file) != messages(3):
+                    wrong.append(f"{watch.path}: {file} does not go on")
+            if not notices or any(str(root) not in notice for notice in notices):
+                wrong.append(f"{watch.path}: said {notices}")
+            n += 1
+        yield Row(f"{name}: chat", n, "each call", wrong)
