@@ -253,8 +253,8 @@ async def error_response(request: Request, error: Exception) -> Response:
             answer = APIError(error.message)
         case HTTPException(status_code=status):
             sentences = {
-                404: f"There is no {request.url.path[:100]} here: OpenAI's API is below /v1, and "
-                "/openapi.json lists all there is.",
+                404: f"There is no {request.url.path[:100]} here: of OpenAI's API there are "
+                "/v1/models, /v1/completions and /v1/chat/completions; /openapi.json lists all.",
                 405: f"{request.method[:20]} is not done here.",
             }
             sentence = sentences.get(status, error.detail)

@@ -473,11 +473,11 @@ def test_a_compressed_body_is_refused_in_a_sentence(api: InProcess) -> None:
     assert api.client.post(COMPLETIONS, content=body, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "//v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/chat/completions", "//v1/completions", "/v1/responses"])
 def test_a_path_beside_the_api_is_told_where_it_is(api: InProcess, path: str) -> None:
     answered = api.client.post("http://localhost" + path, json={"messages": HELLO})
     assert answered.status_code == 404
-    hint = f"There is no {path} here: OpenAI's API is below /v1"
+    hint = f"There is no {path} here: of OpenAI's API there are /v1/models, "
     assert answered.json()["error"]["message"].startswith(hint)
 
 

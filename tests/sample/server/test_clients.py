@@ -73,6 +73,11 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
          "stream_options": {"include_usage": True}},
         ["abc"],
     ),
+    "Open WebUI, continue": (
+        "chat/completions",
+        {"stream": True, "model": "m", "messages": TALK[:3], "temperature": 0},
+        ["be\nabcd"],
+    ),
     "LibreChat": (
         "chat/completions",
         {"model": "m", "temperature": 0, "top_p": 1, "stream": True, "user": "66f2",
