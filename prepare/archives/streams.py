@@ -43,10 +43,12 @@ UNSUPPORTED = {  # each with the command that unpacks it
     **{"lz4": "lz4 -d", "lzip": "lzip -d", "compress": "gzip -d"},
 }
 PARQUET_MAGIC = b"PAR1"
+# What git writes in the place of a large file. Source: git-lfs, docs/spec.md
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # and UTF-32-LE's
 COMPRESSED_EXTENSION = re.compile(r"\.(xz|zst|gz|bz2)\Z")
 EXTENSIONS = {
-    **{f".{kind}": kind for kind in ("xz", "tar", "zip", "7z")},
+    **{f".{kind}": kind for kind in ("xz", "tar", "zip", "7z", "parquet")},
     **{".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"},
 }
 TAR_BLOCK_BYTES = 512
@@ -63,11 +65,17 @@ def archive_kind(name: str, head: bytes) -> str:
         return kind
     if _begins_tar(head):
         return "tar"
+    if head.startswith(LFS_POINTER):
+        raise DataError(
+            f"{name}: a pointer of Git LFS to a file that is not here: run 'git lfs pull' where it "
+            "was cloned, or download the file itself."
+        )
     for extension, kind in EXTENSIONS.items():
-        if name.endswith(extension):
+        if name.endswith(extension) and not head.startswith(PARQUET_MAGIC):
             found = f"begins with {head[:8]!r}" if head else "is empty (0 bytes)"
+            what = kind if kind == "parquet" else "archive"
             raise DataError(
-                f"{name}: named as {kind}, but the content is no archive: it {found}. It may be a "
+                f"{name}: named as {kind}, but the content is no {what}: it {found}. It may be a "
                 "failed download: fetch it again, or rename it if it is plain text."
             )
     return ""

@@ -27,8 +27,16 @@ from prepare.archives.streams import (
 )
 from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
+from prepare.readers.foreign import notebook_documents, warc_documents
 from prepare.readers.text import collapse_newlines, text_documents
-from prepare.sources.source import JSON_LINES_SUFFIXES, Progress, ProgressFile, ReadCounter, Source
+from prepare.sources.source import (
+    JSON_LINES_SUFFIXES,
+    Progress,
+    ProgressFile,
+    ReadCounter,
+    Source,
+    is_hidden,
+)
 
 MAX_DEPTH = 8  # no corpus nests deeper; a file made to nest for ever does
 PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin and end
@@ -39,7 +47,7 @@ def read_source(
 ) -> Iterator[Chunk]:
     """Yield the documents of one source, in chunks; raise DataError that says where it is wrong."""
     counter = ReadCounter(progress)
-    large = source.path.is_file() and source.n_read >= PREFETCH_BYTES
+    large = not source.error and source.path.is_file() and source.n_read >= PREFETCH_BYTES
     slow = large and _is_slow(source)
     if source.dataset:
         from prepare.readers.parquet import dataset_documents
@@ -69,6 +77,8 @@ def _is_slow(source: Source) -> bool:
 def _source_documents(
     source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter, *, slow: bool
 ) -> Iterator[Chunk]:
+    if source.error:
+        raise DataError(source.error)
     with (
         ProgressFile(source.path, counter, source.byte_range) as file,
         io.BufferedReader(file, 1 << 20) as stream,
@@ -133,6 +143,8 @@ def _iter_entries(
     try:
         with closing(entries):
             for entry, content in entries:
+                if is_hidden(entry):
+                    continue
                 try:
                     yield from iter_files(f"{name}/{entry}", content, limit, stats, depth + 1)
                 except DataError as error:  # said when it is read, so that what follows can be too
@@ -154,6 +166,18 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
 
         stream = json_in_utf8(stream, head)
         head = stream.peek(HEAD_BYTES)
+    suffix = name.rpartition(".")[2].lower()
+    if suffix in ("csv", "tsv"):
+        from prepare.readers.delimited import delimited_documents
+
+        yield from delimited_documents(name, stream, config, stats)
+        return
+    if suffix == "ipynb":
+        yield from notebook_documents(name, stream)
+        return
+    if head.startswith(b"WARC/1."):
+        yield from warc_documents(name, stream, stats)
+        return
     if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head):
         from prepare.readers.jsonl import json_documents, looks_like_json
 

@@ -139,6 +139,14 @@ def value_at(record: Any, text_key: str) -> Any:
     return [value for value in chain.from_iterable(lists) if value is not None]
 
 
+def no_column(name: str, text_key: str, columns: list[str]) -> DataError:
+    """Return the error for a table without the column."""
+    names = ", ".join(map(repr, columns[:MAX_KEYS]))
+    return DataError(
+        f"{name}: no column {text_key!r}; there are {names}. Name the right one: --text-key."
+    )
+
+
 def to_utf8(text: str) -> tuple[bytes, bool]:
     """Encode; return also whether lone surrogates, which JSON can write, became U+FFFD."""
     try:
@@ -159,7 +167,12 @@ def json_documents(
 
 
 def record_documents(
-    records: Iterable[Record], config: PrepareConfig, stats: Stats, *, is_promised: bool
+    records: Iterable[Record],
+    config: PrepareConfig,
+    stats: Stats,
+    *,
+    is_promised: bool,
+    kind: str = "JSON",
 ) -> Iterator[Chunk]:
     """Yield the document of each record; the text of an empty one is empty.
 
@@ -179,7 +192,7 @@ def record_documents(
         except DataError as error:
             if config.on_error == "skip":
                 no_text = f"no text under the key {config.text_key!r}"
-                stats.skip(where, no_text if isinstance(error, NoTextError) else "not JSON")
+                stats.skip(where, no_text if isinstance(error, NoTextError) else f"not {kind}")
             elif is_promised:
                 raise
             else:

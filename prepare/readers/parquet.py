@@ -7,7 +7,7 @@ from common.errors import DataError
 from prepare.archives.streams import Stream, damage_as_data_error, seekable
 from prepare.chunks import Chunk, Stats
 from prepare.config import PrepareConfig
-from prepare.readers.jsonl import Record, record_documents
+from prepare.readers.jsonl import Record, no_column, record_documents
 from prepare.sources.source import Source
 
 BATCH_ROWS = 16  # so that no batch is large where rows are
@@ -29,10 +29,7 @@ def parquet_documents(
         if config.text_key in names:
             column = config.text_key
         if column not in names:
-            raise DataError(
-                f"{name}: no column {config.text_key!r}; there are "
-                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
-            )
+            raise no_column(name, config.text_key, names)
         batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
         rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
         yield from record_documents(_records(name, rows), config, stats, is_promised=True)

@@ -8,6 +8,7 @@ text is one document.
 import io
 import json
 import os
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 FIRST_LINE_BYTES = 1 << 16  # of a file of JSON lines, looked at
 RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough to share out
 BLOCK_BYTES = 1 << 16
+# names of hidden files and folders, and of what macOS puts beside others; "." and ".." are none
+HIDDEN = re.compile(rb"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$))")
 NAMED, VAL, LINK = 1, 2, 4  # flags of a file: as Source's; its path is a symbolic link
 VAL_ALONE = bytes(flags & VAL for flags in range(256))
 
@@ -42,12 +45,13 @@ class Source:
     dataset: bool = False  # ``path`` is its folder, or its name at the hub
     config: str | None = None  # of a data set
     split: str = "train"  # of a data set
+    error: str = ""  # why what was found in a folder cannot be read
     byte_range: tuple[int, int] | None = None  # to read, where not the whole
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk; 0 for a data set."""
-        return 0 if self.dataset else self.path.stat().st_size
+        """Size on disk; 0 for a data set, and for what cannot be read."""
+        return 0 if self.dataset or self.error else self.path.stat().st_size
 
     @property
     def n_read(self) -> int:
@@ -57,6 +61,8 @@ class Source:
     def state(self) -> list[Any]:
         """Return what changes when the source does, as JSON: size and time, or hash."""
         known = [self.name, self.val, self.content, self.config, self.split]
+        if self.error:
+            return [*known, self.error]
         if self.content or (self.dataset and not self.path.is_dir()):
             return known
         try:
@@ -82,7 +88,7 @@ class SourceList:
             self.append(source)
 
     def append(self, source: Source) -> None:
-        """Add a data set, a byte range, or standard input."""
+        """Add a data set, a byte range, standard input, or what cannot be read."""
         self.add((source, source.state()), source.n_read, 0, VAL * source.val)
 
     def add(self, item: Any, size: int, time: int, flags: int) -> None:
@@ -157,6 +163,11 @@ class SourceList:
                     f"{self[i].name}: changed while it was read. Run the same command again when "
                     "it is complete."
                 )
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a name in a path is hidden, inside an archive as in a folder."""
+    return HIDDEN.search(path.encode("utf-8", "replace")) is not None
 
 
 def byte_ranges(path: Path) -> list[tuple[int, int]]:
