@@ -23,7 +23,9 @@ from prepare.workers.executor import Executor
 if TYPE_CHECKING:
     from common.dataset import DataFolder
 
-MAX_LISTED = 10  # skipped files and sources named one by one; the rest is in meta.json
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 10  # skipped files, sources and warnings named one by one; the rest is in meta.json
 
 data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
@@ -94,6 +96,8 @@ def text(
         with progress_bars() as new_progress:
             meta = prepare_corpus(sources, settings, out, new_progress, executor)
     click.echo(totals_table(meta, out))
+    for line in warning_lines(meta):
+        log.warning("%s", line)
     if meta["reasons"]:
         sys.exit(EXIT_SKIPPED)
 
@@ -130,7 +134,7 @@ def inspect(data: Path, show: int) -> None:
     from prepare.report.inspection import first_documents, inspect_data, tables
 
     opened = _open_verified(data)
-    click.echo(totals_table(opened.meta, data))
+    click.echo("\n".join([totals_table(opened.meta, data), *warning_lines(opened.meta)]))
     click.echo("\n" + tables(inspect_data(opened)))
     for document in first_documents(opened, show):
         click.echo("\n" + document)
@@ -222,9 +226,15 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
         if count:
             noun, _, rest = what.partition(" ")
             lines.append(f"{count:,} {noun.removesuffix('s') if count == 1 else noun} {rest}.")
-    lines += meta["warnings"][:MAX_LISTED]
     for reason, count in meta["reasons"].items():
         names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
         more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
         lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
     return "\n".join(lines)
+
+
+def warning_lines(meta: dict[str, Any]) -> list[str]:
+    """Return the first warnings of meta.json, and how many more it holds."""
+    warnings: list[str] = meta["warnings"]
+    more = f"{len(warnings) - MAX_LISTED:,} more warnings in meta.json."
+    return warnings[:MAX_LISTED] + [more] * (len(warnings) > MAX_LISTED)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.dataset import WORK_NAME, token_dtype
+from common.dataset import SPLITS, WORK_NAME, token_dtype
 from common.errors import DataError
 from common.files import make_folder
 from prepare.chunks import Stats
@@ -62,6 +62,9 @@ def prepare_corpus(
         log.warning(
             "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
         )
+    unreadable = (source.error for source in sources if source.error)
+    if config.on_error == "fail" and (error := next(unreadable, "")):
+        raise DataError(error)
     fingerprint = fingerprint_of(sources, asdict(config))
     if (old := old_meta(out)) is not None:
         reason = stale_reason(old.get("made_from", {}), fingerprint)
@@ -81,6 +84,7 @@ def prepare_corpus(
         vocab_size, dedup = plan.tokenizer.vocab_size, config.dedup == "exact"
         files, counts, stats = merge(tasks, shards, work, sources, vocab_size, dedup=dedup)
         _refuse_empty(run, counts["n_documents"], stats)
+        _check_splits(run, plan.rule, counts, stats)
         meta = {
             "dtype": token_dtype(vocab_size).name,
             "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "seed": config.seed},
@@ -188,6 +192,25 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
         + (f" (left out: {', '.join(left_out)})" if left_out else "")
         + ". Name text files, JSON lines, or archives of them."
     )
+
+
+def _check_splits(run: _Run, rule: str, counts: dict[str, Any], stats: Stats) -> None:
+    """Raise DataError where the split leaves nothing to train on; warn of what else is empty."""
+    n_tokens = {split: counts["splits"][split]["tokens"] for split in SPLITS}
+    why = {
+        "hash": "Equal documents go the same way, and few may: --val-fraction 0, or more text.",
+        "tail": "The documents are too short to be cut: --val-fraction 0, or more text.",
+        "files": "What is in --val-files is for val alone: name other sources for train.",
+    }[rule]
+    if not n_tokens["train"] and rule != "files":
+        shutil.rmtree(run.work)
+        n = counts["n_documents"]
+        documents = f"{n:,} document{'s' if n > 1 else ''}"
+        raise DataError(f"Nothing to train on: all text is val ({documents}). {why}")
+    if not n_tokens["train"]:
+        stats.warn(f"Nothing to train on: all text is val. {why}")
+    if not n_tokens["val"] and (rule == "files" or run.config.val_fraction):
+        stats.warn(f"Val is empty: training cannot say how well it goes. {why}")
 
 
 @contextmanager

@@ -51,6 +51,8 @@ def sources(tmp_path: Path) -> Path:
         "mixed/good.txt": b"some good text",
         "wrong.tiktoken": b"these are no ranks\n",
         "file": b"",
+        "letter.txt": b"x",
+        "equal.jsonl": json_lines(["one of many 4"] * 1_200),
     }
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -82,6 +84,9 @@ MENDABLE = {
         ["--vocab-size is '4k'", "256"],
     ),
     "huge seed": (["good.txt", "--seed", str(10**40)], ["--seed", "below"]),
+    "one letter": (["letter.txt"], ["Nothing to train on: all text is val (1 document)", "cut"]),
+    "equal documents": (["equal.jsonl"], ["Nothing to train on", "1,200 documents", "Equal"]),
+    "deduplicated": (["equal.jsonl", "--dedup", "exact"], ["Nothing to train on", "Equal"]),
     "no folder": (["good.txt", "--out", "file/data"], ["file/data: cannot be written"]),
 }  # fmt: skip
 
@@ -152,6 +157,15 @@ def test_leaving_something_out_ends_with_3_and_lists_it(
     data = open_data(sources / "data")
     assert len(data.meta["skipped"]) == 1
     assert b"".join(t for split in SPLITS for t in texts_of(data, split)) == b"some good text"
+
+
+def test_a_val_that_is_empty_is_warned_of(sources: Path) -> None:
+    process = prepare_here(sources, *TEXT, "equal.jsonl", "--seed", "1")
+    assert process.returncode == 0, process.stderr
+    assert "Val is empty: training cannot say how well it goes. Equal" in process.stderr
+    assert "Val is empty" in open_data(sources / "data").meta["warnings"][0]
+    for arguments in (["good.txt"], ["equal.jsonl", "--val-fraction", "0"]):
+        assert "Val is empty" not in prepare_here(sources, *TEXT, *arguments).stderr
 
 
 def test_the_table_counts_what_was_written(sources: Path) -> None:

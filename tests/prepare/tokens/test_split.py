@@ -141,6 +141,7 @@ def test_all_of_a_corpus_may_be_validation(tokenizer: str, tmp_path: Path) -> No
     data = prepare([], tmp_path / "out", [tmp_path / "a.txt"], tokenizer=tokenizer)
     assert texts_of(data, "train") == []
     assert texts_of(data, "val") == [b"only validation"]
+    assert "Nothing to train on: all text is val." in data.meta["warnings"][0]
 
 
 def test_a_vocabulary_is_learned_from_train_files_alone(tmp_path: Path) -> None:
