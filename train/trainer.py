@@ -20,6 +20,7 @@ from common.files import wait_for_space
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import shards_dir
+from common.thread_tuner import ThreadTuner, halved
 from common.tokenizer import Tokenizer
 from train.config import TrainConfig, TrainPlan
 from train.data import Prefetcher, cut_windows, window_starts
@@ -29,7 +30,6 @@ from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics
 from train.optim.gradients import GradScaler
 from train.setup.memory import free_memory
-from train.setup.threads import ThreadTuner
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Trainer:
         self.grad_scaler = GradScaler(device.dtype)
         self.threads: ThreadTuner | None = None
         if device.torch_device.type == "cpu" and not group.is_distributed:
-            self.threads = ThreadTuner(device.n_threads, torch.get_num_threads())
+            self.threads = ThreadTuner(halved(device.n_threads), torch.get_num_threads())
         self._ids = data.tokens("train")
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
@@ -225,9 +225,13 @@ class Trainer:
             n_passed = 0 if worst else n_passed + 1
 
     def note_time(self, dt_s: float) -> None:
-        """Choose the threads of the next update by how long this one took."""
+        """Choose the threads of the next update by how long this one took.
+
+        Their number changes no bit of what the modern networks learn.
+        """
         if self.threads and not self.compiled:  # compiled code has the number in it
             self.threads.add(dt_s)
+            torch.set_num_threads(self.threads.n)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it beside weights and optimizer, for JSON."""
@@ -239,6 +243,7 @@ class Trainer:
         self.batch_size = micro_batch_rows(self.n_rows, state["batch_size"])
         if self.threads and "n_threads" in state:
             self.threads.set(state["n_threads"])
+            torch.set_num_threads(self.threads.n)
         self.grad_scaler.load_state_dict(state)
 
 

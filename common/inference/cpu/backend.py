@@ -8,6 +8,7 @@ begin with alike is prefilled once.
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -22,6 +23,7 @@ from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.ngram import ngram_rows
+from common.thread_tuner import ThreadTuner
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ MIN_SHARED = 16  # ids that two prompts begin with alike and that are better com
 # and it is not slowed down by whatever else the machine does (tests/bench/GENERATION.md).
 ONE_THREAD_WEIGHTS = 8_000_000
 MAX_TOKENS = 128  # in a pass: more would gain little, and a signal waits for its end
+ALONE, NO_PIPES = ThreadGroup(0, 1, np.zeros(1, np.int64)), np.empty(0, np.int64)
 COMPILES_S = 1.5  # a first pass that takes so long is being compiled
 
 
@@ -82,6 +85,8 @@ class CpuKVCache:
 
         numbers = range(1, backend.n_threads)
         self._pipes = np.array([start_thread(n, work, owner=self) for n in numbers], np.int64)
+        # all threads, or this one alone: beside a busy process they wait for each other
+        self._tuner = ThreadTuner(sorted({1, backend.n_threads}))
 
     def prefill(
         self, prompts: Sequence[tuple[int, Sequence[int]]], n_wanted: int = 1
@@ -148,7 +153,11 @@ class CpuKVCache:
         ws.counts[:] = n, n_logits, len(blocks)
         recent = np.array([at.recent for at in positions])
         ws.x[:n, : backend.config.n_embd] = backend.embed(recent, ws.positions[:n])
-        worker_loop(backend.weights, ws, self._group, self._pipes, np.zeros(1, np.uint8))
+        group, pipes = (self._group, self._pipes) if self._tuner.n > 1 else (ALONE, NO_PIPES)
+        start_s = time.perf_counter()
+        worker_loop(backend.weights, ws, group, pipes, np.zeros(1, np.uint8))
+        if n == 1:  # passes of one token take equally long
+            self._tuner.add(time.perf_counter() - start_s)
         for at in positions:
             self.cached_ids[at.row].append(at.recent[0])
         return Logits(
@@ -164,11 +173,10 @@ def _n_common(cached: Sequence[int], ids: Sequence[int]) -> int:
 
 def _compile(backend: CpuBackend, ws: Workspace) -> None:
     """Compile the kernels, or load them, by a pass of no tokens; here, as no thread may fail."""
-    alone = ThreadGroup(0, 1, np.zeros(1, np.int64))
     timer = threading.Timer(COMPILES_S, log.info, ["Compiling for this processor, this once ..."])
     timer.start()
     try:
-        worker_loop(backend.weights, ws, alone, np.empty(0, np.int64), np.zeros(1, np.uint8))
+        worker_loop(backend.weights, ws, ALONE, NO_PIPES, np.zeros(1, np.uint8))
     except OSError as error:  # they are compiled, and cannot be kept
         log.warning("Compiled, but it could not be kept for the next time: %s", error)
     finally:

@@ -1,0 +1,46 @@
+"""How many threads compute changes no bit of what is learned."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from common.dataset import DataFolder
+from common.device import Device
+from common.models.config import ModelConfig
+from tests.tiny import prepare_text, words
+from train.loop import update
+from train.optim.optimizers import make_optimizer
+from train.presets import PRESETS
+from train.trainer import Trainer, initial_model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
+    return prepare_text(words(5_000), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leave torch with the threads it had."""
+    n_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.mark.usefixtures("threads")
+def test_what_tiny_learns_does_not_depend_on_the_threads(data: DataFolder, cpu: Device) -> None:
+    preset, tokenizer = PRESETS["tiny"], data.tokenizer()
+    learned = []
+    for numbers in ([1, 1, 1, 1], [2, 2, 2, 2], [2, 1, 2, 1]):
+        shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
+        config = preset.train_config({})
+        model = initial_model(shape, config, None)
+        model.train()
+        trainer = Trainer(model, make_optimizer(model, config), data, config, cpu, batch_size=8)
+        for step, n_threads in enumerate(numbers):
+            torch.set_num_threads(n_threads)
+            update(trainer, step, 1e-3)
+        learned.append([weights.detach().clone() for weights in model.parameters()])
+    for weights in zip(*learned, strict=True):
+        assert all(torch.equal(each, weights[0]) for each in weights)
