@@ -71,6 +71,7 @@ def make_app(engine: Engine, model: ServedModel, access: Access) -> ASGIApp:
         allow_origins=sorted(access.origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
+        allow_private_network=True,  # what --allow-origin is for: Chrome asks for it by itself
         expose_headers=["Retry-After"],
     )
 

@@ -29,6 +29,7 @@ Items = Field(min_length=1, fail_fast=True)
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Items]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # OpenAI's bound
 MaxTokens = Literal[-1] | Annotated[int, Field(ge=1)]
+One = Annotated[int, Field(ge=1, le=1)]  # in Literal[1] True is 1
 
 
 def _nothing(value: Any) -> Any:
@@ -100,7 +101,7 @@ class GenerationParameters(SamplingParameters):
     frequency_penalty: Nothing | None = None
     presence_penalty: Nothing | None = None
     logit_bias: Nothing | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None  # in Literal[1] True is 1
+    best_of: One | None = None
     suffix: Nothing | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
@@ -119,6 +120,12 @@ class GenerationParameters(SamplingParameters):
     guided_grammar: Nothing | None = None
     grammar: Nothing | None = None
     json_schema: Nothing | None = None
+    mirostat: Nothing | None = None
+    xtc_probability: Nothing | None = None
+    dry_multiplier: Nothing | None = None
+    dynatemp_range: Nothing | None = None
+    typical_p: One | None = None
+    repeat_penalty: One | None = None
 
 
 class CompletionRequest(GenerationParameters):

@@ -279,7 +279,8 @@ RANGES: list[tuple[str, Any]] = [
     ("presence_penalty", -1), ("response_format", {"type": "json_object"}), ("tools", [{}]),
     ("functions", [{}]), ("tool_choice", "required"), ("modalities", ["audio"]),
     ("grammar", "root ::= x"), ("json_schema", {"a": 1}), ("guided_choice", ["a"]),
-    ("min_tokens", 3), ("ignore_eos", True), ("stop_token_ids", [5]),
+    ("min_tokens", 3), ("ignore_eos", True), ("stop_token_ids", [5]), ("mirostat", 2),
+    ("repeat_penalty", 1.1), ("typical_p", 0.5),
 ]  # fmt: skip
 
 
@@ -305,7 +306,8 @@ def test_what_asks_for_nothing_is_taken(api: InProcess) -> None:
         "user": "me", "metadata": {"a": 1}, "frequency_penalty": 0, "presence_penalty": 0.0,
         "logit_bias": {}, "best_of": 1, "suffix": None, "stop": None, "temperature": None,
         "max_tokens": 8.0, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none",
-        "grammar": "", "min_tokens": 0, "ignore_eos": False, "stop_token_ids": [],
+        "grammar": "", "min_tokens": 0, "ignore_eos": False, "stop_token_ids": [], "mirostat": 0,
+        "repeat_penalty": 1.0,
     }  # fmt: skip
     assert complete(api, **neutral)["choices"] == complete(api)["choices"]
 
@@ -571,6 +573,7 @@ def test_another_sites_page_cannot_ask(api: InProcess, origin: str | None, statu
 def test_pages_of_an_allowed_origin_may_ask_and_read(origin: str) -> None:
     with in_process(access=Access(key=b"right", origins=frozenset({origin}))) as api:
         asked = {"Access-Control-Request-Method": "POST",
+                 "Access-Control-Request-Private-Network": "true",
                  "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
         for own, status, sent in ((origin, 200, 200), ("http://evil.example", 400, 403)):
             preflight = api.client.options(COMPLETIONS, headers=asked | {"Origin": own})

@@ -88,7 +88,9 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "chat/completions",
         {"messages": [USER], "stream": True, "return_progress": True, "temperature": 0,
          "reasoning_format": "auto", "max_tokens": -1, "timings_per_token": True,
-         "cache_prompt": True, "stream_options": {"continuous_usage_stats": True}},
+         "cache_prompt": True, "samplers": "edkypmxt", "dynatemp_range": 0, "typical_p": 1,
+         "xtc_probability": 0, "repeat_last_n": 64, "repeat_penalty": 1, "dry_multiplier": 0,
+         "stream_options": {"continuous_usage_stats": True}},
         ["abc"],
     ),
     "lm-evaluation-harness": (
