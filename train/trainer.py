@@ -27,11 +27,13 @@ from train.data import Prefetcher, cut_windows, window_starts
 from train.distributed import fsdp
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
-from train.monitoring.metrics import Progress, append_metrics
+from train.monitoring.metrics import Progress, append_metrics, flops_per_token
 from train.optim.gradients import GradScaler
 from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
+
+LEAST_FLOPS = 1e10  # operations a second: a tenth of what two cores of 2022 reach, or less
 
 
 class _Optimizer(Protocol):
@@ -99,17 +101,19 @@ class Trainer:
             table.sparse = device.torch_device.type == "cpu" and not group.is_distributed
         self.eager = model if self.is_sharded else group.wrap_ddp(model, device.torch_device)
         self.forward: Callable[..., Tensor] = self.eager  # of x, y (B, T): their mean loss
-        if compiled:
-            self.compile()
         self.block_size = model.config.block_size
         n_rows = config.rows_per_step(self.block_size)
         self.tokens_per_step = n_rows * self.block_size
+        self.threads: ThreadTuner | None = None
+        if device.torch_device.type == "cpu" and not group.is_distributed:
+            step_s = self.tokens_per_step * flops_per_token(model) / LEAST_FLOPS
+            choices = halved(device.n_threads)
+            self.threads = ThreadTuner(choices, torch.get_num_threads(), step_s)
+        if compiled:
+            self.compile()
         self.n_rows = group.rows_per_rank(n_rows, self.block_size)  # of an update
         self.batch_size = micro_batch_rows(self.n_rows, batch_size)  # of a micro-step
         self.grad_scaler = GradScaler(device.dtype)
-        self.threads: ThreadTuner | None = None
-        if device.torch_device.type == "cpu" and not group.is_distributed:
-            self.threads = ThreadTuner(halved(device.n_threads), torch.get_num_threads())
         self._ids = data.tokens("train")
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
@@ -131,6 +135,8 @@ class Trainer:
 
     def compile(self) -> None:
         """Compile the forward pass, at its next call; where that fails the network runs eagerly."""
+        if self.threads:
+            self.threads.set(self.threads.n)  # its next step does not count
         try:
             # dynamic=False: a run has one shape, and another one after out-of-memory
             self.forward = torch.compile(self.eager, dynamic=False)
@@ -229,8 +235,8 @@ class Trainer:
 
         Their number changes no bit of what the modern networks learn.
         """
-        if self.threads and not self.compiled:  # compiled code has the number in it
-            self.threads.add(dt_s)
+        if self.threads:
+            self.threads.add(dt_s, changes_cost=self.compiled)  # it is compiled for each number
             torch.set_num_threads(self.threads.n)
 
     def state_dict(self) -> dict[str, Any]:

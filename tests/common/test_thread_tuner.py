@@ -36,10 +36,42 @@ def test_beside_a_busy_process_one_thread_works_within_seconds_and_later_both_ag
     assert tuner.n == 2
 
 
-def test_a_machine_that_is_busy_from_the_start_is_met_with_fewer_threads_after_one_update() -> None:
-    tuner = ThreadTuner([1, 2])
+def test_a_machine_that_is_busy_from_the_start_is_met_with_fewer_threads_after_two_updates() -> (
+    None
+):
+    tuner = ThreadTuner([1, 2], usual_s=LONG_S / 3)
+    tuner.add(LONG_S)
     tuner.add(LONG_S)
     assert tuner.n == 1
+
+
+def test_updates_that_take_long_anywhere_are_not_made_longer_at_the_start() -> None:
+    tuner = ThreadTuner([1, 2], usual_s=20.0)
+    assert run(tuner, {1: 18.0, 2: 10.0}.__getitem__, 300) == 1 / 10.0
+
+
+def test_where_a_change_costs_much_only_a_slow_machine_makes_it_and_it_is_undone_later() -> None:
+    compiled = {1: 60.0, 2: 0.0}  # seconds, in the first step with a number
+
+    def update_s(times: dict[int, float], n: int) -> float:
+        cost = compiled[n]
+        compiled[n] = 0.0
+        return times[n] + cost
+
+    def run_compiled(times: dict[int, float], seconds: float) -> None:
+        elapsed_s = 0.0
+        while elapsed_s < seconds:
+            dt_s = update_s(times, tuner.n)
+            tuner.add(dt_s, changes_cost=True)
+            elapsed_s += dt_s
+
+    tuner = ThreadTuner([1, 2])
+    run_compiled(ALONE, 600)
+    assert compiled[1] == 60.0
+    run_compiled(BUSY, 100)
+    assert tuner.n == 1
+    run_compiled(ALONE, 100 + 60 / TRIAL_SHARE)
+    assert tuner.n == 2
 
 
 def test_a_network_too_small_for_two_threads_has_one() -> None:
