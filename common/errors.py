@@ -15,10 +15,9 @@ from contextlib import contextmanager
 import click
 
 EXIT_SKIPPED = 3  # done, but something was left out
-EXIT_SIGINT = 130  # stopped by Ctrl-C with everything saved: 128 + the signal's number
-EXIT_SIGTERM = 143
+EXIT_SIGINT = 130  # stopped by Ctrl-C; by another signal 128 + its number
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the last: the terminal is gone
 # New objects after which Python looks for cycles of forgotten ones. At its own 700 it looks for
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
@@ -41,13 +40,15 @@ class CheckpointError(UserError):
 
 
 def run(group: click.Group, stage: str) -> None:
-    """Run a stage's commands and exit: 0, 1 for a UserError, 2 for usage, 130 or 143 stopped."""
+    """Run a stage's commands and exit: 0, 1 for a UserError, 2 for usage, 128 + a signal."""
     gc.set_threshold(COLLECT_AFTER)
     atexit.register(gc.freeze)  # at its end Python looks for cycles once more: 0.3 s after torch
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGTERM))  # files are cleaned up
+    for number in SIGNALS - {signal.SIGINT}:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # files are cleaned up
     try:
         code = group.main(prog_name=f"python -m {stage}", standalone_mode=False)
     except click.ClickException as error:

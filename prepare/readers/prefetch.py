@@ -89,7 +89,8 @@ def _produce(
 ) -> None:
     """Send all chunks, in the process of its own; what came before an error is good."""
     receiver.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first decides
+    for number in SIGNALS:  # those of a terminal reach all; the first decides
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     counter.detach()

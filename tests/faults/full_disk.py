@@ -75,6 +75,8 @@ def at_each_call(
                 ended, before = run(root, command), ended.met
                 if ended.code != 0 or outcome(root) != expected:
                     wrong.append(f"{name} at {at}, {before}: then: {ended.stderr[-900:]}")
+            elif "trying again" not in ended.stderr:
+                wrong.append(f"{name} at {at}, {ended.met}: nothing is said")
             elif outcome(root) != expected:
                 wrong.append(f"{name} at {at}, {ended.met}: ends well, otherwise")
             at += every

@@ -30,7 +30,7 @@ from tests.processes import environment
 from train.signals import STOPPING
 
 SOON_S = 5.0
-HEARD = (signal.SIGINT, signal.SIGTERM)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHAT = ["sample", "chat", "tiny", "--device", "cpu", "--transcript", "talk.jsonl",
         "--max-new-tokens", "100"]  # fmt: skip
 BPE = ["--tokenizer", "bpe", "--vocab-size", "300"]
@@ -58,6 +58,7 @@ PHASES = {
         ("log", "train.trainer.append_metrics", 1),
         ("evaluation", "train.loop.evaluate", 1),
     ],
+    "compile": [("compiling", "torch._inductor.compile_fx.compile_fx", 1)],
     "resume": [
         ("loading", "train.pretrain.load_checkpoint", 1),
         ("assembling", "train.pretrain.make_optimizer", 1),
@@ -107,7 +108,7 @@ def complaint(stage: str, root: Path, ended: Ended, number: int) -> str:
         return f"took {ended.ended_at - float(ended.met):.1f} s"
     if "Traceback" in ended.stderr or ended.code != 128 + number:
         return f"exit code {ended.code}: {ended.stderr[-600:]}"
-    if stage in ("train", "resume"):
+    if stage in ("train", "compile", "resume"):
         last = ended.stderr.splitlines()[-1]
         if "Stopped after step" in last:
             step = int(last.split("step ")[1].split(",")[0])
@@ -126,7 +127,7 @@ def cases(stages: list[str]) -> Iterator[tuple[str, str, str, int, int]]:
     """Yield (stage, phase, where, call, signal)."""
     for stage in stages:
         for phase, where, n_calls in PHASES[stage]:
-            for number in STOPPING if stage in ("train", "resume") else HEARD:
+            for number in STOPPING if stage in ("train", "compile", "resume") else HEARD:
                 yield stage, phase, where, n_calls, number
 
 
@@ -142,18 +143,20 @@ def in_phases(place: Path, at_most: int) -> Iterator[Row]:
     commands = {
         "prepare": [*prepare_command(place), *BPE],
         "train": train_command("data", **long | {"max_steps": 8, "eval_interval": 4}),
+        "compile": train_command("data", compile="on"),
         "resume": resume_command(),
         "generate": GENERATE,
         "chat": CHAT,
     }
-    chosen = list(cases(list(PHASES)))
+    # compiling takes some ten seconds before it can be interrupted
+    chosen = list(cases([stage for stage in PHASES if at_most > 100 or stage != "compile"]))
     if len(chosen) > at_most:
         chosen = random.Random(2).sample(chosen, at_most)
     wrong, slowest = [], 0.0
     for stage, phase, where, n_calls, number in chosen:
         root = place / "stopped"
         shutil.copytree(template, root)
-        if stage == "train":
+        if stage in ("train", "compile"):
             shutil.rmtree(root / "runs")
         (root / "typed").write_text("the stone\n", encoding="utf-8")
 
