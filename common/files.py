@@ -29,7 +29,7 @@ def fsync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, so that a power cut takes none with what is flushed."""
-    if not path.is_dir():
+    if not path.exists():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         fsync(path.parent)
