@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from tests.faults import bits, full_disk, jobs, killed, lost_power, stopped
-from tests.faults.table import Row
+from tests.faults.calls import Row
 
 # name -> the check, and how much of it is done: all, in the slow tests, in the default ones
 CHECKS: dict[str, tuple[Callable[[Path, int], Iterator[Row]], tuple[int, int, int]]] = {

@@ -1,5 +1,6 @@
 """Each bit of a checkpoint, and of a data folder, flipped in turn: detected, or of no effect."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from common.errors import UserError
 from common.models.config import ModelConfig
 from common.run_dir import new_run, read_json
 from tests.common.saved import ABC, save
+from tests.faults.calls import Row
 from tests.faults.jobs import CPU
-from tests.faults.table import Row
 from tests.prepare.making import prepare
 from tests.tiny import random_model
 
@@ -55,11 +56,11 @@ def of_checkpoint(place: Path, every: int) -> Iterator[Row]:
 
 
 def of_data(place: Path, every: int) -> Iterator[Row]:
-    """Flip the bits of a data folder of three documents."""
-    source = place / "three.jsonl"
-    source.write_text('{"text": "ab"}\n{"text": "cab"}\n{"text": "bb a"}\n', encoding="utf-8")
+    """Flip the bits of a data folder of four documents."""
+    source = place / "four.jsonl"
+    texts = [{"text": text} for text in ("ab", "cab", "bb a", "c")]
+    source.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
     prepare([source], place / "bits-data", split_rule="hash", val_fraction=0.4)
-
     names = open_data(place / "bits-data").meta.keys() - {"meta_sha256"}
 
     def read(folder: Path) -> Any:

@@ -7,23 +7,33 @@ it, or end the process. What native code writes (the weights, by safetensors) is
 import errno
 import io
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
 import common.checkpoint
 
-Result = TypeVar("Result")
 Action = Callable[[], Any]
-# of os: what they change is the first argument; of renames the second
-OF_PATHS = ("mkdir", "rmdir", "unlink", "remove", "truncate", "symlink", "rename", "replace")
+# of os
+OF_ONE_PATH = ("mkdir", "rmdir", "unlink", "remove", "truncate")
+OF_TWO_PATHS = ("symlink", "rename", "replace")  # the second is what is changed
 OF_DESCRIPTORS = ("fsync", "ftruncate")
 TAKE_SPACE = {"open", "write", "mkdir", "save_file"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: cases of one kind, and a sentence for each that went wrong."""
+
+    what: str
+    n_cases: int
+    detail: str
+    wrong: list[str]
 
 
 class Watch:
@@ -36,20 +46,6 @@ class Watch:
     def write(self, path: str, action: Callable[[int], Any], n_bytes: int) -> Any:
         """Make a call that writes ``n_bytes``, or, given another number, fewer."""
         return self.call("write", path, lambda: action(n_bytes))
-
-
-class Deadly(Watch):
-    """Sends this process ``number`` before the call at ``at``, counted from 0."""
-
-    def __init__(self, at: int, number: int = signal.SIGKILL) -> None:
-        self.left, self.number = at, number
-
-    def call(self, name: str, path: str, action: Action) -> Any:
-        """Count the call."""
-        self.left -= 1
-        if self.left == -1:
-            os.kill(os.getpid(), self.number)
-        return action()
 
 
 class Failing(Watch):
@@ -98,25 +94,17 @@ def watched(root: Path, watch: Watch) -> Iterator[None]:
         return path == below or path.startswith(below + os.sep)
 
     def absolute(path: Any, folder: int | None = None) -> str:
-        name = os.fsdecode(path)
-        return os.path.join(os.getcwd() if folder is None else _path_of(folder), name)
+        parent = os.getcwd() if folder is None else _path_of(folder)
+        return os.path.join(parent, os.fsdecode(path))
 
-    def of_paths(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def seen(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*values: Any, **options: Any) -> Any:
-            changed = values[1 if name in ("rename", "replace", "symlink") else 0]
-            path = absolute(changed, options.get("dir_fd"))
+            changed = values[name in OF_TWO_PATHS]
+            is_open = name in OF_DESCRIPTORS
+            path = _path_of(changed) if is_open else absolute(changed, options.get("dir_fd"))
             if not is_below(path):
                 return real(*values, **options)
             return watch.call(name, path, lambda: real(*values, **options))
-
-        return call
-
-    def of_descriptors(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(descriptor: int, *values: Any) -> Any:
-            path = _path_of(descriptor)
-            if not is_below(path):
-                return real(descriptor, *values)
-            return watch.call(name, path, lambda: real(descriptor, *values))
 
         return call
 
@@ -153,8 +141,8 @@ def watched(root: Path, watch: Watch) -> Iterator[None]:
             said = f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})"
             raise SafetensorError(said) from None
 
-    new = {name: of_paths(name, getattr(os, name)) for name in OF_PATHS}
-    new |= {name: of_descriptors(name, getattr(os, name)) for name in OF_DESCRIPTORS}
+    names = (*OF_ONE_PATH, *OF_TWO_PATHS, *OF_DESCRIPTORS)
+    new = {name: seen(name, getattr(os, name)) for name in names}
     with ExitStack() as stack:
         for owner, name, value in [
             *((os, name, value) for name, value in new.items()),

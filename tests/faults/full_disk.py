@@ -14,10 +14,9 @@ from common.checkpoint import newest_valid, verify_checkpoint
 from common.dataset import open_data, verify_data
 from common.errors import DataError
 from sample.chat.transcript import Transcript, load_conversation, save_conversation
-from tests.faults.calls import Failing, watched
+from tests.faults.calls import Failing, Row, watched
 from tests.faults.commands import Ended, prepare_command, run, train_command, trained_bytes
 from tests.faults.jobs import messages, sources
-from tests.faults.table import Row
 from tests.prepare.making import prepare, snapshot
 
 # the error, and how many calls meet it; then there is room
@@ -28,14 +27,15 @@ FAULTS = {
 }
 
 
-def complaint(ended: Ended, root: Path) -> str:
-    """Return what is wrong with how a command ended whose disk failed, if anything is."""
-    said = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+def complaints(ended: Ended) -> Iterator[str]:
+    """Yield what is wrong with how a command ended whose disk failed."""
     if ended.code != 1:
-        return f"exit code {ended.code}"
-    if "Traceback" in ended.stderr or len(said) != 1 or ended.stderr.splitlines()[-1] != said[0]:
-        return f"not a sentence: {ended.stderr}"
-    return "" if "data" in said[0] or "runs" in said[0] else f"does not say where: {said[0]}"
+        yield f"exit code {ended.code}"
+    *others, last = ended.stderr.splitlines() or [""]
+    if not last.startswith("Error: ") or any("Error" in line for line in others):
+        yield f"not one sentence: {ended.stderr}"
+    if "data" not in last and "runs" not in last:
+        yield f"does not say where: {last}"
 
 
 def at_each_call(
@@ -65,20 +65,16 @@ def at_each_call(
             if not ended.met:
                 break
             n += 1
-            n_well += ended.code == 0
-            # what fails while it is thrown away (cleaning up) may go unnoticed
-            if ended.code != 0 and (found := complaint(ended, root)):
-                wrong.append(f"{name} at {at}, {ended.met}: {found}")
-            if not is_whole(root):
-                wrong.append(f"{name} at {at}, {ended.met}: what is there is not whole")
-            if ended.code != 0:
-                ended, before = run(root, command), ended.met
-                if ended.code != 0 or outcome(root) != expected:
-                    wrong.append(f"{name} at {at}, {before}: then: {ended.stderr[-900:]}")
-            elif "trying again" not in ended.stderr:
-                wrong.append(f"{name} at {at}, {ended.met}: nothing is said")
-            elif outcome(root) != expected:
-                wrong.append(f"{name} at {at}, {ended.met}: ends well, otherwise")
+            found = [] if is_whole(root) else ["what is there is not whole"]
+            if ended.code == 0:
+                n_well += 1
+                found += [] if "trying again" in ended.stderr else ["nothing is said"]
+            else:
+                found += complaints(ended)
+                again = run(root, command)
+                found += [] if again.code == 0 else [f"does not go on: {again.stderr[-900:]}"]
+            found += [] if outcome(root) == expected else ["ends otherwise"]
+            wrong += [f"{name} at {at}, {ended.met}: {each}" for each in found]
             at += every
         yield Row(f"{name}: {what}", n, f"{n_well} went on by themselves", wrong)
     shutil.rmtree(root)

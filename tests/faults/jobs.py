@@ -6,11 +6,12 @@ yet promised: the command had not ended, or not yet named it the latest.
 
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import common.run_dir
@@ -114,9 +115,16 @@ def train_job(place: Path) -> Job:
 
     def make(root: Path) -> Recorder:
         recorder = Recorder(root)
-        with watched(root, recorder), _promising(recorder):
-            run = pretrain(data, root, save_interval=2)
-        unstopped.append(final_bytes(run))
+        write_pointer = common.run_dir.write_pointer
+
+        def promising(run: Path, pointer: Any, folder: Path) -> None:
+            write_pointer(run, pointer, folder)
+            if pointer == "latest":
+                recorder.promise(int(folder.name.removeprefix("step-")))
+
+        with watched(root, recorder), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(common.run_dir, "write_pointer", promising)
+            unstopped.append(final_bytes(pretrain(data, root, save_interval=2)))
         return recorder
 
     def opens(root: Path) -> Any:
@@ -139,23 +147,6 @@ def train_job(place: Path) -> Job:
         return True  # nothing was saved yet
 
     return Job("train", [NOTHING, 2, 4, 6, 8, 10, 12], make, opens, goes_on)
-
-
-@contextmanager
-def _promising(recorder: Recorder) -> Any:
-    """Take each step as promised once ``latest`` names it."""
-    real = common.run_dir.write_pointer
-
-    def write_pointer(run: Path, pointer: Any, folder: Path) -> None:
-        real(run, pointer, folder)
-        if pointer == "latest":
-            recorder.promise(int(folder.name.removeprefix("step-")))
-
-    common.run_dir.write_pointer = write_pointer
-    try:
-        yield
-    finally:
-        common.run_dir.write_pointer = real
 
 
 def messages(n: int) -> list[Message]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.faults.calls import Row
 from tests.faults.commands import (
     GENERATE,
     kill_after,
@@ -15,7 +16,6 @@ from tests.faults.commands import (
     train_command,
     trained_bytes,
 )
-from tests.faults.table import Row
 from tests.prepare.making import snapshot
 
 Outcome = tuple[dict[str, bytes], tuple[bytes, ...], str]

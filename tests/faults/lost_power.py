@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import jobs
+from tests.faults.calls import Row
 from tests.faults.jobs import Job
 from tests.faults.power_cut import crashes, write_tree
-from tests.faults.table import Row
 
 AT_MOST = 48  # states after one event, of those that there may be
 

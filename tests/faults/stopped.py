@@ -15,6 +15,7 @@ from pathlib import Path
 from common.checkpoint import newest_valid
 from common.dataset import open_data, verify_data
 from sample.chat.transcript import load_conversation
+from tests.faults.calls import Row
 from tests.faults.commands import (
     GENERATE,
     Ended,
@@ -24,7 +25,6 @@ from tests.faults.commands import (
     train_command,
 )
 from tests.faults.jobs import sources
-from tests.faults.table import Row
 from tests.prepare.making import prepare
 from tests.processes import environment
 from train.signals import STOPPING
