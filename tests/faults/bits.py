@@ -56,11 +56,11 @@ def of_checkpoint(place: Path, every: int) -> Iterator[Row]:
 
 
 def of_data(place: Path, every: int) -> Iterator[Row]:
-    """Flip the bits of a data folder of four documents."""
-    source = place / "four.jsonl"
-    texts = [{"text": text} for text in ("ab", "cab", "bb a", "c")]
+    """Flip the bits of a data folder of six documents."""
+    source = place / "six.jsonl"
+    texts = [{"text": text} for text in ("ab", "cab", "bb a", "c", "ba", "abc")]
     source.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-    prepare([source], place / "bits-data", split_rule="hash", val_fraction=0.4)
+    prepare([source], place / "bits-data", split_rule="hash", val_fraction=0.2)
     names = open_data(place / "bits-data").meta.keys() - {"meta_sha256"}
 
     def read(folder: Path) -> Any:
