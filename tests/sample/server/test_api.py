@@ -232,6 +232,12 @@ def test_echo_begins_with_the_prompt(api: InProcess) -> None:
     assert "".join(part["choices"][0]["text"] for part in parts) == "abc" + plain
 
 
+def test_echo_alone_frees_its_row(api: InProcess) -> None:
+    for _ in range(2 * api.decoder.n_rows):
+        choice = complete(api, echo=True, max_tokens=0, logprobs=0)["choices"][0]
+        assert (choice["text"], choice["logprobs"]["tokens"]) == ("abc", list("abc"))
+
+
 def test_stop_texts_end_an_answer_before_them(api: InProcess) -> None:
     text = complete(api, max_tokens=40)["choices"][0]["text"]
     stop = text[7:9]
