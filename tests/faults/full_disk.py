@@ -5,18 +5,20 @@ command ends as it would have once there is room.
 """
 
 import errno
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common import files
 from common.checkpoint import newest_valid, verify_checkpoint
 from common.dataset import open_data, verify_data
-from common.errors import DataError
-from sample.chat.transcript import Transcript, load_conversation, save_conversation
+from common.errors import UserError
+from sample.chat.transcript import load_conversation
 from tests.faults.calls import Failing, Row, watched
 from tests.faults.commands import Ended, prepare_command, run, train_command, trained_bytes
-from tests.faults.jobs import messages, sources
+from tests.faults.jobs import add_turns, messages, save, sources
 from tests.prepare.making import prepare, snapshot
 
 # the error, and how many calls meet it; then there is room
@@ -121,36 +123,35 @@ def of_train(place: Path, every: int) -> Iterator[Row]:
 
 
 def of_chat(place: Path, every: int) -> Iterator[Row]:
-    """Fail while turns are added to a transcript, and then saved."""
-    for name, (number, _) in FAULTS.items():
+    """Fail while turns are added to a transcript, or a conversation is saved."""
+    for (name, (number, n_refused)), begin in itertools.product(FAULTS.items(), (add_turns, save)):
         wrong: list[str] = []
-        n = 0
-        while True:
-            root = place / f"chat-{name}-{n}"
-            root.mkdir()
-            notices: list[str] = []
-            transcript = Transcript(root / "talk.jsonl", notices.append)
-            transcript.update(messages(1))
-            save_conversation(root / "saved.jsonl", messages(1))
-            watch = Failing(n, number)
-            with watched(root, watch):
-                transcript._file = open(root / "talk.jsonl", "a+b", buffering=0)  # noqa: SIM115
-                transcript.update(messages(2))
-                try:
-                    save_conversation(root / "saved.jsonl", messages(2))
-                except DataError as error:
-                    notices.append(error.message)
+        for at in itertools.count(0, every):
+            path = place / f"{name}-{begin.__name__}-{at}" / "talk.jsonl"
+            path.parent.mkdir()
+            said: list[str] = []
+            watch = Failing(at, number, n_refused)
+            with watched(path.parent, watch):
+                write = None
+                for n in (1, 2, 3):
+                    if n == 3:
+                        watch.n_left = 0  # there is room again
+                    with told(said.append):
+                        write = write or begin(path, said.append)
+                        write(messages(n))
             if not watch.path:
                 break
-            for file in ("talk.jsonl", "saved.jsonl"):
-                if load_conversation(root / file) not in (messages(1), messages(2)):
-                    wrong.append(f"{watch.path}: {file} is not whole")
-            transcript.update(messages(3))
-            save_conversation(root / "saved.jsonl", messages(3))
-            for file in ("talk.jsonl", "saved.jsonl"):
-                if load_conversation(root / file) != messages(3):
-                    wrong.append(f"{watch.path}: {file} does not go on")
-            if not notices or any(str(root) not in notice for notice in notices):
-                wrong.append(f"{watch.path}: said {notices}")
-            n += 1
-        yield Row(f"{name}: chat", n, "each call", wrong)
+            if load_conversation(path) != messages(3):
+                wrong.append(f"{watch.path}: does not go on")
+            if not said or any(str(path) not in each for each in said):
+                wrong.append(f"{watch.path}: said {said}")
+        yield Row(f"{name}: {begin.__name__}", at // every, "each call", wrong)
+
+
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """Have errors said, as a chat does."""
+    try:
+        yield
+    except UserError as error:
+        say(error.message)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from common.errors import CheckpointError, DataError
 from prepare.pipeline import work_folder
 from sample.chat.transcript import Transcript, load_conversation, save_conversation
 from sample.text.prompt import Message
-from tests.faults.calls import watched
-from tests.faults.power_cut import Recorder
 from tests.prepare.making import prepare, snapshot
 from tests.tiny import words
 from tests.train.runs import final_bytes, pretrain
@@ -35,15 +34,20 @@ CPU = choose_device("cpu").torch_device
 NOTHING = "nothing"  # was there, and a sentence says so
 
 
+Promise = Callable[[Any], None]  # called with what may be lost from then on no more
+Write = Callable[[list[Message]], None]  # a conversation, of which some may be there already
+
+
 @dataclass(frozen=True)
 class Job:
     """Something that changes a folder: ``make`` it, see what ``opens``, and go on with it."""
 
     name: str
     labels: list[Any]  # what may open, the oldest first
-    make: Callable[[Path], Recorder]
+    make: Callable[[Path, Promise], object]
     opens: Callable[[Path], Any]
     goes_on: Callable[[Path], bool]  # whether it then ends as if nothing had happened
+    before: Callable[[Path], object] = Path.exists  # makes what is there
 
 
 def quiet() -> None:
@@ -71,14 +75,9 @@ def prepare_job(place: Path, *, over_old: bool) -> Job:
     labels = {old: "old", expected.sha256: "new"}
     whole = snapshot(expected.path)
 
-    def make(root: Path) -> Recorder:
-        if over_old:
-            prepare([old_source], root / "data")
-        recorder = Recorder(root)
-        with watched(root, recorder):
-            prepare([new_source], root / "data")
-        recorder.promise("new")
-        return recorder
+    def make(root: Path, promise: Promise) -> None:
+        prepare([new_source], root / "data")
+        promise("new")
 
     def label(root: Path) -> str:
         data = open_data(root / "data")
@@ -103,9 +102,12 @@ def prepare_job(place: Path, *, over_old: bool) -> Job:
         prepare([new_source], root / "data")
         return snapshot(root / "data") == whole
 
-    first = "old" if over_old else NOTHING
-    name = "prepare over a data set" if over_old else "prepare"
-    return Job(name, [first, "new"], make, opens, goes_on)
+    if not over_old:
+        return Job("prepare", [NOTHING, "new"], make, opens, goes_on)
+    return Job(
+        "prepare over a data set", ["old", "new"], make, opens, goes_on,
+        lambda root: prepare([old_source], root / "data"),
+    )  # fmt: skip
 
 
 def train_job(place: Path) -> Job:
@@ -113,19 +115,17 @@ def train_job(place: Path) -> Job:
     data = prepare([sources(place)[0]], place / "train-data").path
     unstopped: list[tuple[bytes, bytes, bytes]] = []
 
-    def make(root: Path) -> Recorder:
-        recorder = Recorder(root)
+    def make(root: Path, promise: Promise) -> None:
         write_pointer = common.run_dir.write_pointer
 
         def promising(run: Path, pointer: Any, folder: Path) -> None:
             write_pointer(run, pointer, folder)
             if pointer == "latest":
-                recorder.promise(int(folder.name.removeprefix("step-")))
+                promise(int(folder.name.removeprefix("step-")))
 
-        with watched(root, recorder), pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(common.run_dir, "write_pointer", promising)
             unstopped.append(final_bytes(pretrain(data, root, save_interval=2)))
-        return recorder
 
     def opens(root: Path) -> Any:
         run = root / "runs" / "tiny"
@@ -155,19 +155,26 @@ def messages(n: int) -> list[Message]:
     return [message for turn in turns for message in turn]
 
 
-def transcript_job() -> Job:
-    """Return the job that adds turns to a transcript, of which one is taken back."""
+def add_turns(path: Path, said: Callable[[str], None]) -> Write:
+    """Return what adds turns to a transcript."""
+    return Transcript(path, said).update
+
+
+def save(path: Path, said: Callable[[str], None]) -> Write:
+    """Return what saves a conversation."""
+    return partial(save_conversation, path)
+
+
+def chat_job(name: str, begin: Callable[[Path, Callable[[str], None]], Write]) -> Job:
+    """Return the job that writes a conversation again and again, as it goes on and back."""
     states = [messages(n) for n in (0, 1, 2, 3, 2)]
     states.append([*messages(2), Message("user", "Also?"), Message("assistant", "So")])
 
-    def make(root: Path) -> Recorder:
-        recorder = Recorder(root)
-        with watched(root, recorder):
-            transcript = Transcript(root / "talk.jsonl", lambda notice: None)
-            for i, state in enumerate(states[1:], 1):
-                transcript.update(state)
-                recorder.promise(i)
-        return recorder
+    def make(root: Path, promise: Promise) -> None:
+        write = begin(root / "talk.jsonl", pytest.fail)
+        for i, state in enumerate(states[1:], 1):
+            write(state)
+            promise(i)
 
     def opens(root: Path) -> Any:
         try:
@@ -177,34 +184,9 @@ def transcript_job() -> Job:
         return [i for i, state in enumerate(states) if state == found][-1]
 
     def goes_on(root: Path) -> bool:
-        transcript = Transcript(root / "talk.jsonl", lambda notice: None)
-        transcript.update(messages(1))
-        return load_conversation(root / "talk.jsonl") == messages(1)
-
-    return Job("chat --transcript", [NOTHING, *range(len(states))], make, opens, goes_on)
-
-
-def save_job() -> Job:
-    """Return the job that saves a conversation over itself, four times."""
-
-    def make(root: Path) -> Recorder:
-        recorder = Recorder(root)
-        with watched(root, recorder):
-            for count in range(1, 5):
-                save_conversation(root / "saved.jsonl", messages(count))
-                recorder.promise(count)
-        return recorder
-
-    def opens(root: Path) -> Any:
-        try:
-            return len(load_conversation(root / "saved.jsonl")) // 2
-        except DataError:
-            return NOTHING
-
-    def goes_on(root: Path) -> bool:
         for left in root.glob("*.tmp"):  # as the sentence asks
             left.unlink()
-        save_conversation(root / "saved.jsonl", messages(7))
-        return bool(opens(root) == 7)
+        begin(root / "talk.jsonl", pytest.fail)(messages(7))
+        return load_conversation(root / "talk.jsonl") == messages(7)
 
-    return Job("/save", [NOTHING, 1, 2, 3, 4], make, opens, goes_on)
+    return Job(name, [NOTHING, *range(len(states))], make, opens, goes_on)

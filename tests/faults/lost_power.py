@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import jobs
-from tests.faults.calls import Row
+from tests.faults.calls import Row, watched
 from tests.faults.jobs import Job
-from tests.faults.power_cut import crashes, write_tree
+from tests.faults.power_cut import Recorder, crashes, write_tree
 
 AT_MOST = 48  # states after one event, of those that there may be
 
@@ -17,7 +17,10 @@ def check(job: Job, place: Path, n_states: int, n_continued: int) -> Row:
     """Open all states (or so many), and go on from some of the distinct ones."""
     root = place / job.name.replace("/", "").replace(" ", "-")
     root.mkdir()
-    recorder = job.make(root)
+    job.before(root)
+    recorder = Recorder(root)
+    with watched(root, recorder):
+        job.make(root, recorder.promise)
     found = list(crashes(recorder, job.labels[0], AT_MOST, seed=0))
     drawn = random.Random(1)
     if len(found) > n_states:
@@ -59,5 +62,5 @@ def of_train(place: Path, n_states: int) -> Iterator[Row]:
 
 def of_chat(place: Path, n_states: int) -> Iterator[Row]:
     """Cut the power while turns are added to a transcript, and a conversation is saved."""
-    for job in (jobs.transcript_job(), jobs.save_job()):
-        yield check(job, place, n_states, n_states)
+    for name, begin in (("chat --transcript", jobs.add_turns), ("/save", jobs.save)):
+        yield check(jobs.chat_job(name, begin), place, n_states, n_states)
