@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from common.errors import EXIT_SKIPPED
 from common.files import sha256_of
@@ -83,6 +84,7 @@ def text(
     executor = Executor(**given(Executor, options))
     if executor.ray_address is not None and executor.engine != "ray":
         raise click.UsageError("--ray-address is of use only with --engine ray.")
+    _check_ignored(settings, has_src=bool(src), has_val_files=bool(val_files))
     with _standard_input(src) as stdin:
         with progress_bars(" files") as new_progress:
             found = new_progress("find", 0)
@@ -100,6 +102,33 @@ def text(
         log.warning("%s", line)
     if meta["reasons"]:
         sys.exit(EXIT_SKIPPED)
+
+
+def _check_ignored(settings: PrepareConfig, *, has_src: bool, has_val_files: bool) -> None:
+    """Refuse, or say, what was given and is made void by other options."""
+    context = click.get_current_context()
+    given_ones = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if "dataset" not in given_ones and (names := {"config", "split"} & given_ones):
+        raise click.UsageError(f"--{min(names)} is of use only with --dataset.")
+    learns = settings.tokenizer == "bpe"  # from a sample that the seed draws
+    of_files = ("separator", "encoding", "newlines", "strip_gutenberg", "max_ratio")
+    for is_void, void, why in (
+        (not learns, ("vocab_size",), "only --tokenizer bpe learns a vocabulary of any size"),
+        (not has_src and not has_val_files, of_files, "a --dataset has no plain files or archives"),
+        (has_val_files, ("val_fraction", "split_rule"), "--val-files are all of val"),
+        (has_val_files and not learns, ("seed",), "--val-files are all of val"),
+        (
+            settings.split_rule == "tail" and not learns,
+            ("seed",),
+            "--split-rule tail draws nothing",
+        ),
+    ):
+        for name in (name for name in void if is_void and name in given_ones):
+            log.warning("--%s is ignored: %s.", name.replace("_", "-"), why)
 
 
 @contextmanager

@@ -58,10 +58,6 @@ def prepare_corpus(
     Raise UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
-    if config.vocab_size != "auto" and config.tokenizer != "bpe":
-        log.warning(
-            "--vocab-size is ignored: only --tokenizer bpe learns a vocabulary of any size."
-        )
     unreadable = (source.error for source in sources if source.error)
     if config.on_error == "fail" and (error := next(unreadable, "")):
         raise DataError(error)

@@ -59,7 +59,13 @@ def _open(datasets: Any, source: Source) -> Any:
         name = str(source.path)
         return datasets.load_dataset(name, source.config, split=source.split, streaming=True)
     rows = datasets.load_from_disk(str(source.path))
-    if not isinstance(rows, datasets.DatasetDict):
+    has_splits = isinstance(rows, datasets.DatasetDict)
+    if source.config or not (has_splits or source.split == "train"):
+        option = "--config" if source.config else "--split"
+        raise DataError(
+            f"--dataset {source.name}: saved by save_to_disk as one of them: leave {option} away."
+        )
+    if not has_splits:
         return rows
     if source.split not in rows:
         raise DataError(

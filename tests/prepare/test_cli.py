@@ -118,6 +118,9 @@ def test_a_failure_leaves_the_data_set_that_was_there_as_it_was(case: str, sourc
         ["text", "good.txt", "--seed", "-1"],
         ["text", "good.txt", "--no-such-option"],
         ["text", "good.txt", "--out", "good.txt"],
+        ["text", "good.txt", "--split", "train"],
+        ["text", "good.txt", "--config", "en"],
+        ["text", "good.txt", "--ray-address", "auto"],
         ["inspect", "--show", "-1"],
         ["grind"],
     ],
@@ -128,6 +131,30 @@ def test_wrong_usage_ends_with_2(arguments: list[str], sources: Path) -> None:
     assert "Usage: python -m prepare" in process.stderr
     assert "Traceback" not in process.stderr
     assert not (sources / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ignored"),
+    [
+        (["good.txt", "--vocab-size", "300"], ["vocab-size"]),
+        (["good.txt", "--vocab-size", "300", "--tokenizer", "bpe"], []),
+        (
+            ["good.txt", "--val-files", "letter.txt", "--split-rule", "auto", "--seed", "1"],
+            ["split-rule", "seed"],
+        ),
+        (["good.txt", "--val-files", "letter.txt", "--val-fraction", "0.1"], ["val-fraction"]),
+        (["good.txt", "--split-rule", "tail", "--seed", "1"], ["seed"]),
+        (["good.txt", "--split-rule", "tail", "--seed", "1", "--tokenizer", "bpe"], []),
+        (["good.txt", "--seed", "1", "--separator", "x", "--newlines", "lf"], []),
+    ],
+)
+def test_an_option_that_others_make_void_is_said(
+    arguments: list[str], ignored: list[str], sources: Path
+) -> None:
+    process = prepare_here(sources, *TEXT, *arguments)
+    assert process.returncode == 0, process.stderr
+    lines = [line for line in process.stderr.splitlines() if "is ignored" in line]
+    assert [line.split(" is ignored: ")[0] for line in lines] == [f"--{name}" for name in ignored]
 
 
 def test_bytes_that_are_no_utf8_are_replaced_counted_and_no_failure(sources: Path) -> None:
@@ -440,6 +467,8 @@ def test_a_data_set_in_a_folder_is_read(
     [
         (["saved"], ["row 0", "no text under the key 'text'", "'body'", "--text-key"]),
         (["splits", "--split", "dev"], ["no split 'dev'; there are 'train', 'test'"]),
+        (["saved", "--split", "test"], ["saved by save_to_disk as one of them: leave --split"]),
+        (["splits", "--config", "en"], ["saved by save_to_disk as one of them: leave --config"]),
         (["nowhere"], ["--dataset", "nowhere: cannot be opened", "--config", "--split"]),
     ],
 )
@@ -447,7 +476,11 @@ def test_a_data_set_that_cannot_be_used_is_one_sentence(
     arguments: list[str], words: list[str], dataset_folder: Path, tmp_path: Path
 ) -> None:
     name, *others = arguments
+    others += ["--encoding", "utf-8"]
     process = prepare_here(tmp_path, *TEXT, "--dataset", str(dataset_folder / name), *others)
+    said = "--encoding is ignored: a --dataset has no plain files or archives.\n"
+    assert process.stderr.startswith(said)
+    process.stderr = process.stderr.removeprefix(said)
     assert_one_sentence(process, *words)
     assert snapshot(tmp_path / "data") == {}
 
