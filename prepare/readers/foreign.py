@@ -4,34 +4,34 @@ From subtitles, notebooks and what Common Crawl and WikiExtractor write the text
 other markup holds is read with it, and said; what is no text at all is refused.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream, stream_of
-from prepare.chunks import END, Chunk, Stats, UnreadableError
+from prepare.chunks import END, MORE, Chunk, Stats, UnreadableError
 
 Blocks = Iterator[bytes]
 
-MAX_NOTEBOOK_BYTES = 256 << 20
-MAX_RECORD_BYTES = 256 << 20  # of a WARC
+MAX_RECORD_BYTES = 256 << 20  # of a WARC, or of a notebook
+START_BYTES = 200  # enough for the first lines of what is taken out
 END_MARKS = (b"<|endoftext|>", b"<|end_of_text|>", b"</s>")
 CUE_TIMES = re.compile(rb"\d+:\d\d:\d\d,\d{3}[ \t]+-->")
 CUE_TAGS = re.compile(rb"</?(?:[biu]|font[^>]*)>|\{\\an\d\}")
 
 
-def subtitle_text(blocks: Blocks) -> Blocks:
+def subtitle_text(blocks: Blocks) -> Iterator[Chunk]:
     """Yield the lines that are spoken in SubRip's subtitles, without numbers, times and tags."""
     held = b""
     for line in stream_of(blocks):
         if CUE_TIMES.match(line):
             held = b"" if held.strip().isdigit() else held
         else:
-            yield held
+            yield held, MORE
             held = CUE_TAGS.sub(b"", line) if line.strip() else b""
-    yield held
+    yield held, END
 
 
 def doc_elements(blocks: Blocks) -> Iterator[Chunk]:
@@ -48,98 +48,66 @@ def doc_elements(blocks: Blocks) -> Iterator[Chunk]:
     yield b"".join(lines), END
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """A format of files, and what is done with one."""
-
-    what: str
-    begins: bytes  # a pattern
-    suffixes: tuple[str, ...] = ()  # of names that tell it, too
-    advice: str = ""
-    is_text: bool = True  # of some worth though its markup stays in
-    text: Callable[[Blocks], Blocks] | None = None  # takes it out
-    documents: Callable[[Blocks], Iterator[Chunk]] | None = None  # takes them out
-
-
-FORMATS = (
-    Format(what="subtitles", begins=rb"\d+[ \t]*\r?\n" + CUE_TIMES.pattern, text=subtitle_text),
-    Format(what="WikiExtractor", begins=rb"<doc (?:id|url|title)=", documents=doc_elements),
-    Format(
-        what="RTF, not plain text",
-        begins=rb"\{\\rtf\d",
-        advice="save it as plain text",
-        is_text=False,
+TEXT_TAKEN_OUT = {  # by how they begin
+    re.compile(rb"\d+[ \t]*\r?\n" + CUE_TIMES.pattern): subtitle_text,
+    re.compile(rb"<doc (?:id|url|title)="): doc_elements,
+}
+REFUSED = {  # what no person reads as it is -> how it begins, and what to do
+    "RTF": (rb"\{\\rtf\d", "save it as plain text"),
+    "PDF": (rb"%PDF-", "take its text out, as with pdftotext"),
+    "PostScript": (rb"%!PS", "take its text out, as with ps2ascii"),
+}
+MARKED_UP = {  # what holds text of some worth beside its markup -> how it begins, and what to do
+    "a dump of MediaWiki": (rb"<mediawiki\s", "WikiExtractor takes the text out, to be read here"),
+    "HTML": (
+        rb"(?i:(?:<\?xml[^>]*>\s*)?(?:<!--(?s:.)*?-->\s*)?<(?:!doctype\s+html|html[\s>]))",
+        "trafilatura takes the text out",
     ),
-    Format(
-        what="PDF, not plain text",
-        begins=rb"%PDF-",
-        advice="take its text out, as with pdftotext",
-        is_text=False,
+    "XML": (rb"<\?xml\s", "take the text out of it"),
+    "an mbox of mail": (
+        rb"From \S+[ \t]+[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d",
+        "Python's mailbox takes the text out",
     ),
-    Format(
-        what="PostScript, not plain text",
-        begins=rb"%!PS",
-        advice="take its text out, as with ps2ascii",
-        is_text=False,
+    "subtitles in WebVTT": (rb"WEBVTT[ \t\r\n]", "of .srt the text alone is read"),
+    "JSON in which no text was found": (
+        rb'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:',
+        "--text-key names the key that holds it",
     ),
-    Format(
-        what="a dump of MediaWiki",
-        begins=rb"<mediawiki\s",
-        advice="WikiExtractor takes the text out, and what it writes is read",
-    ),
-    Format(
-        what="HTML",
-        begins=rb"(?i:(?:<\?xml[^>]*>\s*)?(?:<!--(?s:.)*?-->\s*)?<(?:!doctype\s+html|html[\s>]))",
-        suffixes=("html", "htm", "xhtml"),
-        advice="trafilatura takes the text out",
-    ),
-    Format(what="XML", begins=rb"<\?xml\s", advice="take the text out of it"),
-    Format(
-        what="an mbox of mail",
-        begins=rb"From \S+[ \t]+[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d",
-        suffixes=("mbox",),
-        advice="Python's mailbox takes the text out",
-    ),
-    Format(what="a mail", begins=rb"(?!)", suffixes=("eml",), advice="take the text out of it"),
-    Format(
-        what="subtitles in WebVTT",
-        begins=rb"WEBVTT[ \t\r\n]",
-        advice="as .srt the text alone is read",
-    ),
-    Format(
-        what="JSON in which no text was found",
-        begins=rb'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:',
-        advice="--text-key names the key that holds it",
-    ),
-)
+}
+SUFFIXES = {"html": "HTML", "htm": "HTML", "xhtml": "HTML", "mbox": "an mbox of mail"}
+KNOWN = REFUSED | MARKED_UP
 BEGINNINGS = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:%b)" % b"|".join(b"(%b)" % known.begins for known in FORMATS)
+    rb"(?:\xef\xbb\xbf)?\s*(?:%b)" % b"|".join(b"(%b)" % begins for begins, _ in KNOWN.values())
 )
-SUFFIXES = {suffix: known for known in FORMATS for suffix in known.suffixes}
 
 
-def format_of(name: str, head: bytes, separator: str | None, stats: Stats) -> Format | None:
-    """Return the format of a text, by its first bytes or its name; warn of markup that stays in.
+def text_taker(head: bytes) -> Callable[[Blocks], Iterator[Chunk]] | None:
+    """Return what takes the documents out of the blocks of a file that begins so."""
+    start = head.removeprefix(codecs.BOM_UTF8)[:START_BYTES].lstrip()
+    return next((take for begins, take in TEXT_TAKEN_OUT.items() if begins.match(start)), None)
 
-    Raise UnreadableError for what is no text. Of a plain text that seems to be many documents say
-    how to cut it.
+
+def warn_of_markup(name: str, head: bytes, separator: str | None, stats: Stats) -> None:
+    """Record what is known of a text by its first bytes, or its name, and stays in it.
+
+    Of a plain text that seems to be many documents say how to cut it. Raise UnreadableError for
+    what is no text.
     """
     begins = BEGINNINGS.match(head)
-    known = FORMATS[begins.lastindex - 1] if begins and begins.lastindex else None
-    known = known or SUFFIXES.get(name.rpartition(".")[2].lower())
-    if known and not known.is_text:
-        raise UnreadableError(f"{name}: {known.what}: {known.advice}.")
-    if known and known.advice:
-        stats.warn(f"{name}: {known.what}, read with its markup: {known.advice}.")
-    elif not (known or separator):
-        for mark in END_MARKS:
-            # at the end of lines, where it ends documents; in prose one writes about it
-            if (n_marks := head.count(mark + b"\n") + head.count(mark + b"\r\n")) > 1:
-                stats.warn(
-                    f"{name}: one document, with {n_marks:,} lines that end in {mark.decode()} "
-                    f"in its first {len(head):,} bytes: --separator '{mark.decode()}' cuts there."
-                )
-    return known
+    what = list(KNOWN)[begins.lastindex - 1] if begins and begins.lastindex else ""
+    what = what or SUFFIXES.get(name.rpartition(".")[2].lower(), "")
+    if what in REFUSED:
+        raise UnreadableError(f"{name}: {what}, not plain text: {REFUSED[what][1]}.")
+    if what:
+        stats.warn(f"{name}: {what}, read with its markup: {MARKED_UP[what][1]}.")
+        return
+    for mark in () if separator else END_MARKS:
+        # at the end of lines, where it ends documents; in prose one writes about it
+        if (n_marks := head.count(mark + b"\n") + head.count(mark + b"\r\n")) > 1:
+            stats.warn(
+                f"{name}: one document, with {n_marks:,} lines that end in {mark.decode()} "
+                f"in its first {len(head):,} bytes: --separator '{mark.decode()}' cuts there."
+            )
 
 
 def notebook_documents(name: str, stream: Stream) -> Iterator[Chunk]:
@@ -148,7 +116,7 @@ def notebook_documents(name: str, stream: Stream) -> Iterator[Chunk]:
     Source: nbformat.readthedocs.io, The Notebook file format.
     """
     try:
-        cells = json.loads(stream.read(MAX_NOTEBOOK_BYTES))["cells"]
+        cells = json.loads(stream.read(MAX_RECORD_BYTES))["cells"]
         texts = ("".join(cell["source"]) for cell in cells)
         yield "\n\n".join(text for text in texts if text).encode("utf-8", "replace"), END
     except (ValueError, KeyError, TypeError, RecursionError) as error:

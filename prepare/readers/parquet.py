@@ -61,9 +61,10 @@ def _open(datasets: Any, source: Source) -> Any:
     rows = datasets.load_from_disk(str(source.path))
     has_splits = isinstance(rows, datasets.DatasetDict)
     if source.config or not (has_splits or source.split == "train"):
-        option = "--config" if source.config else "--split"
+        option = "config" if source.config else "split"
         raise DataError(
-            f"--dataset {source.name}: saved by save_to_disk as one of them: leave {option} away."
+            f"--dataset {source.name}: a folder of save_to_disk with one {option}, which has no "
+            f"name there: leave --{option} away."
         )
     if not has_splits:
         return rows

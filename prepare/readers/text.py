@@ -11,14 +11,13 @@ _replace_invalid, behind the cut into documents, knows which one has to pay for 
 import codecs
 import re
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 
 from prepare.archives.streams import HEAD_BYTES, Stream
 from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.encoding import utf8_blocks
-from prepare.readers.foreign import format_of
+from prepare.readers.foreign import text_taker, warn_of_markup
 
 # Beyond this share of zero bytes a file is taken for binary: text has hardly any.
 MAX_NUL_SHARE = 0.01
@@ -53,21 +52,19 @@ def text_documents(
 ) -> Iterator[Chunk]:
     """Return the documents of one plain file; raise UnreadableError, also late, for no text."""
     head = stream.peek(HEAD_BYTES)
-    known = format_of(name, head, config.separator, stats)
-    takes_out = known and (known.text or known.documents)
-    if len(head) < HEAD_BYTES and not takes_out and is_clean(head, config):  # as most are
+    take = text_taker(head)
+    warn_of_markup(name, head, config.separator, stats)
+    if len(head) < HEAD_BYTES and not take and is_clean(head, config):  # as most are
         return iter([(head, END)])
     blocks = _refuse_binary(name, utf8_blocks(name, stream, config, stats))
     if config.newlines == "lf":
         blocks = _normalize_newlines(blocks, stats)
-    if known and known.text:
-        blocks = known.text(blocks)
     if config.strip_gutenberg:
         blocks = _strip_gutenberg(blocks)
     escaped = config.separator or ""
     separator = escaped.replace(r"\n", "\n").replace(r"\t", "\t").encode("utf-8", "surrogateescape")
-    cut = known.documents if known and known.documents else partial(_split, separator=separator)
-    return _replace_invalid(name, cut(blocks), len(separator), config, stats)
+    documents = take(blocks) if take else _split(blocks, separator)
+    return _replace_invalid(name, documents, len(separator), config, stats)
 
 
 def _refuse_binary(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -467,8 +467,11 @@ def test_a_data_set_in_a_folder_is_read(
     [
         (["saved"], ["row 0", "no text under the key 'text'", "'body'", "--text-key"]),
         (["splits", "--split", "dev"], ["no split 'dev'; there are 'train', 'test'"]),
-        (["saved", "--split", "test"], ["saved by save_to_disk as one of them: leave --split"]),
-        (["splits", "--config", "en"], ["saved by save_to_disk as one of them: leave --config"]),
+        (["saved", "--split", "test"], ["with one split, which has no name there: leave --split"]),
+        (
+            ["splits", "--config", "en"],
+            ["with one config, which has no name there: leave --config"],
+        ),
         (["nowhere"], ["--dataset", "nowhere: cannot be opened", "--config", "--split"]),
     ],
 )
