@@ -12,18 +12,19 @@ by GPT-2's pattern. The tests hold gigatoken against that algorithm in Python.
 import json
 import logging
 import math
-import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import xxhash
 
 from common.dataset import META_NAME, Split, open_data
-from common.errors import DataError, defer_signals
+from common.errors import DataError
 from common.files import write_json
 from common.tokenizer import (
     END_OF_TEXT,
@@ -46,6 +47,15 @@ MIN_DOCUMENTS = 1_000
 FILE_NAME = "plan.json"
 MIN_AUTO_IDS, MAX_AUTO_IDS = 512, 32_768  # below, words are spelt out; above, few are still met
 MAX_WORD_BYTES = 10_000  # a word of a million blanks takes gigatoken 15 s to learn from: the square
+# Where no blanks are, hardly a word is met twice, and each byte of them takes gigatoken 45: beyond
+# this much of them, no more texts are learned from. English has 30 MB of text in the same memory.
+MAX_UNBROKEN_BYTES = 4 << 20
+UNBROKEN_BYTES = 128  # a word between blanks from here on is none, in any language
+# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer
+NO_BLANKS = re.compile(
+    rb"(?:[\xe3-\xe9][\x80-\xbf]{2}|\xe0[\xb8-\xbf][\x80-\xbf]"
+    rb"|\xe1[\x80-\x82\x9e\x9f][\x80-\xbf]){4,}"
+)
 
 # (task, document, bytes) of documents in several chunks; a list, as it is in JSON
 Lengths: TypeAlias = list[list[int]]
@@ -150,23 +160,38 @@ def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
 
     The most frequent pair is merged first; of equally frequent ones that of the smaller ids.
     """
-    try:
-        import gigatoken
-    except ImportError as error:
+    if find_spec("gigatoken") is None:
         raise DataError(
             "--tokenizer bpe needs the package gigatoken: .venv/bin/pip install -r requirements.txt"
-        ) from error
+        )
     # Words do not reach across a separator that is no text: 0xff occurs in no UTF-8.
-    corpus = b"\xff".join(part for text in texts for part in _without_long_words(text))
-    # Ctrl-C cannot end native code; raised right behind it, it would leave stderr silent.
-    with defer_signals(), _output_discarded():
-        learned, _ = gigatoken.train_bpe(
-            corpus, vocab_size, [], tie_breaking="raw_token_ids", separator=b"\xff"
+    chosen = _until_too_unbroken(texts)
+    corpus = b"\xff".join(part for text in chosen for part in _without_long_words(text))
+    command = [sys.executable, "-P", str(Path(__file__).with_name("learn_bpe.py")), str(vocab_size)]
+    process = subprocess.run(  # which kills it where an exception, such as Ctrl-C, ends the waiting
+        command, input=corpus, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+    )
+    if process.returncode:
+        raise DataError(
+            f"The process that learns the vocabulary ended with {process.returncode}: it was "
+            "killed, or there was no memory left for it. Run the same command again, or take a "
+            "vocabulary that is there: --tokenizer gpt2."
         )
     # Two pairs can make the same bytes (aa + aa, aaa + a); the later one is no new token.
-    tokens = dict.fromkeys(learned[i] for i in range(len(learned)))
+    tokens = dict.fromkeys(map(bytes.fromhex, process.stdout.decode("ascii").split()))
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
+
+
+def _until_too_unbroken(texts: list[bytes]) -> Iterator[bytes]:
+    """Yield texts, all or the first, which hold MAX_UNBROKEN_BYTES of script without blanks."""
+    n_bytes = 0
+    for text in texts:
+        yield text
+        found = NO_BLANKS.findall(text) if not text.isascii() else []
+        n_bytes += sum(map(len, found or (w for w in text.split() if len(w) >= UNBROKEN_BYTES)))
+        if n_bytes >= MAX_UNBROKEN_BYTES:
+            return
 
 
 def _without_long_words(text: bytes) -> Iterator[bytes]:
@@ -179,23 +204,6 @@ def _without_long_words(text: bytes) -> Iterator[bytes]:
         yield part
         start += len(part)
     yield text[start:]
-
-
-@contextmanager
-def _output_discarded() -> Iterator[None]:
-    """Send what native code prints to stdout and stderr nowhere."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = {target: os.dup(target) for target in (1, 2)}
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            for target in saved:
-                os.dup2(nowhere.fileno(), target)
-        yield
-    finally:
-        for target, descriptor in saved.items():
-            os.dup2(descriptor, target)
-            os.close(descriptor)
 
 
 def published_tokenizer(name: str) -> BytePairTokenizer:

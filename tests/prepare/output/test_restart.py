@@ -460,38 +460,3 @@ def test_ctrl_c_within_a_library_in_rust_stops_as_elsewhere(work: Path) -> None:
     assert ended.stderr.splitlines()[-1] == "Stopped."
     assert "Traceback" not in ended.stderr
     assert "panicked" not in ended.stderr
-
-
-# Ctrl-C as the vocabulary has just been learned: Python raises it only within what comes next.
-LEARNED = """
-import os, signal
-import gigatoken
-
-train_bpe = gigatoken.train_bpe
-
-def learned(*args, **options):
-    tokens = train_bpe(*args, **options)
-    dup2 = os.dup2
-
-    def interrupted(*args):
-        os.dup2 = dup2
-        dup2(*args)
-        signal.raise_signal(signal.SIGINT)
-
-    os.dup2 = interrupted
-    return tokens
-
-gigatoken.train_bpe = learned
-
-from common.errors import run
-from prepare.cli import main
-
-run(main, "prepare")
-"""
-
-
-def test_ctrl_c_while_a_vocabulary_is_learned_says_that_it_stopped(work: Path) -> None:
-    (work / "learned.py").write_text(LEARNED, encoding="utf-8")
-    ended = run_python(text_command("bpe", 1, "learned.py"), work)
-    assert ended.returncode == 130
-    assert ended.stderr.splitlines()[-1:] == ["Stopped."]

@@ -1,8 +1,12 @@
 import heapq
+import os
+import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError, DataError
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, SPECIAL_TOKENS, BytePairTokenizer
 from prepare.config import MAX_LEARNED_IDS, PrepareConfig
+from prepare.tokens import vocab_and_split
 from prepare.tokens.vocab_and_split import (
     auto_vocab_size,
     file_tokenizer,
@@ -22,6 +27,7 @@ from prepare.tokens.vocab_and_split import (
     train_bpe,
 )
 from tests.prepare.making import prepare
+from tests.processes import TIMEOUT_S, start_python
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = [path.read_bytes() for path in sorted(REPOSITORY.glob("*/*.py"))]
@@ -253,3 +259,64 @@ def test_a_file_beside_another_vocabulary_is_itself(tmp_path: Path) -> None:
     assert file_tokenizer(path).ranks == learned.ranks
     with pytest.raises(DataError, match=r"train.bin, line 1: not tiktoken's format"):
         file_tokenizer(data.path / "train.bin")
+
+
+HAN = [chr(0x4E00 + i) for i in range(6_000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "n_learned_from"),
+    [
+        ("".join(random.Random(1).choices(HAN, k=1_000)), 4),
+        ("\u6625\u7720\u4e0d\u89c9\u6653\uff0c\n" * 170, 4),
+        ("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35" * 170, 4),
+        ("0f3c" * 750, 4),
+        ("\u043e\u0434\u0438\u0442\u0435\u043b\u044c\u0441\u0442\u0432\u043e " * 150, 30),
+        ("words and https://example.org/with/a/path?of=some&length=of-it " * 50, 30),
+        ("\ud55c\uad6d\uc5b4\ub294 \ub744\uc5b4 \uc501\ub2c8\ub2e4 " * 80, 30),
+    ],
+    ids=["Han", "a poem", "Thai", "hexadecimal", "Russian", "English", "Korean"],
+)
+def test_of_text_without_blanks_less_is_learned_from(
+    text: str, n_learned_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text has some 3,000 bytes, and 10,000 without a blank are enough."""
+    monkeypatch.setattr(vocab_and_split, "MAX_UNBROKEN_BYTES", 10_000)
+    texts = [text.encode()] * 30
+    assert len(list(vocab_and_split._until_too_unbroken(texts))) == n_learned_from
+
+
+def learner_of(process: "subprocess.Popen[str]") -> str:
+    """Wait for the process that learns; return its id."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        for pid in listed.read_text(encoding="ascii").split():
+            with suppress(OSError):
+                if b"learn_bpe" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_while_a_vocabulary_is_learned_is_heard_at_once(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """SIGKILL ends the process that learns: what is no memory left, as a rule."""
+    lines = ("".join(random.Random(i).choices(HAN, k=1_000)) for i in range(1_200))
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    with start_python(["-m", "prepare", "text", "a.txt", "--vocab-size", "60000"], tmp_path) as one:
+        learner = learner_of(one)
+        os.kill(int(learner) if number == signal.SIGKILL else one.pid, number)
+        start = time.perf_counter()
+        stdout, stderr = one.communicate(timeout=TIMEOUT_S)
+    assert time.perf_counter() - start < 2
+    assert stdout == ""
+    assert one.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: 1}[number]
+    with suppress(OSError):  # it is gone, or waits to be reaped by whom it was left to
+        while ") Z " not in Path(f"/proc/{learner}/stat").read_text(encoding="ascii"):
+            assert time.perf_counter() - start < 2
+    if number == signal.SIGKILL:
+        assert "learns the vocabulary ended with -9" in stderr.splitlines()[-1]
+    else:
+        assert len(stderr.splitlines()) <= 1  # "Stopped."
