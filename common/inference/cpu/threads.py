@@ -72,10 +72,27 @@ def start_thread(number: int, work: Callable[[int, int], None], owner: object) -
     thread.start()
     # not as the interpreter ends: a thread that wakes up then is ended by force, which compiled
     # code does not survive; asleep it ends with the process
-    weakref.finalize(owner, _end_thread, write_end, thread).atexit = False
+    _ends[write_end] = weakref.finalize(owner, _end_thread, write_end, thread)
+    _ends[write_end].atexit = False
     return write_end
 
 
 def _end_thread(write_end: int, thread: threading.Thread) -> None:
+    del _ends[write_end]
     os.close(write_end)
     thread.join()
+
+
+# Of all threads that are there, by the ends of their pipes. A child would hold these open, and with
+# them the threads of its parent; it has none of its own.
+_ends: "dict[int, weakref.finalize[Any, Any]]" = {}
+
+
+def _close_in_child() -> None:
+    for write_end, end in _ends.items():
+        end.detach()
+        os.close(write_end)
+    _ends.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

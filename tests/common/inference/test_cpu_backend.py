@@ -182,6 +182,26 @@ def test_the_threads_end_with_the_cache_and_signals_do_not_end_them() -> None:
     assert len(kernel_threads()) == n_before
 
 
+def test_a_child_does_not_keep_the_threads_of_its_parent() -> None:
+    """Past bug: it held their pipes, and letting go of the cache took until the child had ended."""
+    config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8)
+    cache = CpuBackend(random_model(config), n_threads=3).make_cache(1)
+    n_before = len(kernel_threads())
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write_end)
+        os.read(read_end, 1)  # until the parent has let go
+        del cache
+        gc.collect()
+        os._exit(7)
+    del cache
+    gc.collect()
+    assert len(kernel_threads()) == n_before - 2
+    os.close(write_end)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_more_rows_than_tokens_in_a_pass_go_on_together() -> None:
     config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=8)
     backend, n_rows = CpuBackend(random_model(config)), MAX_TOKENS + 9
