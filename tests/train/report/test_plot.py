@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from common.errors import CheckpointError, ConfigError
 from train.cli import main
 from train.report.compare import compare, differing_settings
-from train.report.plot import draw, make_figure, read_run, text_chart
+from train.report.plot import curves_of, draw, make_figure, read_run, read_runs, text_chart
 
 
 def record(step: int, **more: Any) -> dict[str, Any]:
@@ -130,6 +130,35 @@ def test_without_a_file_the_loss_is_drawn_in_the_terminal_in_80_columns_where_pi
     assert re.search(r"^-9\.0", result.stdout, re.MULTILINE)
     assert float(lines[-1].split()[0]) == 1
     assert float(lines[-1].split()[-1]) == 130
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": {"vocab_size": 300}}, {"vocabulary_sha256": "d0"}], ids=str
+)
+def test_where_vocabularies_differ_losses_are_in_bits_a_byte(
+    runs: Path, other: dict[str, Any], tmp_path: Path
+) -> None:
+    config = json.loads((runs / "quern" / "config.json").read_bytes())
+    config |= {"model": {"vocab_size": 65}, "vocabulary_sha256": "c0"}
+    for name, settings in (("quern", config), ("other", config | other)):
+        (runs / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"other/metrics\.jsonl: holds no evaluation yet"):
+        draw([runs / "quern", runs / "other"], "steps", tmp_path / "a.svg")
+    assert text_chart([runs / "other"], "steps", 80)
+    line = record(7, loss=6.0, train_loss=4.0, train_bpb=1.0, val_loss=5.0, val_bpb=1.5)
+    (runs / "other" / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    by_run, unit = read_runs([runs / "quern", runs / "other"])
+    assert unit == "bits a byte"
+    by_hand = {"other train": [(7.0, 1.5)], "other val": [(7.0, 1.5)]}
+    assert curves_of("other", by_run["other"], "loss", "steps") == by_hand
+    val = [(3.0, 1.2), (4.0, 1.1), (130.0, 1.3)]
+    assert curves_of("quern", by_run["quern"], "loss", "steps")["quern val"] == val
+    draw([runs / "quern", runs / "other"], "steps", tmp_path / "a.svg")
+    assert "loss, bits a byte (train thin, val bold)" in (tmp_path / "a.svg").read_text("utf-8")
+    assert "loss, bits a byte, over steps" in text_chart(
+        [runs / "quern", runs / "other"], "steps", 80
+    )
+    assert read_runs([runs / "quern"])[1] == "nats a token"
 
 
 def test_a_run_without_a_loss_is_an_empty_chart(runs: Path) -> None:
