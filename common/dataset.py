@@ -13,7 +13,7 @@ Source of the .idx layout: Megatron-LM, megatron/core/datasets/indexed_dataset.p
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class DataFolder:
 
     path: Path
     meta: dict[str, Any]
+    _opened: dict[Split, Ids] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -61,10 +62,17 @@ class DataFolder:
         return int(self.meta["splits"][split]["tokens"])
 
     def tokens(self, split: Split) -> Ids:
-        """Map a split's ids into memory: int array of shape (n_tokens,), read as it is used."""
-        if self.n_tokens(split) == 0:  # an empty file cannot be mapped
-            return np.zeros(0, self.dtype)
-        return np.memmap(self.path / f"{split}.bin", dtype=self.dtype, mode="r")
+        """Map a split's ids into memory: int array of shape (n_tokens,), read as it is used.
+
+        It stays open: where another data set takes this one's place, ids go on as they were.
+        """
+        if split not in self._opened:
+            path = self.path / f"{split}.bin"
+            if self.n_tokens(split) == 0:  # an empty file cannot be mapped
+                self._opened[split] = np.zeros(0, self.dtype)
+            else:
+                self._opened[split] = np.memmap(path, dtype=self.dtype, mode="r")
+        return self._opened[split]
 
     def document_bounds(self, split: Split) -> npt.NDArray[np.int64]:
         """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]]."""
