@@ -14,8 +14,10 @@ import pytest
 # At import, before the conftests of the folders below import torch: it reads this only once.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start.
+# A shell lets what it runs in the background ignore Ctrl-C, and nohup hangups: so would all that
+# tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -281,7 +281,9 @@ def of_data_set(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "over another"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_while_writing_leaves_what_was_there(
     number: signal.Signals, code: int, existing: bool, tmp_path: Path
 ) -> None:
