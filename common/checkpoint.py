@@ -12,6 +12,7 @@ takes the newest checkpoint that verifies, and says so when that is an earlier o
 import logging
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ from common.errors import CheckpointError
 from common.files import drop_page_cache, fsync, sha256_of, write_json, wrong_size
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.run_dir import FORMAT_VERSION, SHARDS_NAME, Pointer
+from common.run_dir import FORMAT_VERSION, SHARDS_NAME, STATE_NAME, Pointer
 from common.settings import from_dict
 from common.tokenizer import Tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL_NAME, OPTIMIZER_NAME = "model.safetensors", "optimizer.safetensors"
 MANIFEST_NAME = "manifest.json"
 
 
@@ -73,6 +74,7 @@ def save_checkpoint(
         description = {
             "format": FORMAT_VERSION,
             "step": step,
+            "saved_at": time.time(),  # by which the newest run is found
             "model": asdict(model.config),
             "tokenizer": describe_tokenizer(tokenizer),
         }
@@ -99,7 +101,9 @@ def save_checkpoint(
 def _write_manifest(folder: Path) -> None:
     """Flush all files, then write their sizes and hashes, then verify that the disk holds them."""
     files = {}
+    mode = folder.stat().st_mode & 0o666  # what the umask gives: safetensors' own is 0600
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(mode)
         fsync(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -19,7 +19,7 @@ from common.errors import CheckpointError
 from common.files import fsync, make_folder, write_text
 
 FORMAT_VERSION = 1
-CONFIG_NAME, METRICS_NAME = "config.json", "metrics.jsonl"
+CONFIG_NAME, METRICS_NAME, STATE_NAME = "config.json", "metrics.jsonl", "state.json"
 SHARDS_NAME = "optimizer"  # a folder in a checkpoint, a file of each process in it
 Pointer = Literal["latest", "best"]
 
@@ -50,13 +50,31 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
             there = ", ".join(sorted(run.name for run in runs)) or "none"
             raise CheckpointError(f"{runs_dir / name}: no such run. Runs in {runs_dir}: {there}.")
         return runs_dir / name
-    saved = [run for run in runs if (run / "latest").is_file()]
-    if not saved:
+    newest = last_saved(runs)
+    if newest is None:
         raise CheckpointError(
             f"{runs_dir}: no run with a checkpoint in it. Train one first: make train, or "
             "python -m train pretrain --data data"
         )
-    return max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
+    return newest
+
+
+def last_saved(runs: Iterable[Path]) -> Path | None:
+    """Return the run whose newest checkpoint was written last, None where none has any.
+
+    By what the checkpoint says, which a copy of the run says too: of those the file that is there
+    for the longest time.
+    """
+
+    def key(run: Path) -> tuple[float, int]:
+        latest = (run / "latest").stat()
+        try:
+            state = read_json((read_pointer(run, "latest") or run) / STATE_NAME)
+            return float(state["saved_at"]), -latest.st_ctime_ns
+        except (CheckpointError, KeyError, TypeError, ValueError):  # an older version's, or damaged
+            return latest.st_mtime, -latest.st_ctime_ns
+
+    return max((run for run in runs if (run / "latest").is_file()), key=key, default=None)
 
 
 def list_runs(runs_dir: Path) -> list[Path]:

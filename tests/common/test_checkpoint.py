@@ -316,3 +316,16 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_checkpoint_before_is_whole(
     assert unfinished == "[]"
     assert "No space left on device" in message
     assert "Earlier checkpoints are as they were. Free some space, then go on: " in message
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_gives(run: Path, umask: int, mode: int) -> None:
+    """Past bug: 0600 always, by safetensors: nobody else could read a shared run."""
+    before = os.umask(umask)
+    try:
+        folder = save(run, 30)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        FILES, mode
+    )

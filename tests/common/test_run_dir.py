@@ -111,6 +111,24 @@ def test_the_run_that_was_last_saved_to_is_the_newest(run: Path) -> None:
     assert find_run(run.parent, None) == run
 
 
+def test_a_copy_is_not_newer_than_the_run_that_it_was_made_of(run: Path) -> None:
+    other = new_run(run.parent, "later")
+    write_json(other / "config.json", {"format": 1})
+    save(other, 10)
+    copies = [
+        Path(shutil.copytree(of, run.parent / f"{of.name}-backup", copy_function=shutil.copyfile))
+        for of in (run, other)
+    ]
+    assert find_run(run.parent, None) == other  # a second copy of the first is no newer either
+    save(copies[0], 30)  # it is trained on
+    assert find_run(run.parent, None) == copies[0]
+    # what an older version saved says nothing of when
+    state = copies[1] / "step-00000010" / "state.json"
+    write_json(state, {"format": 1})
+    (copies[1] / "latest").touch()
+    assert find_run(run.parent, None) == copies[1]
+
+
 def test_a_run_that_is_not_there_is_named_beside_those_that_are(run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"runs/tinny: no such run. Runs in .*runs: tiny\."):
         find_run(run.parent, "tinny")
