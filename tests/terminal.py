@@ -61,7 +61,13 @@ class Terminal:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._ours)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a lost ssh connection does."""
+        if self._ours >= 0:
+            os.close(self._ours)
+        self._ours = -1
 
     def keys(self, text: str) -> None:
         """Press keys. While the program does not wait for any, only text: Ctrl-D would be lost."""

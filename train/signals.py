@@ -7,13 +7,16 @@ A second one kills at once; whatever it interrupts, files under their final name
     SIGINT   130   Ctrl-C
     SIGTERM  143   kill, systemd, Kubernetes
     SIGUSR1  138   Slurm's --signal=USR1@90: 90 seconds before the time limit
+    SIGHUP   129   the terminal or the ssh connection is gone; not heeded under nohup
 """
 
 import signal
 import sys
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from train.monitoring.clock import Clock
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -21,10 +24,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.clock = Clock()  # SIGCONT is for it
         self._may_wait = False  # until a run has begun there is nothing to finish
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in STOPPING}
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [n for n in STOPPING if not (is_nohup and n == signal.SIGHUP)]
+        self._previous = {number: signal.signal(number, self._note) for number in heeded}
+        self._previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, self.clock.note_held)
         return self
 
     def wait_for_steps(self) -> None:
@@ -37,8 +44,9 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number  # also where the exit below is swallowed, as in a finalizer
-        for each in STOPPING:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self._previous.keys() - {signal.SIGCONT}:
+            # a hangup comes twice, from the terminal and from its shell: that asks for no haste
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         if not self._may_wait:
             sys.exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 at any moment of a real process: nothing is lost, each has a code."""
+"""Signals at any moment of a real process: nothing is lost, and each has its exit code."""
 
 import json
 import signal
@@ -11,6 +11,7 @@ from common.checkpoint import newest_valid
 from common.dataset import DataFolder
 from common.run_dir import checkpoints
 from tests.processes import run_python
+from tests.terminal import Terminal
 from tests.train.runs import metrics, options
 from train.pretrain import resume_run
 from train.signals import StopRequest
@@ -28,6 +29,8 @@ for folder, module, name, number, arguments in json.loads(sys.argv[1]):
         os.makedirs(folder)
         os.chdir(folder)
         os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
+        if folder.endswith("nohup"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         whole = getattr(importlib.import_module(module), name)
         def there(*given, **options):
             os.kill(os.getpid(), number)
@@ -49,6 +52,10 @@ CASES = {
     "SIGINT": ("train.trainer.append_metrics", signal.SIGINT, LONG),
     "SIGTERM": ("train.trainer.append_metrics", signal.SIGTERM, LONG),
     "SIGUSR1": ("train.trainer.append_metrics", signal.SIGUSR1, LONG),
+    "SIGHUP": ("train.trainer.append_metrics", signal.SIGHUP, LONG),
+    "nohup": ("train.trainer.append_metrics", signal.SIGHUP, SHORT),
+    # from the terminal that goes, and from its shell
+    "hung up twice": ("common.checkpoint._write_manifest", signal.SIGHUP, LONG),
     # the first manifest is that of step 10, the second that of the stop
     "twice": ("common.checkpoint._write_manifest", signal.SIGTERM, LONG),
     "measuring": ("train.setup.autotune.step_time", signal.SIGUSR1, LONG),
@@ -86,7 +93,10 @@ def ended(data: DataFolder, place: Path) -> Ended:
     }
 
 
-@pytest.mark.parametrize(("case", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(
+    ("case", "code"),
+    [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138), ("SIGHUP", 129), ("hung up twice", 129)],
+)
 def test_each_signal_has_its_exit_code_and_the_step_is_saved(
     ended: Ended, place: Path, case: str, code: int
 ) -> None:
@@ -97,6 +107,24 @@ def test_each_signal_has_its_exit_code_and_the_step_is_saved(
         .startswith("Stopped after step 11, everything saved. Go on: python -m train resume tiny")
     )
     assert newest_valid(place / case / "runs" / "tiny", "latest").name == "step-00000011"
+
+
+def test_under_nohup_a_hangup_is_not_heeded(ended: Ended, place: Path) -> None:
+    assert ended["nohup"].returncode == 0, ended["nohup"].stderr
+    assert metrics(place / "nohup" / "runs" / "tiny")[-1]["ended"] == "all 4 steps are made"
+
+
+@pytest.mark.slow
+def test_where_the_terminal_goes_all_is_saved(data: DataFolder, tmp_path: Path) -> None:
+    command = ["-m", "train", "pretrain", "--data", str(data.path), "--run", "tiny"]
+    with Terminal([*command, *options(**LONG)], tmp_path, width=100) as terminal:
+        terminal.see("step 50/")
+        terminal.hang_up()
+        assert terminal.process.wait(60) == 129
+    run = tmp_path / "runs" / "tiny"
+    assert newest_valid(run, "latest") == checkpoints(run)[-1]
+    assert metrics(run)[-1]["step"] <= int(checkpoints(run)[-1].name[-8:])
+    assert not list(run.glob("*.tmp"))
 
 
 def test_a_second_signal_leaves_at_once_and_nothing_half_written_is_taken(
