@@ -69,8 +69,8 @@ def pretrain(
     """Train a new network on DATA.
 
     Ctrl-C finishes the step, saves, and says how to go on; a second one leaves at once. Exit codes:
-    0 trained, 1 something to mend, 2 wrong usage; 130, 143 or 138 stopped by SIGINT (Ctrl-C),
-    SIGTERM or SIGUSR1 with everything saved.
+    0 trained, 1 something to mend, 2 wrong usage; 130, 143, 138 or 129 stopped by SIGINT (Ctrl-C),
+    SIGTERM, SIGUSR1 or SIGHUP (the connection is lost) with everything saved.
 
     \b
     Several processes, a GPU each or on CPUs (--shard spreads weights too; --resume goes on):
@@ -103,11 +103,32 @@ def pretrain(
     sys.exit(128 + stopped_by if stopped_by else 0)
 
 
-@main.command("resume")
+class ResumeCommand(click.Command):
+    """Says of an option that only a new run takes why it is none here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if all(name not in option.opts for option in pretrain.params):
+                raise
+            raise click.UsageError(
+                f"{name} is of a run's beginning, and stays as it was. Train a new run from this "
+                f"one's weights: python -m train pretrain --init-from RUN {name} ...",
+                ctx,
+            ) from error
+
+
+@main.command("resume", cls=ResumeCommand)
 @click.argument("name", required=False)
 @click.option("--max-steps", type=click.IntRange(min=1), help="Train to this many updates in all.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this much longer."
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Train so much longer."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Rows at a time. It changes no result."
 )
 @click.option("--data", "data_path", type=PATH, help="Where its data is now, if it moved.")
 @click.option(

@@ -1,6 +1,8 @@
 """Settings of a training run: each one's type, default and meaning, once."""
 
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from common.errors import ConfigError
@@ -15,7 +17,7 @@ class TrainConfig:
 
     max_steps: int | None = setting(None, "Optimizer updates in all.", at_least=1)
     minutes: float | None = setting(
-        None, "Train about this long instead, at the speed measured first.", at_least=0, below=1e7
+        None, "Train so long instead: its steps follow the clock.", at_least=0, below=1e7
     )
     tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1, below=10**15)
     epochs: float | None = setting(None, "Read train so many times.", at_least=0, below=1e7)
@@ -104,6 +106,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeLimit:
+    """What --minutes asked for, and how far the run was then; in config.json."""
+
+    seconds: float
+    from_step: int = 0
+    from_s: float = 0.0  # of the run's own seconds
+    auto: list[str] = field(default_factory=list)  # intervals that nobody gave
+
+
+def own_decisions(limit: TimeLimit | None, decisions: Iterable[list[int]]) -> list[list[int]]:
+    """Return those decisions of setup/replan.py that were made for ``limit``, not one before it."""
+    return [each for each in decisions if limit is not None and each[0] > limit.from_step]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     """What a TrainConfig leaves open, decided: for a new run by setup/autotune.py."""
 
@@ -112,6 +129,19 @@ class TrainPlan:
     eval_interval: int
     save_interval: int
     compile: Literal["on", "off"]
+
+    def after(self, limit: TimeLimit | None, decisions: Iterable[list[int]]) -> "TrainPlan":
+        """Return the plan after the decisions of setup/replan.py: with the steps of the last one.
+
+        Intervals stay, and with them their share of the time; where steps become many times as
+        many, those that nobody gave double with them.
+        """
+        own = own_decisions(limit, decisions)
+        if limit is None or not own:
+            return self
+        doublings = max(0, (own[-1][1] // self.max_steps).bit_length() - 1)
+        intervals = {name: getattr(self, name) << doublings for name in limit.auto}
+        return replace(self, max_steps=own[-1][1], **intervals)
 
     def is_eval_step(self, step: int) -> bool:
         """Tell whether a run is evaluated after ``step`` updates."""
@@ -126,16 +156,39 @@ class TrainPlan:
 
     def remaining_s(self, step: int, step_s: float, eval_s: float, save_s: float) -> float:
         """Estimate the seconds from ``step`` to the end: updates, evaluations and saves."""
-        n_left = self.max_steps - step
-        # 1: that of the step which was just made, or else that of the last one
-        n_evals = 1 + n_left // self.eval_interval
-        n_saves = 1 + n_left // min(self.eval_interval, self.save_interval)
-        return n_left * step_s + n_evals * eval_s + n_saves * save_s
+
+        def multiples(interval: int) -> int:
+            """Count those from ``step``, whose own are not made yet, up to the last step."""
+            return (self.max_steps - 1) // interval - max(0, step - 1) // interval
+
+        both = math.lcm(self.eval_interval, self.save_interval)
+        n_evals = 1 + multiples(self.eval_interval)
+        n_saves = n_evals + multiples(self.save_interval) - multiples(both)
+        return (self.max_steps - step) * step_s + n_evals * eval_s + n_saves * save_s
+
+    def seconds_per_step(self, step_s: float, eval_s: float, save_s: float) -> float:
+        """Estimate what a step more takes, with its share of evaluations and saves."""
+        save_interval = min(self.eval_interval, self.save_interval)
+        return step_s + eval_s / self.eval_interval + save_s / save_interval
 
 
 def saved_settings(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
     """Return what config.json holds of both: every setting, with its value in the plan."""
     return asdict(config) | dict.fromkeys(LENGTHS) | asdict(plan)
+
+
+def new_limit(config: TrainConfig) -> dict[str, Any] | None:
+    """Return what config.json of a new run holds of --minutes."""
+    if config.minutes is None:
+        return None
+    auto = [name for name in ("eval_interval", "save_interval") if not getattr(config, name)]
+    return asdict(TimeLimit(seconds=60 * config.minutes, auto=auto))
+
+
+def load_limit(settings: dict[str, Any]) -> TimeLimit | None:
+    """Return the time limit in a config.json's settings, if there is one."""
+    saved = settings.get("time_limit")
+    return TimeLimit(**saved) if saved else None
 
 
 def load_settings(saved: dict[str, Any], where: str) -> tuple[TrainConfig, TrainPlan]:

@@ -6,7 +6,6 @@ nothing; a run resumed from it evaluates again and goes on as if it had never st
 
 import logging
 import math
-import time
 from dataclasses import replace
 
 import torch
@@ -14,14 +13,16 @@ from torch import Tensor
 
 from common.dataset import Split
 from common.run_dir import checkpoint_dir, write_pointer
+from train.config import TrainPlan
 from train.data import dropout_seed
 from train.evaluate import TRAIN_TOKENS, evaluate, sample_line, token_lengths
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress, Update
 from train.optim.gradients import clip_grad_norm_
-from train.optim.lr_schedule import learning_rate_at
+from train.optim.lr_schedule import learning_rate_at, position
 from train.setup.memory import explain_out_of_memory
+from train.setup.replan import Replanner
 from train.signals import StopRequest
 from train.trainer import DivergedError, Run, Trainer
 
@@ -33,7 +34,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
 
     Raises: DivergedError when only an earlier checkpoint can help; ``progress`` is how far it came.
     """
-    trainer, plan, config = run.trainer, run.plan, run.trainer.config
+    trainer, config, clock = run.trainer, run.trainer.config, stop.clock
 
     def stop_signal() -> int | None:
         # of any rank: all have to stop after the same step
@@ -44,32 +45,39 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     history = [Losses(*each) for each in logged]
     mark = replace(progress)  # where the speed is measured from
     trainer.warmup(first_step, backward)
+    progress.seconds += clock.lap(0.0)
+    replanner = Replanner(run.plan, run.limit, first_step, trainer.group)
     while True:
         step = progress.step
+        plan = replanner.plan_at(progress)  # of --minutes it changes where the machine's speed does
         # with no step made there is nothing to save: the first one is made yet
         signal = stop_signal() if step > 0 else None
         eval_due, log_due = plan.is_eval_step(step), step % config.log_interval == 0
         if step > first_step:
             if log_due:
-                log_progress(run, progress, mark)
+                log_progress(run, plan, progress, mark)
             if log_due or step == first_step + 1:  # the first update warms up
                 mark = replace(progress)
-            if (log_due or progress.n_bad) and not eval_due:
+            if (log_due or progress.n_bad or "max_steps" in progress.record) and not eval_due:
                 run.write_metrics(progress.record)
             # weights after a bad update are doubtful: saved only where something depends on it
             if eval_due or signal or (step % plan.save_interval == 0 and not progress.n_bad):
                 run.save(progress)
+                progress.add_save(clock.lap(progress.save_s))
         if eval_due and not signal:
-            if evaluate_run(run, progress, history):
+            ended = evaluate_run(run, plan, progress, history)
+            progress.add_evaluation(clock.lap(progress.eval_s))
+            if ended:
                 return None
             signal = stop_signal()  # this step is saved already
         if signal:
             return signal
 
-        start = time.perf_counter()
-        lr = progress.lr_scale * learning_rate_at(step, plan.max_steps, config)
+        at = position(step, run.plan.max_steps, progress.decisions)
+        lr = progress.lr_scale * learning_rate_at(at, run.plan.max_steps, config)
+        progress.seconds += clock.lap(0.0)  # what was written
         result = update(trainer, step, lr)
-        dt_s = time.perf_counter() - start
+        dt_s = clock.lap(progress.step_s)
         trainer.note_time(dt_s)
         progress.add_update(result, lr, trainer.tokens_per_step, dt_s)
         if not result.finite:
@@ -125,9 +133,9 @@ def backward(trainer: Trainer, rows: Tensor) -> Tensor:
     return loss.detach()
 
 
-def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
+def log_progress(run: Run, plan: TrainPlan, progress: Progress, mark: Progress) -> None:
     """Log the progress line: speed, and at that speed the ETA, measured since ``mark``."""
-    trainer, plan = run.trainer, run.plan
+    trainer = run.trainer
     speed = (progress.n_tokens - mark.n_tokens) / (progress.update_s - mark.update_s)
     progress.record["tokens_per_second"] = round(speed, 1)
     n = trainer.group.world_size
@@ -138,9 +146,8 @@ def log_progress(run: Run, progress: Progress, mark: Progress) -> None:
     log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 
-def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
+def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Losses]) -> bool:
     """Score both splits, show and record it; tell whether there is a reason to end."""
-    start = time.perf_counter()
     trainer, config, step = run.trainer, run.trainer.config, progress.step
     model, device, lengths = trainer.model, trainer.device, token_lengths(run.tokenizer)
     n_tokens: dict[Split, int] = {"train": TRAIN_TOKENS, "val": config.eval_tokens}
@@ -159,9 +166,9 @@ def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
     record = progress.record | {
         "train_loss": train.loss, "val_loss": val.loss, "train_bpb": train.bpb, "val_bpb": val.bpb
     }  # fmt: skip
-    ended = reason_to_end(step, run.plan.max_steps, history, config)
+    ended = reason_to_end(step, plan.max_steps, history, config)
     run.write_metrics(record | ({"ended": ended} if ended else {}))
-    log.info(metrics.evaluation_line(record, run.plan.max_steps, best=best))
+    log.info(metrics.evaluation_line(record, plan.max_steps, best=best))
     if (warning := overfitting_line(history)) is not None:
         log.warning(warning)
     if not trainer.is_sharded:  # for this rank 0 would need all of the network
@@ -169,8 +176,6 @@ def evaluate_run(run: Run, progress: Progress, history: list[Losses]) -> bool:
         trainer.group.broadcast_from_rank0(
             lambda: log.info(sample_line(model, run.tokenizer, ids, config.seed))
         )
-    if ended and step < run.plan.max_steps:
+    if ended and step < plan.max_steps:
         log.info("ended after step %s: %s", f"{step:,}", ended)
-    progress.eval_s = time.perf_counter() - start
-    progress.seconds += progress.eval_s
     return ended is not None

@@ -12,16 +12,16 @@ import numpy
 import torch
 
 from common import run_dir
-from common.checkpoint import MANIFEST_NAME, STATE_NAME, load_checkpoint, newest_valid
-from common.dataset import SPLITS, DataFolder, open_data
+from common.checkpoint import load_checkpoint, newest_valid
+from common.dataset import DataFolder, open_data
 from common.device import Device, choose_device
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 from common.files import write_json
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
-from train.config import load_settings, saved_settings
+from train.config import TimeLimit, load_limit, load_settings, new_limit, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
@@ -29,6 +29,7 @@ from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.recovery import restore, run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
+from train.setup.checks import check_settings, check_sizes, check_unchanged, check_vocabulary
 from train.setup.memory import explain_out_of_memory
 from train.signals import StopRequest
 from train.trainer import Run, Trainer, initial_model, parallelize
@@ -69,10 +70,10 @@ def new_run(
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
         model = parallelize(model, config, device, group)
-        scale_dropout = init_from is None and "ngram_dropout" not in model_options
         plan, speed = autotune(
-            config, model, data, device, group, scale_ngram_dropout=scale_dropout
-        )
+            config, model, data, device, group, start_s=stop.clock.start,
+            scale_ngram_dropout=init_from is None and "ngram_dropout" not in model_options,
+        )  # fmt: skip
     stop.wait_for_steps()
     python = platform.python_version()
     settings = {
@@ -81,7 +82,9 @@ def new_run(
         "init_from": None if init_from is None else str(init_from.resolve()),
         "model": asdict(model.config),
         "train": saved_settings(config, plan),
+        "time_limit": new_limit(config),
         "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        "vocabulary_sha256": data.vocabulary_sha256,
         "device": str(device),
         "tracker_id": secrets.token_hex(8),  # another run of this name is another there
         "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
@@ -95,14 +98,15 @@ def new_run(
         run = make_run(folder, settings, model, data, tokenizer, device, group)
         for line in summary_lines(run.trainer, plan, speed, data):
             log.info(line)
-        return train_with_rollback(run, Progress(eval_s=speed.eval_s), stop)
+        progress = Progress(eval_s=speed.eval_s, save_s=speed.save_s, timed_step_s=speed.step_s)
+        return train_with_rollback(run, progress, stop)
 
 
 def shape_of(init_from: Path, data: DataFolder, options: dict[str, Any]) -> ModelConfig:
     """Return the shape of a checkpoint's network, with ``options``; raise where they do not fit."""
-    state = run_dir.read_json(init_from / STATE_NAME)
+    state = run_dir.read_json(init_from / run_dir.STATE_NAME)
     check_vocabulary(data, init_from, state)
-    shape = from_dict(ModelConfig, state["model"], str(init_from / STATE_NAME))
+    shape = from_dict(ModelConfig, state["model"], str(init_from / run_dir.STATE_NAME))
     free = FREE if shape.positions == "learned" else FREE | {"block_size"}
     for name, given in options.items():
         trained = getattr(shape, name)
@@ -122,17 +126,17 @@ def make_run(
     tokenizer: Tokenizer,
     device: Device,
     group: ProcessGroup,
-    step: int = 0,
+    first_step: int = 1,
 ) -> Run:
-    """Return the run whose config.json holds ``settings``, in memory, after ``step`` updates."""
+    """Return the run whose config.json holds ``settings``; ``first_step`` is logged first."""
     config, plan = load_settings(settings["train"], str(folder / run_dir.CONFIG_NAME))
     trainer = Trainer(
         model, make_optimizer(model, config), data, config, device, group,
         batch_size=plan.batch_size, compiled=plan.compile == "on",
     )  # fmt: skip
     kind = config.tracker if group.is_rank0 else "none"
-    logger = make_logger(kind, folder, plan.first_logged_step(step), settings)
-    return Run(folder, trainer, plan, data, tokenizer, logger)
+    logger = make_logger(kind, folder, first_step, settings)
+    return Run(folder, trainer, plan, data, tokenizer, logger, load_limit(settings))
 
 
 def weights_of(runs_dir: Path, named: str) -> Path:
@@ -153,6 +157,7 @@ class Changes:
     data_path: Path | None = None
     allow_data_change: bool = False
     shard: bool | None = None
+    batch_size: int | None = None
 
 
 def resume_run(
@@ -175,43 +180,49 @@ def load_run(
     config_path = folder / run_dir.CONFIG_NAME
     settings = group.broadcast_from_rank0(lambda: run_dir.read_json(config_path))
     config, plan = load_settings(settings["train"], str(config_path))
-    if changes.shard is not None:
-        config = replace(config, shard=changes.shard)
+    limit = load_limit(settings)
     saved = Path(group.broadcast_from_rank0(lambda: str(newest_valid(folder, "latest"))))
     device = choose_device(device_name)
     loaded = load_checkpoint(saved, device.torch_device)
     state, step = loaded.state, int(loaded.state["step"])
-    max_steps = new_max_steps(plan.max_steps, Progress(**state["progress"]), changes)
+    check_settings(settings, saved, state)
+    progress = Progress(**state["progress"])
+    planned = plan.after(limit, progress.decisions).max_steps
+    max_steps = new_max_steps(planned, progress, changes)
     ended = group.broadcast_from_rank0(lambda: run_dir.stop_reason(folder, step))
-    if max_steps == plan.max_steps and ended is not None:
+    if max_steps == planned and ended is not None:
         log.info("%s is finished: %s.", folder, ended)
         return None
     data = open_data(changes.data_path or Path(settings["data"]["path"]))
     check_vocabulary(data, saved, state)
     check_sizes(data, loaded.model.config.block_size)
-    if data.sha256 != (trained_on := state["data_sha256"]):
-        was = (
-            f"{data.path}: SHA-256 {data.sha256[:12]}, but {saved} was trained on {trained_on[:12]}"
-        )
-        if not changes.allow_data_change:
-            raise DataError(
-                f"{was}: the data changed since. Prepare it as it was, or train a new run. "
-                "--allow-data-change goes on with the data as it is."
-            )
-        log.warning("%s: going on with other data, as allowed", was)
+    check_unchanged(data, saved, state, allow_change=changes.allow_data_change)
 
     stop.wait_for_steps()
-    is_changed = max_steps != plan.max_steps or data.sha256 != state["data_sha256"]
-    if is_changed or changes.data_path or changes.shard is not None:
+    if changes != Changes():
         before = {"step": step, "max_steps": plan.max_steps, "data": settings["data"]}
+        if changes.shard is not None:
+            config = replace(config, shard=changes.shard)
+        if changes.batch_size is not None:
+            plan = replace(plan, batch_size=changes.batch_size)
+            state["stepper"]["batch_size"] = changes.batch_size
+        if changes.minutes is not None:
+            seconds, auto = 60 * changes.minutes, limit.auto if limit else []
+            limit = TimeLimit(seconds=seconds, from_step=step, from_s=progress.seconds, auto=auto)
+        elif changes.max_steps is not None:
+            limit = None
+        if changes.minutes is not None or changes.max_steps is not None:
+            plan = replace(plan, max_steps=max_steps)
         settings |= {
             "changes": [*settings.get("changes", []), before],
-            "train": saved_settings(config, replace(plan, max_steps=max_steps)),
+            "train": saved_settings(config, plan),
+            "time_limit": limit and asdict(limit),
             "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
         }
         group.broadcast_from_rank0(lambda: write_json(config_path, settings))
     model = parallelize(loaded.model, config, device, group)
-    run = make_run(folder, settings, model, data, loaded.tokenizer, device, group, step)
+    first_step = plan.after(limit, progress.decisions).first_logged_step(step)
+    run = make_run(folder, settings, model, data, loaded.tokenizer, device, group, first_step)
     progress = restore(run, saved, state)
     log.info("resuming    %s after step %s", saved, f"{step:,}")
     return run, progress
@@ -223,8 +234,8 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
     if changes.minutes is not None:
         if n_steps is not None:
             raise ConfigError("--max-steps and --minutes are both given: one decides the length.")
-        step_s = progress.seconds / progress.step
-        n_steps = progress.step + max(1, int(60 * changes.minutes / step_s))
+        # at the speed so far; setup/replan.py mends it
+        n_steps = progress.step + max(1, int(60 * changes.minutes / progress.step_s))
     if n_steps is None or n_steps == planned:
         return planned
     if n_steps <= progress.step:
@@ -243,43 +254,10 @@ def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     """Return the newest run called NAME, or NAME-2 to NAME-99, if it can go on with this data."""
     # more digits are rather a person's own: exp-2024 is no second exp
     pattern = re.compile(re.escape(name) + r"(-[2-9]|-[1-9]\d)?")
-    saved = [
-        run
-        for run in run_dir.list_runs(runs_dir)
-        if pattern.fullmatch(run.name) and run_dir.read_pointer(run, "latest") is not None
-    ]
-    if not saved:
+    named = [run for run in run_dir.list_runs(runs_dir) if pattern.fullmatch(run.name)]
+    newest = run_dir.last_saved(named)
+    if newest is None:
         return None
-    newest = max(saved, key=lambda run: (run / "latest").stat().st_mtime_ns)
     trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME)["data"]["sha256"]
     is_same = trained_on == open_data(data_path).sha256
     return newest if is_same and run_dir.stop_reason(newest) is None else None
-
-
-def check_sizes(data: DataFolder, block_size: int) -> None:
-    """Raise DataError where a split has not even one window."""
-    for split in SPLITS:
-        path, n_tokens = data.path / f"{split}.bin", data.n_tokens(split)
-        if not n_tokens:
-            raise DataError(
-                f"{path}: is empty: no document was put there. Prepare the text again with "
-                "another --val-fraction, or other --val-files."
-            )
-        if n_tokens < block_size + 1:
-            remedy = f"pass --block-size {n_tokens - 1} or less, or " if n_tokens > 1 else ""
-            raise DataError(
-                f"{path}: holds {n_tokens:,} tokens, but --block-size {block_size} needs "
-                f"{block_size + 1:,}: {remedy}prepare more text."
-            )
-
-
-def check_vocabulary(data: DataFolder, saved: Path, state: dict[str, Any]) -> None:
-    """Raise DataError where ids mean other text than in the checkpoint ``saved``."""
-    name = state["tokenizer"]["file"]
-    manifest = run_dir.read_json(saved / MANIFEST_NAME)
-    if manifest["files"][name]["sha256"] != data.vocabulary_sha256:
-        raise DataError(
-            f"{data.path}: its vocabulary is not the one of {saved}: the same ids stand for other "
-            "text. Prepare it with that vocabulary: python -m prepare text SRC --tokenizer "
-            f"{saved / name}"
-        )

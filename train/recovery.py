@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from common import run_dir
-from common.checkpoint import MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, newest_valid
+from common.checkpoint import MODEL_NAME, OPTIMIZER_NAME, newest_valid
 from common.errors import UserError
+from train.config import own_decisions
 from train.distributed.comm import ProcessGroup
 from train.distributed.fsdp import load_sharded, shard_like, to_local
 from train.loop import train
@@ -82,7 +83,7 @@ def roll_back(run: Run, progress: Progress, reason: str) -> Progress:
         trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, 0))
     else:
         weights = load_file(Path(saved) / MODEL_NAME)
-        restored = restore(run, Path(saved), run_dir.read_json(Path(saved) / STATE_NAME))
+        restored = restore(run, Path(saved), run_dir.read_json(Path(saved) / run_dir.STATE_NAME))
     with torch.no_grad():  # in place: there is no room for a second network
         for name, parameter in trainer.model.named_parameters():
             to_local(parameter).copy_(to_local(shard_like(weights[name], parameter)))
@@ -107,7 +108,9 @@ def restore(run: Run, saved: Path, state: dict[str, Any]) -> Progress:
     trainer.optimizer.load_state_dict(tensors)
     trainer.load_state_dict(state["stepper"])
     progress = Progress(**state["progress"])
-    first_step = run.plan.first_logged_step(progress.step)
+    progress.decisions = own_decisions(run.limit, progress.decisions)
+    newest = run.plan.after(run.limit, progress.decisions)
+    first_step = newest.first_logged_step(progress.step)
     trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, first_step))
     return progress
 

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from common.models.gpt import GPT
 from common.run_dir import shards_dir
 from common.thread_tuner import ThreadTuner, halved
 from common.tokenizer import Tokenizer
-from train.config import TrainConfig, TrainPlan
+from train.config import TimeLimit, TrainConfig, TrainPlan, saved_settings
 from train.data import Prefetcher, cut_windows, window_starts
 from train.distributed import fsdp
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
@@ -263,6 +262,7 @@ class Run:
     data: DataFolder
     tokenizer: Tokenizer
     logger: MetricsLogger
+    limit: TimeLimit | None = None  # of --minutes
 
     def write_metrics(self, record: dict[str, Any]) -> None:
         """Add a record to metrics.jsonl, and send it where else it is asked for."""
@@ -272,13 +272,13 @@ class Run:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; raise DivergedError where weights are not finite."""
-        start = time.perf_counter()
         trainer, model, group = self.trainer, self.trainer.model, self.trainer.group
         finite = [fsdp.to_local(weights).isfinite().all() for weights in model.parameters()]
         if group.all_reduce_max(not torch.stack(finite).all()):
             raise DivergedError("weights are no longer finite")
         state = {
             "progress": asdict(progress),
+            "train": saved_settings(trainer.config, self.plan),
             "stepper": trainer.state_dict(),
             "data_sha256": self.data.sha256,
         }
@@ -289,15 +289,11 @@ class Run:
             fsdp.save_sharded(optimizer, shards)
             weights = fsdp.full_state_dict(model, keep=group.is_rank0)
 
-        def write() -> None:
+        def save() -> None:
             save_checkpoint(
                 self.folder, progress.step, model, shards or optimizer, state, self.tokenizer,
                 weights=weights, keep=trainer.config.keep, good_step=progress.good_step,
             )  # fmt: skip
 
         # shards are moved, not written, and cannot be moved again
-        group.broadcast_from_rank0(
-            lambda: write() if shards else wait_for_space(self.folder, write)
-        )
-        progress.save_s = time.perf_counter() - start
-        progress.seconds += progress.save_s
+        group.broadcast_from_rank0(lambda: save() if shards else wait_for_space(self.folder, save))

@@ -14,8 +14,11 @@ from common.errors import ConfigError, DataError
 from tests.tiny import SENTENCE, prepare_text, words
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
+from train.loop import update
+from train.monitoring.metrics import Update
 from train.pretrain import Changes, resume_run, weights_of
 from train.signals import StopRequest
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
 # no step depends on the length: neither its rate nor how many tokens go without n-grams
@@ -59,9 +62,17 @@ def test_the_schedule_of_a_longer_run_is_that_of_all_its_steps(
 
 def test_minutes_more_are_steps_at_the_speed_so_far(data: DataFolder, tmp_path: Path) -> None:
     run = pretrain(data.path, tmp_path)
-    seconds = json.loads((run / "step-00000012" / "state.json").read_bytes())["progress"]["seconds"]
-    go_on(run, minutes=4.5 * seconds / 12 / 60)
-    assert metrics(run)[-1]["ended"] == "all 16 steps are made"
+    progress = json.loads((run / "step-00000012" / "state.json").read_bytes())["progress"]
+    assert go_on(run, StopAfter(1), minutes=450 * progress["update_s"] / 12 / 60) is not None
+    assert settings(run)["train"]["max_steps"] in (461, 462)  # by rounding
+    assert settings(run)["time_limit"] == {
+        "seconds": pytest.approx(450 * progress["update_s"] / 12),
+        "from_step": 12,
+        "from_s": progress["seconds"],
+        "auto": [],
+    }
+    assert go_on(run, max_steps=13) is None  # so many, however long they take
+    assert settings(run)["time_limit"] is None
 
 
 def test_a_run_cannot_become_shorter_than_it_is(data: DataFolder, tmp_path: Path) -> None:
@@ -116,6 +127,61 @@ def test_data_too_small_for_the_context_is_refused_before_anything_is_written(
         go_on(run, data_path=small, allow_data_change=True, max_steps=20)
     assert settings(run) == before
     assert go_on(run) is None
+
+
+@pytest.mark.parametrize("in_trial", [True, False], ids=["before the first step", "later"])
+def test_a_run_goes_on_with_the_files_it_opened_whatever_takes_their_place(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_trial: bool
+) -> None:
+    """Past bug: val was opened anew at each evaluation, and the best chosen by other text."""
+    unchanged = pretrain(data.path, tmp_path, "unchanged")
+    folder = Path(shutil.copytree(data.path, tmp_path / "data"))
+    (tmp_path / "other").mkdir()
+    other = prepare_text(words(1000, seed=5), tmp_path / "other").path
+
+    def replaced(trainer: Trainer, step: int, lr: float) -> Update:
+        if folder.exists() and (in_trial or step == 3) and other.exists():
+            folder.rename(tmp_path / "former")
+            other.rename(folder)
+        return update(trainer, step, lr)
+
+    monkeypatch.setattr(f"train.{'setup.autotune' if in_trial else 'loop'}.update", replaced)
+    run = pretrain(folder, tmp_path, "replaced")
+    assert not other.exists()
+    assert numbers(run) == numbers(unchanged)
+    with pytest.raises(DataError, match="the data changed since"):
+        go_on(run, max_steps=20)
+
+
+def test_the_batch_size_may_change_and_with_it_no_result(data: DataFolder, tmp_path: Path) -> None:
+    run = pretrain(data.path, tmp_path, stop=StopAfter(6), dropout=0.0)
+    assert go_on(run, batch_size=4) is None
+    assert settings(run)["train"]["batch_size"] == 4
+    state = json.loads((run / "step-00000012" / "state.json").read_bytes())
+    assert state["stepper"]["batch_size"] == 4
+    same = pretrain(data.path, tmp_path, "same", dropout=0.0)
+    assert metrics(run)[-1]["val_loss"] == pytest.approx(metrics(same)[-1]["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "trained"), [("learning_rate", 0.5, 0.01), ("max_steps", 99, 12)]
+)
+def test_settings_edited_by_hand_are_a_sentence(
+    data: DataFolder, tmp_path: Path, name: str, value: float, trained: float
+) -> None:
+    run = pretrain(data.path, tmp_path, stop=StopAfter(6))
+    edited = settings(run)
+    edited["train"] |= {name: value, "log_interval": 1}
+    (run / "config.json").write_text(json.dumps(edited), encoding="utf-8")
+    sentence = rf"config\.json: {name} is {value}, but .*step-00000006 was trained with {trained}: "
+    with pytest.raises(ConfigError, match=sentence):
+        go_on(run)
+    edited["train"][name] = trained  # log_interval changes no weights
+    (run / "config.json").write_text(json.dumps(edited), encoding="utf-8")
+    # a longer run that is stopped before it saved anew is not edited by hand
+    assert go_on(run, StopAfter(1), max_steps=20) is not None
+    assert go_on(run) is None
+    assert metrics(run)[-1]["ended"] == "all 20 steps are made"
 
 
 def test_another_vocabulary_is_refused_always(tmp_path: Path, changed: tuple[Path, Path]) -> None:

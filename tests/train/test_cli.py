@@ -179,6 +179,15 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     assert result.stderr.startswith("Usage: ")
 
 
+def test_resume_says_of_an_option_of_new_runs_why_it_is_none_here() -> None:
+    result = CliRunner().invoke(main, ["resume", "mine", "--learning-rate", "0.1"])
+    assert result.exit_code == 2
+    assert "--learning-rate is of a run's beginning, and stays as it was." in result.stderr
+    assert "pretrain --init-from RUN --learning-rate ..." in result.stderr
+    result = CliRunner().invoke(main, ["resume", "mine", "--learn", "0.1"])
+    assert "No such option '--learn'" in result.stderr
+
+
 def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     data: DataFolder, tmp_path: Path
 ) -> None:
@@ -196,12 +205,14 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     share = PRESETS["tiny"].model["ngram_dropout"] * 64 * max_steps / data.n_tokens("train") / 2
     share = min(share, PRESETS["tiny"].model["ngram_dropout"])
     assert written["model"]["ngram_dropout"] == pytest.approx(share, abs=1e-4)
-    state = json.loads((run / f"step-{max_steps:08d}" / "state.json").read_bytes())
+    last_step = metrics(run)[-1]["step"]  # that of the plan, or what the clock made of it
+    state = json.loads((run / f"step-{last_step:08d}" / "state.json").read_bytes())
     assert state["model"] == written["model"]
+    assert [max_steps, *(n for _, n in state["progress"]["decisions"])][-1] == last_step
     assert config["minutes"] is None
+    assert written["time_limit"]["seconds"] == pytest.approx(4.2)
     assert config["save_interval"] == 200
-    assert metrics(run)[-1]["step"] == max_steps
-    assert (run / "latest").read_text(encoding="utf-8") == f"step-{max_steps:08d}\n"
+    assert (run / "latest").read_text(encoding="utf-8") == f"step-{last_step:08d}\n"
 
     lines = ended.stderr.splitlines()
     first_step = next(i for i, line in enumerate(lines) if line.startswith(("step ", "eval ")))
@@ -223,15 +234,15 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     number = r"[\d,]+"
     for line in progress:
         assert re.fullmatch(
-            rf"step {number}/{max_steps:,} \| loss \d\.\d{{4}} \| lr \d\.\de-\d\d \| "
+            rf"step {number}/{number} \| loss \d\.\d{{4}} \| lr \d\.\de-\d\d \| "
             rf"{number} tok/s \| eta [\dms ]+",
             line,
         )
     evaluations = [line for line in lines if line.startswith("eval ")]
-    assert len(evaluations) == -(-max_steps // 200)
+    assert len(evaluations) == -(-last_step // 200)
     score = r"\d\.\d{4} \(\d\.\d{3} bits/byte\)"
     assert re.fullmatch(
-        rf"eval {max_steps:,}/{max_steps:,} \| train loss {score} \| val loss {score}"
+        rf"eval {last_step:,}/{last_step:,} \| train loss {score} \| val loss {score}"
         r"( \| best so far)?",
         evaluations[-1],
     )

@@ -72,6 +72,7 @@ class Progress:
     update_s: float = 0.0  # of them spent in updates
     eval_s: float = 0.0  # the last evaluation took this long, and the last save
     save_s: float = 0.0
+    timed_step_s: float = 0.0  # what an update took about then
     best_val_loss: float | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the last update, as it is logged
     n_skipped: int = 0  # updates whose loss or gradient was not finite
@@ -79,6 +80,22 @@ class Progress:
     good_step: int = 0  # the last step whose weights gave a finite loss and gradient
     lr_scale: float = 1.0  # halved at each return to an earlier checkpoint
     n_returns: int = 0
+    decisions: list[list[int]] = field(default_factory=list)  # setup/replan.py
+
+    @property
+    def step_s(self) -> float:
+        """What an update takes, on average; before the first nobody knows."""
+        return self.update_s / self.step if self.step else math.inf
+
+    def add_evaluation(self, dt_s: float) -> None:
+        """Count an evaluation."""
+        self.eval_s = dt_s
+        self.seconds += dt_s
+
+    def add_save(self, dt_s: float) -> None:
+        """Count a save."""
+        self.save_s = dt_s
+        self.seconds += dt_s
 
     def add_update(self, update: Update, lr: float, n_tokens: int, dt_s: float) -> None:
         """Count an update of ``n_tokens`` that took ``dt_s``, and make its record."""

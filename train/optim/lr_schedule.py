@@ -7,17 +7,31 @@ constant   at the peak to the end
 """
 
 import math
+from collections.abc import Sequence
 
 from train.config import TrainConfig
 
 
-def learning_rate_at(step: int, max_steps: int, config: TrainConfig) -> float:
+def position(step: int, max_steps: int, decisions: Sequence[Sequence[int]]) -> float:
+    """Return where update ``step`` is in a schedule of ``max_steps``, by the decisions before it.
+
+    Each one, (step, new max_steps), spreads what is left of the schedule then over the steps left:
+    the position rises with each of them, and after the last it is ``max_steps``.
+    """
+    at, left, end = 0, float(max_steps), max_steps  # of the schedule after step ``at``
+    for decided_at, new_end in decisions:
+        left *= (end - decided_at) / (end - at)
+        at, end = decided_at, new_end
+    return max_steps - left * (end - step) / (end - at) if decisions else step
+
+
+def learning_rate_at(step: float, max_steps: int, config: TrainConfig) -> float:
     """Return the learning rate of update ``step``, counted from 0, of ``max_steps``."""
     # a run shorter than ten warmups warms up for its first tenth
     warmup_steps = min(config.warmup_steps, max_steps // 10)
     if step < warmup_steps:
         # +1: at update 0 a rate of zero would waste a whole batch
-        return config.base_lr * (step + 1) / warmup_steps
+        return config.base_lr * (min(step, warmup_steps - 1) + 1) / warmup_steps
     if config.schedule == "constant":
         return config.base_lr
     first = warmup_steps  # where it begins to fall

@@ -44,7 +44,7 @@ class MeasuredSpeed:
     step_s: float
     eval_s: float
     save_s: float
-    spent_s: float  # on the trials
+    spent_s: float  # until the trials were over
     batch_size: int  # what memory allowed
     compiled: bool
 
@@ -57,14 +57,16 @@ def autotune(
     group: ProcessGroup = SINGLE_PROCESS,
     *,
     scale_ngram_dropout: bool = False,
+    start_s: float | None = None,
 ) -> tuple[TrainPlan, MeasuredSpeed]:
     """Return a run's plan and the speed behind it, by updates at a learning rate of 0.
 
     They leave the weights alone; ``scale_ngram_dropout`` sets the model's to the run's length.
     With --compile auto compiled updates are tried too, where the run is long enough to repay it.
     The run's own Trainer compiles the same network again, which PyTorch then has in its cache.
+    --minutes are those since ``start_s``, by perf_counter.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if start_s is None else start_s
     # an optimizer of its own, whose state these steps may change
     trainer = Trainer(
         model, make_optimizer(model, config), data, config, device, group,
