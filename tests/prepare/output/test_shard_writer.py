@@ -192,6 +192,7 @@ def test_the_same_bytes_are_written_however_the_work_is_cut(case: Given) -> None
             cut = prepare(train, Path(name, "cut"), val, case.config)
         # what a span skips is named by its place in the span; a span has its file's state again
         for meta in (cut.meta, whole.meta):
+            del meta["meta_sha256"]
             meta["skipped"] = len(meta["skipped"])
             meta["made_from"]["sources"] = {str(state) for state in meta["made_from"]["sources"]}
         assert cut.meta == whole.meta
