@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import xxhash
 
 from common.dataset import META_NAME, Split, open_data
-from common.errors import DataError
+from common.errors import DataError, defer_signals
 from common.files import write_json
 from common.tokenizer import (
     END_OF_TEXT,
@@ -168,9 +168,17 @@ def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
     chosen = _until_too_unbroken(texts)
     corpus = b"\xff".join(part for text in chosen for part in _without_long_words(text))
     command = [sys.executable, "-P", str(Path(__file__).with_name("learn_bpe.py")), str(vocab_size)]
-    process = subprocess.run(  # which kills it where an exception, such as Ctrl-C, ends the waiting
-        command, input=corpus, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
-    )
+    process = None
+    try:
+        with defer_signals():  # it does not hear Ctrl-C, which ends the waiting for it
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        learned, _ = process.communicate(corpus)
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
     if process.returncode:
         raise DataError(
             f"The process that learns the vocabulary ended with {process.returncode}: it was "
@@ -178,7 +186,7 @@ def train_bpe(texts: list[bytes], vocab_size: int) -> BytePairTokenizer:
             "vocabulary that is there: --tokenizer gpt2."
         )
     # Two pairs can make the same bytes (aa + aa, aaa + a); the later one is no new token.
-    tokens = dict.fromkeys(map(bytes.fromhex, process.stdout.decode("ascii").split()))
+    tokens = dict.fromkeys(map(bytes.fromhex, learned.decode("ascii").split()))
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return BytePairTokenizer("bpe", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
 
