@@ -107,7 +107,7 @@ format: setup-dev ## Mend style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|sample|serve|gpu for one
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|sample|serve|contention|gpu for one
 	$(PY) -m tests.bench $(BENCH)
 
 clean: ## Delete what was made here: corpus/, data/, runs/, .venv and caches

@@ -55,6 +55,8 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open ``path`` for writing under another name; it appears, whole, when the block ends well."""
+    if path.exists() and not path.is_file():  # a rename would put a file in place of /dev/null
+        raise FileExistsError(errno.EEXIST, "it is there, and no file", str(path))
     unfinished = path.with_name(path.name + ".tmp")
     try:
         with naming(path), unfinished.open("wb") as file:

@@ -81,3 +81,13 @@ def test_bytes_of_names_that_are_not_utf_8_come_back_from_json(tmp_path: Path) -
     name = os.fsdecode(b"a\xff\xe4")
     write_json(tmp_path / "a", {"path": name})
     assert json.loads((tmp_path / "a").read_bytes()) == {"path": name}
+
+
+def test_a_pipe_or_a_folder_of_that_name_stays_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileExistsError, match="it is there, and no file"):
+            write_text(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
