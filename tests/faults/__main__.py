@@ -20,12 +20,12 @@ from tests.faults.calls import Row
 # name -> the check, and how much of it is done: all, in the slow tests, in the default ones
 CHECKS: dict[str, tuple[Callable[[Path, int], Iterator[Row]], tuple[int, int, int]]] = {
     "power-prepare": (lost_power.of_prepare, (6_000, 6_000, 100)),
-    "power-train": (lost_power.of_train, (12_000, 6_000, 100)),
+    "power-train": (lost_power.of_train, (12_000, 3_000, 100)),
     "power-chat": (lost_power.of_chat, (1_000, 1_000, 100)),
-    "disk-prepare": (full_disk.of_prepare, (1, 1, 29)),  # every so many calls
-    "disk-train": (full_disk.of_train, (1, 1, 41)),
+    "disk-prepare": (full_disk.of_prepare, (1, 3, 29)),  # every so many calls
+    "disk-train": (full_disk.of_train, (1, 3, 41)),
     "disk-chat": (full_disk.of_chat, (1, 1, 1)),
-    "signals": (stopped.in_phases, (1_000, 1_000, 8)),
+    "signals": (stopped.in_phases, (1_000, 50, 8)),
     "signals-import": (stopped.while_importing, (30, 12, 0)),
     "kills": (killed.of_chain, (1_000, 50, 0)),
     "bits-checkpoint": (bits.of_checkpoint, (1, 1, 53)),  # every so many bits
