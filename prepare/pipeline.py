@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -136,19 +137,17 @@ def _sample(run: _Run, limit: int | None) -> CorpusSample:
     job = SampleJob(read=run.read, config=run.config, folder=run.work, key=run.key, limit=limit)
     progress = run.new_progress("sample", sum(task.size_bytes for task in run.tasks))
     found = CorpusSample()
-    if limit is None:
 
-        def with_threshold(task: Task) -> Task:
-            return replace(task, threshold=found.items.threshold)
+    def with_threshold(task: Task) -> Task:
+        return replace(task, threshold=found.items.threshold)
 
-        # Closed at once when we are stopped: workers would read on.
-        with closing(run.executor.run(job, run.tasks, progress, with_threshold)) as paths:
-            for path in paths:
-                found.add(CorpusSample.load(path))
-    else:
-        for task in run.tasks:
-            found.add(job.sample(task, progress))
-            if found.n_documents >= limit:
+    # As a rule the first has documents enough: no worker is started for it.
+    here = run.tasks[: limit is not None]
+    others = run.executor.run(job, run.tasks[len(here) :], progress, with_threshold)
+    with closing(others):  # at once when we are stopped: workers would read on
+        for path in chain((job(task, progress) for task in here), others):
+            found.add(CorpusSample.load(path))
+            if limit is not None and found.n_documents >= limit:
                 break
     _refuse_empty(run, found.n_documents, found.stats)
     return found

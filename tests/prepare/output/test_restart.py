@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepare.making import json_lines, snapshot, tar_of
+from common.errors import DataError
+from prepare.workers import executor
+from tests.prepare.making import json_lines, prepare, snapshot, tar_of
 from tests.processes import TIMEOUT_S, assert_one_sentence, run_python, start_python
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
@@ -460,3 +462,17 @@ def test_ctrl_c_within_a_library_in_rust_stops_as_elsewhere(work: Path) -> None:
     assert ended.stderr.splitlines()[-1] == "Stopped."
     assert "Traceback" not in ended.stderr
     assert "panicked" not in ended.stderr
+
+
+def test_what_was_read_with_a_published_vocabulary_is_kept(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than 1,000 documents are all read before it is known how they are split."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
+    monkeypatch.setattr(executor, "GROUP_BYTES", 1)
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}", encoding="utf-8")
+    (tmp_path / "last.xz").write_bytes(lzma.compress(b"text")[:20])
+    with pytest.raises(DataError, match="cut short"):
+        prepare(list(tmp_path.iterdir()), tmp_path / "data", tokenizer="gpt2")
+    assert len(list((tmp_path / "data" / ".unfinished").glob("*.sample"))) == 5
