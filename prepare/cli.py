@@ -71,7 +71,7 @@ def text(
     **options: Any,
 ) -> None:
     """Turn SRC into token files: files, folders, patterns and '-' (standard input), in any of xz,
-    zstd, gzip, bzip2, zip and tar, told by their content; in them text, JSON or parquet.
+    zstd, gzip, bzip2, zip and tar, told by their content; in them text, JSON, CSV or parquet.
 
     Stopped or killed, the same command goes on where it was. Run again with nothing changed, it
     does nothing.

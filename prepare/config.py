@@ -24,7 +24,9 @@ class PrepareConfig:
         "auto", "Ids to learn for bpe, special ones apart; auto: by the size of the corpus."
     )
     text_key: str = setting(
-        "text", "Key (or column) that holds the text in JSON, parquet and data sets; a.b: b in a."
+        "text",
+        "Key (or column) that holds the text in JSON, CSV, parquet and data sets; a.b: b in a, or "
+        "in each item of a, joined.",
     )
     separator: str | None = setting(
         None, r"Cut each plain file into documents at this text; \n and \t are understood."

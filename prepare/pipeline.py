@@ -197,13 +197,12 @@ def _check_splits(run: _Run, rule: str, counts: dict[str, Any], stats: Stats) ->
         "tail": "The documents are too short to be cut: --val-fraction 0, or more text.",
         "files": "What is in --val-files is for val alone: name other sources for train.",
     }[rule]
-    if not n_tokens["train"] and rule != "files":
-        shutil.rmtree(run.work)
-        n = counts["n_documents"]
-        documents = f"{n:,} document{'s' if n > 1 else ''}"
-        raise DataError(f"Nothing to train on: all text is val ({documents}). {why}")
     if not n_tokens["train"]:
-        stats.warn(f"Nothing to train on: all text is val. {why}")
+        sentence = f"Nothing to train on: all text is val. {why}"
+        if rule != "files":  # where val alone may be wanted
+            shutil.rmtree(run.work)
+            raise DataError(sentence)
+        stats.warn(sentence)
     if not n_tokens["val"] and (rule == "files" or run.config.val_fraction):
         stats.warn(f"Val is empty: training cannot say how well it goes. {why}")
 

@@ -3,7 +3,8 @@
     Source --iter_files--> plain files --read_file--> documents, in chunks --rechunk--> tokens/
 
 A file is what its first bytes say it is: archives are unpacked, layer by layer, and what is left is
-read as parquet, JSON or text. One text file, one JSON object, or one row of a table is a document.
+read as parquet, CSV, JSON or text. One text file, one JSON object, or one row of a table is a
+document.
 What reads each kind is imported where the first of its kind is met.
 """
 
@@ -27,7 +28,7 @@ from prepare.archives.streams import (
 )
 from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
-from prepare.readers.foreign import notebook_documents, warc_documents
+from prepare.readers.foreign import special_reader
 from prepare.readers.text import collapse_newlines, text_documents
 from prepare.sources.source import (
     JSON_LINES_SUFFIXES,
@@ -166,17 +167,13 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
 
         stream = json_in_utf8(stream, head)
         head = stream.peek(HEAD_BYTES)
-    suffix = name.rpartition(".")[2].lower()
-    if suffix in ("csv", "tsv"):
+    if name.lower().endswith((".csv", ".tsv")):
         from prepare.readers.delimited import delimited_documents
 
         yield from delimited_documents(name, stream, config, stats)
         return
-    if suffix == "ipynb":
-        yield from notebook_documents(name, stream)
-        return
-    if head.startswith(b"WARC/1."):
-        yield from warc_documents(name, stream, stats)
+    if read_special := special_reader(name, head):
+        yield from read_special(name, stream, stats)
         return
     if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head):
         from prepare.readers.jsonl import json_documents, looks_like_json

@@ -110,7 +110,16 @@ def warn_of_markup(name: str, head: bytes, separator: str | None, stats: Stats) 
             )
 
 
-def notebook_documents(name: str, stream: Stream) -> Iterator[Chunk]:
+def special_reader(
+    name: str, head: bytes
+) -> Callable[[str, Stream, Stats], Iterator[Chunk]] | None:
+    """Return what reads a notebook or a WARC, or None for any other file."""
+    if name.endswith(".ipynb"):
+        return notebook_documents
+    return warc_documents if head.startswith(b"WARC/1.") else None
+
+
+def notebook_documents(name: str, stream: Stream, stats: Stats) -> Iterator[Chunk]:
     """Yield what was typed into the cells of a Jupyter notebook, a blank line between two.
 
     Source: nbformat.readthedocs.io, The Notebook file format.

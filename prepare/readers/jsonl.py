@@ -103,7 +103,7 @@ def record_text(record: Any, text_key: str, where: str) -> str:
     elif isinstance(inner, dict) and inner:
         found = f"{'a list of objects' if inner is not value else 'an object'} with {_keys(inner)}"
         usual = next((key for key in USUAL_KEYS if key in inner), next(iter(inner)))
-        advice = f"Name what is in there: --text-key {text_key}.{usual}"
+        advice = f"Name what is in there: --text-key {text_key}.{usual} reads it."
     elif value is not NOTHING:
         found = f"{KINDS.get(type(value), value)} there"
     else:

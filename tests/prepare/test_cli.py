@@ -84,8 +84,8 @@ MENDABLE = {
         ["--vocab-size is '4k'", "256"],
     ),
     "huge seed": (["good.txt", "--seed", str(10**40)], ["--seed", "below"]),
-    "one letter": (["letter.txt"], ["Nothing to train on: all text is val (1 document)", "cut"]),
-    "equal documents": (["equal.jsonl"], ["Nothing to train on", "1,200 documents", "Equal"]),
+    "one letter": (["letter.txt"], ["Nothing to train on: all text is val.", "cut"]),
+    "equal documents": (["equal.jsonl"], ["Nothing to train on: all text is val.", "Equal"]),
     "deduplicated": (["equal.jsonl", "--dedup", "exact"], ["Nothing to train on", "Equal"]),
     "no folder": (["good.txt", "--out", "file/data"], ["file/data: cannot be written"]),
 }  # fmt: skip
