@@ -141,8 +141,8 @@ def log_progress(run: Run, plan: TrainPlan, progress: Progress, mark: Progress) 
     n = trainer.group.world_size
     if (share := metrics.mfu(trainer.model, trainer.device, speed, world_size=n)) is not None:
         progress.record["mfu"] = round(share, 4)
-    step_s = trainer.tokens_per_step / speed
-    eta_s = plan.remaining_s(progress.step, step_s, progress.eval_s, progress.save_s)
+    costs = progress.costs(trainer.tokens_per_step / speed)
+    eta_s = plan.remaining_s(progress.step, *costs)
     log.info(metrics.progress_line(progress.record, plan.max_steps, eta_s))
 
 

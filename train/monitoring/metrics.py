@@ -72,7 +72,7 @@ class Progress:
     update_s: float = 0.0  # of them spent in updates
     eval_s: float = 0.0  # the last evaluation took this long, and the last save
     save_s: float = 0.0
-    timed_step_s: float = 0.0  # what an update took about then
+    timed_step_s: float = 0.0  # what an update took about then; 0: not known yet
     best_val_loss: float | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the last update, as it is logged
     n_skipped: int = 0  # updates whose loss or gradient was not finite
@@ -87,9 +87,17 @@ class Progress:
         """What an update takes, on average; before the first nobody knows."""
         return self.update_s / self.step if self.step else math.inf
 
+    def costs(self, step_s: float) -> tuple[float, float, float]:
+        """Estimate the seconds of an update, an evaluation and a save, by those of an update now.
+
+        A machine that became slower since they were timed is slower in all of them.
+        """
+        slower = step_s / (self.timed_step_s or step_s)
+        return step_s, slower * self.eval_s, slower * self.save_s
+
     def add_evaluation(self, dt_s: float) -> None:
         """Count an evaluation."""
-        self.eval_s = dt_s
+        self.eval_s, self.timed_step_s = dt_s, 0.0
         self.seconds += dt_s
 
     def add_save(self, dt_s: float) -> None:

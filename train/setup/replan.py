@@ -16,10 +16,13 @@ from train.monitoring.metrics import Progress
 
 log = logging.getLogger(__name__)
 
-# Shares of the time that --minutes gives: updates between two looks at the speed, and how far off
-# its end the run may be expected to be. The rest of a twentieth is for the last evaluation.
-LOOK_SHARE, TOLERANCE = 0.01, 0.02
-LEFT_SHARE = 0.1  # of the steps that are left: they may be far fewer than the time has room for
+# A look is due after updates for this share of --minutes, or where so many of the steps left are
+# made: they may be far fewer than the time has room for.
+LOOK_SHARE, LOOK_STEPS = 0.01, 0.1
+NEWEST = 0.25  # weight of the newest look: one slow second is no slow machine
+# How far off its end a run may be expected to be: a share of --minutes, which leaves the rest of a
+# twentieth to the last evaluation; early in a run, while much can be made good, of what is left.
+TOLERANCE, TOLERANCE_LEFT = 0.02, 0.1
 
 
 class Replanner:
@@ -54,17 +57,15 @@ class Replanner:
             self._mark = replace(progress)
         step, mark = progress.step, self._mark
         dt_s, n_steps = progress.update_s - mark.update_s, step - mark.step
-        is_due = n_steps >= LEFT_SHARE * (plan.max_steps - mark.step)
+        is_due = n_steps >= LOOK_STEPS * (plan.max_steps - mark.step)
         if n_steps == 0 or not (is_due or dt_s >= LOOK_SHARE * limit.seconds):
             return 0
         step_s = dt_s / n_steps
-        self._step_s = (self._step_s + step_s) / 2 if self._step_s else step_s
-        if not progress.timed_step_s or progress.eval_s != mark.eval_s:
-            progress.timed_step_s = step_s
-        self._mark = replace(progress)
-        slower = self._step_s / progress.timed_step_s  # than when the last evaluation was timed
-        costs = self._step_s, slower * progress.eval_s, slower * progress.save_s
-        late_s = progress.seconds + plan.remaining_s(step, *costs) - limit.from_s - limit.seconds
-        if abs(late_s) <= TOLERANCE * limit.seconds:
+        self._step_s += NEWEST * (step_s - self._step_s) if self._step_s else step_s
+        progress.timed_step_s = progress.timed_step_s or step_s
+        self._mark, costs = replace(progress), progress.costs(self._step_s)
+        left_s = limit.from_s + limit.seconds - progress.seconds
+        late_s = plan.remaining_s(step, *costs) - left_s
+        if abs(late_s) <= max(TOLERANCE * limit.seconds, TOLERANCE_LEFT * left_s):
             return 0
         return max(step + 1, plan.max_steps - math.ceil(late_s / plan.seconds_per_step(*costs)))
