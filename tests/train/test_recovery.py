@@ -12,6 +12,7 @@ from common.checkpoint import load_checkpoint
 from common.dataset import DataFolder
 from common.device import Device
 from common.errors import UserError
+from common.models.gpt import GPT
 from common.run_dir import checkpoints
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
@@ -121,8 +122,17 @@ def test_a_skipped_update_is_recorded_though_no_line_is_due(
 def test_spoilt_weights_are_given_up_for_a_checkpoint_at_half_the_rate(
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
+    networks: list[GPT] = []
+    make = GPT.__init__
+
+    def made(self: GPT, *shape: Any, **settings: Any) -> None:
+        networks.append(self)
+        make(self, *shape, **settings)
+
     with_updates(monkeypatch, spoilt_at_7)
+    monkeypatch.setattr(GPT, "__init__", made)
     run = pretrain(data.path, tmp_path, max_bad_steps=3, log_interval=1)
+    assert len(networks) == 1  # past bug: a GPU more than half full had no room for a second
     assert "after 3 updates in a row: back to " in caplog.text
     assert "step-00000006, with the learning rate times 0.5" in caplog.text
     assert state(run)["lr_scale"] == 0.5
