@@ -12,6 +12,7 @@ Source of the .idx layout: Megatron-LM, megatron/core/datasets/indexed_dataset.p
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class DataFolder:
     path: Path
     meta: dict[str, Any]
     _opened: dict[Split, Ids] = field(default_factory=dict, repr=False, compare=False)
+    _files: dict[Path, os.stat_result] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -71,8 +73,22 @@ class DataFolder:
             if self.n_tokens(split) == 0:  # an empty file cannot be mapped
                 self._opened[split] = np.zeros(0, self.dtype)
             else:
+                self._files[path] = path.stat()
                 self._opened[split] = np.memmap(path, dtype=self.dtype, mode="r")
         return self._opened[split]
+
+    def check_files(self) -> None:
+        """Raise DataError where an open file was written over: its ids are others now.
+
+        Where another file has its name, the open one is as it was.
+        """
+        for path, before in self._files.items():
+            now = path.stat() if path.exists() else None
+            if now and now.st_ino == before.st_ino and now.st_mtime_ns != before.st_mtime_ns:
+                raise DataError(
+                    f"{path}: was written over while it was read, so that other ids are learned "
+                    "from. Put it back as it was, and go on: python -m train resume"
+                )
 
     def document_bounds(self, split: Split) -> npt.NDArray[np.int64]:
         """Return (n_documents + 1,) positions: document i is ids[bounds[i]:bounds[i + 1]]."""

@@ -149,6 +149,7 @@ def log_progress(run: Run, plan: TrainPlan, progress: Progress, mark: Progress) 
 def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Losses]) -> bool:
     """Score both splits, show and record it; tell whether there is a reason to end."""
     trainer, config, step = run.trainer, run.trainer.config, progress.step
+    run.data.check_files()
     model, device, lengths = trainer.model, trainer.device, token_lengths(run.tokenizer)
     n_tokens: dict[Split, int] = {"train": TRAIN_TOKENS, "val": config.eval_tokens}
     train, val = (

@@ -153,6 +153,23 @@ def test_a_run_goes_on_with_the_files_it_opened_whatever_takes_their_place(
         go_on(run, max_steps=20)
 
 
+def test_data_written_over_while_a_run_reads_it_are_a_sentence(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(data.path, tmp_path / "data"))
+
+    def written_over(trainer: Trainer, step: int, lr: float) -> Update:
+        if step == 3:
+            content = (folder / "val.bin").read_bytes()
+            (folder / "val.bin").write_bytes(content[::-1])
+        return update(trainer, step, lr)
+
+    monkeypatch.setattr("train.loop.update", written_over)
+    with pytest.raises(DataError, match=r"data/val\.bin: was written over while it was read"):
+        pretrain(folder, tmp_path)
+    assert not any("val_loss" in line for line in metrics(tmp_path / "runs" / "tiny"))
+
+
 def test_the_batch_size_may_change_and_with_it_no_result(data: DataFolder, tmp_path: Path) -> None:
     run = pretrain(data.path, tmp_path, stop=StopAfter(6), dropout=0.0)
     assert go_on(run, batch_size=4) is None
