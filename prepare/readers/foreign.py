@@ -18,6 +18,7 @@ Blocks = Iterator[bytes]
 MAX_RECORD_BYTES = 256 << 20  # of a WARC, or of a notebook
 START_BYTES = 200  # enough for the first lines of what is taken out
 END_MARKS = (b"<|endoftext|>", b"<|end_of_text|>", b"</s>")
+MANY_ENDS = 10  # lines that end in one of them
 CUE_TIMES = re.compile(rb"\d+:\d\d:\d\d,\d{3}[ \t]+-->")
 CUE_TAGS = re.compile(rb"</?(?:[biu]|font[^>]*)>|\{\\an\d\}")
 
@@ -102,10 +103,13 @@ def warn_of_markup(name: str, head: bytes, separator: str | None, stats: Stats) 
         stats.warn(f"{name}: {what}, read with its markup: {MARKED_UP[what][1]}.")
         return
     for mark in () if separator else END_MARKS:
-        # at the end of lines, where it ends documents; in prose one writes about it
-        if (n_marks := head.count(mark + b"\n") + head.count(mark + b"\r\n")) > 1:
+        if mark not in head:
+            continue
+        text = b"\n%b\n" % head.replace(b"\r\n", b"\n")
+        n_lines, n_ends = (text.count(before + mark + b"\n") for before in (b"\n", b""))
+        if n_lines > 1 or n_ends >= MANY_ENDS:  # less may be prose about it
             stats.warn(
-                f"{name}: one document, with {n_marks:,} lines that end in {mark.decode()} "
+                f"{name}: one document, with {n_ends:,} lines that end in {mark.decode()} "
                 f"in its first {len(head):,} bytes: --separator '{mark.decode()}' cuts there."
             )
 

@@ -179,6 +179,8 @@ def test_what_is_no_plain_text_is_an_error_where_named_and_listed_where_found(
         "<html5> is one word, </s> another",
         "a <|endoftext|> in prose, and another <|endoftext|> of them\n",
         "one<|endoftext|>\ntwo",
+        "one<|endoftext|>\ntwo\n<|endoftext|>\n",
+        "It begins with <s> and ends with </s>\nas in <s>this</s>\n",
     ],
 )
 def test_plain_text_is_read_without_a_word(text: str, tmp_path: Path) -> None:
