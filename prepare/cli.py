@@ -248,7 +248,7 @@ def totals_table(meta: dict[str, Any], folder: Path) -> str:
         (meta["n_duplicates"], "documents equal to an earlier one (--dedup exact drops them)"),
         (meta["n_bad_bytes"], "documents with bytes that are no text"),
         (meta["n_with_nul"], "documents with NUL characters, kept"),
-        (meta["n_crlf"], "files with CR LF for line ends, now LF"),
+        (meta["n_crlf"], "files with CR LF or CR for line ends, now LF"),
         (meta["n_forced_cuts"], "cuts inside of words of millions of characters"),
         *((count, f"files read as {name}") for name, count in meta["encodings"].items()),
     ]:

@@ -36,7 +36,7 @@ class PrepareConfig:
     )
     newlines: Literal["lf", "keep"] = setting(
         "lf",
-        "lf: CR LF in plain files becomes LF, so that no ids are spent on telling them apart.",
+        "lf: CR LF in plain files becomes LF, and so does CR that ends all lines of one.",
     )
     strip_gutenberg: bool = setting(
         False, "Cut Project Gutenberg's header and licence off plain files."

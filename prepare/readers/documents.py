@@ -162,11 +162,6 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
 
         yield from parquet_documents(name, stream, config, stats)
         return
-    if head.startswith(WIDE_MARKS):
-        from prepare.readers.encoding import json_in_utf8
-
-        stream = json_in_utf8(stream, head)
-        head = stream.peek(HEAD_BYTES)
     if name.lower().endswith((".csv", ".tsv")):
         from prepare.readers.delimited import delimited_documents
 
@@ -175,10 +170,19 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
     if read_special := special_reader(name, head):
         yield from read_special(name, stream, stats)
         return
-    if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head):
+    is_named = name.endswith((".json", *JSON_LINES_SUFFIXES))
+    if is_named or head.startswith(WIDE_MARKS) or begins_as_json(head.lstrip(b"\0")):
+        from prepare.readers.encoding import json_encoding, json_in_utf8
         from prepare.readers.jsonl import json_documents, looks_like_json
 
-        if looks_like_json(name, head, config.text_key):
+        encoding = json_encoding(name, head, config)
+        if encoding != "utf-8":
+            head = (
+                head.decode(encoding, "replace").removeprefix("\ufeff").encode("utf-8", "replace")
+            )
+        if is_named or (begins_as_json(head) and looks_like_json(name, head, config.text_key)):
+            if encoding != "utf-8":
+                stream = json_in_utf8(name, stream, encoding, stats)
             yield from json_documents(name, stream, config, stats)
             return
     yield from text_documents(name, stream, config, stats)

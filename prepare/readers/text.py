@@ -32,6 +32,7 @@ GUTENBERG_END = re.compile(
     rb"\n[ \t]{0,40}(?:\*\*\* ?END OF TH(?:E|IS)|End of(?: the| this)?) Project Gutenberg",
     re.IGNORECASE,
 )
+LINE_ENDS = re.compile(rb"\r+\n")
 END_MARK_BYTES = 128  # at least the longest match of it
 
 
@@ -41,6 +42,7 @@ def is_clean(text: bytes, config: PrepareConfig) -> bool:
         config.encoding == "auto"
         and not (config.separator or config.strip_gutenberg)
         and b"\0" not in text
+        and b"\x1b$" not in text
         and (config.newlines == "keep" or b"\r" not in text)
         and not text.startswith(codecs.BOM_UTF8)
         and _is_utf8(text)
@@ -81,24 +83,34 @@ def _refuse_binary(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _normalize_newlines(blocks: Iterator[bytes], stats: Stats) -> Iterator[bytes]:
-    held, found = b"", False
-    for block in blocks:
+    """Make CR LF, and CR CR LF, one LF; and CR where the beginning has no other line ends."""
+    held = _beginning(blocks)
+    is_cr = held.count(b"\r") > 1 and b"\n" not in held
+    found = is_cr
+    for block in chain([b""], blocks):
         text = held + block
-        held = b"\r" if text.endswith(b"\r") else b""
+        held = text[len(text.rstrip(b"\r")) :]
         text = text.removesuffix(held)
-        found = found or b"\r\n" in text
-        yield text.replace(b"\r\n", b"\n")
-    yield held
+        if b"\r\n" in text:
+            found, text = True, LINE_ENDS.sub(b"\n", text)
+        yield text.replace(b"\r", b"\n") if is_cr else text
+    yield held.replace(b"\r", b"\n") if is_cr else held
     stats.n_crlf += found
 
 
-def _strip_gutenberg(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what stands between Project Gutenberg's marks; all of it where there are none."""
+def _beginning(blocks: Iterator[bytes]) -> bytes:
+    """Return what is looked at before anything is decided: START_SEARCH_BYTES, or all."""
     head = b""
     for block in blocks:
         head += block
         if len(head) >= START_SEARCH_BYTES:
             break
+    return head
+
+
+def _strip_gutenberg(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what stands between Project Gutenberg's marks; all of it where there are none."""
+    head = _beginning(blocks)
     end = GUTENBERG_END.search(head, 0, START_SEARCH_BYTES)
     reach = end.start() if end else START_SEARCH_BYTES
     begin = max((mark.end() for mark in GUTENBERG_START.finditer(head, 0, reach)), default=0)

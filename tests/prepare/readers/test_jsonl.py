@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.dataset import SPLITS
 from common.errors import DataError
 from prepare.archives.streams import begins_as_json
 from prepare.chunks import END, Stats, UnreadableError
@@ -18,6 +19,7 @@ from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
 from prepare.readers.jsonl import json_documents, looks_like_json, record_text
 from prepare.sources.source import JSON_LINES_SUFFIXES
+from tests.prepare import making
 
 
 @dataclass
@@ -510,3 +512,25 @@ def test_memory_does_not_grow_with_the_length_of_a_file(is_array: bool, tmp_path
         tracemalloc.stop()
     assert n_bytes == size // len(record) * 985
     assert peak < 10 << 20
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "cp1252", "utf-16-le", "utf-16"])
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a"])
+def test_json_in_another_encoding_is_read_as_text_is(
+    encoding: str, is_named: bool, name: str, tmp_path: Path
+) -> None:
+    text = (
+        "\u5f88\u5b89\u9759\uff0c\u96ea\u843d\u5728\u5c4b\u9876\u4e0a\u3002\u6211\u4eec\u559d\u8336"
+        if encoding == "gb18030"
+        else "the caf\u00e9"
+    )
+    texts = [f"{i}: {text}" for i in range(60)]
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    (tmp_path / name).write_bytes(lines.encode(encoding))
+    options: dict[str, Any] = {"encoding": encoding} if is_named else {}
+    data = making.prepare([tmp_path / name], tmp_path / "data", split_rule="hash", **options)
+    found = [text for split in SPLITS for text in making.texts_of(data, split)]
+    assert sorted(found) == sorted(text.encode() for text in texts)
+    assert data.meta["encodings"] == {encoding: 1}
+    assert data.meta["n_bad_bytes"] == 0

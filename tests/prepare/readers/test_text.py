@@ -60,6 +60,13 @@ def hub_text(text: str) -> str:
     return re.sub("\n\n\n+", "\n\n", text).strip()
 
 
+def with_lf(raw: bytes) -> bytes:
+    """Return a short text with LF for each of its line ends."""
+    if raw.count(b"\r") > 1 and b"\n" not in raw:
+        return raw.replace(b"\r", b"\n")
+    return re.sub(rb"\r+\n", b"\n", raw)
+
+
 JUNK = [b"\xff", b"\x80", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf"]
 SOUND = ["a", "word ", "\n", "\r\n", "\r", "==", "=", "\n\n\n", "\u00e9", "\u20ac", "\U0001f600"]
 BLANK = [" ", "\xa0", "\u3000", "\x85", "\x1c", "\ufffd", "\ufeff"]
@@ -95,7 +102,7 @@ def test_short_files_are_passed_on_only_where_no_step_changes_them(
 def test_all_steps_in_blocks_equal_python_on_the_whole(
     raw: bytes, block_bytes: int, cut: bool, collapse: bool
 ) -> None:
-    whole = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").replace("\r\n", "\n")
+    whole = with_lf(raw.removeprefix(codecs.BOM_UTF8)).decode("utf-8", "replace")
     expected = whole.split("==") if cut else [whole]
     found, _ = read(
         raw,
@@ -112,7 +119,7 @@ def test_all_steps_in_blocks_equal_python_on_the_whole(
 def test_only_the_documents_that_are_damaged_are_counted_or_skipped(
     raw: bytes, block_bytes: int
 ) -> None:
-    documents = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"==")
+    documents = with_lf(raw.removeprefix(codecs.BOM_UTF8)).split(b"==")
     sound = [text for text in documents if text.decode("utf-8", "ignore").encode() == text]
     config = {"encoding": "utf-8", "separator": "=="}
     _, replaced = read(raw, block_bytes, **config)
@@ -297,7 +304,7 @@ def test_a_damaged_document_is_dropped_after_its_first_chunks() -> None:
         patch.setattr(decoding, "BLOCK_BYTES", 8)
         patch.setattr(decoding, "FIRST_BYTES", 8)
         leaf = io.BufferedReader(io.BytesIO(b"abcdefgh" + b"\xff" + b"ijklmnop" * 3))
-        config = PrepareConfig(encoding="utf-8", on_bad_bytes="skip")
+        config = PrepareConfig(encoding="utf-8", on_bad_bytes="skip", newlines="keep")
         found = list(plain_documents(leaf, config, stats))
     assert found == [(b"abcdefgh", MORE), (b"", DROP)]
     assert stats.skipped == [{"name": "a.txt, byte 0", "reason": "not UTF-8"}]
@@ -324,8 +331,6 @@ NOISE = random.Random(0).randbytes(5_000)
     [
         b"text" * 24 + b"\0\0",
         b"\0" * 999,
-        "text without a byte-order mark".encode("utf-16-le"),
-        "\u0434\u0430 \u043d\u0435\u0442".encode("utf-16-le"),
         ("\ufeffx" + "\0" + "x" * 50).encode("utf-16-le"),
         NOISE,
         NOISE.replace(b"\0", b"\x01"),
@@ -335,7 +340,7 @@ NOISE = random.Random(0).randbytes(5_000)
         b"header in ASCII\n" * 9_000 + NOISE * 400,
     ],
     ids=[
-        *["zeros", "all zeros", "utf-16", "utf-16 Cyrillic", "zeros in utf-16", "noise"],
+        *["zeros", "all zeros", "zeros in utf-16", "noise"],
         *["noise without zeros", "zlib", "xz", "jpeg", "text, then noise"],
     ],
 )
@@ -510,3 +515,62 @@ def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
 
     peak(2)  # what the detector loads stays
     assert peak(400) < peak(100) + 1_000_000
+
+
+CYRILLIC = (
+    "\u0417\u0438\u043c\u043e\u0439 \u0432 \u0434\u0435\u0440\u0435\u0432\u043d\u0435 "
+    "\u0442\u0438\u0445\u043e, \u0438 \u0441\u043d\u0435\u0433 \u043b\u0435\u0436\u0438"
+    "\u0442.\n\u041c\u044b \u043f\u044c\u0451\u043c \u0447\u0430\u0439 \u0438 \u0447"
+    "\u0438\u0442\u0430\u0435\u043c \u043a\u043d\u0438\u0433\u0438.\n"
+)
+HAN = (
+    "\u51ac\u5929\u7684\u6751\u5e84\u5f88\u5b89\u9759\uff0c\u96ea\u843d\u5728\u5c4b\u9876"
+    "\u4e0a\u3002\u6211\u4eec\u559d\u8336\uff0c\u770b\u4e66\u3002\n"
+)
+KANA = "\u51ac\u306e\u6751\u306f\u9759\u304b\u3067\u3059\u3002\n"
+HANGUL = "\uaca8\uc6b8 \ub9c8\uc744\uc740 \uc870\uc6a9\ud558\ub2e4.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("text without a byte-order mark", "utf-16-le"),
+        ("\u0434\u0430 \u043d\u0435\u0442", "utf-16-be"),
+        (CYRILLIC * 900, "utf-16-le"),
+        (CYRILLIC * 3, "cp866"),
+        ("In ASCII\n" * 9_000 + CYRILLIC * 90, "cp866"),
+        (KANA * 3, "iso2022_jp"),
+        ("Subject: in ASCII\n" * 9_000 + KANA, "iso2022_jp"),
+        (HANGUL, "iso2022_kr"),
+    ],
+)
+def test_an_encoding_that_shows_is_read_without_being_named(text: str, encoding: str) -> None:
+    found, stats = read(text.encode(encoding), newlines="keep")
+    assert found == [text.encode()]
+    assert stats.encodings == {encoding: 1}
+    assert stats.n_bad_bytes == 0
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gb18030"])
+def test_lines_in_utf8_behind_others_are_read_as_what_they_are(encoding: str) -> None:
+    """As files joined by hand have them; a line of either kind may stand anywhere."""
+    first = "It was the caf\u00e9, \u201cour\u201d caf\u00e9.\n" if encoding == "cp1252" else HAN
+    then = (
+        "A caf\u00e9 in Z\u00fcrich.\n"
+        if encoding == "cp1252"
+        else CYRILLIC.replace("\n", "") + "\n"
+    )
+    raw = first.encode(encoding) * 40_000 + then.encode() * 60_000 + first.encode(encoding)
+    found, stats = read(raw, newlines="keep")
+    assert found == [(first * 40_000 + then * 60_000 + first).encode()]
+    assert len(stats.warnings) == 1
+    assert f"some lines are in UTF-8 and some in {encoding}" in stats.warnings[0]
+    assert stats.n_bad_bytes == 0
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\r\n", "\r\n"])
+def test_every_kind_of_line_end_becomes_lf_and_is_counted(end: str) -> None:
+    text = "one\n\ntwo\n==\nthree\n" * 9_000
+    found, stats = read(text.replace("\n", end).encode(), separator="\\n==\\n")
+    assert found == [part.encode() for part in text.split("\n==\n")]
+    assert stats.n_crlf == 1
