@@ -21,6 +21,7 @@ from common.checkpoint import load_checkpoint, newest_valid
 from common.dataset import open_data, verify_data
 from common.device import choose_device
 from common.errors import CheckpointError, DataError
+from prepare.config import PrepareConfig
 from prepare.pipeline import work_folder
 from sample.chat.transcript import Transcript, load_conversation, save_conversation
 from sample.text.prompt import Message
@@ -70,13 +71,15 @@ def sources(place: Path) -> tuple[Path, Path]:
 def prepare_job(place: Path, *, over_old: bool) -> Job:
     """Return the job that makes disk/data, in place of another data set or anew."""
     old_source, new_source = sources(place)
-    old = prepare([old_source], place / "expected-old").sha256
-    expected = prepare([new_source], place / "expected-new")
+    old = prepare([old_source], place / f"expected-old-{over_old}").sha256
+    learned = PrepareConfig(tokenizer="bpe", vocab_size="300", dedup="exact")
+    config = None if over_old else learned
+    expected = prepare([new_source], place / f"expected-new-{over_old}", config=config)
     labels = {old: "old", expected.sha256: "new"}
     whole = snapshot(expected.path)
 
     def make(root: Path, promise: Promise) -> None:
-        prepare([new_source], root / "data")
+        prepare([new_source], root / "data", config=config)
         promise("new")
 
     def label(root: Path) -> str:
@@ -99,7 +102,7 @@ def prepare_job(place: Path, *, over_old: bool) -> Job:
             return NOTHING
 
     def goes_on(root: Path) -> bool:
-        prepare([new_source], root / "data")
+        prepare([new_source], root / "data", config=config)
         return snapshot(root / "data") == whole
 
     if not over_old:
