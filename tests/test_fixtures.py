@@ -107,7 +107,8 @@ def test_a_run_of_before_is_resumed_as_if_it_had_never_stopped(name: str, folder
     shutil.rmtree(folder / "runs" / name / "step-00000012")
     (folder / "runs" / name / "latest").write_text("step-00000006\n", encoding="utf-8")
     (folder / "runs" / name / "best").write_text("step-00000006\n", encoding="utf-8")
-    run(f"train resume {name} --device cpu", folder)
+    data = RUNS[name].split()[1]
+    run(f"train resume {name} --device cpu --data {data}", folder)
     assert_as_before(folder / "runs" / name, name)
 
 
