@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # A look is due after updates for this share of --minutes, or where so many of the steps left are
 # made: they may be far fewer than the time has room for.
 LOOK_SHARE, LOOK_STEPS = 0.01, 0.1
-NEWEST = 0.25  # weight of the newest look: one slow second is no slow machine
+FADING = 0.67  # weight of all looks before the newest one: a slow second is no slow machine
 # How far off its end a run may be expected to be: a share of --minutes, which leaves the rest of a
 # twentieth to the last evaluation; early in a run, while much can be made good, of what is left.
 TOLERANCE, TOLERANCE_LEFT = 0.02, 0.1
@@ -34,7 +34,7 @@ class Replanner:
         self._plan, self._limit, self._group = plan, limit, group
         self._first_step = first_step
         self._mark: Progress | None = None  # where the speed is measured from
-        self._step_s = 0.0  # of late
+        self._dt_s = self._n_steps = 0.0  # of late: their ratio is the speed
 
     def plan_at(self, progress: Progress) -> TrainPlan:
         """Return the plan from ``progress`` on; a decision is put on record in it."""
@@ -60,10 +60,11 @@ class Replanner:
         is_due = n_steps >= LOOK_STEPS * (plan.max_steps - mark.step)
         if n_steps == 0 or not (is_due or dt_s >= LOOK_SHARE * limit.seconds):
             return 0
-        step_s = dt_s / n_steps
-        self._step_s += NEWEST * (step_s - self._step_s) if self._step_s else step_s
+        self._dt_s = FADING * self._dt_s + dt_s
+        self._n_steps = FADING * self._n_steps + n_steps
+        step_s = self._dt_s / self._n_steps
         progress.timed_step_s = progress.timed_step_s or step_s
-        self._mark, costs = replace(progress), progress.costs(self._step_s)
+        self._mark, costs = replace(progress), progress.costs(step_s)
         left_s = limit.from_s + limit.seconds - progress.seconds
         late_s = plan.remaining_s(step, *costs) - left_s
         if abs(late_s) <= max(TOLERANCE * limit.seconds, TOLERANCE_LEFT * left_s):
