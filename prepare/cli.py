@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from common.errors import EXIT_SKIPPED
 from common.files import sha256_of
 from common.settings import CONTEXT, given, options_for
+from prepare.archives.streams import temporary_space
 from prepare.config import PrepareConfig
 from prepare.sources.discover import find_sources
 from prepare.sources.source import Progress, Source
@@ -139,8 +140,9 @@ def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
         yield None
         return
     with tempfile.NamedTemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.flush()
+        with temporary_space("standard input"):
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.flush()
         path = Path(spool.name)
         yield Source(name="standard input", path=path, content=sha256_of(path))
 

@@ -25,7 +25,7 @@ BLOCK_BYTES = 1 << 19  # decompressed at a time
 READ_BYTES = 1 << 17  # compressed bytes read at a time
 FIRST_FEED_BYTES = 1 << 14  # what follows a stream's end is copied: little where streams are short
 ZSTD_BLOCK_BYTES = 128 << 10  # content of a block at most; source: RFC 8878, section 3.1.1.2.3
-MAGIC_BYTES = 10  # the longest
+MAGIC_BYTES = 13  # the longest
 ZSTD_WINDOW_BYTES = 1 << 31  # of archives made with --long=31
 
 
@@ -71,6 +71,7 @@ class ZstdFrame:
 # Decoders of one stream (or frame), with needs_input, eof, unused_data and decompress, as lzma's.
 DECODERS: dict[str, Callable[[], Any]] = {
     "xz": lzma.LZMADecompressor,
+    "lzma": lzma.LZMADecompressor,
     "zstd": ZstdFrame,
     "gzip": partial(igzip_lib.IgzipDecompressor, igzip_lib.DECOMP_GZIP),  # it checks the CRC
     "bzip2": bz2.BZ2Decompressor,

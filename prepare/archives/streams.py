@@ -4,6 +4,7 @@ A file is what its first bytes say it is; its name is only held to what it promi
 """
 
 import codecs
+import errno
 import io
 import re
 import shutil
@@ -29,6 +30,8 @@ MAGICS = {
     "xz": rb"\xfd7zXZ\x00",
     "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]" + re.escape(ZSTD_SKIPPABLE_MAGIC),
     "gzip": rb"\x1f\x8b\x08",
+    # of LZMA alone: its usual properties, the size of its dictionary, that of its content or none
+    "lzma": rb"\x5d\x00\x00[\x00-\xff]{2}(?:\xff{8}|[\x00-\xff]{5}\x00{3})",
     "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",  # a block, or, where all is empty, the end mark
     "zip": rb"PK(?:\x03\x04|\x05\x06)",  # a member, or the end of a zip without any
     "7z": rb"7z\xbc\xaf\x27\x1c",
@@ -46,17 +49,25 @@ PARQUET_MAGIC = b"PAR1"
 # What git writes in the place of a large file. Source: git-lfs, docs/spec.md
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # and UTF-32-LE's
-COMPRESSED_EXTENSION = re.compile(r"\.(xz|zst|gz|bz2)\Z")
+COMPRESSED_EXTENSION = re.compile(r"\.(xz|zst|gz|bz2|lzma)\Z")
 EXTENSIONS = {
-    **{f".{kind}": kind for kind in ("xz", "tar", "zip", "7z", "parquet")},
+    **{f".{kind}": kind for kind in ("xz", "lzma", "tar", "zip", "7z", "parquet")},
     **{".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"},
 }
 TAR_BLOCK_BYTES = 512
 TAR_CHECKSUM = re.compile(rb"[ \0]*[0-7]+[ \0]|[ \0]*[0-7]{6,}|[\x80\xff]")  # octal, or binary
 
 
+PART = re.compile(r"(.+\.(?:xz|zst|gz|bz2|lzma|tar|tgz|txz|zip|7z))\.(?:\d{2,3}|a[a-z])\Z")
+
+
 def archive_kind(name: str, head: bytes) -> str:
     """Return a key of MAGICS, "tar", or "" for none; raise DataError for what is unreadable."""
+    if part := PART.match(name):
+        raise DataError(
+            f"{name}: by its name a part of a file that was split. Join them: "
+            f"cat {part[1]}.* | python -m prepare text -"
+        )
     if magic := ANY_MAGIC.match(head):
         kind = list(MAGICS)[magic.lastindex - 1]  # type: ignore[operator]  # of the one group
         if command := UNSUPPORTED.get(kind):
@@ -215,11 +226,26 @@ def bad_byte(where: str, error: UnicodeDecodeError, n_before: int, encoding: str
 
 
 @contextmanager
+def temporary_space(what: str) -> Iterator[None]:
+    """Raise a DataError that names the folder where no room is left for a copy of ``what``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"{tempfile.gettempdir()}: no room for a copy of {what} ({error.strerror}). Set TMPDIR "
+            "to a folder with more."
+        ) from error
+
+
+@contextmanager
 def seekable(stream: Stream) -> Iterator[Any]:
     """Give the stream itself, or a copy of one that only streams by."""
     if stream.seekable():
         yield stream
         return
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-        shutil.copyfileobj(stream, spool, SPOOL_BYTES)
+        with temporary_space("a file inside an archive"):
+            shutil.copyfileobj(stream, spool, SPOOL_BYTES)
         yield spool

@@ -3,14 +3,34 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 MAX_RECORD_BYTES = 256 << 20  # of its line, or its characters
 TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes, the limit of a record: split its text"
+AMONG_OTHERS = "Or leave out the records without it, and have them listed: --on-error skip."
 LONGEST_LITERAL = 16  # characters: -Infinity, or an escape, and some
 BLANKS = re.compile(r"[ \t\n\r]*")
 
 raw_decode = json.JSONDecoder().raw_decode
+
+
+def to_utf8(text: str) -> tuple[bytes, bool]:
+    """Encode; return also whether lone surrogates, which JSON can write, became U+FFFD."""
+    try:
+        return text.encode("utf-8"), False
+    except UnicodeEncodeError:
+        pairs = text.encode("utf-16", "surrogatepass")
+        return pairs.decode("utf-16", "replace").encode("utf-8"), True
+
+
+def is_joined(line: bytes) -> bool:
+    """Return whether an object begins right behind the one that begins a line."""
+    text = line.decode("utf-8", "replace").lstrip()
+    with suppress(ValueError, RecursionError):
+        _, end = raw_decode(text)
+        return text.startswith("{") and text[end:].lstrip().startswith("{")
+    return False
 
 
 class JsonValues:

@@ -24,7 +24,14 @@ from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream, bad_byte, decode
 from prepare.chunks import END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
-from prepare.readers.json_values import MAX_RECORD_BYTES, TOO_LONG, JsonValues
+from prepare.readers.json_values import (
+    AMONG_OTHERS,
+    MAX_RECORD_BYTES,
+    TOO_LONG,
+    JsonValues,
+    is_joined,
+    to_utf8,
+)
 from prepare.sources.source import JSON_LINES_SUFFIXES
 
 BLOCK_BYTES = 1 << 20  # read at a time
@@ -147,15 +154,6 @@ def no_column(name: str, text_key: str, columns: list[str]) -> DataError:
     )
 
 
-def to_utf8(text: str) -> tuple[bytes, bool]:
-    """Encode; return also whether lone surrogates, which JSON can write, became U+FFFD."""
-    try:
-        return text.encode("utf-8"), False
-    except UnicodeEncodeError:
-        pairs = text.encode("utf-16", "surrogatepass")
-        return pairs.decode("utf-16", "replace").encode("utf-8"), True
-
-
 def json_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
@@ -179,6 +177,7 @@ def record_documents(
     Where --on-error is fail, raise DataError naming the line or record that is wrong; where no text
     was met, and none ``is_promised`` (by .jsonl, not .json), UnreadableError.
     """
+    has_texts = False
     first_error: DataError | None = None  # kept while nothing says that the file holds texts
     for where, record, has_bad_bytes in records:
         if has_bad_bytes and config.on_bad_bytes == "skip":
@@ -194,13 +193,15 @@ def record_documents(
                 no_text = f"no text under the key {config.text_key!r}"
                 stats.skip(where, no_text if isinstance(error, NoTextError) else f"not {kind}")
             elif is_promised:
+                if isinstance(error, NoTextError) and has_texts:
+                    raise NoTextError(f"{error.message} {AMONG_OTHERS}") from error
                 raise
             else:
                 first_error = first_error or error
         else:
             if first_error:
                 raise first_error
-            is_promised = True
+            is_promised = has_texts = True
             stats.n_bad_bytes += has_bad_bytes or has_surrogates
             yield text, END
     if first_error:
@@ -216,7 +217,7 @@ def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Recor
     while line.isspace():
         number += line.endswith(b"\n")
         line = stream.readline(BLOCK_BYTES)
-    is_array = BEGINS_ARRAY.match(line) is not None
+    is_array = BEGINS_ARRAY.match(line) is not None or is_joined(line)
     if not (is_array or line.endswith(b"\n")):
         line += stream.readline(MAX_RECORD_BYTES - len(line))
     max_bytes = BLOCK_BYTES if is_array else MAX_RECORD_BYTES

@@ -1,5 +1,8 @@
 """Tables -> documents: parquet files and Hugging Face data sets, a batch of rows at a time."""
 
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,6 +33,12 @@ def parquet_documents(
             column = config.text_key
         if column not in names:
             raise no_column(name, config.text_key, names)
+        kind = table.schema_arrow.field(column).type
+        if pyarrow.types.is_primitive(kind):
+            raise DataError(
+                f"{name}: the column {column!r} holds {kind}, not text; there are "
+                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
+            )
         batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
         rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
         yield from record_documents(_records(name, rows), config, stats, is_promised=True)
@@ -44,7 +53,12 @@ def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> It
             "--dataset needs the package datasets: .venv/bin/pip install -r requirements.txt"
         ) from error
     try:
-        records = _records(source.name, _open(datasets, source))
+        rows = _open(datasets, source)
+        columns = getattr(rows, "column_names", None) or []  # None: known when they are read
+        names = {config.text_key, config.text_key.partition(".")[0]}.intersection(columns)
+        if names:  # alone, as others may need packages to be decoded: sound, pictures
+            rows = rows.select_columns(list(names))
+        records = _records(source.name, rows)
         yield from record_documents(records, config, stats, is_promised=True)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
@@ -57,6 +71,8 @@ def _open(datasets: Any, source: Source) -> Any:
     saved = ("dataset_info.json", "dataset_dict.json")
     if not any((source.path / name).exists() for name in saved):
         name = str(source.path)
+        if not source.path.exists():
+            _refuse_unreachable(datasets, source.name)
         return datasets.load_dataset(name, source.config, split=source.split, streaming=True)
     rows = datasets.load_from_disk(str(source.path))
     has_splits = isinstance(rows, datasets.DatasetDict)
@@ -76,5 +92,31 @@ def _open(datasets: Any, source: Source) -> Any:
     return rows[source.split]
 
 
+def _refuse_unreachable(datasets: Any, name: str) -> None:
+    """Raise DataError for what cannot be at the hub, and where that has no address at all.
+
+    The library itself would try for half a minute.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError(f"--dataset {name}: no such folder. Check the path.")
+    if datasets.config.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    host = urllib.parse.urlsplit(datasets.config.HF_ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise DataError(
+            f"--dataset {name}: no such folder, and {host}, where it could be, cannot be reached "
+            f"({error.strerror}). Check the path, or the network."
+        ) from error
+
+
 def _records(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    return ((f"{name}, row {number:,}", row, False) for number, row in enumerate(rows))
+    for number, row in enumerate(rows):
+        has_bad_bytes = False
+        for key, value in row.items():
+            if isinstance(value, bytes):  # text that nobody marked as UTF-8
+                text = value.decode("utf-8", "replace")
+                has_bad_bytes = has_bad_bytes or text.encode() != value
+                row = row | {key: text}
+        yield f"{name}, row {number:,}", row, has_bad_bytes

@@ -177,7 +177,13 @@ def _each_once(found: SourceList) -> SourceList:
 
 
 def _hint_at_dataset(folder: Path, files: list[bytes]) -> None:
-    """Say how to read a clone from the hub: as a folder, its README and every split are text."""
+    """Say how to read a clone from the hub: as a folder, its README and every split are text.
+
+    Raise DataError for a folder that save_to_disk wrote: of it nothing is text.
+    """
+    one, several = (folder / name for name in ("dataset_info.json", "dataset_dict.json"))
+    if several.is_file() or (one.is_file() and (folder / "state.json").is_file()):
+        raise DataError(f"{folder}: a data set that save_to_disk wrote: pass --dataset {folder}")
     tables = [file for file in files if file.endswith(TABLES)]
     splits = sorted({match[1].decode() for file in tables if (match := SPLIT_FILE.match(file))})
     has_card = False

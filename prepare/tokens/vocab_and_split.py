@@ -253,8 +253,13 @@ def file_tokenizer(path: Path) -> BytePairTokenizer:
         tokenizer = open_data(path.parent).tokenizer()
         if isinstance(tokenizer, BytePairTokenizer) and path.name == tokenizer.file_name:
             return tokenizer
-    log.warning("%s: such a file does not say how text is cut into words; using GPT-2's way.", path)
+    if path.suffix in (".json", ".model"):
+        raise DataError(
+            f"--tokenizer {path}: a vocabulary of another library (tokenizer.json, SentencePiece), "
+            "which is not read here. Name a .tiktoken file, one of tiktoken's names, or bpe."
+        )
     ranks = read_ranks(path)
+    log.warning("%s: such a file does not say how text is cut into words; using GPT-2's way.", path)
     return BytePairTokenizer(
         path.stem, GPT2_PATTERN, ranks, special_ids_after(max(ranks.values()) + 1)
     )

@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -474,7 +475,7 @@ def test_a_data_set_in_a_folder_is_read(
             ["splits", "--config", "en"],
             ["with one config, which has no name there: leave --config"],
         ),
-        (["nowhere"], ["--dataset", "nowhere: cannot be opened", "--config", "--split"]),
+        (["nowhere"], ["--dataset", "nowhere: no such folder. Check the path."]),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_one_sentence(
@@ -596,3 +597,17 @@ def test_the_bar_is_for_terminals_alone(tmp_path: Path) -> None:
     with Terminal(command, tmp_path) as terminal:
         terminal.see("encode: 100%", "1 documents")
     assert prepare_here(tmp_path, *command[2:], "--out", "again").stderr == ""
+
+
+def test_standard_input_that_finds_no_room_names_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    text = "some text " * 20_000
+    done = run_python(["-m", "prepare", "text", "-"], tmp_path, typed=text, before=small_files)
+    assert_one_sentence(done, f"{tmp_path}/tmp: no room for a copy of standard input", "TMPDIR")

@@ -534,3 +534,21 @@ def test_json_in_another_encoding_is_read_as_text_is(
     assert sorted(found) == sorted(text.encode() for text in texts)
     assert data.meta["encodings"] == {encoding: 1}
     assert data.meta["n_bad_bytes"] == 0
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a"])
+@pytest.mark.parametrize("between", ["", " ", "\n "])
+@pytest.mark.parametrize("n", [2, 50, 30_000])
+def test_objects_behind_one_another_need_no_line_ends(name: str, between: str, n: int) -> None:
+    content = between.join(json.dumps({"text": f"text {i}"}) for i in range(n)).encode()
+    found = read(content, name=name)
+    assert found.texts == [b"text %d" % i for i in range(n)]
+    assert found.error is None
+
+
+def test_where_other_records_have_the_key_leaving_some_out_is_proposed() -> None:
+    lines = b'{"text": "a"}\n{"title": "b"}\n'
+    advice = "--text-key. Or leave out the records without it, and have them listed: --on-error sk"
+    assert advice in str(read(lines).error)
+    assert "--on-error" not in str(read(lines[14:]).error)
+    assert read(lines, on_error="skip").texts == [b"a"]

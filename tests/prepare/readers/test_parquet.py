@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -126,7 +127,9 @@ def test_a_missing_column_is_a_sentence_that_lists_those_there_are(
 ) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_of({"id": [1, 2], "body": ["x", "y"], "meta": [{"n": 1}, {"n": 2}]}))
-    with pytest.raises(DataError, match=rf"^{path}.*: no .*{key}.*--text-key") as caught:
+    with pytest.raises(
+        DataError, match=rf"^{path}.*: (no|the column) .*{key}.*--text-key"
+    ) as caught:
         read(path, text_key=key)
     if key == "text":
         assert "'id', 'body', 'meta'" in caught.value.message
@@ -261,6 +264,7 @@ def test_configuration_and_split_reach_the_library(
         return iter([{"text": "one"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1")
     path = Path("someone/something")
     source = Source(name=str(path), path=path, dataset=True, config="en", split="validation[:1%]")
     assert read(source)[0] == [b"one"]
@@ -281,3 +285,46 @@ def test_a_damaged_data_set_is_a_sentence(saved: Path, tmp_path: Path) -> None:
         os.truncate(shard, 100)
     with pytest.raises(DataError, match=r"^--dataset .*/copy: cannot be opened"):
         read(data_set(tmp_path / "copy"))
+
+
+def test_text_in_bytes_that_nobody_marked_as_utf8_is_text(tmp_path: Path) -> None:
+    values = [text.encode() for text in TEXTS] + [b"\xff damaged"]
+    (tmp_path / "a.parquet").write_bytes(parquet_of({"text": pyarrow.array(values)}))
+    found, stats = read(tmp_path / "a.parquet")
+    assert found == [*raw(TEXTS), "\ufffd damaged".encode()]
+    assert stats.n_bad_bytes == 1
+    found, _ = read(tmp_path / "a.parquet", on_bad_bytes="skip")
+    assert found == raw(TEXTS)
+
+
+def test_a_column_of_numbers_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_of({"text": [1, 2], "body": ["a", "b"]}))
+    with pytest.raises(DataError, match=r"'text' holds int64, not text; there are 'text', 'body'"):
+        read(tmp_path / "a.parquet")
+
+
+def test_of_a_data_set_with_sound_the_text_alone_is_read(tmp_path: Path) -> None:
+    """Sound would need a package to be decoded."""
+    datasets = pytest.importorskip("datasets")
+    sound = {"bytes": b"RIFF", "path": None}
+    rows = datasets.Dataset.from_dict({"text": TEXTS[:3], "audio": [sound] * 3})
+    rows = rows.cast_column("audio", datasets.Audio())
+    rows.save_to_disk(tmp_path / "spoken")
+    assert read(data_set(tmp_path / "spoken"))[0] == raw(TEXTS[:3])
+
+
+@pytest.mark.parametrize("name", ["one", "splits"])
+def test_a_saved_data_set_that_is_named_as_a_folder_is_a_sentence(name: str, saved: Path) -> None:
+    with pytest.raises(DataError, match=rf"save_to_disk wrote: pass --dataset {saved / name}$"):
+        find_sources([saved / name])
+
+
+@pytest.mark.parametrize("name", ["./saved/mydta", "/nowhere/mydata", "a/b/c", "mydta"])
+def test_a_mistyped_folder_is_said_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "https://hub.invalid")
+    for variable in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    source = Source(name=name, path=Path(name), dataset=True)
+    with pytest.raises(DataError, match=f"^--dataset {re.escape(name)}: no such folder"):
+        read(source)

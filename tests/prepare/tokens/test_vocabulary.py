@@ -320,3 +320,13 @@ def test_a_signal_while_a_vocabulary_is_learned_is_heard_at_once(
         assert "learns the vocabulary ended with -9" in stderr.splitlines()[-1]
     else:
         assert stderr.strip() in ("", "Stopped.")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "spm.model"])
+def test_a_vocabulary_of_another_library_is_one_sentence(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_bytes(b'{"model": {}}')
+    with pytest.raises(DataError, match=rf"{name}: a vocabulary of another library .* \.tiktoken"):
+        published_tokenizer(str(tmp_path / name))
+    assert caplog.text == ""
