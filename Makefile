@@ -18,7 +18,7 @@ SOURCES := $(if $(DATASET),,$(SRC))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train chat serve test test-slow setup-browser test-browser check format bench smoke clean FORCE
+.PHONY: help setup setup-dev data train chat serve test test-slow setup-browser test-browser check format bench faults smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,9 @@ format: setup-dev ## Mend style
 
 bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|sample|serve|contention|gpu for one
 	$(PY) -m tests.bench $(BENCH)
+
+faults: setup-dev ## Count what cannot be lost: power cuts, full disks, signals, kills, flipped bits (15 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m tests.faults $(FAULTS)
 
 clean: ## Delete what was made here: corpus/, data/, runs/, .venv and caches
 	rm -rf corpus data runs .make $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
