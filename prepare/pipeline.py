@@ -59,7 +59,7 @@ def prepare_corpus(
     Raise UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
-    unreadable = (source.error for source in sources if source.error)
+    unreadable = (source.error for source in sources.others if source.error)
     if config.on_error == "fail" and (error := next(unreadable, "")):
         raise DataError(error)
     fingerprint = fingerprint_of(sources, asdict(config))

@@ -66,6 +66,7 @@ def find_sources(
                 status, link = path.stat(), LINK * path.is_symlink()
                 flags = NAMED | VAL * val | link
                 found.add(os.fsencode(path), status.st_size, status.st_mtime_ns, flags)
+                progress(1)
             elif path.exists():
                 raise DataError(
                     f"{path}: neither a file nor a folder. A pipe can be read only once: give it "

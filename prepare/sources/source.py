@@ -110,6 +110,11 @@ class SourceList:
             taken.add(self.items[i], self.sizes[i], self.times[i], self.flags[i])
         return taken
 
+    @property
+    def others(self) -> list[Source]:
+        """Those that are not a file that was found, without a Source of each that is."""
+        return [item[0] for item in self.items if not isinstance(item, bytes)]
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -595,7 +595,7 @@ def test_the_bar_is_for_terminals_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words " * 100)
     command = ["-m", "prepare", *TEXT, "a.txt"]
     with Terminal(command, tmp_path) as terminal:
-        terminal.see("encode: 100%", "1 documents")
+        terminal.see("find: 1.00 files", "encode: 100%", "1 documents")
     assert prepare_here(tmp_path, *command[2:], "--out", "again").stderr == ""
 
 
