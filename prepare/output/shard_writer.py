@@ -172,7 +172,7 @@ class ShardWriter(ExitStack):
             self._add_chunk(text, end, source_index)
             return
         digest = xxhash.xxh3_128_digest(text)
-        val = self._task.sources[source_index].val
+        val = self._task.sources.is_val(source_index)
         parts = split_document(text, digest, self._plan.rule, self._config, val=val)
         for i, (split, part) in enumerate(parts):
             self._texts.append(part)
@@ -224,7 +224,7 @@ class ShardWriter(ExitStack):
         cut = sys.maxsize
         if self._plan.rule == "tail":
             cut = tail_cut(self._lengths.get(self._n_documents, 0), self._config.val_fraction)
-        in_val = self._plan.rule == "files" and self._task.sources[source_index].val
+        in_val = self._plan.rule == "files" and self._task.sources.is_val(source_index)
         starts = [file.tell() for file in self._files]
         return _LongDocument(starts=starts, cut=cut, split=VAL if in_val else TRAIN)
 

@@ -128,6 +128,10 @@ class SourceList:
         name, path = item.decode("utf-8", "replace"), Path(os.fsdecode(item))
         return Source(name=name, path=path, named=bool(flags & NAMED), val=bool(flags & VAL))
 
+    def is_val(self, i: int) -> bool:
+        """Tell whether it is one of --val-files, without a Source made for it."""
+        return bool(self.flags[i] & VAL)
+
     def state(self, i: int) -> list[Any]:
         """Return what ``Source.state`` was when the source was found."""
         item = self.items[i]

@@ -168,7 +168,7 @@ class SampleJob:
             elif config.tokenizer == "bpe":
                 # by another seed than the split's: the sample is to be of both sides
                 hashed = unit_hash(xxhash.xxh3_128_digest(text), config.seed + 1)
-                in_val_file = task.sources[source_index].val
+                in_val_file = task.sources.is_val(source_index)
                 pending.add(SampleItem(hashed, text, n_bytes, 0, False, in_val_file))
                 digest.update(text)
             n_bytes += len(text)

@@ -1,13 +1,14 @@
 """How many threads compute changes no bit of what is learned."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from common.dataset import DataFolder
 from common.device import Device
-from common.models.config import ModelConfig
+from common.models.config import ARCHITECTURES, ModelConfig
 from tests.tiny import prepare_text, words
 from train.loop import update
 from train.optim.optimizers import make_optimizer
@@ -29,11 +30,15 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-def test_what_tiny_learns_does_not_depend_on_the_threads(data: DataFolder, cpu: Device) -> None:
+@pytest.mark.parametrize("more", [{}, ARCHITECTURES["modern"]], ids=["tiny", "modern"])
+def test_what_a_network_learns_does_not_depend_on_the_threads(
+    more: dict[str, Any], data: DataFolder, cpu: Device
+) -> None:
     preset, tokenizer = PRESETS["tiny"], data.tokenizer()
     learned = []
     for numbers in ([1, 1, 1, 1], [2, 2, 2, 2], [2, 1, 2, 1]):
-        shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
+        settings = preset.model_for(tokenizer.kind) | more
+        shape = ModelConfig(**settings, vocab_size=tokenizer.vocab_size)
         config = preset.train_config({})
         model = initial_model(shape, config, None)
         model.train()
