@@ -94,7 +94,9 @@ def test_short_files_are_passed_on_only_where_no_step_changes_them(
     raw: bytes, options: dict[str, Any]
 ) -> None:
     if is_clean(raw, PrepareConfig(**options)):
-        assert read(raw, **options) == ([raw], Stats())
+        texts, stats = read(raw, **options)
+        stats.warnings.clear()  # of markup, which stays
+        assert (texts, stats) == ([raw], Stats())
 
 
 @settings(max_examples=400, deadline=None)
