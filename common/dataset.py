@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,12 @@ class DataFolder:
                 self._files[path] = path.stat()
                 self._opened[split] = np.memmap(path, dtype=self.dtype, mode="r")
         return self._opened[split]
+
+    def blocks(self, split: Split, n_tokens: int) -> Iterator[Ids]:
+        """Yield a split's ids, so many at a time: not mapped, so none stays in memory."""
+        with (self.path / f"{split}.bin").open("rb") as file:
+            while len(ids := np.fromfile(file, self.dtype, n_tokens)):
+                yield ids
 
     def check_files(self) -> None:
         """Raise DataError where an open file was written over: its ids are others now.
@@ -179,14 +186,14 @@ def verify_data(data: DataFolder) -> None:
     tokenizer = data.tokenizer()
     for split in SPLITS:
         path, promised = data.path / f"{split}.bin", data.meta["splits"][split]
-        ids, bounds = data.tokens(split), data.document_bounds(split)
-        n_eot = largest = 0
-        for start in range(0, len(ids), CHECKED_TOKENS):
-            block = ids[start : start + CHECKED_TOKENS]
+        bounds = data.document_bounds(split)
+        n_tokens = n_eot = largest = 0
+        for block in data.blocks(split, CHECKED_TOKENS):
+            n_tokens += len(block)
             n_eot += int((block == tokenizer.eot_id).sum())
             largest = max(largest, int(block.max()))
         for what, count, expected in [
-            ("tokens in the .bin", len(ids), promised["tokens"]),
+            ("tokens in the .bin", n_tokens, promised["tokens"]),
             ("tokens in the .idx", int(bounds[-1]), promised["tokens"]),
             ("end-of-text ids", n_eot, promised["documents"]),
         ]:

@@ -70,9 +70,7 @@ def inspect_data(data: DataFolder) -> Inspection:
         median = float(np.median(n_tokens)) if len(n_tokens) else 0
         n_by_bin = np.bincount(exponents, minlength=N_BINS)
         lengths[split] = Lengths(n_by_bin, median, int(n_tokens.max(initial=0)))
-        for start in range(0, data.n_tokens(split), BLOCK_TOKENS):
-            # mapped anew for each block: what was read no longer counts as this process's memory
-            ids = data.tokens(split)[start : start + BLOCK_TOKENS]
+        for ids in data.blocks(split, BLOCK_TOKENS):
             n_by_id += np.bincount(ids, minlength=len(n_by_id))
     return Inspection(data, tokenizer, lengths, n_by_id)
 

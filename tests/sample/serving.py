@@ -165,3 +165,15 @@ def events(text: str) -> list[Any]:
     lines = [line for line in text.split("\n\n") if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def assert_joined(parts: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    """Hold that the parts of a stream, joined, are the choices of the whole answer."""
+    for choice in whole["choices"]:
+        own = [part["choices"][0] for part in parts]
+        own = [part for part in own if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        assert [part["finish_reason"] for part in own][-1] == choice["finish_reason"]
+        for key in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            joined = [each for part in own if part["logprobs"] for each in part["logprobs"][key]]
+            assert joined == choice["logprobs"][key]

@@ -20,7 +20,7 @@ from sample.server.security import Access, host_name
 from sample.text.detokenizer import Detokenizer
 from sample.text.prompt import RAW, TURNS, Message, build_prompt
 from tests.sample.conftest import ALPHABET
-from tests.sample.serving import InProcess, events, in_process
+from tests.sample.serving import InProcess, assert_joined, events, in_process
 
 SOON_S = 20
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -107,14 +107,7 @@ def test_a_stream_says_what_the_whole_answer_does(api: InProcess) -> None:
     whole = complete(api, **asked)
     parts = complete(api, **asked, stream=True, stream_options={"include_usage": True})
     assert parts.pop()["usage"] == whole["usage"]
-    for choice in whole["choices"]:
-        own = [part["choices"][0] for part in parts]
-        own = [part for part in own if part["index"] == choice["index"]]
-        assert "".join(part["text"] for part in own) == choice["text"]
-        assert [part["finish_reason"] for part in own][-1] == choice["finish_reason"]
-        for key in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
-            joined = [each for part in own if part["logprobs"] for each in part["logprobs"][key]]
-            assert joined == choice["logprobs"][key]
+    assert_joined(parts, whole)
 
 
 def test_logprobs_of_a_completion(api: InProcess) -> None:

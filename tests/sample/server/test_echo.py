@@ -13,7 +13,7 @@ from common.models.config import GenerateConfig, ModelConfig
 from sample.server.engine import Engine, Job
 from sample.text.detokenizer import Detokenizer, TextDelta
 from tests.sample.conftest import ALPHABET
-from tests.sample.serving import MIXED, InProcess, events, in_process
+from tests.sample.serving import MIXED, InProcess, assert_joined, events, in_process
 from tests.tiny import random_model
 
 COMPLETIONS, SOON_S = "/v1/completions", 20
@@ -90,14 +90,7 @@ def test_a_stream_says_what_the_whole_answer_does(api: InProcess, max_tokens: in
     asked = {"prompt": ["abc", "hgf"], "logprobs": 1, "max_tokens": max_tokens, "n": 2}
     whole = complete(api, **asked)
     parts = complete(api, **asked, stream=True)
-    for choice in whole["choices"]:
-        own = [part["choices"][0] for part in parts]
-        own = [part for part in own if part["index"] == choice["index"]]
-        assert "".join(part["text"] for part in own) == choice["text"]
-        assert [part["finish_reason"] for part in own][-1] == choice["finish_reason"]
-        for key in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
-            joined = [each for part in own if part["logprobs"] for each in part["logprobs"][key]]
-            assert joined == choice["logprobs"][key]
+    assert_joined(parts, whole)
 
 
 def test_max_tokens_0_gives_the_prompt_alone(api: InProcess) -> None:
