@@ -1,8 +1,8 @@
 """A checkpoint: a folder that is whole or is not taken.
 
     step-00000500/   model.safetensors, optimizer.safetensors (with --shard optimizer/, a file of
-                     each process), state.json, the vocabulary, and manifest.json, the SHA-256 of
-                     each
+                     each process), state.json, the vocabulary, of a network that answers
+                     chat_template.jinja, and manifest.json, the SHA-256 of each
 
 It is written under another name, flushed to disk, read back from there and compared with its
 manifest, then renamed; only then are older ones deleted. No pickle is written or read. A reader
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from common import run_dir
+from common.chat_format import TEMPLATE_NAME
 from common.errors import CheckpointError
 from common.files import drop_page_cache, fsync, sha256_of, write_json, wrong_size
 from common.models.config import ModelConfig
@@ -48,6 +49,7 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     *,
     weights: dict[str, Tensor] | None = None,
+    chat_template: str | None = None,
     keep: int = 2,
     good_step: int | None = None,
 ) -> Path:
@@ -71,6 +73,8 @@ def save_checkpoint(
         else:
             save_file(optimizer, unfinished / OPTIMIZER_NAME)
         save_tokenizer(tokenizer, unfinished)
+        if chat_template is not None:
+            (unfinished / TEMPLATE_NAME).write_text(chat_template, "utf-8")
         description = {
             "format": FORMAT_VERSION,
             "step": step,
@@ -169,6 +173,7 @@ class Checkpoint:
     model: GPT
     tokenizer: Tokenizer
     state: dict[str, Any]
+    chat_template: str | None = None  # of a network that answers, in Jinja
 
 
 class SkipInit(TorchFunctionMode):
@@ -199,4 +204,7 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
     except (OSError, SafetensorError, RuntimeError) as error:
         message = f"{folder / MODEL_NAME}: does not fit its state.json ({error})."
         raise CheckpointError(message) from error
-    return Checkpoint(model.to(device), load_tokenizer(folder, state["tokenizer"]), state)
+    path = folder / TEMPLATE_NAME
+    template = path.read_text("utf-8") if path.exists() else None
+    tokenizer = load_tokenizer(folder, state["tokenizer"])
+    return Checkpoint(model.to(device), tokenizer, state, template)

@@ -3,6 +3,8 @@
     train.bin, val.bin   little-endian uint16 ids (uint32 where the vocabulary needs it), no header,
                          each document followed by one end-of-text id
     train.idx, val.idx   document boundaries in Megatron-LM's MMIDIDX format
+    train.mask, val.mask of conversations: a byte for each id, which says whether it is learned
+    chat_template.jinja  of conversations: how they are written (chat_format.py)
     vocab.*              the vocabulary (tokenizer.py)
     meta.json            what all this is, with the SHA-256 of each file; written last: a folder
                          without it is no data set
@@ -22,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from common.chat_format import TEMPLATE_NAME
 from common.errors import DataError
 from common.files import sha256_of, wrong_size
 from common.tokenizer import Tokenizer, load_tokenizer
@@ -77,6 +80,23 @@ class DataFolder:
                 self._files[path] = path.stat()
                 self._opened[split] = np.memmap(path, dtype=self.dtype, mode="r")
         return self._opened[split]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it holds conversations, of which only some ids are learned."""
+        return "train.mask" in self.meta["files"]
+
+    def mask(self, split: Split) -> npt.NDArray[np.uint8]:
+        """Map the bytes of a split's mask, (n_tokens,): the bits of chat_format.py."""
+        if self.n_tokens(split) == 0:
+            return np.zeros(0, np.uint8)
+        return np.memmap(self.path / f"{split}.mask", dtype=np.uint8, mode="r")
+
+    @property
+    def chat_template(self) -> str | None:
+        """How its conversations are written, in Jinja; None where it holds none."""
+        path = self.path / TEMPLATE_NAME
+        return path.read_text("utf-8") if self.has_masks else None
 
     def blocks(self, split: Split, n_tokens: int) -> Iterator[Ids]:
         """Yield a split's ids, so many at a time: not mapped, so none stays in memory."""

@@ -292,7 +292,8 @@ class Run:
         def save() -> None:
             save_checkpoint(
                 self.folder, progress.step, model, shards or optimizer, state, self.tokenizer,
-                weights=weights, keep=trainer.config.keep, good_step=progress.good_step,
+                weights=weights, chat_template=self.data.chat_template, keep=trainer.config.keep,
+                good_step=progress.good_step,
             )  # fmt: skip
 
         # shards are moved, not written, and cannot be moved again

@@ -13,9 +13,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common.chat_format import ROLES
 from common.errors import ConfigError, DataError
 from common.files import fsync, write_all, write_text
-from sample.text.prompt import ROLES, Message
+from sample.text.prompt import Message
 
 BEGIN = b'{"kept": 0}\n'
 

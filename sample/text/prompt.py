@@ -21,15 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, get_args
 
+from common.chat_format import ROLES, Role
 from common.errors import ConfigError
 from common.tokenizer import Tokenizer
 
 MAX_NAMED = 20  # characters in a notice
-
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
