@@ -54,7 +54,7 @@ def main() -> None:
 @device_option
 @runs_dir_option
 @options_for(ModelConfig, without=("vocab_size",), preset=DECIDED)
-@options_for(TrainConfig, preset=DECIDED)
+@options_for(TrainConfig, without=("lora", "lora_alpha"), preset=DECIDED)
 def pretrain(
     data: Path,
     name: str,

@@ -79,6 +79,12 @@ class TrainConfig:
     zero_init: bool = setting(
         False, "Begin with every block as the identity: its output projections at zero."
     )
+    lora: int = setting(
+        0, "Learn adapters of this rank only, merged into the weights on save; 0: all weights."
+        " By AdamW.", at_least=0
+    )  # fmt: skip
+    # as in "LoRA Without Regret" (Thinking Machines 2025): a rate then suits ranks of 1 to 512
+    lora_alpha: float = setting(32.0, "Times this over the rank they count.", at_least=0)
     seed: int = setting(
         1337, "Of the weights, the order of the data, and dropout.", at_least=0, below=SEEDS_END
     )
@@ -89,6 +95,9 @@ class TrainConfig:
         if len(given) > 1:
             flags = " and ".join("--" + name.replace("_", "-") for name in given[:2])
             raise ConfigError(f"{flags} are both given: one decides the length.")
+        if self.lora and (self.optimizer == "muon" or self.shard):
+            flag = "--shard" if self.shard else "--optimizer muon"
+            raise ConfigError(f"--lora {self.lora}: {flag} does not go with it: leave one out.")
 
     @property
     def base_lr(self) -> float:

@@ -25,6 +25,7 @@ from train.config import TimeLimit, load_limit, load_settings, new_limit, saved_
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
+from train.optim.lora import add_lora
 from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.recovery import restore, run_lock, train_with_rollback
@@ -220,6 +221,7 @@ def load_run(
             "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
         }
         group.broadcast_from_rank0(lambda: write_json(config_path, settings))
+    add_lora(loaded.model, config.lora, config.lora_alpha, config.seed)
     model = parallelize(loaded.model, config, device, group)
     first_step = plan.after(limit, progress.decisions).first_logged_step(step)
     run = make_run(folder, settings, model, data, loaded.tokenizer, device, group, first_step)

@@ -78,15 +78,18 @@ def roll_back(run: Run, progress: Progress, reason: str) -> Progress:
         settings = run_dir.read_json(run.folder / run_dir.CONFIG_NAME)
         init_from = Path(settings["init_from"]) if settings.get("init_from") else None
         first = initial_model(trainer.model.config, trainer.config, init_from)
-        weights, restored = first.state_dict(), Progress()
+        weights = dict(first.named_parameters())
         trainer.optimizer.load_state_dict({})
         trainer.group.broadcast_from_rank0(lambda: cut_metrics(run.folder, 0))
     else:
         weights = load_file(Path(saved) / MODEL_NAME)
-        restored = restore(run, Path(saved), run_dir.read_json(Path(saved) / run_dir.STATE_NAME))
     with torch.no_grad():  # in place: there is no room for a second network
         for name, parameter in trainer.model.named_parameters():
-            to_local(parameter).copy_(to_local(shard_like(weights[name], parameter)))
+            if name in weights:  # adapters are with the optimizer
+                to_local(parameter).copy_(to_local(shard_like(weights[name], parameter)))
+    restored = Progress()
+    if saved is not None:
+        restored = restore(run, Path(saved), run_dir.read_json(Path(saved) / run_dir.STATE_NAME))
     if run_dir.read_pointer(run.folder, "best") is None:  # it went with the others
         restored.best_val_loss = None
     return replace(

@@ -28,6 +28,7 @@ from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics, flops_per_token
 from train.optim.gradients import GradScaler
+from train.optim.lora import add_lora
 from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def initial_model(shape: ModelConfig, config: TrainConfig, init_from: Path | Non
     model = GPT(shape, zero_init=config.zero_init)
     if init_from is not None:
         model.load_state_dict(load_file(init_from / MODEL_NAME))
+    add_lora(model, config.lora, config.lora_alpha, config.seed)
     return model
 
 

@@ -23,8 +23,10 @@ from torch.optim.adamw import adamw
 from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.distributed.fsdp import full_tensor, shard_like, to_local
+from train.optim.lora import unmerged
 from train.optim.muon import Muon
 
+VALUE = "value"  # of a parameter, where state names its moments "exp_avg" and so on
 ADAMW_EPS = 1e-8
 # In mean squared gradients of the first step. Without, 3.5 % more bits a byte after 1.5 epochs of
 # wikitext-2; 10 to 100 are nearly the same: tests/bench/RECIPE.md.
@@ -125,6 +127,7 @@ class OptimizerGroup:
     def __init__(self, model: GPT, *optimizers: AdamW | Muon | Adagrad) -> None:
         self.optimizers = optimizers
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._unmerged = unmerged(model)  # weights that a saved network has only the sum of
 
     def set_lr(self, lr: float) -> None:
         """Set the schedule's learning rate, and each optimizer's in proportion."""
@@ -139,21 +142,25 @@ class OptimizerGroup:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state by name, e.g. ``wte.weight:exp_avg``."""
         names = {parameter: name for name, parameter in self._parameters.items()}
-        return {
+        tensors = {
             f"{names[parameter]}:{key}": value
             for optimizer in self.optimizers
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
+        return tensors | {f"{name}:{VALUE}": p.detach() for name, p in self._unmerged.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what state_dict() returned, in place of all state."""
+        """Put back what state_dict() returned, in place of all state; weights only of adapters."""
         state_of = {p: optimizer.state for optimizer in self.optimizers for p in optimizer.params}
         for state in state_of.values():
             state.clear()
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition(":")
             parameter = self._parameters[name]
+            if key == VALUE:
+                parameter.data.copy_(value)
+                continue
             if value.shape == parameter.shape:
                 value = shard_like(value, parameter)
             state_of[parameter].setdefault(parameter, {})[key] = value.to(parameter.device)
