@@ -36,6 +36,11 @@ def role_id(tokenizer: Tokenizer, role: Role) -> int:
     return tokenizer.special_tokens[f"<|{role}|>"]
 
 
+def end_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids at which an answer ends: also those that would begin another message."""
+    return [*tokenizer.special_tokens.values()]
+
+
 def end_id(tokenizer: Tokenizer) -> int:
     """Return the id that ends a message."""
     return tokenizer.special_tokens[END_OF_MESSAGE]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 run_argument = click.argument("run", required=False)
 template_option = click.option(
     "--template",
-    default="raw",
-    help="raw: the text goes on; turns: a script of two speakers; or a JSON file.",
+    show_default="chat for a model that was trained on conversations, else raw",
+    help="raw: the text goes on; turns: a script of two speakers; chat; or a JSON file.",
 )
 checkpoint_option = click.option(
     "--checkpoint",
@@ -75,8 +75,8 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to which each turn is added, as JSON lines.",
 )
-def chat(template: str, transcript: Path | None, **options: Any) -> None:
-    """Talk to RUN (the newest by default): what you type is continued.
+def chat(template: str | None, transcript: Path | None, **options: Any) -> None:
+    """Talk to RUN (the newest by default): it answers or, a base model, continues what you type.
 
     In a terminal with line editing, a history and commands (/help); else each line of standard
     input is a prompt. Text goes to stdout, notices to stderr.
@@ -88,10 +88,10 @@ def chat(template: str, transcript: Path | None, **options: Any) -> None:
     from sample.text.prompt import find_template
 
     config = GenerateConfig(**given(GenerateConfig, options))
-    found = find_template(template)
     kept = Transcript(transcript, notify) if transcript is not None else None
     model = load(options)
-    notify(banner(model.info))
+    found = find_template(template, is_chat=model.info.is_chat)
+    notify(banner(model.info, found))
     # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state"))
@@ -199,7 +199,7 @@ def serve(
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     api_key_file: Path | None,
-    template: str,
+    template: str | None,
     **options: Any,
 ) -> None:
     """Serve RUN (the newest by default) as a page and over HTTP, as OpenAI's API.
@@ -212,10 +212,10 @@ def serve(
 
     config = ServeConfig(**given(ServeConfig, options))
     defaults = GenerateConfig(**given(GenerateConfig, options))
-    found = find_template(template)
     bound = run.bind(config)  # before the checkpoint is read, which may take long
     access = make_access(
         bound, config.host, hosts=allow_host, origins=allow_origin, key_file=api_key_file
     )
     model = load(options)
+    found = find_template(template, is_chat=model.info.is_chat)
     run.serve(model, run.describe_model(model, found, defaults, config), bound, access)

@@ -11,13 +11,15 @@ from typing import Any
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 
 from common import checkpoint
+from common.chat_format import end_ids
 from common.device import choose_device
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from common.inference.backend import Backend, make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig, ModelConfig
-from common.run_dir import Pointer, find_run, read_metrics
+from common.run_dir import CONFIG_NAME, STATE_NAME, Pointer, find_run, read_json, read_metrics
 from common.tokenizer import Tokenizer
+from sample.text.prompt import Template
 
 # Tokens read per parameter where more of either no longer pays more than of the other.
 # Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.
@@ -36,6 +38,8 @@ class RunInfo:
     n_tokens: int  # read in training
     n_parameters: int
     config: ModelConfig
+    is_chat: bool = False  # whether it was trained on conversations
+    n_base_tokens: int | None = 0  # read before by what its weights began as; None: not known
     val_loss: float | None = None  # nats a token; None where it was not measured
     val_bpb: float | None = None
 
@@ -58,7 +62,8 @@ class LoadedModel:
 
     def decoder(self, n_rows: int = 1) -> Decoder:
         """Return a decoder with ``n_rows`` free rows."""
-        return Decoder(self.backend, self.tokenizer, n_rows)
+        ends = end_ids(self.tokenizer) if self.info.is_chat else ()
+        return Decoder(self.backend, self.tokenizer, n_rows, ends)
 
 
 def load_model(
@@ -86,10 +91,24 @@ def load_model(
         n_tokens=loaded.state["progress"]["n_tokens"],
         n_parameters=model.n_parameters,
         config=model.config,
+        is_chat=loaded.chat_template is not None,
+        n_base_tokens=base_tokens(folder.parent),
         val_loss=measured.get("val_loss"),
         val_bpb=measured.get("val_bpb"),
     )
     return LoadedModel(info, loaded.tokenizer, make_backend(model, int8=quantize == "int8"))
+
+
+def base_tokens(run: Path) -> int | None:
+    """Return the tokens read by the checkpoints that a run began from; None where one is gone."""
+    n_tokens = 0
+    try:
+        while start := read_json(run / CONFIG_NAME).get("init_from"):
+            n_tokens += read_json(Path(start) / STATE_NAME)["progress"]["n_tokens"]
+            run = Path(start).parent
+    except (CheckpointError, KeyError):
+        return None
+    return n_tokens
 
 
 def undertrained_warning(info: RunInfo) -> str | None:
@@ -102,7 +121,9 @@ def undertrained_warning(info: RunInfo) -> str | None:
             f"a loss of {blind:.2f}, and knowing no more than how frequent each is about "
             f"{FREQUENCIES_ALONE * blind:.1f}. Expect gibberish."
         )
-    ratio = info.n_tokens / info.n_parameters
+    ratio = math.inf
+    if info.n_base_tokens is not None:
+        ratio = (info.n_base_tokens + info.n_tokens) / info.n_parameters
     if ratio >= TOKENS_PER_PARAMETER:
         return None
     return (
@@ -112,17 +133,32 @@ def undertrained_warning(info: RunInfo) -> str | None:
     )
 
 
-def banner(info: RunInfo) -> str:
+def banner(info: RunInfo, template: Template) -> str:
     """Return the lines that open a chat."""
+    before = f" after the {info.n_base_tokens:,} of its base model" if info.n_base_tokens else ""
+    read = f"{info.n_tokens:,} tokens read{before}"
     lines = [
-        f"{info.folder}: step {info.step:,}, {info.n_tokens:,} tokens read, {info.loss_words}.",
-        "This is a base model: it does not answer, it continues the text that you begin.",
+        f"{info.folder}: step {info.step:,}, {read}, {info.loss_words}.",
+        what_it_does(info, template),
         undertrained_warning(info),
     ]
     return "\n".join(line for line in lines if line is not None)
 
 
-def model_card(info: RunInfo, defaults: GenerateConfig, template_name: str) -> dict[str, Any]:
+def what_it_does(info: RunInfo, template: Template) -> str:
+    """Return a sentence on what becomes of what one types."""
+    if template.is_chat:
+        return (
+            "It was trained on conversations, and answers. What it says sounds like what it read, "
+            "and need not be true."
+        )
+    continues = "it does not answer, it continues the text that you begin."
+    if info.is_chat:
+        return f"It was trained to answer, but with --template {template.name} {continues}"
+    return f"This is a base model: {continues}"
+
+
+def model_card(info: RunInfo, defaults: GenerateConfig, template: Template) -> dict[str, Any]:
     """Return, as JSON, what the page says of the model and where its settings begin."""
     shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     losses = {"val_loss": info.val_loss or math.inf, "val_bpb": info.val_bpb or math.inf}
@@ -131,11 +167,12 @@ def model_card(info: RunInfo, defaults: GenerateConfig, template_name: str) -> d
         "step": info.step,
         "parameters": info.n_parameters,
         **{name: getattr(info.config, name) for name in shape},
-        "tokens_read": info.n_tokens,
+        "tokens_read": info.n_tokens + (info.n_base_tokens or 0),
         # JSON has no word for a diverged loss
         **{name: loss if math.isfinite(loss) else None for name, loss in losses.items()},
         "warning": undertrained_warning(info),
         "defaults": {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k")}
         | {"max_tokens": defaults.max_new_tokens},
-        "template": template_name,
+        "chat": info.is_chat,
+        "template": template.name,
     }

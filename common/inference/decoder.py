@@ -33,15 +33,18 @@ class Token:
 
 
 class Decoder:
-    """Rows of one network, each a text of its own, decoded together."""
+    """Rows of one network, decoded together, each a text up to end-of-text or one of ``ends``."""
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer, n_rows: int = 1) -> None:
-        self.model, self.tokenizer = backend.config, tokenizer
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, n_rows: int = 1, ends: Sequence[int] = ()
+    ) -> None:
+        self.model, self.tokenizer, self.ends = backend.config, tokenizer, ends
         self.block_size, vocab_size = self.model.block_size, self.model.vocab_size
         self.cache = backend.make_cache(n_rows)
         self.rows: list[Row | None] = [None] * n_rows
-        # only ids that stand for text, and end-of-text, are ever sampled
-        texts = dict(enumerate(tokenizer.token_bytes)) | {tokenizer.eot_id: b"end"}
+        # only ids that stand for text, and those that end one, are ever sampled
+        texts = dict(enumerate(tokenizer.token_bytes))
+        texts |= dict.fromkeys((tokenizer.eot_id, *ends), b"end")
         self.banned = np.array([idx for idx in range(vocab_size) if not texts.get(idx)], np.int64)
         self._filtered = np.empty(vocab_size, np.float32)
 
@@ -55,12 +58,12 @@ class Decoder:
         if self.rows[row] is not None:
             raise ValueError(f"row {row} is busy")
         ids = list(prompt) or [self.tokenizer.eot_id]
-        self.rows[row] = Row(ids, config, top_logprobs, self.model)
+        self.rows[row] = Row(ids, config, top_logprobs, self.model, self.ends)
 
     def step(self) -> dict[int, Token]:
         """Return one more token for every busy row; raise CheckpointError for logits not finite.
 
-        End-of-text and max_new_tokens are the caller's to heed, who releases the row.
+        What ends a text, and max_new_tokens, are the caller's to heed, who releases the row.
         """
         busy = {number: row for number, row in enumerate(self.rows) if row is not None}
         self._forward({number: row for number, row in busy.items() if row.logits is None})
@@ -101,7 +104,7 @@ class Decoder:
 def generate(
     decoder: Decoder, prompt: Sequence[int], config: GenerateConfig, top_logprobs: int = 0
 ) -> Generator[Token]:
-    """Yield the tokens after ``prompt``, up to end-of-text (the last then) or max_new_tokens.
+    """Yield the tokens after ``prompt``, up to one that ends it (the last) or max_new_tokens.
 
     They are row 0's, which is free again however this ends, also where it is closed early.
     """
@@ -110,7 +113,7 @@ def generate(
         for _ in range(config.max_new_tokens):
             token = decoder.step()[0]
             yield token
-            if token.idx == decoder.tokenizer.eot_id:
+            if not decoder.tokenizer.token_bytes[token.idx]:
                 return
     finally:
         decoder.release(0)

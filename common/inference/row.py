@@ -68,7 +68,12 @@ class Row:
     """A text that grows: its ids, how they are sampled, and how many of them the cache holds."""
 
     def __init__(
-        self, ids: list[int], config: GenerateConfig, top_logprobs: int, model: ModelConfig
+        self,
+        ids: list[int],
+        config: GenerateConfig,
+        top_logprobs: int,
+        model: ModelConfig,
+        ends: Sequence[int] = (),
     ) -> None:
         self.ids, self.config, self.top_logprobs = ids, config, top_logprobs
         self.block_size, self.n_recent = model.block_size, model.n_recent
@@ -83,6 +88,7 @@ class Row:
         if config.repetition_penalty != 1:
             self.seen = np.zeros(model.vocab_size, np.bool_)
             self.seen[ids] = True
+            self.seen[list(ends)] = False  # of earlier messages: or no answer would end
 
     def append(self, idx: int) -> None:
         """Add one id to the text; the logits after it are known where it was drafted."""

@@ -58,13 +58,8 @@ class Chat:
         config = replace(self.config, seed=(self.config.seed + self._n_replies) % SEEDS_END)
         self._n_replies += 1
         self._stop_requested = False
-        detokenizer = Detokenizer(
-            self.decoder.tokenizer,
-            config.max_new_tokens,
-            template_stops=self.template.stops,
-            strip_start=self.template.strips_answers,
-            strip_end=self.template.strips_answers,
-        )
+        options = self.template.detokenizer_options()
+        detokenizer = Detokenizer(self.decoder.tokenizer, config.max_new_tokens, **options)
         answer, delta, failed, start_s = "", TextDelta(), False, time.perf_counter()
         try:
             if not self.template.generation_prompt:

@@ -129,12 +129,7 @@ def _chat_prompt(
         max_new_tokens=config.max_new_tokens,
     )
     missing = missing_notice(model.tokenizer, "".join(each.content for each in messages))
-    options = {
-        "template_stops": template.stops,
-        # an answer that is last is continued, with its first blanks
-        "strip_start": template.strips_answers and messages[-1].role != "assistant",
-        "strip_end": template.strips_answers,
-    }
+    options = template.detokenizer_options(continues=messages[-1].role == "assistant")
     return prompt.ids, [*missing, *prompt.notices()], options
 
 

@@ -75,7 +75,7 @@ def describe_model(
     except ValidationError as error:
         sentence = validation_error(error.errors()).detail
         raise ConfigError(f"--{sentence.replace('_', '-')}") from error
-    info = model_card(loaded.info, defaults, template.name)
+    info = model_card(loaded.info, defaults, template)
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(

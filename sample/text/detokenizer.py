@@ -68,7 +68,8 @@ class Detokenizer:
 
     ``stops`` end it where they come in what is shown, ``template_stops`` in what the network wrote.
     Blanks that are stripped are not shown, nor are the tokens of nothing else. The answer begins
-    with ``n_echoed`` characters of its prompt. Of end-of-text the token is shown if ``names_end``.
+    with ``n_echoed`` characters of its prompt. An id without text ends it: end-of-text, or that of
+    a message, which is shown if ``names_end``.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Detokenizer:
         n_echoed: int = 0,
         names_end: bool = False,
     ) -> None:
-        self.n_tokens = 0  # end-of-text is not counted among them
+        self.n_tokens = 0  # what ends it is not counted among them
         self._tokenizer, self._max_new_tokens = tokenizer, max_new_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._filters = StopFilter(template_stops), StopFilter(stops)
@@ -107,12 +108,12 @@ class Detokenizer:
 
     def push(self, token: Token) -> TextDelta:
         """Return what the row's next token adds."""
-        is_eot = token.idx == self._tokenizer.eot_id
-        self.n_tokens += not is_eot
-        is_last = is_eot or self.n_tokens >= self._max_new_tokens
-        # end-of-text has no bytes
-        text = self._decoder.decode(self._tokenizer.token_bytes[token.idx], final=is_last)
-        if not is_eot:
+        own = self._tokenizer.token_bytes[token.idx]
+        is_end = not own
+        self.n_tokens += not is_end
+        is_last = is_end or self.n_tokens >= self._max_new_tokens
+        text = self._decoder.decode(own, final=is_last)
+        if not is_end:
             end = self._n_decoded + max(1, len(text))
             self._pending.append((token, self._n_decoded, end))
         self._n_decoded += len(text)
@@ -128,11 +129,11 @@ class Detokenizer:
             if end > self._n_stripped:
                 tokens.append(ready)
                 offsets.append(self._n_echoed + offset)
-        if is_eot and self._names_end:
+        if is_end and self._names_end:
             tokens.append(token)
             offsets.append(self._n_echoed + self._n_shown)
         finish_reason: FinishReason | None = "length" if is_last else None
-        if is_eot or any(each.stopped for each in self._filters):
+        if is_end or any(each.stopped for each in self._filters):
             finish_reason = "stop"
         return TextDelta(shown, tuple(tokens), tuple(offsets), self.n_tokens, finish_reason)
 

@@ -1,13 +1,17 @@
-"""A conversation -> one text for a network that only continues text -> the ids that it sees.
+"""A conversation -> the ids that the network sees, which go on as the answer.
 
     [Message("user", "Hello")] --render, TURNS--> "User: Hello\\nAssistant:" --build_prompt--> ids
+                               --encode, CHAT---> <|user|> 72 101 ... <|end|> <|assistant|>
 
 A template says what stands before and after the words of each speaker, nothing more. What a message
 contains is never a part of the template, and is encoded as ordinary text: without special ids.
 
-raw     what was written and what followed, as one text. The default: a base model has read texts of
-        any kind and seldom a conversation, and what it does best is to go on with a text (the true
-        continuations of 504 held-out texts cost one of a million parameters 1 % fewer bits so)
+chat    special ids around what was said (common/chat_format.py). The default of a network that was
+        trained on conversations, and for no other
+raw     what was written and what followed, as one text. The default of a base model: it has read
+        texts of any kind and seldom a conversation, and what it does best is to go on with a text
+        (the true continuations of 504 held-out texts cost one of a million parameters 1 % fewer
+        bits so)
 turns   a script of two speakers, which ends an answer where the next one begins
 FILE    as JSON, {"system": "{system} ", "user": "Q: {user} ", "assistant": "A: {assistant} "}
 
@@ -21,8 +25,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from common.chat_format import ROLES, Role
+from common.chat_format import END_OF_MESSAGE, ROLES, Role, end_id, role_id
 from common.errors import ConfigError
 from common.tokenizer import Tokenizer
 
@@ -45,11 +50,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Template:
-    """What stands before and after each role's words, and the texts at which an answer ends."""
+    """What stands before and after each role's words, and the texts at which an answer ends.
+
+    Of one that ``is_chat`` those are the names of special ids, which no text is encoded into.
+    """
 
     name: str
     affixes: Mapping[Role, tuple[str, str]]
     stops: tuple[str, ...] = ()
+    is_chat: bool = False
 
     @property
     def generation_prompt(self) -> str:
@@ -62,6 +71,12 @@ class Template:
         """Whether blanks around an answer are none of it: in a text that is continued they are."""
         return bool(self.generation_prompt)
 
+    def detokenizer_options(self, *, continues: bool = False) -> dict[str, Any]:
+        """Return what it asks of a Detokenizer; one that is continued may go on with blanks."""
+        strips = self.strips_answers
+        starts = {"strip_start": strips and not continues, "strip_end": strips}
+        return {"template_stops": self.stops, **starts}
+
 
 def render_messages(messages: Sequence[Message], template: Template) -> str:
     """Return messages as they stand in the text of a conversation."""
@@ -73,7 +88,7 @@ def render_messages(messages: Sequence[Message], template: Template) -> str:
 
 
 def _content(message: Message, template: Template) -> str:
-    strips = message.role == "assistant" and template.strips_answers
+    strips = template.is_chat or (message.role == "assistant" and template.strips_answers)
     return message.content.strip() if strips else message.content
 
 
@@ -85,6 +100,29 @@ def render(messages: Sequence[Message], template: Template) -> str:
             end = template.affixes["assistant"][0] + content
         messages = messages[:-1]
     return render_messages(messages, template) + end
+
+
+def encode_messages(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer
+) -> list[int]:
+    """Return the ids of messages as they stand in a conversation."""
+    if not template.is_chat:
+        return tokenizer.encode(render_messages(messages, template))
+    ids: list[int] = []
+    for message in messages:
+        content = tokenizer.encode(_content(message, template))
+        ids += [role_id(tokenizer, message.role), *content, end_id(tokenizer)]
+    return ids
+
+
+def encode(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids whose continuation is the answer, or the rest of one that is last."""
+    if not template.is_chat:
+        return tokenizer.encode(render(messages, template))
+    ids = encode_messages(messages, template, tokenizer)
+    if messages and messages[-1].role == "assistant":
+        return ids[:-1]
+    return [*ids, role_id(tokenizer, "assistant")]
 
 
 def make_template(
@@ -113,11 +151,22 @@ TURNS = make_template(
     "turns",
     {"system": "{system}\n\n", "user": "User: {user}\n", "assistant": "Assistant: {assistant}\n"},
 )
-TEMPLATES = {template.name: template for template in (RAW, TURNS)}
+CHAT = Template("chat", {role: (f"<|{role}|>", END_OF_MESSAGE) for role in ROLES}, is_chat=True)
+TEMPLATES = {template.name: template for template in (RAW, TURNS, CHAT)}
 
 
-def find_template(name: str) -> Template:
-    """Return the template of that name, or in that JSON file; raise ConfigError if it is none."""
+def find_template(name: str | None, *, is_chat: bool = False) -> Template:
+    """Return the template of that name, or in that JSON file; None: the network's own.
+
+    Raise ConfigError if it is none, or not for a network that is or is not for chats.
+    """
+    if name is None:
+        return CHAT if is_chat else RAW
+    if name == CHAT.name and not is_chat:
+        raise ConfigError(
+            "--template chat: this is a base model, which never read that format. Leave the option "
+            "out, or teach it conversations first: python -m train finetune --help"
+        )
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
@@ -183,23 +232,22 @@ def build_prompt(
     room = block_size - min(max_new_tokens, block_size // 2)
     system, turns = split_turns(messages)
     *earlier, last = turns or [[]]
-    head = tokenizer.encode(render_messages(system, template))
-    prompt = tokenizer.encode(render(last, template))
+    head = encode_messages(system, template, tokenizer)
+    prompt = encode(last, template, tokenizer)
     n_prompt = len(prompt)
     system_dropped = len(head) + n_prompt > room and len(head) > room // 2
     if system_dropped:
         head = []
     free = room - len(head)
     if n_prompt > free:
-        # who speaks stays if it can
-        speaker = tokenizer.encode(template.affixes[last[0].role][0].rstrip(" ")) if last else []
-        if len(speaker) > free // 2:
+        speaker = _speaker(prompt[: n_prompt - free + 1], last, template, tokenizer)
+        if len(speaker) > free // 2:  # who speaks stays if it can
             speaker = []
         prompt = speaker + prompt[n_prompt - (free - len(speaker)) :]
     n_cut = n_prompt - len(prompt)
     n_kept = 0
     for turn in reversed(earlier):  # the newest first: those long out of reach are not encoded
-        ids = tokenizer.encode(render_messages(turn, template))
+        ids = encode_messages(turn, template, tokenizer)
         if len(head) + len(ids) + len(prompt) > room:
             break
         prompt = ids + prompt
@@ -211,6 +259,16 @@ def build_prompt(
         n_cut=n_cut,
         system_dropped=system_dropped,
     )
+
+
+def _speaker(
+    cut: list[int], turn: list[Message], template: Template, tokenizer: Tokenizer
+) -> list[int]:
+    """Return the ids that say whose words go on where the ids ``cut`` of a turn are left out."""
+    if not template.is_chat:
+        return tokenizer.encode(template.affixes[turn[0].role][0].rstrip(" ")) if turn else []
+    roles = {role_id(tokenizer, role) for role in ROLES}
+    return [idx for idx in cut if idx in roles][-1:]
 
 
 def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

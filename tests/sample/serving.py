@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from starlette.testclient import TestClient
 
+from common.chat_format import end_ids
 from common.checkpoint import save_checkpoint
 from common.files import write_json
 from common.inference.backend import make_backend
@@ -22,6 +23,7 @@ from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
+from common.tokenizer import Tokenizer
 from sample.server.app import make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
@@ -71,19 +73,21 @@ def in_process(
     access: Access | None = None,
     template: Template = TURNS,
     network: GPT | None = None,
+    tokenizer: Tokenizer = ALPHABET,
 ) -> Iterator[InProcess]:
     """Serve from this process, a FakeDecoder or ``network``; the base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
     decoder = FakeDecoder(limits.rows)
     if network is not None:
         backend = make_backend(network)
-        decoder = cast(FakeDecoder, Decoder(backend, ALPHABET, limits.rows))
+        ends = end_ids(tokenizer) if template.is_chat else ()
+        decoder = cast(FakeDecoder, Decoder(backend, tokenizer, limits.rows, ends))
     model = ServedModel(
         name="fake",
         fingerprint="quern-0123456789ab",
         created=1_700_000_000,
-        tokenizer=ALPHABET,
-        block_size=32,
+        tokenizer=tokenizer,
+        block_size=network.config.block_size if network else 32,
         template=template,
         defaults=GenerateConfig(max_new_tokens=8),
         limits=limits,

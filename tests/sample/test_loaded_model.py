@@ -15,6 +15,7 @@ from sample.loaded_model import (
     model_card,
     undertrained_warning,
 )
+from sample.text.prompt import RAW, TURNS
 from tests.sample.conftest import make_run
 
 WELL_READ = RunInfo(
@@ -29,13 +30,13 @@ WELL_READ = RunInfo(
 
 
 def test_the_banner_says_what_one_talks_to() -> None:
-    assert banner(WELL_READ).splitlines() == [
+    assert banner(WELL_READ, RAW).splitlines() == [
         "runs/quern/step-00000500: step 500, 1,234,567 tokens read, "
         "val loss 3.2345 (1.671 bits/byte).",
         "This is a base model: it does not answer, it continues the text that you begin.",
     ]
     unknown = replace(WELL_READ, val_loss=None, val_bpb=None)
-    assert "1,234,567 tokens read, val loss not measured." in banner(unknown)
+    assert "1,234,567 tokens read, val loss not measured." in banner(unknown, RAW)
 
 
 def test_a_model_that_read_less_than_20_tokens_a_parameter_is_undertrained() -> None:
@@ -43,7 +44,7 @@ def test_a_model_that_read_less_than_20_tokens_a_parameter_is_undertrained() -> 
     said = undertrained_warning(replace(WELL_READ, n_tokens=999_999))
     assert said is not None
     assert said.startswith("It is undertrained: it read 20.0 tokens for each of its 50,000 param")
-    assert said in banner(replace(WELL_READ, n_tokens=999_999))
+    assert said in banner(replace(WELL_READ, n_tokens=999_999), RAW)
 
 
 @pytest.mark.parametrize("vocab_size", [65, 2053, 50257])
@@ -68,7 +69,7 @@ def info_of(run: Path) -> RunInfo:
 
 def test_the_card_says_what_the_run_says(tmp_path: Path) -> None:
     info = info_of(make_run(tmp_path, "circle"))
-    card = model_card(info, GenerateConfig(top_k=7), "turns")
+    card = model_card(info, GenerateConfig(top_k=7), TURNS)
     assert (card["name"], card["step"], card["tokens_read"]) == ("circle", 10, 10_000)
     assert (card["n_layer"], card["block_size"], card["vocab_size"]) == (1, 16, 15)
     assert card["defaults"] == {"temperature": 0.8, "top_p": 0.95, "top_k": 7, "max_tokens": 200}
@@ -78,6 +79,6 @@ def test_the_card_says_what_the_run_says(tmp_path: Path) -> None:
 def test_a_diverged_run_has_a_card_without_what_is_no_number(tmp_path: Path) -> None:
     run = make_run(tmp_path, "circle")
     (run / "metrics.jsonl").write_text('{"step": 10, "val_loss": NaN}\n', "utf-8")
-    card = model_card(info_of(run), GenerateConfig(), "raw")
+    card = model_card(info_of(run), GenerateConfig(), RAW)
     assert card["val_loss"] is None
     json.dumps(card, allow_nan=False)

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_template_is_a_sentence(
 
 
 def test_a_mistyped_name_is_told_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"turn: neither raw nor turns, and as a file it cannot"):
+    with pytest.raises(ConfigError, match=r"turn: neither raw nor turns nor chat, and as"):
         find_template("turn")
     with pytest.raises(ConfigError, match="cannot be read"):
         find_template(str(tmp_path))
