@@ -142,7 +142,9 @@ class SourceList:
 
     def digest(self) -> str:
         """Return a hash of all states."""
-        names = (i if isinstance(i, bytes) else json.dumps(i[1]).encode() for i in self.items)
+        names = self.items
+        if self.others:
+            names = [i if isinstance(i, bytes) else json.dumps(i[1]).encode() for i in names]
         hashed = blake2b(b"\0".join(names), digest_size=16)
         hashed.update(self.sizes.tobytes() + self.times.tobytes() + self.flags.translate(VAL_ALONE))
         return hashed.hexdigest()
