@@ -134,6 +134,16 @@ class DataFolder:
         np.cumsum(lengths, out=bounds[1:])
         return bounds
 
+    def document_starts(self, split: Split) -> npt.NDArray[np.int64]:
+        """Map (n_documents,) offsets in bytes: where in the .bin each document begins."""
+        n_documents = int(self.meta["splits"][split]["documents"])
+        offset = IDX_HEADER.size + 4 * n_documents  # behind the lengths
+        return np.memmap(self.path / f"{split}.idx", "<i8", "r", offset, (n_documents,))
+
+    def document_name(self, split: Split, number: int) -> tuple[str, int | None]:
+        """Return the name of the file that document ``number`` was in, and its number there."""
+        return f"{self.path.name}, document {number + 1:,}", None
+
     def tokenizer(self) -> Tokenizer:
         """Load the vocabulary the ids belong to."""
         return load_tokenizer(self.path, self.meta["tokenizer"])

@@ -1,0 +1,88 @@
+"""train.bin -> train.sa, the index by which a text is found in it (common/suffix_array.py)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from common.dataset import DataFolder
+from common.errors import DataError, defer_signals
+from common.files import atomic_write, write_json
+from common.suffix_array import SA_FORMAT, SA_META_NAME, SA_NAME, SuffixArray
+
+PART_BYTES = 256 << 20  # of ids: sorting takes five times as much memory, 1.3 GB
+COPY_BYTES = 1 << 20
+
+NewProgress = Callable[[str, int], Callable[[int], object]]  # its name, and all bytes
+
+
+def write_index(
+    data: DataFolder, new_progress: Callable[[str, int], Callable[[int], object]]
+) -> bool:
+    """Write the index of a data folder, whole or not at all; False where it is there already.
+
+    Raise DataError where there is nothing to index, or the sorting ends before its time.
+    """
+    with suppress(DataError):
+        SuffixArray(data)
+        return False
+    if not data.n_tokens("train"):
+        raise DataError(
+            f"{data.path / 'train.bin'}: holds no tokens, so there is nothing to index."
+        )
+    width = data.dtype.itemsize
+    bounds = _bounds(data, PART_BYTES // width)
+    progress = new_progress("index", bounds[-1] * width)
+    with (data.path / "train.bin").open("rb") as ids, atomic_write(data.path / SA_NAME) as out:
+        for first, end in pairwise(bounds):
+            os.lseek(ids.fileno(), first * width, os.SEEK_SET)
+            _sort(ids, width, (end - first) * width, out)
+            progress((end - first) * width)
+    made_of = data.meta["files"]["train.bin"]["sha256"]
+    index = {"format": SA_FORMAT, "bin_sha256": made_of, "bounds": bounds}
+    write_json(data.path / SA_META_NAME, index)
+    return True
+
+
+def _bounds(data: DataFolder, n_ids: int) -> list[int]:
+    """Return where parts of at most ``n_ids`` begin, with documents, and where the last one ends.
+
+    A document that is longer is a part by itself.
+    """
+    starts, width = data.document_starts("train"), data.dtype.itemsize
+    n_tokens = data.n_tokens("train")
+    bounds, document = [0], 0
+    while n_tokens - bounds[-1] > n_ids:
+        document = max(document + 1, bisect_right(starts, (bounds[-1] + n_ids) * width) - 1)
+        if document == len(starts):
+            break
+        bounds.append(int(starts[document]) // width)
+    return [*bounds, n_tokens]
+
+
+def _sort(ids: BinaryIO, width: int, n_bytes: int, out: BinaryIO) -> None:
+    """Write the positions of so many bytes from where ``ids`` stands, in order."""
+    script = str(Path(__file__).with_name("sort_ids.py"))
+    command = [sys.executable, "-P", script, str(width), str(n_bytes)]
+    process = None
+    try:
+        with defer_signals():  # it does not hear Ctrl-C, which ends the waiting for it
+            process = subprocess.Popen(command, stdin=ids, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        shutil.copyfileobj(process.stdout, out, COPY_BYTES)
+        code = process.wait()
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+    if code:
+        raise DataError(
+            f"The process that sorts ended with {code}: it was killed, or there was no memory left "
+            f"for it: it takes {5 * n_bytes / 1e9:.1f} GB. Run the same command again."
+        )
