@@ -74,6 +74,7 @@ def in_process(
     template: Template = TURNS,
     network: GPT | None = None,
     tokenizer: Tokenizer = ALPHABET,
+    block_size: int = 32,
 ) -> Iterator[InProcess]:
     """Serve from this process, a FakeDecoder or ``network``; the base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
@@ -87,7 +88,7 @@ def in_process(
         fingerprint="quern-0123456789ab",
         created=1_700_000_000,
         tokenizer=tokenizer,
-        block_size=network.config.block_size if network else 32,
+        block_size=block_size,
         template=template,
         defaults=GenerateConfig(max_new_tokens=8),
         limits=limits,

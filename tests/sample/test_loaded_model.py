@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common.files import write_json
 from common.models.config import GenerateConfig, ModelConfig
 from sample.loaded_model import (
     RunInfo,
@@ -15,7 +17,8 @@ from sample.loaded_model import (
     model_card,
     undertrained_warning,
 )
-from sample.text.prompt import RAW, TURNS
+from sample.text.prompt import CHAT, RAW, TURNS
+from tests.sample.chats import make_chat_run
 from tests.sample.conftest import make_run
 
 WELL_READ = RunInfo(
@@ -74,6 +77,28 @@ def test_the_card_says_what_the_run_says(tmp_path: Path) -> None:
     assert (card["n_layer"], card["block_size"], card["vocab_size"]) == (1, 16, 15)
     assert card["defaults"] == {"temperature": 0.8, "top_p": 0.95, "top_k": 7, "max_tokens": 200}
     assert (card["val_loss"], card["template"]) == (1.25, "turns")
+
+
+def test_what_a_run_began_from_is_counted_as_read_or_nothing_is_said(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "first"), make_run(tmp_path, "second")
+    tuned = make_chat_run(tmp_path, "tuned")
+    for run, base in ((second, first / "step-00000010"), (tuned, second / "step-00000030")):
+        write_json(run / "config.json", {"format": 1, "init_from": str(base)})
+    info = info_of(tuned)
+    assert (info.is_chat, info.n_tokens, info.n_base_tokens) == (True, 900, 30_000 + 10_000)
+    assert "900 tokens read after the 40,000 of its base model, val loss" in banner(info, CHAT)
+    assert "It was trained on conversations, and answers." in banner(info, CHAT)
+    assert "It was trained to answer, but with --template raw it does not" in banner(info, RAW)
+    # of 41,344 parameters
+    enough, less = (replace(info, n_tokens=20 * 41_344 - 40_000 - n) for n in (0, 1))
+    assert undertrained_warning(enough) is None
+    assert "it read 20.0 tokens" in str(undertrained_warning(less))
+    card = model_card(info, GenerateConfig(), CHAT)
+    assert (card["tokens_read"], card["chat"], card["template"]) == (40_900, True, "chat")
+    shutil.rmtree(first / "step-00000010")
+    info = info_of(tuned)
+    assert (info.n_base_tokens, undertrained_warning(info)) == (None, None)
+    assert "900 tokens read, val loss" in banner(info, CHAT)
 
 
 def test_a_diverged_run_has_a_card_without_what_is_no_number(tmp_path: Path) -> None:
