@@ -2,9 +2,17 @@
 
 import { byId, make } from "./dom.js";
 
-export const BASE_MODEL =
-  "This is a base model: it does not answer, it continues the text that you begin. " +
-  "What it writes sounds like what it read, and need not be true.";
+const TRUTH = "What it writes sounds like what it read, and need not be true.";
+const BASE = {
+  begin: "Begin a text",
+  sentence: `This is a base model: it does not answer, it continues the text that you begin. ${TRUTH}`,
+  about: "is a base model: it continues text, and makes things up.",
+};
+const CHAT = {
+  begin: "Ask something",
+  sentence: `This model was trained on conversations, and answers. ${TRUTH}`,
+  about: "answers from what it read, and makes things up.",
+};
 
 const whole = (value) => (Number.isFinite(value) ? value.toLocaleString("en") : "unknown");
 const measured = (value) => (Number.isFinite(value) ? value.toFixed(3) : "not measured");
@@ -29,12 +37,14 @@ export function showCard(card) {
   ]);
   const warning = card.warning ? [make("p", { className: "warning" }, card.warning)] : [];
   byId("card-title").textContent = card.name;
-  byId("card-body").replaceChildren(make("p", {}, BASE_MODEL), ...warning, make("dl", {}, ...cells));
+  const words = card.template === "chat" ? CHAT : BASE;
+  byId("card-body").replaceChildren(make("p", {}, words.sentence), ...warning, make("dl", {}, ...cells));
+  byId("what-it-is").textContent = words.sentence;
+  byId("what-to-do").textContent = byId("prompt").placeholder = words.begin;
   byId("figures").textContent =
     `${card.name}: ${rows.Parameters} parameters, ${rows["Tokens read"]} tokens read, ` +
     `val loss ${rows["Val loss"]}.`;
   byId("undertrained").textContent = card.warning ?? "";
   byId("undertrained").hidden = !card.warning;
-  byId("about").textContent =
-    `${card.name} is a base model: it continues text, and makes things up.`;
+  byId("about").textContent = `${card.name} ${words.about}`;
 }

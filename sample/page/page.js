@@ -6,7 +6,7 @@
 
 import { ask, runningOr, runningChats, runningIn, stopIn } from "./answers.js";
 import { fetchCard, keepKey } from "./api.js";
-import { BASE_MODEL, showCard } from "./card.js";
+import { showCard } from "./card.js";
 import { byId, make, showToast } from "./dom.js";
 import { Settings } from "./settings.js";
 import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
@@ -273,7 +273,6 @@ function wire() {
 function start() {
   const { chats: kept, nDamaged } = readChats();
   chats = kept;
-  byId("base-model").textContent = BASE_MODEL;
   const theme = read("theme");
   const radio = document.querySelector(`[name=theme][value=${CSS.escape(String(theme))}]`);
   if (radio) radio.checked = true;
