@@ -187,8 +187,9 @@ def open_tracer(checkpoint: Path, notices: list[str] | None = None) -> Tracer | 
     for _ in range(MAX_RUNS):
         if folder is None:
             break
+        here, folder = folder, None
         try:
-            settings = read_json(folder.parent / CONFIG_NAME)
+            settings = read_json(here.parent / CONFIG_NAME)
             before, learned = settings.get("init_from"), settings["data"]
             folder = Path(before) if before else None
             if learned["sha256"] not in hashes:
@@ -196,8 +197,8 @@ def open_tracer(checkpoint: Path, notices: list[str] | None = None) -> Tracer | 
                 traced.append(TracedData(_open_unchanged(**learned)))
         except UserError as error:
             notices.append(error.message)
-            if folder is checkpoint:
-                break
+        except KeyError:
+            notices.append(f"{here.parent}: does not say what it learned from.")
     return Tracer(traced) if traced else None
 
 
