@@ -86,6 +86,7 @@ def chat(template: str | None, transcript: Path | None, **options: Any) -> None:
     from sample.chat.transcript import Transcript
     from sample.loaded_model import banner
     from sample.text.prompt import find_template
+    from sample.text.sources import open_training_text
 
     config = GenerateConfig(**given(GenerateConfig, options))
     kept = Transcript(transcript, notify) if transcript is not None else None
@@ -95,7 +96,8 @@ def chat(template: str | None, transcript: Path | None, **options: Any) -> None:
     # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state"))
-    session = Chat(model.decoder(), config, template=found, notify=notify)
+    read = open_training_text(model.info.folder, model.tokenizer)
+    session = Chat(model.decoder(), config, template=found, notify=notify, training_text=read)
     run_chat(session, folder / "quern" / "chat-history", kept)
 
 

@@ -18,6 +18,7 @@ from common.models.config import GenerateConfig
 from common.settings import SEEDS_END
 from sample.text.detokenizer import Detokenizer, TextDelta
 from sample.text.prompt import RAW, Message, Template, TruncatedPrompt, build_prompt, missing_notice
+from sample.text.sources import TrainingText
 
 
 class Chat:
@@ -30,8 +31,10 @@ class Chat:
         *,
         template: Template = RAW,
         notify: Callable[[str], None] = lambda notice: None,
+        training_text: TrainingText | None = None,
     ) -> None:
         self.decoder, self.config, self.template, self.notify = decoder, config, template, notify
+        self.training_text = training_text
         self.messages: list[Message] = []  # of a system, if there is one, then user, assistant ...
         self.file: Path | None = None  # where they were saved last, or loaded from
         # the last answer's prompt, tokens and seconds

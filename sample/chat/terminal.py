@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError, UserError
 from common.models.config import GenerateConfig
 from sample.chat.session import Chat
+from sample.chat.sources import describe_sources
 from sample.chat.transcript import Transcript, load_conversation, save_conversation
 from sample.text.prompt import Message
+from sample.text.sources import NO_INDEX
 from sample.text.terminal_text import write_stdout
 
 if TYPE_CHECKING:
@@ -190,6 +192,18 @@ def _stats(chat: Chat, argument: str) -> None:
     )
 
 
+def _source(chat: Chat, argument: str) -> None:
+    """/source: What of the last answer stands in the training text, and where."""
+    _last_prompt(chat)
+    text, training_text = chat.messages[-1].content, chat.training_text
+    sources = training_text and training_text.find(text)
+    left_out = training_text.notices if training_text else ()
+    if not sources:
+        raise ConfigError("\n".join(left_out) or NO_INDEX)
+    for notice in (*describe_sources(text, sources), *left_out):
+        chat.notify(notice)
+
+
 def _quit(chat: Chat, argument: str) -> None:
     """/quit: Leave, as Ctrl-D does."""
     raise EOFError
@@ -197,7 +211,7 @@ def _quit(chat: Chat, argument: str) -> None:
 
 COMMANDS: dict[str, Callable[[Chat, str], Generator[str] | None]] = {
     run.__name__.removeprefix("_"): run
-    for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _quit)
+    for run in (_help, _reset, _retry, _undo, _set, _system, _save, _load, _stats, _source, _quit)
 }
 
 

@@ -1,11 +1,14 @@
 """What goes to a terminal: text with its control characters escaped, and notices."""
 
+import os
 import re
 import shutil
 import sys
 import textwrap
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Around what is marked in a notice: code points that no text holds (Unicode 16, section 23.7).
+MARK, MARK_END = "\ufdd0", "\ufdd1"
 
 
 def escape_controls(text: str) -> str:
@@ -20,7 +23,7 @@ def write_stdout(text: str) -> None:
 
 
 def notify(notice: str) -> None:
-    """Write a notice to stderr, after all text so far."""
+    """Write a notice to stderr, after all text so far; marks are underlined, or in brackets."""
     sys.stdout.flush()
     notice = escape_controls(notice)
     if sys.stderr.isatty():
@@ -28,5 +31,13 @@ def notify(notice: str) -> None:
         notice = "\n".join(
             textwrap.fill(line, columns, break_on_hyphens=False) for line in notice.split("\n")
         )
-    sys.stderr.write(notice + "\n")
+    begin, end = ("\x1b[4m", "\x1b[24m") if _can_underline() else ("[", "]")
+    marked = re.sub(f"{MARK}([^{MARK}]*){MARK_END}", rf"{begin}\1{end}", notice)
+    sys.stderr.write(marked + "\n")
     sys.stderr.flush()
+
+
+def _can_underline() -> bool:
+    # Source: no-color.org
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return sys.stderr.isatty() and not plain

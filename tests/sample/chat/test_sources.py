@@ -1,0 +1,84 @@
+"""What /source shows in a terminal, also of names and texts that mean harm."""
+
+import re
+
+import pytest
+
+from common.inference.backend import make_backend
+from common.inference.decoder import Decoder
+from common.models.config import GenerateConfig
+from common.tracing import Passage, Tracer
+from sample.chat.session import Chat
+from sample.chat.sources import describe_sources
+from sample.chat.terminal import run_line
+from sample.text.sources import Sources, SourceSpan, TrainingText
+from sample.text.terminal_text import MARK, MARK_END, notify
+from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
+from tests.sample.fake_tracer import FakeTracer
+
+
+def plain(notices: list[str]) -> list[str]:
+    return [notice.replace(MARK, "[").replace(MARK_END, "]") for notice in notices]
+
+
+def said(tracer: Tracer | None, *lines: str) -> list[str]:
+    """Return what a chat with the network that writes a to h in a circle said."""
+    notices: list[str] = []
+    decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
+    text = TrainingText(ALPHABET, tracer)
+    config = GenerateConfig(max_new_tokens=12, temperature=0)
+    chat = Chat(decoder, config, notify=notices.append, training_text=text)
+    for line in lines:
+        answer = run_line(chat, line)
+        "".join(answer or ())
+    return plain(notices)
+
+
+def test_the_parts_of_an_answer_are_numbered_and_their_documents_named() -> None:
+    tracer = FakeTracer.make(
+        ALPHABET,
+        ("docs.tar.xz/alphabet.txt", 1200, "hh bcdefgha h\n"),
+        ("other.txt", None, "hh bcdefghag"),
+        ("third.txt", 1, "gg efghabcde"),
+    )
+    assert said(tracer, "a", "/source") == [
+        "[bcd][2][efghabcde][1]",
+        "\n12 of 12 tokens (100%) stand word for word in the training text.",
+        "\n[1] 9 tokens, once in the training text:",
+        "- third.txt, line 1: gg [efghabcde]",
+        "\n[2] 8 tokens, 2 times in the training text:",
+        "- docs.tar.xz/alphabet.txt, line 1,200: hh [bcdefgha] h ",
+        "- other.txt: hh [bcdefgha]g",
+    ]
+
+
+def test_of_no_turn_and_without_an_index_a_sentence() -> None:
+    with pytest.raises(Exception, match="There is no turn yet"):
+        said(None, "/source")
+    with pytest.raises(Exception, match="Make one: python -m prepare index DATA"):
+        said(None, "a", "/source")
+    tracer = FakeTracer.make(ALPHABET, ("a.txt", None, CIRCLE[:7]))
+    assert said(tracer, "a", "/source") == [
+        "bcdefghabcde",
+        "\n0 of 12 tokens (0%) stand word for word in the training text; the other 12 were put "
+        "together anew.",
+    ]
+
+
+def test_names_and_passages_show_nothing_but_themselves() -> None:
+    evil = "\x1b[2J\x9b\u202eexe.txt\n\u2066" + MARK_END
+    span = SourceSpan(0, 8, 8, 3, [Passage(evil, 1, "x" * 10_000 + evil, evil * 99, evil)])
+    for notice in describe_sources(evil + "\r" + MARK, Sources(8, 8, [span])):
+        lines = notice.removeprefix("\n").replace(MARK, "").replace(MARK_END, "")
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]", lines)
+        assert len(notice) < 1000
+        assert notice.count(MARK) == notice.count(MARK_END) <= 1
+    assert notice.startswith("- \\x1b[2J\\x9b\\u202eexe.txt \\u2066\ufffd, line 1: ... xxx")
+
+
+@pytest.mark.parametrize("notice", [MARK_END + "a" + MARK, MARK + "a", MARK + MARK])
+def test_marks_that_are_not_in_pairs_mark_nothing(
+    capsys: pytest.CaptureFixture[str], notice: str
+) -> None:
+    notify(notice)
+    assert capsys.readouterr().err == notice + "\n"
