@@ -96,6 +96,8 @@ class GenerationParameters(SamplingParameters):
     stream: bool | None = None
     """Answer piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
+    sources: bool | None = None
+    """Say where the answer stands word for word in the training text; not of OpenAI's API."""
 
     # known to clients and not done here: only what asks for nothing is accepted
     frequency_penalty: Nothing | None = None
@@ -207,6 +209,10 @@ class Choice(Shape):
     logprobs: Json | None
     """Tokens and their natural logarithms of probability, as OpenAI writes them."""
     finish_reason: Literal["stop", "length"]
+    sources: Json | None = None
+    """Where it stands in the training text; null where that has no index: {"n_tokens", "n_traced",
+    "spans": [{"start", "end" (in characters), "n_tokens", "n_found", "passages": [{"name", "line",
+    "before", "text", "after"}]}]}"""
 
 
 class CompletionResponse(Shape):

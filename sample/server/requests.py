@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from common.models.config import GenerateConfig
@@ -14,6 +14,7 @@ from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Jso
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.prompt import Message, Template, build_prompt, missing_notice
+from sample.text.sources import NO_INDEX, TrainingText
 
 # Tokens of prompts that are named with their logprobs in one answer: 90 MB until they are sent, and
 # others wait up to a second while they are written down.
@@ -33,6 +34,12 @@ class ServedModel:
     defaults: GenerateConfig
     limits: ServeConfig
     info: Json  # what the page says of it
+    training_text: TrainingText
+
+    def trace(self, text: str) -> Json | None:
+        """Return, as JSON, where a text stands in the training text, or None without its index."""
+        sources = self.training_text.find(text)
+        return None if sources is None else asdict(sources)
 
 
 def parse_request(
@@ -52,6 +59,8 @@ def parse_request(
     _check_size(len(prompts), n, n_scored, model.limits)
     if body.model not in (None, model.name):  # there is but one: no other text could be meant
         notices = [f"{model.name} answers: there is no {shown(body.model)} here.", *notices]
+    if body.sources and not model.training_text.is_indexed:
+        notices = [*notices, NO_INDEX]
     decode = model.tokenizer.decode_bytes
     texts = [decode(ids).decode("utf-8", "replace") if echo else "" for ids in prompts]
     answers = ResponseStream(
@@ -64,6 +73,7 @@ def parse_request(
         notices=notices,
         prefixes=[text for text in texts for _ in range(n)],
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        trace=model.trace if body.sources else None,
     )
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     stops = [stop for stop in stops if stop]

@@ -42,10 +42,13 @@ class ResponseStream:
     notices: Sequence[str]  # what had no room in the context
     prefixes: Sequence[str]  # of each answer: its prompt, if it is to be echoed
     include_usage: bool  # in a stream
+    # where the text of an answer stands in the training text; None: nobody asked
+    trace: Callable[[str], Json | None] | None = None
 
     def __post_init__(self) -> None:
         self._deltas: asyncio.Queue[tuple[int, TextDelta]] = asyncio.Queue()
         self._n_generated = [0] * len(self.prefixes)
+        self._texts = [""] * len(self.prefixes)
         self._envelope = {
             "id": ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12),
             "object": "chat.completion" if self.chat else "text_completion",
@@ -74,6 +77,7 @@ class ResponseStream:
             if is_first := index not in begun:
                 begun.add(index)
                 delta = replace(delta, text=self.prefixes[index] + delta.text)
+            self._texts[index] += delta.text
             yield index, delta, is_first
 
     async def whole(self, on_first: Callable[[], None]) -> Json:
@@ -91,7 +95,7 @@ class ResponseStream:
             )
             message = {"role": "assistant", "content": delta.text, "refusal": None}
             content = {"message": message} if self.chat else {"text": delta.text}
-            choices.append(self._choice(index, delta, content))
+            choices.append(await self._choice(index, delta, content))
         notices = {"notices": self.notices} if self.notices else {}
         return {**self._envelope, "choices": choices, **self._usage(), **notices}
 
@@ -108,7 +112,7 @@ class ResponseStream:
                     role = {"role": "assistant"} if is_first else {}
                     text = {"content": delta.text} if delta.text or is_first else {}
                     content = {"delta": role | text}
-                choices = [self._choice(index, delta, content)]
+                choices = [await self._choice(index, delta, content)]
                 yield _event({**self._envelope, "choices": choices, **rest, **notices})
                 notices = {}  # with the first event only
             if self.include_usage:
@@ -122,12 +126,15 @@ class ResponseStream:
         usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
         return {"usage": usage}
 
-    def _choice(self, index: int, delta: TextDelta, content: Json) -> Json:
+    async def _choice(self, index: int, delta: TextDelta, content: Json) -> Json:
         logprobs = None
         if self.top_logprobs is not None and (delta.tokens or delta.finish_reason):
             logprobs = self._chat_logprobs(delta) if self.chat else self._text_logprobs(delta)
         finish = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
-        return {"index": index, **content, **finish}
+        sources = {}
+        if self.trace is not None and delta.is_last:  # in a thread: it reads the index
+            sources["sources"] = await asyncio.to_thread(self.trace, self._texts[index])
+        return {"index": index, **content, **finish, **sources}
 
     def _chat_logprobs(self, delta: TextDelta) -> Json:
         def entry(idx: int, logprob: float) -> Json:

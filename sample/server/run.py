@@ -29,6 +29,7 @@ from sample.server.protocol import SamplingParameters, validation_error
 from sample.server.requests import ServedModel
 from sample.server.security import Access
 from sample.text.prompt import Template
+from sample.text.sources import open_training_text
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,10 @@ def describe_model(
     except ValidationError as error:
         sentence = validation_error(error.errors()).detail
         raise ConfigError(f"--{sentence.replace('_', '-')}") from error
-    info = model_card(loaded.info, defaults, template)
+    training_text = open_training_text(loaded.info.folder, loaded.tokenizer)
+    for notice in training_text.notices:
+        log.info("%s", notice)
+    info = model_card(loaded.info, defaults, template) | {"sources": training_text.is_indexed}
     manifest = loaded.info.folder / MANIFEST_NAME
     weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(
@@ -88,6 +92,7 @@ def describe_model(
         defaults=defaults,
         limits=limits,
         info=info,
+        training_text=training_text,
     )
 
 
