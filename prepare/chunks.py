@@ -10,7 +10,7 @@ are those of the whole document.
 
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
@@ -18,11 +18,13 @@ from typing import Any, TypeAlias
 from common.errors import DataError
 
 MAX_LISTED = 1_000  # left out, by name; beyond that they are only counted
+COUNTERS = ("reasons", "encodings", "chats")  # of Stats
 MAX_CHUNK_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
 
 ChunkEnd = Enum("ChunkEnd", ["MORE", "END", "DROP"])
 MORE, END, DROP = ChunkEnd.MORE, ChunkEnd.END, ChunkEnd.DROP
 Chunk: TypeAlias = tuple[bytes, ChunkEnd]  # valid UTF-8 by itself, and what comes after it
+ReadFile: TypeAlias = Callable[..., Iterator[Chunk]]  # documents.read_file, or the like of it
 
 # Where no word of GPT-2's pattern, nor of cl100k's and o200k's, goes on: cut there, both sides have
 # the words of the whole. All three end a word at the space behind what is no space, and at what
@@ -64,6 +66,7 @@ class Stats:
     n_with_nul: int = 0
     n_crlf: int = 0  # plain files in which CR LF became LF
     n_forced_cuts: int = 0  # places where a run of MAX_CHUNK_BYTES without a border was cut
+    chats: Counter[str] = field(default_factory=Counter)  # of conversations; "kind/what": n
 
     def skip(self, name: str, reason: str, detail: str = "") -> None:
         """Record a file or document that is left out; ``reason`` is one of few."""
@@ -86,12 +89,14 @@ class Stats:
     def as_json(self) -> dict[str, Any]:
         """Return it as meta.json holds it."""
         # not asdict: it takes a Counter's items for things to count
-        return vars(self) | {"reasons": dict(self.reasons), "encodings": dict(self.encodings)}
+        items = vars(self).items()
+        plain = {k: dict(v) if isinstance(v, Counter) else v for k, v in items}
+        return {name: value for name, value in plain.items() if value or name != "chats"}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Stats":
         """Read back what ``as_json`` gave."""
-        counters = {name: Counter(value[name]) for name in ("reasons", "encodings")}
+        counters = {name: Counter(value.get(name, {})) for name in COUNTERS}
         return cls(**value | counters)
 
 

@@ -6,7 +6,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,19 @@ from common.errors import EXIT_SKIPPED
 from common.files import sha256_of
 from common.settings import CONTEXT, given, options_for
 from prepare.archives.streams import temporary_space
-from prepare.config import PrepareConfig
+from prepare.config import NOT_OF_CHATS, ChatsConfig, PrepareConfig
+from prepare.report.summary import progress_bars, totals_table, warning_lines
 from prepare.sources.discover import find_sources
-from prepare.sources.source import Progress, Source
+from prepare.sources.source import Source
 from prepare.workers.executor import Executor
 
 if TYPE_CHECKING:
     from common.dataset import DataFolder
+    from prepare.workers.executor import ReadSource
 
 log = logging.getLogger(__name__)
 
-MAX_LISTED = 10  # skipped files, sources and warnings named one by one; the rest is in meta.json
+DEFAULT_CONTEXT = 1_024  # of conversations, ids, where no run is named
 
 data_argument = click.argument("data", type=click.Path(path_type=Path), default="data")
 
@@ -40,29 +43,82 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
 
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what says which sources to read."""
+    for option in (
+        click.option(
+            "--val-files",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Files or folders that are the validation set, whole; SRC is then all for "
+            "training. May be repeated.",
+        ),
+        click.option("--split", default="train", help="Split of the --dataset to read."),
+        click.option("--config", help="Configuration of the --dataset, where it has several."),
+        click.option(
+            "--dataset", metavar="NAME", help="A Hugging Face data set, or a folder saved by it."
+        ),
+        click.argument(
+            "src", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[SRC]..."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def out_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --out."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default,
+        help="Folder to write; a data set already there is replaced when the new one is complete.",
+    )
+
+
 @main.command()
-@click.argument(
-    "src", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[SRC]..."
-)
-@click.option("--dataset", metavar="NAME", help="A Hugging Face data set, or a folder saved by it.")
-@click.option("--config", help="Configuration of the --dataset, where it has several.")
-@click.option("--split", default="train", help="Split of the --dataset to read.")
-@click.option(
-    "--val-files",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Files or folders that are the validation set, whole; SRC is then all for training. "
-    "May be repeated.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="data",
-    help="Folder to write; a data set already there is replaced when the new one is complete.",
-)
+@source_options
+@out_option("data")
 @options_for(PrepareConfig)
 @options_for(Executor)
-def text(
+def text(**options: Any) -> None:
+    """Turn SRC into token files: files, folders, patterns and '-' (standard input), in any of xz,
+    zstd, gzip, bzip2, zip and tar, told by their content; in them text, JSON, CSV or parquet.
+
+    Stopped or killed, the same command goes on where it was. Run again with nothing changed, it
+    does nothing.
+    """
+    from prepare.readers.documents import read_source
+
+    settings = PrepareConfig(**given(PrepareConfig, options))
+    _prepare(settings, read_source, **options)
+
+
+@main.command()
+@source_options
+@out_option("chats")
+@options_for(ChatsConfig, without=NOT_OF_CHATS)
+@options_for(Executor)
+def chats(**options: Any) -> None:
+    """Turn conversations in SRC into token files that a run is fine-tuned on.
+
+    JSON lines or JSON, CSV and parquet with messages, conversations (ShareGPT), instruction and
+    output (Alpaca), prompt and completion, question and answer, or chosen and rejected; exports of
+    WhatsApp and Discord, and text with "NAME: " before each message. Archives, folders and '-' as
+    in prepare text. All is told by content.
+    """
+    from prepare.readers.conversations import read_conversations
+    from prepare.sources.vocabulary import block_size_of
+
+    settings = ChatsConfig(**given(ChatsConfig, options))
+    context = settings.context or block_size_of(settings.tokenizer) or DEFAULT_CONTEXT
+    _prepare(replace(settings, context=context), read_conversations, **options)
+
+
+def _prepare(
+    settings: PrepareConfig,
+    read: "ReadSource",
+    *,
     src: tuple[Path, ...],
     dataset: str | None,
     config: str | None,
@@ -71,17 +127,11 @@ def text(
     out: Path,
     **options: Any,
 ) -> None:
-    """Turn SRC into token files: files, folders, patterns and '-' (standard input), in any of xz,
-    zstd, gzip, bzip2, zip and tar, told by their content; in them text, JSON, CSV or parquet.
-
-    Stopped or killed, the same command goes on where it was. Run again with nothing changed, it
-    does nothing.
-    """
+    """Find the sources, write the data folder, and say what is in it."""
     from prepare.pipeline import prepare_corpus
 
     if not src and dataset is None:
         raise click.UsageError("Name at least one SRC, or a --dataset.")
-    settings = PrepareConfig(**given(PrepareConfig, options))
     executor = Executor(**given(Executor, options))
     if executor.ray_address is not None and executor.engine != "ray":
         raise click.UsageError("--ray-address is of use only with --engine ray.")
@@ -97,7 +147,7 @@ def text(
                 Source(name=dataset, path=Path(dataset), dataset=True, config=config, split=split)
             )
         with progress_bars() as new_progress:
-            meta = prepare_corpus(sources, settings, out, new_progress, executor)
+            meta = prepare_corpus(sources, settings, out, new_progress, executor, read)
     click.echo(totals_table(meta, out))
     for line in warning_lines(meta):
         log.warning("%s", line)
@@ -222,68 +272,3 @@ def export(data: Path, folder: Path, to: str) -> None:
     write = {"llmc": export_llmc, "text": export_text}[to]
     for path in write(_open_verified(data), folder):
         click.echo(str(path))
-
-
-@contextmanager
-def progress_bars(unit: str = "B") -> Iterator[Callable[[str, int], Progress]]:
-    """Give each pass over the sources a bar in bytes on disk, with the time that is left.
-
-    There is none where stderr is no terminal.
-    """
-    if not sys.stderr.isatty():
-        yield lambda name, size_bytes: lambda n_bytes: None
-        return
-    from tqdm import tqdm
-
-    with ExitStack() as shown:
-
-        def new_progress(name: str, size_bytes: int) -> Progress:
-            shown.close()  # that of the pass before
-            bar = tqdm(
-                desc=name, total=size_bytes or None, unit=unit, unit_scale=True, mininterval=0.5
-            )
-            return shown.enter_context(bar).update
-
-        yield new_progress
-
-
-def totals_table(meta: dict[str, Any], folder: Path) -> str:
-    """Return documents, bytes and tokens by split, then everything that was left out and why."""
-    lines = [f"{'split':<7}{'documents':>13}{'bytes':>17}{'tokens':>16}{'bytes/token':>13}"]
-    rows = meta["splits"]
-    total = {key: sum(row[key] for row in rows.values()) for key in rows["train"]}
-    for name, row in [*rows.items(), ("all", total)]:
-        ratio = f"{row['bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
-        lines.append(
-            f"{name:<7}{row['documents']:>13,}{row['bytes']:>17,}{row['tokens']:>16,}{ratio:>13}"
-        )
-    tokenizer, split = meta["tokenizer"], meta["split"]
-    lines.append(
-        f"{folder}: {meta['n_documents']:,} documents, split by {split['rule']}; vocabulary "
-        f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids as {meta['dtype']}; "
-        f"encoded by {meta['encoder']}."
-    )
-    for count, what in [
-        (meta["n_empty"], "documents without text, left out"),
-        (meta["n_duplicates"], "documents equal to an earlier one (--dedup exact drops them)"),
-        (meta["n_bad_bytes"], "documents with bytes that are no text"),
-        (meta["n_with_nul"], "documents with NUL characters, kept"),
-        (meta["n_crlf"], "files with CR LF or CR for line ends, now LF"),
-        (meta["n_forced_cuts"], "cuts inside of words of millions of characters"),
-        *((count, f"files read as {name}") for name, count in meta["encodings"].items()),
-    ]:
-        if count:
-            noun, _, rest = what.partition(" ")
-            lines.append(f"{count:,} {noun.removesuffix('s') if count == 1 else noun} {rest}.")
-    for reason, count in meta["reasons"].items():
-        names = [entry["name"] for entry in meta["skipped"] if entry["reason"] == reason]
-        more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
-        lines.append(f"{count:,} skipped, {reason}: {', '.join(names[:MAX_LISTED])}{more}.")
-    return "\n".join(lines)
-
-
-def warning_lines(meta: dict[str, Any]) -> list[str]:
-    """Return the first warnings of meta.json, and how many more it holds."""
-    warnings: list[str] = meta["warnings"]
-    more = f"{len(warnings) - MAX_LISTED:,} more warnings in meta.json."
-    return warnings[:MAX_LISTED] + [more] * (len(warnings) > MAX_LISTED)

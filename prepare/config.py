@@ -1,8 +1,8 @@
-"""Settings of ``prepare text``: each one's type, default and meaning, once."""
+"""Settings of prepare text and prepare chats: each one's type, default and meaning, once."""
 
 import codecs
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from common.errors import ConfigError
 from common.settings import check_ranges, setting
@@ -14,6 +14,8 @@ MAX_LEARNED_IDS = (1 << 16) - 5  # with the special tokens, ids stay within uint
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """What decides the bytes that prepare writes, beside the sources."""
+
+    is_chats: ClassVar[bool] = False
 
     tokenizer: str = setting(
         "bpe",
@@ -88,3 +90,56 @@ class PrepareConfig:
                 f"--encoding {self.encoding}: Python has no such text encoding ({error}). Use "
                 "auto, or a name such as utf-8, cp1252, koi8-r, shift_jis or gb18030."
             ) from error
+
+
+NOT_OF_CHATS = (  # settings of text that say nothing of conversations
+    *("vocab_size", "text_key", "separator", "newlines", "strip_gutenberg", "collapse_newlines"),
+    *("on_bad_bytes", "split_rule"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatsConfig(PrepareConfig):
+    """The same of conversations."""
+
+    is_chats: ClassVar[bool] = True
+
+    tokenizer: str = setting(
+        "data",
+        "Whose vocabulary: the data folder's, run's (runs/NAME) or checkpoint's that will be "
+        "fine-tuned; or a tiktoken name (gpt2, ...), or a vocabulary file.",
+    )
+    context: int = setting(
+        0,
+        "Ids that a conversation may have: a longer one is cut between turns. auto or 0: the "
+        "context of the run that --tokenizer names, else 1,024.",
+        at_least=0,
+        auto=True,
+    )
+    fields: str | None = setting(
+        None, "Keys or columns that hold question and answer, as in question,answer; a.b: b in a."
+    )
+    speakers: str | None = setting(
+        None, 'Of plain text with "NAME: " before each message: the names, as in User,Bot.'
+    )
+    me: str | None = setting(
+        None,
+        "Who of them, or in an export of WhatsApp or Discord, speaks as the assistant; of "
+        "--speakers by default the last.",
+    )
+    split_rule: Literal["auto", "hash", "tail"] = "hash"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer in ("bpe", "char"):
+            raise ConfigError(
+                f"--tokenizer {self.tokenizer}: conversations are encoded by the vocabulary of the "
+                "run that is fine-tuned on them: name that run (runs/NAME), or its data."
+            )
+        for name in ("fields", "speakers"):
+            value: str | None = getattr(self, name)
+            names = [part.strip() for part in (value or "").split(",")]
+            if value is not None and (len(names) < 2 or not all(names)):
+                raise ConfigError(f"--{name} {value}: two names are needed, with a comma between.")
+        if self.fields is not None and self.fields.count(",") > 1:
+            raise ConfigError(f"--fields {self.fields}: two names only, a question's, an answer's.")

@@ -25,17 +25,20 @@ from typing import Any, TextIO
 from common.dataset import SPLITS, WORK_NAME, token_dtype
 from common.errors import DataError
 from common.files import make_folder
+from common.tokenizer import CharTokenizer
 from prepare.chunks import Stats
-from prepare.config import PrepareConfig
+from prepare.config import ChatsConfig, PrepareConfig
+from prepare.output.chats import add_template, chats_meta
 from prepare.output.commit import commit, restore
 from prepare.output.dataset_writer import merge
-from prepare.output.shard_writer import EncodeJob, Shard, shard_keys
+from prepare.output.shard import Shard, shard_keys
+from prepare.output.shard_writer import EncodeJob
 from prepare.readers.documents import read_source
 from prepare.sources.made_from import fingerprint_of, old_meta, stale_reason
 from prepare.sources.source import VAL, Progress, SourceList
 from prepare.tokens.encode import EncodersDisagreeError
-from prepare.tokens.sample import CorpusSample, SampleJob, make_plan
-from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, Plan, published_tokenizer
+from prepare.tokens.sample import CorpusSample, SampleJob, make_plan, with_some_val
+from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, Plan, named_tokenizer
 from prepare.workers.executor import Executor, ReadSource, Task, key_of, make_tasks
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ def prepare_corpus(
     out: Path,
     new_progress: NewProgress,
     executor: Executor = Executor(),  # noqa: B008  frozen
+    read: ReadSource = read_source,
 ) -> dict[str, Any]:
     """Write a data folder from ``sources``; return its meta.json.
 
@@ -74,8 +78,10 @@ def prepare_corpus(
         log.info("%s: made again: %s.", out, reason)
     tasks = make_tasks(sources)
     with work_folder(out) as work:
-        read = partial(read_source, config=config)
-        run = _Run(sources, tasks, config, work, key_of(fingerprint), new_progress, executor, read)
+        bound = partial(read, config=config)
+        run = _Run(sources, tasks, config, work, key_of(fingerprint), new_progress, executor, bound)
+        if config.is_chats and not has_val_files(run):
+            run = replace(run, config=with_some_val(run.tasks, run.read, config))
         plan = _first_pass(run)
         shards, encoder = _second_pass(run, plan)
         vocab_size, dedup = plan.tokenizer.vocab_size, config.dedup == "exact"
@@ -90,6 +96,9 @@ def prepare_corpus(
             "encoder": encoder,
             "made_from": fingerprint,
         }
+        if isinstance(config, ChatsConfig):
+            add_template(files, work)
+            meta["chats"] = chats_meta(stats.chats, files, config.context)
         return commit(out, work, files, plan.tokenizer, meta)
 
 
@@ -112,20 +121,29 @@ class _Run:
         return self.config.tokenizer in ("bpe", "char")
 
 
+def has_val_files(run: _Run) -> bool:
+    """Return whether --val-files were named."""
+    return any(flags & VAL for flags in run.sources.flags)
+
+
 def _first_pass(run: _Run) -> Plan:
     """Decide on vocabulary and split, from a sample of the sources where that takes one."""
     plan = Plan.load(run.work, run.key)
     if plan is not None:
         log.info("Going on where an earlier run was stopped.")
         return plan
-    published = None if run.learns else published_tokenizer(run.config.tokenizer)
-    val_files = any(flags & VAL for flags in run.sources.flags)
+    published = None if run.learns else named_tokenizer(run.config.tokenizer)
+    if isinstance(published, CharTokenizer) and not run.config.is_chats:
+        raise DataError(
+            f"--tokenizer {run.config.tokenizer}: a vocabulary of characters, which other texts go "
+            "beyond: pass --tokenizer char, which takes one from these."
+        )
     sample = CorpusSample()
     if run.learns or run.config.split_rule == "tail":
         sample = _sample(run, limit=None)
-    elif run.config.split_rule == "auto" and not val_files:
+    elif run.config.split_rule == "auto" and not has_val_files(run):
         sample = _sample(run, limit=MIN_DOCUMENTS)
-    plan = make_plan(run.work, sample, published, run.config, val_files=val_files)
+    plan = make_plan(run.work, sample, published, run.config, val_files=has_val_files(run))
     plan.save(run.key)
     for file in run.work.glob("*.sample"):
         file.unlink()
@@ -165,7 +183,8 @@ def _second_pass(run: _Run, plan: Plan) -> tuple[list[Shard], str]:
 
 
 def _encode(run: _Run, plan: Plan, *, fast: bool) -> tuple[list[Shard], str]:
-    shards = [Shard(run.work, key) for key in shard_keys(run.tasks, plan, run.config, fast=fast)]
+    keys = shard_keys(run.tasks, plan, run.config, fast=fast)
+    shards = [Shard(run.work, key, has_masks=run.config.is_chats) for key in keys]
     missing = [task for task, shard in zip(run.tasks, shards, strict=True) if not shard.recover()]
     if n_done := len(run.tasks) - len(missing):
         log.info("%s of %s tasks were finished before.", f"{n_done:,}", f"{len(run.tasks):,}")

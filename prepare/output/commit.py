@@ -7,11 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from common.dataset import FORMAT_VERSION, META_NAME, REPLACED_PATH, meta_sha256, open_data
+from common.chat_format import TEMPLATE_NAME
+from common.dataset import (
+    FORMAT_VERSION,
+    META_NAME,
+    REPLACED_PATH,
+    SPLITS,
+    meta_sha256,
+    open_data,
+)
 from common.errors import DataError
 from common.files import fsync, sha256_of, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
 
+CHAT_FILES = {TEMPLATE_NAME, *(f"{split}.mask" for split in SPLITS)}
 REPLACED_NAME = REPLACED_PATH.parent.name
 Files = dict[str, Path]  # flushed to disk, by the names that wait for them in the data folder
 
@@ -50,7 +59,7 @@ def commit(
     try:
         for path in (work, folder):  # a power cut must not take the folder that old files move to
             fsync(path)
-        for name in [META_NAME, *(_old_vocabularies(folder) | new.keys()) - {META_NAME}]:
+        for name in [META_NAME, *(_old_others(folder) | new.keys()) - {META_NAME}]:
             if (folder / name).is_file():
                 move(folder / name, replaced / name)
         fsync(folder)
@@ -87,10 +96,10 @@ def restore(folder: Path, work: Path) -> None:
     replaced.rmdir()
 
 
-def _old_vocabularies(folder: Path) -> set[str]:
-    """Return the vocabulary files of the data set that is there: not those of anybody else."""
+def _old_others(folder: Path) -> set[str]:
+    """Return the files of the data set that is there which a new one may lack: nobody else's."""
     try:
         old = json.loads((folder / META_NAME).read_bytes())["files"]
-        return {tokenizer.file_name for tokenizer in get_args(Tokenizer)} & set(old)
+        return ({tokenizer.file_name for tokenizer in get_args(Tokenizer)} | CHAT_FILES) & set(old)
     except (OSError, ValueError, KeyError, TypeError):
         return set()

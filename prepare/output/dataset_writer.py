@@ -5,10 +5,11 @@ several equal documents stays: the first, in the order of sources.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from common.dataset import (
 from common.errors import DataError
 from prepare.chunks import Stats
 from prepare.output.commit import Files
-from prepare.output.shard_writer import Rows, Shard
+from prepare.output.shard import Rows, Shard
 from prepare.sources.source import SourceList
 from prepare.workers.executor import Task
 
@@ -42,15 +43,25 @@ class TokenWriter(ExitStack):
     """Writes a split's ids and the index of its documents as they come, keeping none in memory."""
 
     def __init__(
-        self, folder: Path, split: Split, dtype: "np.dtype[Any]", ids_path: Path | None = None
+        self,
+        folder: Path,
+        split: Split,
+        dtype: "np.dtype[Any]",
+        base: Shard | None = None,
+        *,
+        has_mask: bool = False,
     ) -> None:
-        """Write into ``folder``; with ``ids_path`` append to the ids in that file."""
+        """Write into ``folder``, with ``has_mask`` a mask, too; ``base``: append to that shard."""
         super().__init__()
         self.dtype = dtype
-        self._split = split
-        self._bin_path = ids_path or folder / f"{split}.bin"
+        self.mask: IO[bytes] | None = None
+        self._split, mode = split, "ab" if base else "wb"
+        self._bin_path = base.ids_path(split) if base else folder / f"{split}.bin"
         self._idx_path = folder / f"{split}.idx"
-        self._bin = self.enter_context(self._bin_path.open("ab" if ids_path else "wb"))
+        self._mask_path = base.mask_path(split) if base else folder / f"{split}.mask"
+        self._bin = self.enter_context(self._bin_path.open(mode))
+        if has_mask:
+            self.mask = self.enter_context(self._mask_path.open(mode))
         self.n_tokens, self.n_documents = self._bin.tell() // dtype.itemsize, 0
         self._idx = self.enter_context(self._idx_path.open("w+b"))
         self._idx.write(bytes(IDX_HEADER.size))  # known at the end
@@ -71,13 +82,13 @@ class TokenWriter(ExitStack):
         self.n_documents += len(lengths)
 
     def finish(self) -> Files:
-        """Complete the index and flush both files to disk."""
+        """Complete the index and flush all files to disk."""
         self._idx.flush()
         start = 0
-        with self._idx_path.open("rb") as written:
-            written.seek(IDX_HEADER.size)
+        with self._idx_path.open("rb") as index:
+            index.seek(IDX_HEADER.size)
             for first in range(0, self.n_documents, BLOCK_ROWS):
-                lengths = np.fromfile(written, "<i4", min(BLOCK_ROWS, self.n_documents - first))
+                lengths = np.fromfile(index, "<i4", min(BLOCK_ROWS, self.n_documents - first))
                 ends = start + np.cumsum(lengths, dtype=np.int64)
                 self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").tobytes())
                 start = int(ends[-1])
@@ -87,11 +98,16 @@ class TokenWriter(ExitStack):
         code = IDX_DTYPE_CODES[self.dtype.name]
         self._idx.seek(0)
         self._idx.write(IDX_HEADER.pack(IDX_MAGIC, 1, code, self.n_documents, self.n_documents + 1))
-        for file in (self._bin, self._idx):
+        files = {f"{self._split}.bin": self._bin_path, f"{self._split}.idx": self._idx_path}
+        written = [self._bin, self._idx]
+        if self.mask is not None:
+            files[f"{self._split}.mask"] = self._mask_path
+            written.append(self.mask)
+        for file in written:
             file.flush()
             os.fsync(file.fileno())
         self.close()
-        return {f"{self._split}.bin": self._bin_path, f"{self._split}.idx": self._idx_path}
+        return files
 
 
 def merge(
@@ -103,7 +119,7 @@ def merge(
     *,
     dedup: bool,
 ) -> tuple[Files, dict[str, Any], Stats]:
-    """Write the .bin and .idx of both splits into ``folder``; memory stays flat.
+    """Write the .bin, .idx and .mask of both splits into ``folder``; memory stays flat.
 
     Returns the files, their counts as meta.json has them, and the stats. With ``dedup`` documents
     equal to an earlier one are left out. Without, the ids of the first shard are not copied: those
@@ -115,10 +131,9 @@ def merge(
     by_source = np.zeros((len(sources), len(SPLITS), len(COUNTED)), np.int64)
     stats, n_rows, n_documents, n_duplicates = Stats(), 0, 0, 0
     with ExitStack() as stack:
+        has_mask = shards[0].has_masks
         writers = [
-            stack.enter_context(
-                TokenWriter(folder, split, dtype, base.ids_path(split) if base else None)
-            )
+            stack.enter_context(TokenWriter(folder, split, dtype, base, has_mask=has_mask))
             for split in SPLITS
         ]
         for task, shard in zip(tasks, shards, strict=True):
@@ -138,8 +153,10 @@ def merge(
                     chosen = rows["split"] == number
                     lengths = rows["n_tokens"][chosen]
                     if shard is not base:
-                        first_id = first_ids[number]
-                        _copy(shard.ids_path(split), first_id, lengths, kept[chosen], writer)
+                        runs = _runs(first_ids[number], lengths, kept[chosen])
+                        _copy(shard.ids_path(split), runs, dtype.itemsize, writer.add_ids)
+                        if writer.mask is not None:
+                            _copy(shard.mask_path(split), runs, 1, writer.mask.write)
                     first_ids[number] += int(lengths.sum())
                     writer.add_lengths(lengths[kept[chosen]])
         files = {name: path for writer in writers for name, path in writer.finish().items()}
@@ -181,21 +198,26 @@ def _count(by_source: npt.NDArray[np.int64], task: Task, rows: Rows) -> None:
         np.add.at(by_source[..., i], places, column)
 
 
-def _copy(
-    path: Path, first_id: int, lengths: npt.NDArray[np.int64], kept: Flags, writer: TokenWriter
-) -> None:
-    """Append the ids of the rows that are kept, run by run of such rows."""
+def _runs(first_id: int, lengths: npt.NDArray[np.int64], kept: Flags) -> list[tuple[int, int]]:
+    """Return where each run of rows that are kept begins and ends, in ids of the shard."""
     ends = first_id + np.cumsum(lengths)
     starts = ends - lengths
     edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return [(int(starts[first]), int(ends[last - 1])) for first, last in edges.tolist()]
+
+
+def _copy(
+    path: Path, runs: list[tuple[int, int]], item_bytes: int, write: Callable[[bytes], object]
+) -> None:
+    """Write the items in ``runs`` of a file."""
     with path.open("rb") as file:
-        for first, last in edges.tolist():
-            file.seek(int(starts[first]) * writer.dtype.itemsize)
-            n_left = int(ends[last - 1] - starts[first]) * writer.dtype.itemsize
+        for start, end in runs:
+            file.seek(start * item_bytes)
+            n_left = (end - start) * item_bytes
             while n_left:
                 raw = file.read(min(n_left, COPY_BYTES))
                 assert raw, f"{path} lacks {n_left} bytes"
-                writer.add_ids(raw)
+                write(raw)
                 n_left -= len(raw)
 
 

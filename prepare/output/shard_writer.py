@@ -1,111 +1,28 @@
-"""Second pass: the documents of a task -> its shard of ids on disk, which is whole or not there.
+"""Second pass: the documents of a task -> its shard of ids (shard.py)."""
 
-KEY-train.bin, KEY-val.bin    ids in the order of the documents
-KEY.rows                      a row for each document (two where its end goes to val): see ROW
-KEY.json                      the manifest, written last: without it there is no shard
-"""
-
-import hashlib
-import json
-import os
-import struct
 import sys
+from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from common.dataset import SPLITS, Split, token_dtype
+from common.dataset import SPLITS, token_dtype
 from common.files import write_all, write_json
-from common.tokenizer import describe_tokenizer
 from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
-from prepare.config import PrepareConfig
-from prepare.sources.made_from import OUTPUT_VERSION, versions
+from prepare.config import ChatsConfig, PrepareConfig
+from prepare.output.shard import HASH, ROW, Shard, checksum_of
 from prepare.sources.source import Progress
-from prepare.tokens.encode import Encode, join_documents, make_encoder
+from prepare.tokens.conversations import ConversationEncoder, Mask
+from prepare.tokens.encode import Encode, TokenIds, join_documents, make_encoder
 from prepare.tokens.vocab_and_split import Plan, character_at, split_document, split_of, tail_cut
-from prepare.workers.executor import ReadSource, Task, key_of
+from prepare.workers.executor import ReadSource, Task
 
 BATCH_BYTES = 1 << 20  # of text, encoded and written at a time
 TRAIN, VAL = range(len(SPLITS))
-HASH = struct.Struct(">QQ")  # an XXH3 of 128 bits, as bytes
-ROW = np.dtype(
-    [
-        ("n_tokens", "<i8"),  # the end-of-text id included
-        ("n_bytes", "<i8"),
-        ("hash", "<u8", 2),  # of the whole document: equal for equal ones
-        ("source", "<i4"),  # its index among the task's sources
-        ("split", "u1"),  # its index in SPLITS
-        ("first", "u1"),  # 0 for the second half of a document
-    ]
-)
-Rows = npt.NDArray[Any]  # of ROW
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What was written of a task, if it is whole."""
-
-    folder: Path
-    key: str
-
-    def ids_path(self, split: Split) -> Path:
-        """Return the file of the ids in one split."""
-        return self.folder / f"{self.key}-{split}.bin"
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are hashed in the manifest."""
-        return [*map(self.ids_path, SPLITS), self.folder / f"{self.key}.rows"]
-
-    @property
-    def manifest_path(self) -> Path:
-        """Of a shard that is whole: sizes and checksums of its files, and statistics."""
-        return self.folder / f"{self.key}.json"
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """What the manifest says."""
-        return dict(json.loads(self.manifest_path.read_bytes()))
-
-    @property
-    def rows(self) -> Rows:
-        """The documents, as ROW describes them, read as they are used."""
-        path = self.paths[-1]
-        return np.memmap(path, ROW, mode="r") if path.stat().st_size else np.zeros(0, ROW)
-
-    def recover(self) -> bool:
-        """Return whether the shard is there and undamaged, reading all of it.
-
-        Shards are not flushed to disk one by one: a power cut can leave holes in them. What a
-        merge, which was then stopped, appended to the ids is cut off.
-        """
-        try:
-            sizes, checksums = self.manifest["sizes"], self.manifest["checksums"]
-            for path, size, checksum in zip(self.paths, sizes, checksums, strict=True):
-                if path.stat().st_size > size:
-                    os.truncate(path, size)
-                if _checksum(path) != checksum:
-                    return False
-        except (OSError, ValueError, KeyError):
-            return False
-        return True
-
-
-def shard_keys(tasks: list[Task], plan: Plan, config: PrepareConfig, *, fast: bool) -> list[str]:
-    """Return for each task a hash of all that decides the bytes of its shard."""
-    same_for_all = key_of(
-        OUTPUT_VERSION, asdict(config), versions(), plan.rule, fast,
-        describe_tokenizer(plan.tokenizer), plan.tokenizer.file_content.decode("utf-8"),
-    )  # fmt: skip
-    return [
-        key_of(same_for_all, task.sources.digest(), task.sources[0].byte_range) for task in tasks
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +39,13 @@ class EncodeJob:
     def encoder(self) -> tuple[str, Encode]:
         """The library that encodes and its function, made only when the first text is here."""
         return make_encoder(self.plan.tokenizer, fast=self.fast)
+
+    @cached_property
+    def conversations(self) -> ConversationEncoder | None:
+        """What makes ids and masks of conversations; None of text."""
+        if not isinstance(self.config, ChatsConfig):
+            return None
+        return ConversationEncoder(self.plan.tokenizer, self.config.context)
 
     def __call__(self, task: Task, progress: Progress) -> str:
         """Write the shard of a task; return the library that encoded it."""
@@ -165,6 +89,7 @@ class ShardWriter(ExitStack):
         self._rows: list[tuple[Any, ...]] = []  # as ROW, but without n_tokens
         self._batch_bytes = 0
         self._long: _LongDocument | None = None
+        self._chats = Counter[str]()  # what became of conversations
 
     def add(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Add a document, or a chunk of one, of the task's source at ``source_index``."""
@@ -187,16 +112,39 @@ class ShardWriter(ExitStack):
         """Encode and write what was gathered."""
         if not self._texts:
             return
-        documents = self._job.encoder[1](self._texts)
+        masks: list[Mask] = []
+        if self._job.conversations is None:
+            documents = self._job.encoder[1](self._texts)
+        else:
+            documents, masks = self._encode_conversations(self._job.conversations)
         pairs = zip(documents, self._rows, strict=True)
         rows = np.array([(len(ids) + 1, *row) for ids, row in pairs], ROW)
         for split in (TRAIN, VAL):
-            chosen = [documents[i] for i in np.flatnonzero(rows["split"] == split)]
-            if chosen:
-                joined = join_documents(chosen, self._plan.tokenizer.eot_id, self._dtype)
+            chosen = np.flatnonzero(rows["split"] == split)
+            if len(chosen):
+                ids = [documents[i] for i in chosen]
+                joined = join_documents(ids, self._plan.tokenizer.eot_id, self._dtype)
                 write_all(self._files[split], joined.view(np.uint8).data)
+            if masks and len(chosen):  # the end-of-text id is not learned
+                joined = join_documents([masks[i] for i in chosen], 0, np.dtype(np.uint8))
+                write_all(self._files[len(SPLITS) + split], joined.data)
         write_all(self._files[-1], rows.view(np.uint8).data)
         self._texts, self._rows, self._batch_bytes = [], [], 0
+
+    def _encode_conversations(
+        self, encoder: ConversationEncoder
+    ) -> tuple[list[TokenIds], list[Mask]]:
+        """Return ids and masks of the parts of what was gathered, and make a row for each part."""
+        parts_of = encoder(self._texts, self._job.encoder[1], self._chats)
+        found, rows = [], []
+        for parts, (_, hashed, *others, _) in zip(parts_of, self._rows, strict=True):
+            for number, part in enumerate(parts):
+                if number:  # equal only to the same part of an equal conversation
+                    hashed = HASH.unpack(xxhash.xxh3_128_digest(HASH.pack(*hashed)))
+                found.append(part)
+                rows.append((part.n_bytes, hashed, *others, number == 0))
+        self._rows = rows
+        return [part.ids for part in found], [part.mask for part in found]
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
@@ -262,14 +210,10 @@ class ShardWriter(ExitStack):
     def finish(self, stats: Stats) -> None:
         """Write what is left, and the manifest."""
         self._flush()
+        stats.chats += self._chats
         manifest = {
             "sizes": [file.tell() for file in self._files],
-            "checksums": [_checksum(path) for path in self._shard.paths],
+            "checksums": [checksum_of(path) for path in self._shard.paths],
             "stats": stats.as_json(),
         }
         write_json(self._shard.manifest_path, manifest)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

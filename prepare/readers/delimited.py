@@ -27,6 +27,14 @@ def delimited_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
     """Yield the texts of a column; raise DataError where there is none of that name."""
+    records = delimited_records(name, stream, config, stats, text_key=config.text_key)
+    yield from record_documents(records, config, stats, kind="CSV", is_promised=True)
+
+
+def delimited_records(
+    name: str, stream: Stream, config: PrepareConfig, stats: Stats, *, text_key: str | None = None
+) -> Iterator[Record]:
+    """Yield the rows, all their columns or only that of the texts."""
     csv.field_size_limit(MAX_RECORD_BYTES)
     raw = stream_of(utf8_blocks(name, stream, config, stats))
     lines = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
@@ -34,20 +42,17 @@ def delimited_documents(
     if not first:
         return
     headers = {mark: next(csv.reader([first], delimiter=mark)) for mark in DELIMITERS}
-    key = config.text_key
     # the one by which the column is found, else that which finds most
-    delimiter = max(DELIMITERS, key=lambda mark: (key in headers[mark], len(headers[mark])))
+    delimiter = max(DELIMITERS, key=lambda mark: (text_key in headers[mark], len(headers[mark])))
     columns = headers[delimiter]
-    if key not in columns:
-        raise no_column(name, key, columns)
+    if text_key is not None and text_key not in columns:
+        raise no_column(name, text_key, columns)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    yield from record_documents(
-        _records(name, rows, columns, key), config, stats, kind="CSV", is_promised=True
-    )
+    yield from _records(name, rows, columns, columns if text_key is None else [text_key])
 
 
-def _records(name: str, rows: Any, columns: list[str], key: str) -> Iterator[Record]:
-    place = columns.index(key)
+def _records(name: str, rows: Any, columns: list[str], keys: list[str]) -> Iterator[Record]:
+    places = {key: columns.index(key) for key in keys}
     while True:
         where = f"{name}, line {rows.line_num + 2:,}"
         try:
@@ -59,10 +64,11 @@ def _records(name: str, rows: Any, columns: list[str], key: str) -> Iterator[Rec
         else:
             if not row:
                 continue
-            text = row[place] if place < len(row) else ""
-            if place < len(row) and not any(row[len(columns) :]):
+            if max(places.values()) < len(row) and not any(row[len(columns) :]):
+                record = {key: row[place] for key, place in places.items()}
+                text = "".join(record.values())
                 has_bad_bytes = not text.isascii() and BAD_BYTES.search(text) is not None
-                yield where, {key: text}, has_bad_bytes
+                yield where, record, has_bad_bytes
                 continue
             found = f"{len(row):,} fields, but the first line names {len(columns):,}"
         advice = "Text with quotes or delimiters in it has to stand between quotes."

@@ -26,7 +26,7 @@ from prepare.archives.streams import (
     failing_stream,
     stream_of,
 )
-from prepare.chunks import Chunk, Stats, UnreadableError, rechunk, skip_errors
+from prepare.chunks import Chunk, ReadFile, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
 from prepare.readers.foreign import special_reader
 from prepare.readers.text import collapse_newlines, text_documents
@@ -44,7 +44,11 @@ PREFETCH_BYTES = 1 << 20  # on disk: a process takes some milliseconds to begin 
 
 
 def read_source(
-    source: Source, config: PrepareConfig, stats: Stats, progress: Progress
+    source: Source,
+    config: PrepareConfig,
+    stats: Stats,
+    progress: Progress,
+    read: ReadFile | None = None,
 ) -> Iterator[Chunk]:
     """Yield the documents of one source, in chunks; raise DataError that says where it is wrong."""
     counter = ReadCounter(progress)
@@ -55,7 +59,7 @@ def read_source(
 
         documents = dataset_documents(source, config, stats)
     else:
-        documents = _source_documents(source, config, stats, counter, slow=slow)
+        documents = _source_documents(source, config, stats, counter, read or read_file, slow=slow)
     documents = skip_errors(source.name, documents, config.on_error, stats, is_found=False)
     if config.collapse_newlines:
         documents = collapse_newlines(documents)
@@ -76,7 +80,13 @@ def _is_slow(source: Source) -> bool:
 
 
 def _source_documents(
-    source: Source, config: PrepareConfig, stats: Stats, counter: ReadCounter, *, slow: bool
+    source: Source,
+    config: PrepareConfig,
+    stats: Stats,
+    counter: ReadCounter,
+    read: ReadFile,
+    *,
+    slow: bool,
 ) -> Iterator[Chunk]:
     if source.error:
         raise DataError(source.error)
@@ -90,7 +100,7 @@ def _source_documents(
         prefetched = counter if slow else None
         with closing(iter_files(source_name, stream, limit, stats, prefetched=prefetched)) as files:
             for name, content in files:
-                documents = read_file(name, content, config, stats)
+                documents = read(name, content, config, stats)
                 is_found = not source.named or name != source.name
                 yield from skip_errors(name, documents, config.on_error, stats, is_found=is_found)
 
@@ -172,17 +182,12 @@ def read_file(name: str, stream: Stream, config: PrepareConfig, stats: Stats) ->
         return
     is_named = name.endswith((".json", *JSON_LINES_SUFFIXES))
     if is_named or head.startswith(WIDE_MARKS) or begins_as_json(head.lstrip(b"\0")):
-        from prepare.readers.encoding import json_encoding, json_in_utf8
+        from prepare.readers.encoding import json_head, json_in_utf8
         from prepare.readers.jsonl import json_documents, looks_like_json
 
-        encoding = json_encoding(name, head, config)
-        if encoding != "utf-8":
-            head = (
-                head.decode(encoding, "replace").removeprefix("\ufeff").encode("utf-8", "replace")
-            )
+        encoding, head = json_head(name, head, config)
         if is_named or (begins_as_json(head) and looks_like_json(name, head, config.text_key)):
-            if encoding != "utf-8":
-                stream = json_in_utf8(name, stream, encoding, stats)
-            yield from json_documents(name, stream, config, stats)
+            in_utf8 = json_in_utf8(name, stream, encoding, stats)
+            yield from json_documents(name, in_utf8, config, stats)
             return
     yield from text_documents(name, stream, config, stats)

@@ -47,8 +47,15 @@ MIN_SCORE = 0.2  # below, or where it gives control characters, a code page of D
 C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # but for NEL
 
 
-def json_encoding(name: str, head: bytes, config: PrepareConfig) -> str:
-    """Return the codec of a file that begins so, if it is JSON."""
+def json_head(name: str, head: bytes, config: PrepareConfig) -> tuple[str, bytes]:
+    """Return the codec of a file that begins so, if it is JSON, and its beginning in UTF-8."""
+    encoding = _json_encoding(name, head, config)
+    if encoding != "utf-8":
+        head = head.decode(encoding, "replace").removeprefix("\ufeff").encode("utf-8", "replace")
+    return encoding, head
+
+
+def _json_encoding(name: str, head: bytes, config: PrepareConfig) -> str:
     marks = (codec for mark, codec in BYTE_ORDER_MARKS.items() if head.startswith(mark))
     if encoding := next(marks, ""):
         return encoding
@@ -59,6 +66,8 @@ def json_encoding(name: str, head: bytes, config: PrepareConfig) -> str:
 
 def json_in_utf8(name: str, stream: Stream, encoding: str, stats: Stats) -> Stream:
     """Return a stream of what is in ``encoding`` in UTF-8."""
+    if encoding == "utf-8":
+        return stream
     stats.encodings[encoding] += 1
     blocks = iter(partial(stream.read, BLOCK_BYTES), b"")
     texts = decode(name, blocks, encoding, "replace", 0)

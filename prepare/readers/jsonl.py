@@ -161,7 +161,8 @@ def json_documents(
     is_promised = name.endswith(JSON_LINES_SUFFIXES) or (
         not name.endswith(".json") and begins_with_object_lines(stream.peek(HEAD_BYTES))
     )
-    return record_documents(_records(name, stream, config), config, stats, is_promised=is_promised)
+    records = json_records(name, stream, config)
+    return record_documents(records, config, stats, is_promised=is_promised)
 
 
 def record_documents(
@@ -208,7 +209,8 @@ def record_documents(
         raise UnreadableError(first_error.message) from first_error
 
 
-def _records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Record]:
+def json_records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[Record]:
+    """Yield the objects in ``stream``, of lines or of values one after another."""
     begin = stream.tell()
     if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))

@@ -3,7 +3,7 @@
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from common.errors import DataError
@@ -21,31 +21,53 @@ def parquet_documents(
     name: str, stream: Stream, config: PrepareConfig, stats: Stats
 ) -> Iterator[Chunk]:
     """Yield the texts of a parquet file's column; raise DataError where that is not to be had."""
+    records = parquet_records(name, stream, {config.text_key}, text_key=config.text_key)
+    yield from record_documents(records, config, stats, is_promised=True)
+
+
+def parquet_records(
+    name: str, stream: Stream, wanted: Collection[str], *, text_key: str | None = None
+) -> Iterator[Record]:
+    """Yield the rows of a parquet file, those of its columns that are ``wanted``.
+
+    With ``text_key`` raise DataError where there is no column of that name with text in it.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    column, _, _ = config.text_key.partition(".")
     errors = (pyarrow.ArrowException, OSError, ValueError)  # the last of text that is not UTF-8
     with damage_as_data_error(name, "parquet", errors), seekable(stream) as file:
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
         names = table.schema_arrow.names
-        if config.text_key in names:
-            column = config.text_key
-        if column not in names:
-            raise no_column(name, config.text_key, names)
-        kind = table.schema_arrow.field(column).type
-        if pyarrow.types.is_primitive(kind):
-            raise DataError(
-                f"{name}: the column {column!r} holds {kind}, not text; there are "
-                f"{', '.join(map(repr, names[:10]))}. Name the right one: --text-key."
-            )
-        batches = table.iter_batches(BATCH_ROWS, columns=[column], use_threads=False)
-        rows = ({column: value.as_py()} for batch in batches for value in batch.column(0))
-        yield from record_documents(_records(name, rows), config, stats, is_promised=True)
+        columns = [column for column in names if column in wanted]
+        if text_key is not None:
+            columns = columns or [text_key.partition(".")[0]]
+            _check_column(name, table.schema_arrow, columns[0], text_key)
+        batches = table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+        yield from _records(name, (row for batch in batches for row in batch.to_pylist()))
+
+
+def _check_column(name: str, schema: Any, column: str, text_key: str) -> None:
+    import pyarrow
+
+    if column not in schema.names:
+        raise no_column(name, text_key, schema.names)
+    kind = schema.field(column).type
+    if pyarrow.types.is_primitive(kind):
+        raise DataError(
+            f"{name}: the column {column!r} holds {kind}, not text; there are "
+            f"{', '.join(map(repr, schema.names[:10]))}. Name the right one: --text-key."
+        )
 
 
 def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the texts of a Hugging Face data set: a folder saved by it, or one at the hub."""
+    records = dataset_records(source, {config.text_key, config.text_key.partition(".")[0]})
+    yield from record_documents(records, config, stats, is_promised=True)
+
+
+def dataset_records(source: Source, wanted: Collection[str]) -> Iterator[Record]:
+    """Yield the rows of a data set, where it has them with the columns that are ``wanted`` only."""
     try:
         import datasets
     except ImportError as error:
@@ -55,11 +77,11 @@ def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> It
     try:
         rows = _open(datasets, source)
         columns = getattr(rows, "column_names", None) or []  # None: known when they are read
-        names = {config.text_key, config.text_key.partition(".")[0]}.intersection(columns)
-        if names:  # alone, as others may need packages to be decoded: sound, pictures
-            rows = rows.select_columns(list(names))
-        records = _records(source.name, rows)
-        yield from record_documents(records, config, stats, is_promised=True)
+        if names := [
+            column for column in columns if column in wanted
+        ]:  # alone, as others may need packages to be decoded: sound, pictures
+            rows = rows.select_columns(names)
+        yield from _records(source.name, rows)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"--dataset {source.name}: cannot be opened ({error}). Check the name, --config and "

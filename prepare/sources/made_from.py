@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import DataError
 from common.files import sha256_of
 from prepare.sources.source import VAL, SourceList
+from prepare.sources.vocabulary import vocabulary_file
 
 OUTPUT_VERSION = 4  # another number: the same sources and options give other bytes than before
 MAX_STATES = 1_000  # sources whose state is listed, so that the one that changed can be named
@@ -23,7 +24,7 @@ def fingerprint_of(sources: SourceList, options: dict[str, Any]) -> dict[str, An
     return {
         "recipe": OUTPUT_VERSION,
         "options": options,
-        "vocabulary": sha256_of(path) if (path := Path(options["tokenizer"])).is_file() else None,
+        "vocabulary": sha256_of(path) if (path := vocabulary_file(options["tokenizer"])) else None,
         "sources": states,
         "versions": versions(),
     }
@@ -63,8 +64,9 @@ def stale_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """Return why the data are to be made again, or None; a data set at the hub never changes."""
     if old.get("recipe") != new["recipe"]:
         return "this version of prepare writes other files"
-    for name, value in new["options"].items():
-        if (was := old["options"].get(name)) != value:
+    for name in {**old["options"], **new["options"]}:  # of prepare chats they are more
+        was, value = (made["options"].get(name) for made in (old, new))
+        if was != value:
             return f"--{name.replace('_', '-')} was {was}, and is {value}"
     if old["vocabulary"] != new["vocabulary"]:
         return f"--tokenizer {new['options']['tokenizer']} is another file than it was"

@@ -5,6 +5,8 @@ keeps what either answer needs.
 """
 
 import json
+import math
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from pathlib import Path
@@ -32,6 +34,7 @@ from prepare.workers.executor import ReadSource, Task
 
 # A vocabulary learned from more text is hardly another one, and this fits any machine.
 SAMPLE_BYTES = 32 << 20
+MIN_ALWAYS_SPLIT = 20  # conversations
 SUFFIX = ".sample"  # of a task's file
 
 
@@ -228,3 +231,22 @@ def make_plan(
         vocab_size = auto_vocab_size(n_train_bytes) if is_auto else int(config.vocab_size)
         tokenizer = train_bpe(training_texts(sample.items, rule, config), vocab_size)
     return Plan(folder=folder, tokenizer=tokenizer, rule=rule, lengths=sample.lengths)
+
+
+def with_some_val(tasks: list[Task], read: ReadSource, config: PrepareConfig) -> PrepareConfig:
+    """Return settings by which one at least of few whole documents falls into val.
+
+    Of MIN_ALWAYS_SPLIT up to MIN_DOCUMENTS that is the one of the smallest hash, where none has one
+    below --val-fraction.
+    """
+    hashes = []
+    for task in tasks if config.val_fraction else []:
+        with closing(task.documents(read, Stats(), lambda n_bytes: None)) as documents:
+            for _, text, end in documents:
+                if end is END:
+                    hashes.append(unit_hash(xxhash.xxh3_128_digest(text), config.seed))
+                if len(hashes) >= MIN_DOCUMENTS:
+                    return config
+    if len(hashes) < MIN_ALWAYS_SPLIT or min(hashes) < config.val_fraction:
+        return config
+    return replace(config, val_fraction=math.nextafter(min(hashes), 1))

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import xxhash
 
-from common.dataset import META_NAME, Split, open_data
+from common.dataset import Split
 from common.errors import DataError, defer_signals
 from common.files import write_json
 from common.tokenizer import (
@@ -39,6 +39,7 @@ from common.tokenizer import (
 )
 from prepare.chunks import split_prefix_len
 from prepare.config import PrepareConfig
+from prepare.sources.vocabulary import described_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,18 @@ def _without_long_words(text: bytes) -> Iterator[bytes]:
     yield text[start:]
 
 
+def named_tokenizer(name: str) -> Tokenizer:
+    """Return the vocabulary of a data folder, a run or a checkpoint, or a published one."""
+    if described := described_vocabulary(name):
+        return load_tokenizer(described[0], described[1]["tokenizer"])
+    if Path(name).is_dir():
+        raise DataError(
+            f"--tokenizer {name}: a folder without a vocabulary: no data set, no checkpoint, and "
+            "no run that has one. Name the run that you will fine-tune (runs/NAME), or its data."
+        )
+    return published_tokenizer(name)
+
+
 def published_tokenizer(name: str) -> BytePairTokenizer:
     """Return the vocabulary of a .tiktoken file, or tiktoken's of this name.
 
@@ -245,14 +258,10 @@ def published_tokenizer(name: str) -> BytePairTokenizer:
 
 
 def file_tokenizer(path: Path) -> BytePairTokenizer:
-    """Return the vocabulary in a .tiktoken file, with its own pattern if it lies in a data folder.
+    """Return the vocabulary in a bare .tiktoken file, cut into words in GPT-2's way, which is said.
 
-    A bare file carries no pattern; GPT-2's is used, and said.
+    A file that lies in a data folder or a checkpoint is read with what that says of it.
     """
-    if (path.parent / META_NAME).exists():
-        tokenizer = open_data(path.parent).tokenizer()
-        if isinstance(tokenizer, BytePairTokenizer) and path.name == tokenizer.file_name:
-            return tokenizer
     if path.suffix in (".json", ".model"):
         raise DataError(
             f"--tokenizer {path}: a vocabulary of another library (tokenizer.json, SentencePiece), "

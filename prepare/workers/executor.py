@@ -45,7 +45,7 @@ class Task:
 
     def documents(
         self, read: ReadSource, stats: Stats, progress: Progress
-    ) -> Iterator[tuple[int, bytes, ChunkEnd]]:
+    ) -> Generator[tuple[int, bytes, ChunkEnd], None, None]:
         """Yield the chunks of its documents, each with the index of its source in ``sources``.
 
         Raise DataError when a source is not what it was when the run began.

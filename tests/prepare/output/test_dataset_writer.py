@@ -12,6 +12,7 @@ from common.errors import DataError
 from common.tokenizer import CharTokenizer
 from prepare.output.commit import Files, commit
 from prepare.output.dataset_writer import MAX_DOCUMENT_TOKENS, TokenWriter
+from prepare.output.shard import Shard
 from tests.common.test_dataset import DOCUMENTS, TOKENIZER
 from tests.prepare.making import snapshot, write_data
 
@@ -108,9 +109,9 @@ def test_the_longest_document_of_the_index_is_one_of_int32s() -> None:
 def test_ids_of_a_file_are_gone_on_with_as_if_they_had_been_added(tmp_path: Path) -> None:
     rows = [[0, 1, 3], [2, 3], [1, 1, 1, 3]]
     other = write_data(tmp_path / "whole", {"train": rows, "val": []}, TOKENIZER)
-    path = tmp_path / "first.bin"
-    path.write_bytes(np.array([*rows[0], *rows[1]], "<u2").tobytes())
-    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"), path)
+    shard = Shard(tmp_path, "first")
+    shard.ids_path("train").write_bytes(np.array([*rows[0], *rows[1]], "<u2").tobytes())
+    writer = TokenWriter(tmp_path, "train", np.dtype("<u2"), shard)
     writer.add_ids(np.array(rows[2], "<u2").tobytes())
     writer.add_lengths(np.array([3, 2, 4]))
     assert (writer.n_documents, writer.n_tokens) == (3, 9)

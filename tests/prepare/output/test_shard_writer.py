@@ -21,7 +21,7 @@ from prepare import chunks
 from prepare.config import PrepareConfig
 from prepare.output import dataset_writer, shard_writer
 from prepare.output.dataset_writer import find_duplicates
-from prepare.output.shard_writer import ROW, Shard
+from prepare.output.shard import ROW, Shard
 from prepare.sources import source as reading
 from prepare.tokens.encode import make_encoder
 from prepare.tokens.sample import CorpusSample, SampleItem

@@ -23,6 +23,7 @@ from prepare.tokens import vocab_and_split
 from prepare.tokens.vocab_and_split import (
     auto_vocab_size,
     file_tokenizer,
+    named_tokenizer,
     published_tokenizer,
     train_bpe,
 )
@@ -231,7 +232,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
 def test_the_vocabulary_of_a_data_folder_is_taken_with_its_pattern(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three " * 99, encoding="utf-8")
     data = prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer="bpe", vocab_size="270")
-    assert file_tokenizer(data.path / "vocab.tiktoken") == data.tokenizer()
+    assert named_tokenizer(str(data.path / "vocab.tiktoken")) == data.tokenizer()
 
 
 def test_a_bare_vocabulary_file_gets_gpt2s_pattern_and_it_is_said(

@@ -24,7 +24,8 @@ import pytest
 
 from common.errors import ConfigError, DataError, defer_signals
 from prepare.config import PrepareConfig
-from prepare.output.shard_writer import EncodeJob, Shard
+from prepare.output.shard import Shard
+from prepare.output.shard_writer import EncodeJob
 from prepare.readers.documents import read_source
 from prepare.sources.discover import find_sources
 from prepare.sources.source import Progress, Source, SourceList
