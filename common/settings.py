@@ -84,7 +84,7 @@ def _click_type(kind: Any, item: "Field[Any]") -> Any:
 
 def _shown_default(item: "Field[Any]", preset: Collection[str]) -> str | bool:
     if item.name in preset:
-        return "the preset's"
+        return preset[item.name] if isinstance(preset, Mapping) else "the preset's"
     if isinstance(item.default, bool):
         return "on" if item.default else "off"
     return item.default is not None and str(item.default)
@@ -96,7 +96,8 @@ def options_for(
     """Give a click command one option for each setting of a config dataclass.
 
     With ``preset``, the names of the settings that presets decide, all options default to None
-    and the caller fills the values in; help still says what they will be.
+    and the caller fills the values in; help still says what they will be: where ``preset`` is a
+    mapping, in its words.
     """
     kinds = get_type_hints(config)
 

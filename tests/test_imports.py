@@ -12,7 +12,7 @@ STAGES = ("prepare", "train", "sample")
 DIRECTION: dict[str, list[set[str]]] = {
     "common": [{"inference"}, {"models"}],
     "prepare": [{"output"}, {"tokens"}, {"workers"}, {"readers"}, {"archives"}, {"sources"}],
-    "train": [{"report"}, {"setup"}, {"optim"}, {"monitoring"}, {"distributed"}],
+    "train": [{"report"}, {"setup"}, {"batches"}, {"optim"}, {"monitoring"}, {"distributed"}],
     "sample": [{"chat", "server"}, {"text"}],
 }
 FILES = sorted(path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.py"))

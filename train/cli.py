@@ -13,8 +13,8 @@ import click
 
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.settings import CONTEXT, device_option, given, options_for, runs_dir_option
-from train.config import TrainConfig
-from train.presets import DECIDED, PRESETS
+from train.config import FREE, TrainConfig
+from train.presets import DECIDED, PRESETS, SHOWN
 from train.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> None:
 @device_option
 @runs_dir_option
 @options_for(ModelConfig, without=("vocab_size",), preset=DECIDED)
-@options_for(TrainConfig, without=("lora", "lora_alpha"), preset=DECIDED)
+@options_for(TrainConfig, without=("mix", "lora", "lora_alpha"), preset=DECIDED)
 def pretrain(
     data: Path,
     name: str,
@@ -84,13 +84,8 @@ def pretrain(
     with _job(device) as (stop, group, device):
         from train import pretrain as start
 
-        unfinished = may_resume and group.broadcast_from_rank0(
-            lambda: start.unfinished_run(runs_dir, name, data)
-        )
-        if unfinished:
-            message = "%s is unfinished: it goes on, as it was set. --no-resume starts a new run."
-            logging.info(message, unfinished)
-            stopped_by = start.resume_run(Path(unfinished), device, stop, group=group)
+        if unfinished := may_resume and start.unfinished_on(runs_dir, name, data, group):
+            stopped_by = start.resume_run(unfinished, device, stop, group=group)
         else:
             switches = ARCHITECTURES[architecture] if architecture else {}
             stopped_by = start.new_run(
@@ -99,6 +94,63 @@ def pretrain(
                 train_options=given(TrainConfig, options),
                 init_from=start.weights_of(runs_dir, init_from) if init_from else None,
                 group=group,
+            )  # fmt: skip
+    sys.exit(128 + stopped_by if stopped_by else 0)
+
+
+@main.command()
+@click.option(
+    "--from", "base", metavar="RUN[:best|:latest]", required=True, help="Begin with its weights."
+)
+@click.option("--data", type=PATH, default="chats", help="Folder written by prepare chats.")
+@click.option(
+    "--run", "--run-name", "name", help="Its name; NAME-2 if it exists.  [default: RUN-chat]"
+)
+@click.option(
+    "--resume/--no-resume",
+    "may_resume",
+    default=False,
+    help="Go on with the newest run of this name if it is unfinished and has the same data.",
+)
+@device_option
+@runs_dir_option
+@options_for(
+    ModelConfig,
+    without=ModelConfig.__annotations__.keys() - FREE,
+    preset=dict.fromkeys(FREE, "the run's"),
+)
+@options_for(TrainConfig, preset=SHOWN)
+def finetune(
+    base: str,
+    data: Path,
+    name: str | None,
+    may_resume: bool,
+    device: str,
+    runs_dir: Path,
+    **options: Any,
+) -> None:
+    """Teach the network of a run to answer, by the conversations in DATA.
+
+    Only the assistant's words are learned. What is not given is as RUN was trained, but for a lower
+    rate, a few epochs, and an end where the val loss rises. Exit codes are pretrain's.
+    """
+    with _job(device) as (stop, group, device):
+        from common.dataset import open_data
+        from train import finetune as tuning
+        from train import pretrain as start
+
+        name = name or f"{base.partition(':')[0]}-chat"
+        if unfinished := may_resume and start.unfinished_on(runs_dir, name, data, group):
+            stopped_by = start.resume_run(unfinished, device, stop, group=group)
+        else:
+            weights = start.weights_of(runs_dir, base)
+            stopped_by = start.new_run(
+                data, runs_dir, name, tuning.preset_of(weights), device, stop,
+                model_options=given(ModelConfig, options),
+                train_options=tuning.finetune_options(
+                    weights, open_data(data), given(TrainConfig, options)
+                ),
+                init_from=weights, group=group,
             )  # fmt: skip
     sys.exit(128 + stopped_by if stopped_by else 0)
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from common.errors import ConfigError
 from common.settings import SEEDS_END, check_ranges, from_dict, setting
 
+# Settings of a network that its weights do not depend on.
+FREE = {"dropout", "ngram_dropout", "attention"}
 LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # each of them sets the length of a run
 
 
@@ -21,6 +23,10 @@ class TrainConfig:
     )
     tokens: int | None = setting(None, "Read this many tokens instead.", at_least=1, below=10**15)
     epochs: float | None = setting(None, "Read train so many times.", at_least=0, below=1e7)
+    mix: float = setting(
+        0.0, "Share of an update's rows that are text of the run it begins from.",
+        at_least=0.0, below=1.0,
+    )  # fmt: skip
     tokens_per_step: int = setting(16_384, "Tokens of an update.", at_least=1, below=10**10)
     batch_size: int = setting(
         0,

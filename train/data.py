@@ -4,9 +4,7 @@ So a resumed run needs only its step to go on with the same data, and neither th
 evaluations change the order. Being known beforehand, they can be cut in the background.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +13,17 @@ from torch import Tensor
 
 from common.dataset import Ids
 
-Item = TypeVar("Item")
+
+class Batch(NamedTuple):
+    """What a rank learns from in one update; some of its rows are a micro-batch."""
+
+    rows: Tensor  # int64: (B, T + 1) ids; of conversations (B, 3, T) ids, targets, starts
+    n_learned: float  # targets of the whole update that are learned, a rank: for the mean loss
+
+
+def model_inputs(rows: Tensor) -> tuple[Tensor, ...]:
+    """Return a batch's x and y (B, T), y moved on by a token, and of conversations their starts."""
+    return (rows[:, :-1], rows[:, 1:]) if rows.dim() == 2 else rows.unbind(1)
 
 
 def window_starts(
@@ -42,34 +50,3 @@ def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], block_size: int) -> Ten
     # a plain array: slices of a memmap cost ten times as much, and numpy copies row by row
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(ids), block_size + 1)
     return torch.from_numpy(windows[starts].astype(np.int64))
-
-
-class Prefetcher(Generic[Item]):
-    """Makes the batches of the next steps in a thread, while the current step computes.
-
-    A batch must be a function of the step alone: nothing then depends on how far ahead the thread
-    is, and a run may jump to another step.
-    """
-
-    def __init__(self, make: Callable[[int], Item], n_ahead: int = 2) -> None:
-        """Make at most ``n_ahead`` steps beforehand; with 0, each one in get()."""
-        self._make, self._n_ahead = make, n_ahead
-        self._thread = ThreadPoolExecutor(1, "windows") if n_ahead else None
-        self._pending: dict[int, Future[Item]] = {}
-
-    def get(self, step: int) -> Item:
-        """Return the batch of ``step``; raise what making it raised."""
-        if self._thread is None:
-            return self._make(step)
-        wanted = range(step, step + 1 + self._n_ahead)
-        for other in self._pending.keys() - set(wanted):
-            self._pending.pop(other).cancel()
-        for each in wanted:
-            if each not in self._pending:
-                self._pending[each] = self._thread.submit(self._make, each)
-        return self._pending.pop(step).result()
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)

@@ -5,25 +5,32 @@ with different vocabularies compare.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, takewhile
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from common.dataset import Ids
+from common.chat_format import end_id, role_id
+from common.dataset import DataFolder, Ids
 from common.device import Device
 from common.inference.decoder import Decoder, generate
 from common.inference.torch_backend import TorchBackend
 from common.models.config import GenerateConfig
 from common.models.gpt import GPT
+from common.models.loss import IGNORED
 from common.tokenizer import Tokenizer
-from train.data import cut_windows
+from train.data import cut_windows, model_inputs
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.distributed.fsdp import is_sharded
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64  # shown at each evaluation: a line or three
+N_ASKED = 3  # of conversations the first questions of val
 # How much of train is scored, evenly spread: enough to compare with val, and quick.
 TRAIN_TOKENS = 1 << 16
 # Tokens of one evaluation batch. On a CPU more fall out of its caches: of 4k to 64k tokens, 4k took
@@ -38,6 +45,19 @@ class Score:
     loss: float
     bpb: float
     n_tokens: int
+
+
+def rows_at_once(device: Device, block_size: int) -> int:
+    """Return how many rows of ``block_size`` tokens an evaluation batch has at most."""
+    return max(1, BATCH_TOKENS.get(device.torch_device.type, 1 << 15) // block_size)
+
+
+def window_batches(
+    ids: Ids, block_size: int, max_tokens: int, n_rows: int
+) -> list[Callable[[], Tensor]]:
+    """Return what cuts each batch of fixed windows of ``ids``."""
+    batches = eval_batches(ids, block_size, max_tokens, n_rows)
+    return [partial(cut_windows, ids, *batch) for batch in batches]
 
 
 def eval_batches(
@@ -59,19 +79,15 @@ def eval_batches(
 
 def evaluate(
     model: GPT,
-    ids: Ids,
+    batches: Sequence[Callable[[], Tensor]],
     token_bytes: npt.NDArray[np.int64],
     device: Device,
-    max_tokens: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Score:
-    """Return the loss over fixed windows of ``ids``; token_bytes (V,) is the length of each id.
+    """Return the loss over batches, of what is learned of them; token_bytes (V,) are ids' lengths.
 
     Each rank scores its share of the batches; all return the loss over all of them.
     """
-    block_size = model.config.block_size
-    n_rows = max(1, BATCH_TOKENS.get(device.torch_device.type, 1 << 15) // block_size)
-    batches = eval_batches(ids, block_size, max_tokens, n_rows)
     lengths = torch.from_numpy(token_bytes)
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
@@ -81,10 +97,11 @@ def evaluate(
             # sharded, all ranks are needed for each pass: without a batch left, one makes another's
             own = first + group.rank
             counts = own < len(batches)
-            windows = cut_windows(ids, *batches[own if counts else first])  # (B, T + 1)
-            targets, rows = windows[:, 1:], windows.to(device.torch_device)
+            rows = batches[own if counts else first]()
+            targets = model_inputs(rows)[1]
+            targets = targets[targets != IGNORED]
             with device.autocast():
-                loss = float(model(rows[:, :-1], rows[:, 1:]))
+                loss = float(model(*model_inputs(rows.to(device.torch_device))))
             if counts:
                 nats += loss * targets.numel()
                 n_tokens += targets.numel()
@@ -99,6 +116,29 @@ def evaluate(
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """Return (V,) the bytes of text that each id stands for."""
     return np.array([len(token) for token in tokenizer.token_bytes], np.int64)
+
+
+def sample_lines(model: GPT, tokenizer: Tokenizer, data: DataFolder, seed: int) -> str:
+    """Return what the model makes of the beginning of val: the same for the same weights."""
+    ids = data.tokens("val")
+    if not data.has_masks:
+        return sample_line(model, tokenizer, ids, seed)
+    bounds = data.document_bounds("val")[: N_ASKED + 1]
+    asked = [ids[first:last].tolist() for first, last in pairwise(bounds)]
+    return "\n".join(answer_line(model, tokenizer, conversation) for conversation in asked)
+
+
+def answer_line(model: GPT, tokenizer: Tokenizer, conversation: list[int]) -> str:
+    """Return the likeliest answer to what stands before the first one of a conversation."""
+    prompt = conversation[: conversation.index(role_id(tokenizer, "assistant")) + 1]
+    end, config = end_id(tokenizer), GenerateConfig(max_new_tokens=SAMPLE_TOKENS, temperature=0)
+    model.eval()
+    decoder = Decoder(TorchBackend(model), tokenizer, ends=[end])
+    ids = [token.idx for token in generate(decoder, prompt, config)]
+    model.train()
+    answer = [*takewhile(lambda idx: idx != end, ids)]
+    texts = (tokenizer.decode_bytes(part).decode("utf-8", "replace") for part in (prompt, answer))
+    return "  it was asked:  {!r}\n  and answered:  {!r}".format(*texts) + " ..." * (end not in ids)
 
 
 def sample_line(model: GPT, tokenizer: Tokenizer, ids: Ids | list[int], seed: int) -> str:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from common.dataset import Split
+from common.models.loss import IGNORED
 from common.run_dir import checkpoint_dir, write_pointer
 from train.config import TrainPlan
-from train.data import dropout_seed
-from train.evaluate import TRAIN_TOKENS, evaluate, sample_line, token_lengths
+from train.data import Batch, dropout_seed, model_inputs
+from train.evaluate import TRAIN_TOKENS, evaluate, rows_at_once, sample_lines, token_lengths
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress, Update
@@ -93,28 +94,27 @@ def update(trainer: Trainer, step: int, lr: float) -> Update:
     All that is random in it is a function of (seed, step, rank).
     """
     trainer.optimizer.set_lr(lr)
-    windows = trainer.windows.get(step).to(trainer.device.torch_device, non_blocking=True)
-    seed = dropout_seed(trainer.config.seed, step, trainer.group.rank)
-    result = Update(*trainer.retry(lambda: forward_backward(trainer, windows, seed)))
+    batch, seed = trainer.batch(step), dropout_seed(trainer.config.seed, step, trainer.group.rank)
+    result = Update(*trainer.retry(lambda: forward_backward(trainer, batch, seed)))
     if result.finite:
         with explain_out_of_memory("the optimizer"):  # some weights may have changed: no retry
             trainer.optimizer.step()
     return result
 
 
-def forward_backward(trainer: Trainer, windows: Tensor, seed: int) -> tuple[float, float]:
-    """Leave the clipped gradient of ``windows`` (n_rows, T + 1) in the parameters.
+def forward_backward(trainer: Trainer, batch: Batch, seed: int) -> tuple[float, float]:
+    """Leave the clipped gradient of a batch in the parameters.
 
     Return the loss and the norm of the gradient before clipping.
     """
     torch.manual_seed(seed)
     trainer.model.zero_grad()
-    loss = torch.zeros((), device=windows.device)
-    micro_batches = torch.split(windows, trainer.batch_size)
+    loss = torch.zeros((), device=batch.rows.device)
+    micro_batches = torch.split(batch.rows, trainer.batch_size)
     for micro_step, rows in enumerate(micro_batches, 1):
         is_last = micro_step == len(micro_batches)
         with trainer.group.gradient_sync(trainer.model, enabled=is_last):
-            loss += backward(trainer, rows)
+            loss += backward(trainer, rows, batch.n_learned)
     # gradients are means over the processes too
     trainer.group.all_reduce_(loss).div_(trainer.group.world_size)
     max_norm, scale = trainer.config.grad_clip, trainer.grad_scaler.scale
@@ -124,11 +124,12 @@ def forward_backward(trainer: Trainer, windows: Tensor, seed: int) -> tuple[floa
     return loss_value, norm_value
 
 
-def backward(trainer: Trainer, rows: Tensor) -> Tensor:
-    """Add the gradient of a micro-batch (B, T + 1); return its share of the loss."""
+def backward(trainer: Trainer, rows: Tensor, n_learned: float) -> Tensor:
+    """Add the gradient of a micro-batch; return its share of the mean over ``n_learned``."""
+    x, y, *starts = model_inputs(rows)  # each (B, T)
     with trainer.device.autocast():
-        loss = trainer.forward(rows[:, :-1], rows[:, 1:])
-    loss = loss * (len(rows) / trainer.n_rows)
+        loss = trainer.forward(x, y, *starts)
+    loss = loss * ((y != IGNORED).sum() / n_learned)
     (loss * trainer.grad_scaler.scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
@@ -152,10 +153,9 @@ def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Lo
     run.data.check_files()
     model, device, lengths = trainer.model, trainer.device, token_lengths(run.tokenizer)
     n_tokens: dict[Split, int] = {"train": TRAIN_TOKENS, "val": config.eval_tokens}
-    train, val = (
-        evaluate(model, run.data.tokens(split), lengths, device, at_most, trainer.group)
-        for split, at_most in n_tokens.items()
-    )
+    n_rows = rows_at_once(device, trainer.block_size)
+    batches = [trainer.source.eval_batches(*each, n_rows) for each in n_tokens.items()]
+    train, val = (evaluate(model, each, lengths, device, trainer.group) for each in batches)
     if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
         raise DivergedError(f"the loss is {train.loss} on train and {val.loss} on val")
     history.append(Losses(train.loss, val.loss))
@@ -173,9 +173,8 @@ def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Lo
     if (warning := overfitting_line(history)) is not None:
         log.warning(warning)
     if not trainer.is_sharded:  # for this rank 0 would need all of the network
-        ids = run.data.tokens("val")
         trainer.group.broadcast_from_rank0(
-            lambda: log.info(sample_line(model, run.tokenizer, ids, config.seed))
+            lambda: log.info(sample_lines(model, run.tokenizer, run.data, config.seed))
         )
     if ended and step < plan.max_steps:
         log.info("ended after step %s: %s", f"{step:,}", ended)

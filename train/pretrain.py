@@ -21,8 +21,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
-from train.config import TimeLimit, load_limit, load_settings, new_limit, saved_settings
+from train.batches.sources import make_source
+from train.config import FREE, TimeLimit, load_limit, load_settings, new_limit, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+from train.finetune import base_data, location, opened_as_before
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
 from train.optim.lora import add_lora
@@ -32,13 +34,11 @@ from train.recovery import restore, run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
 from train.setup.checks import check_settings, check_sizes, check_unchanged, check_vocabulary
 from train.setup.memory import explain_out_of_memory
+from train.setup.network import initial_model, parallelize
 from train.signals import StopRequest
-from train.trainer import Run, Trainer, initial_model, parallelize
+from train.trainer import Run, Trainer
 
 log = logging.getLogger(__name__)
-
-# Settings of a network that its weights do not depend on.
-FREE = {"dropout", "ngram_dropout", "attention"}
 
 
 def new_run(
@@ -66,17 +66,18 @@ def new_run(
     else:
         shape = shape_of(init_from, data, model_options)
     check_sizes(data, shape.block_size)
+    base = base_data(init_from) if config.mix and init_from else None
+    source = make_source(data, config, shape.block_size, group, base=base)
     import_package(config.tracker)  # missing, it is to be said before a run is made
 
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
         model = parallelize(model, config, device, group)
         plan, speed = autotune(
-            config, model, data, device, group, start_s=stop.clock.start,
+            config, model, source, device, group, start_s=stop.clock.start,
             scale_ngram_dropout=init_from is None and "ngram_dropout" not in model_options,
         )  # fmt: skip
     stop.wait_for_steps()
-    python = platform.python_version()
     settings = {
         "format": run_dir.FORMAT_VERSION,
         "preset": preset,
@@ -84,11 +85,9 @@ def new_run(
         "model": asdict(model.config),
         "train": saved_settings(config, plan),
         "time_limit": new_limit(config),
-        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
-        "vocabulary_sha256": data.vocabulary_sha256,
-        "device": str(device),
-        "tracker_id": secrets.token_hex(8),  # another run of this name is another there
-        "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
+        "data": location(data),
+        **({"base_data": location(base)} if base else {}),
+        **environment(data, device),
     }
     folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
     group.broadcast_from_rank0(lambda: write_json(folder / run_dir.CONFIG_NAME, settings))
@@ -101,6 +100,17 @@ def new_run(
             log.info(line)
         progress = Progress(eval_s=speed.eval_s, save_s=speed.save_s, timed_step_s=speed.step_s)
         return train_with_rollback(run, progress, stop)
+
+
+def environment(data: DataFolder, device: Device) -> dict[str, Any]:
+    """Return the part of config.json that no setting is in."""
+    python = platform.python_version()
+    return {
+        "vocabulary_sha256": data.vocabulary_sha256,
+        "device": str(device),
+        "tracker_id": secrets.token_hex(8),  # another run of this name is another there
+        "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
+    }
 
 
 def shape_of(init_from: Path, data: DataFolder, options: dict[str, Any]) -> ModelConfig:
@@ -131,8 +141,10 @@ def make_run(
 ) -> Run:
     """Return the run whose config.json holds ``settings``; ``first_step`` is logged first."""
     config, plan = load_settings(settings["train"], str(folder / run_dir.CONFIG_NAME))
+    base = opened_as_before(settings["base_data"]) if "base_data" in settings else None
+    source = make_source(data, config, model.config.block_size, group, base=base)
     trainer = Trainer(
-        model, make_optimizer(model, config), data, config, device, group,
+        model, make_optimizer(model, config), source, config, device, group,
         batch_size=plan.batch_size, compiled=plan.compile == "on",
     )  # fmt: skip
     kind = config.tracker if group.is_rank0 else "none"
@@ -218,7 +230,7 @@ def load_run(
             "changes": [*settings.get("changes", []), before],
             "train": saved_settings(config, plan),
             "time_limit": limit and asdict(limit),
-            "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+            "data": location(data),
         }
         group.broadcast_from_rank0(lambda: write_json(config_path, settings))
     add_lora(loaded.model, config.lora, config.lora_alpha, config.seed)
@@ -250,6 +262,16 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
         f"{n_steps:,}", f"{planned:,}",
     )  # fmt: skip
     return n_steps
+
+
+def unfinished_on(runs_dir: Path, name: str, data: Path, group: ProcessGroup) -> Path | None:
+    """Return the run that --resume goes on with, and say so; None where there is none."""
+    found = group.broadcast_from_rank0(lambda: unfinished_run(runs_dir, name, data))
+    if found is None:
+        return None
+    message = "%s is unfinished: it goes on, as it was set. --no-resume starts a new run."
+    log.info(message, found)
+    return Path(found)
 
 
 def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:

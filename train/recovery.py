@@ -23,8 +23,9 @@ from train.distributed.fsdp import load_sharded, shard_like, to_local
 from train.loop import train
 from train.monitoring.metrics import Progress, cut_metrics
 from train.setup.memory import explain_out_of_memory
+from train.setup.network import initial_model
 from train.signals import StopRequest
-from train.trainer import DivergedError, Run, initial_model
+from train.trainer import DivergedError, Run
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ MAX_ROLLBACKS = 3
 def train_with_rollback(run: Run, progress: Progress, stop: StopRequest) -> int | None:
     """Train to the end; return the signal that ended it early, or None."""
     explained = explain_out_of_memory("evaluation or saving", " and go on: python -m train resume")
-    with explained, closing(run.trainer.windows):
+    with explained, closing(run.trainer.batches):
         while True:
             try:
                 stopped_by = train(run, progress, stop)

@@ -8,27 +8,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from common.checkpoint import MODEL_NAME, save_checkpoint
-from common.dataset import DataFolder
+from common.checkpoint import save_checkpoint
+from common.dataset import DataFolder, Split
 from common.device import Device, is_out_of_memory, set_matmul_precision
 from common.errors import ConfigError
 from common.files import wait_for_space
-from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import shards_dir
 from common.thread_tuner import ThreadTuner, halved
 from common.tokenizer import Tokenizer
+from train.batches.prefetcher import Prefetcher
 from train.config import TimeLimit, TrainConfig, TrainPlan, saved_settings
-from train.data import Prefetcher, cut_windows, window_starts
+from train.data import Batch
 from train.distributed import fsdp
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup, is_peer_failure
 from train.monitoring.loggers import MetricsLogger
 from train.monitoring.metrics import Progress, append_metrics, flops_per_token
 from train.optim.gradients import GradScaler
-from train.optim.lora import add_lora
 from train.setup.memory import free_memory
 
 log = logging.getLogger(__name__)
@@ -45,26 +43,19 @@ class _Optimizer(Protocol):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+class _Source(Protocol):
+    """What it learns from: sources.py."""
+
+    tokens_per_epoch: float
+
+    def batch(self, step: int) -> Batch: ...
+    def eval_batches(
+        self, split: Split, max_tokens: int, n_rows: int
+    ) -> list[Callable[[], Tensor]]: ...
+
+
 class DivergedError(Exception):
     """The weights are no use any more: the loss, the gradient or they themselves are not finite."""
-
-
-def initial_model(shape: ModelConfig, config: TrainConfig, init_from: Path | None) -> GPT:
-    """Return the network before its first step: drawn from the seed, or another run's."""
-    torch.manual_seed(config.seed)
-    model = GPT(shape, zero_init=config.zero_init)
-    if init_from is not None:
-        model.load_state_dict(load_file(init_from / MODEL_NAME))
-    add_lora(model, config.lora, config.lora_alpha, config.seed)
-    return model
-
-
-def parallelize(model: GPT, config: TrainConfig, device: Device, group: ProcessGroup) -> GPT:
-    """Return ``model`` in training mode, of which each rank keeps a shard with --shard."""
-    if config.shard and not group.is_distributed:
-        log.warning("--shard is for several processes: torchrun starts them. This one keeps all.")
-    model.train()
-    return fsdp.apply_fsdp(model, device) if config.shard and group.is_distributed else model
 
 
 def micro_batch_rows(n_rows: int, max_rows: int) -> int:
@@ -84,7 +75,7 @@ class Trainer:
         self,
         model: GPT,
         optimizer: _Optimizer,
-        data: DataFolder,
+        source: _Source,
         config: TrainConfig,
         device: Device,
         group: ProcessGroup = SINGLE_PROCESS,
@@ -101,7 +92,7 @@ class Trainer:
             # a step meets some hundred rows of each; on GPUs a dense gradient costs little
             table.sparse = device.torch_device.type == "cpu" and not group.is_distributed
         self.eager = model if self.is_sharded else group.wrap_ddp(model, device.torch_device)
-        self.forward: Callable[..., Tensor] = self.eager  # of x, y (B, T): their mean loss
+        self.forward: Callable[..., Tensor] = self.eager  # of model_inputs: their mean loss
         self.block_size = model.config.block_size
         n_rows = config.rows_per_step(self.block_size)
         self.tokens_per_step = n_rows * self.block_size
@@ -115,19 +106,21 @@ class Trainer:
         self.n_rows = group.rows_per_rank(n_rows, self.block_size)  # of an update
         self.batch_size = micro_batch_rows(self.n_rows, batch_size)  # of a micro-step
         self.grad_scaler = GradScaler(device.dtype)
-        self._ids = data.tokens("train")
+        self.source = source
         # on a CPU cutting is 1/1000 of a step, and a thread would only take turns with it
         on_gpu = device.torch_device.type == "cuda"
-        self.windows = Prefetcher(self._cut_windows, n_ahead=2 if on_gpu else 0)
+        self.batches = Prefetcher(self._make_batch, n_ahead=2 if on_gpu else 0)
         set_matmul_precision(device.torch_device)
 
-    def _cut_windows(self, step: int) -> Tensor:
-        """Return this rank's windows of a step, (n_rows, T + 1)."""
-        n_all = self.n_rows * self.group.world_size
-        starts = window_starts(self.config.seed, step, n_all, len(self._ids), self.block_size)
-        own = starts[self.group.rank * self.n_rows :][: self.n_rows]
-        windows = cut_windows(self._ids, own, self.block_size)
-        return windows.pin_memory() if self.device.torch_device.type == "cuda" else windows
+    def _make_batch(self, step: int) -> Batch:
+        rows, n_learned = self.source.batch(step)
+        on_gpu = self.device.torch_device.type == "cuda"
+        return Batch(rows.pin_memory() if on_gpu else rows, n_learned)
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's batch of a step, on its device."""
+        rows, n_learned = self.batches.get(step)
+        return Batch(rows.to(self.device.torch_device, non_blocking=True), n_learned)
 
     @property
     def compiled(self) -> bool:
@@ -198,7 +191,7 @@ class Trainer:
         where = " in each process" if self.group.world_size > 1 else ""
         log.warning("out of memory: from now on %s%s, as many tokens a step as before", rows, where)
 
-    def warmup(self, step: int, backward: "Callable[[Trainer, Tensor], Tensor]") -> None:
+    def warmup(self, step: int, backward: "Callable[[Trainer, Tensor, float], Tensor]") -> None:
         """Have what may fail in several processes fail before any of them waits for another.
 
         None may leave a backward pass in which others wait for its gradients. So each first makes
@@ -209,10 +202,10 @@ class Trainer:
         while self.group.world_size > 1 and not self.is_sharded and n_passed < 2:
             failure: Exception | None = None  # of this process
             try:
-                windows = self.windows.get(step).to(self.device.torch_device)
-                for rows in torch.split(windows, self.batch_size)[:2]:  # the second adds to grad
+                batch = self.batch(step)
+                for rows in torch.split(batch.rows, self.batch_size)[:2]:  # 2: it adds to grad
                     with self.group.gradient_sync(self.model, enabled=False):
-                        backward(self, rows)
+                        backward(self, rows, batch.n_learned)
             except Exception as error:
                 if not (is_out_of_memory(error) or self.compiled):
                     raise

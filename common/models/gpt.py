@@ -20,18 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from common.models.config import ModelConfig
 from common.models.loss import next_token_loss
 from common.models.ngram import ngram_rows, shifted_ids
+from common.models.packing import packed_mask, packed_positions, packed_recent
+from common.models.positions import Angles, make_angles, rotate
 
-ROPE_THETA = 10_000.0  # the published base, of sinusoidal positions too: contexts here are short
 INIT_STD = 0.02  # GPT-2's
 # Up to this many tokens attention written out is faster on CPUs than the fused kernel, whose many
 # small products gain nothing from oneDNN: at 64 tokens 1.5 times, at 256 slower.
 MANUAL_TOKENS = 128
-
-
-def make_angles(n_positions: int, size: int) -> Tensor:
-    """Return (n_positions, size / 2) angles: the position times a frequency for each pair."""
-    frequencies = ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-    return torch.outer(torch.arange(n_positions).float(), frequencies)
 
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -41,16 +36,13 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=1e-5, bias=config.bias)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel i and i + hs/2 of ``x`` (B, nh, T, hs) by the angles of (T, hs/2)."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, kind: str, dropout: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kind: str, dropout: float
+) -> Tensor:
     """Return softmax(q k^T / sqrt(hs)) v, causal, for q (B, nh, T, hs), k and v (B, n_kv, T, hs).
 
     By PyTorch's fused kernel (sdpa), written out (manual), or by the faster of them (auto).
+    ``mask`` (B, 1, T, T), added to the scores, is causal and more (packing.py).
     Source: Vaswani et al. 2017, section 3.2.1 (arXiv:1706.03762).
     """
     B, nh, T, hs = q.shape  # noqa: N806
@@ -58,12 +50,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kind: str, dropout: float) -> Ten
     is_short = q.device.type == "cpu" and T <= MANUAL_TOKENS
     if kind == "sdpa" or (kind == "auto" and not is_short):
         return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=n_shared > 1
+            q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=n_shared > 1
         )
     if n_shared > 1:
         k, v = k.repeat_interleave(n_shared, dim=1), v.repeat_interleave(n_shared, dim=1)
     q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
-    mask = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    if mask is None:
+        mask = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    else:
+        mask = mask.to(q.dtype).expand(B, nh, T, T).reshape(B * nh, T, T)
     scores = torch.baddbmm(mask, q, k.mT, alpha=1 / math.sqrt(hs))  # (B * nh, T, T)
     weights = F.dropout(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(weights, v).view(B, nh, T, hs)
@@ -81,7 +76,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None) -> Tensor:
         """Return (B, T, C): each token attends to those up to it."""
         B, T, C = x.shape  # noqa: N806
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
@@ -92,7 +87,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
         dropout = self.config.dropout if self.training else 0.0
-        y = attention(q, k, v, self.config.attention, dropout)
+        y = attention(q, k, v, mask, self.config.attention, dropout)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -133,12 +128,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None = None) -> Tensor:
         """Return (B, T, C): the residual stream with the two sublayers' outputs added."""
         if self.norm_first:
-            x = x + self.dropout(self.attn(self.ln_1(x), angles))
+            x = x + self.dropout(self.attn(self.ln_1(x), angles, mask))
             return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
-        x = self.ln_1(x + self.dropout(self.attn(x, angles)))
+        x = self.ln_1(x + self.dropout(self.attn(x, angles, mask)))
         return self.ln_2(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
 
 
@@ -205,32 +200,35 @@ class GPT(nn.Module):
             return None
         return self.wpe.weight if self.config.positions == "learned" else self.waves
 
-    def embed(self, idx: Tensor) -> Tensor:
+    def embed(self, idx: Tensor, starts: Tensor | None = None) -> Tensor:
         """Return (B, T, C) for ids (B, T): the embeddings of each, and of the n-grams it ends."""
         x = self.wte(idx)
         recent = shifted_ids(idx, self.config.n_recent)
+        recent = recent if starts is None else packed_recent(recent, starts)
         kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
         for table, rows in zip(self.wge, ngram_rows(recent, self.config.ngram_rows), strict=True):
             x = x + kept * table(rows)
         return x  # type: ignore[no-any-return]
 
-    def hidden(self, idx: Tensor) -> Tensor:
+    def hidden(self, idx: Tensor, starts: Tensor | None = None) -> Tensor:
         """Return the last layer's output, (B, T, C), for ids (B, T), T up to the block_size."""
         T = idx.shape[1]  # noqa: N806
         if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens, but the context holds {self.config.block_size}")
-        x = self.embed(idx)  # (B, T, C)
+        x = self.embed(idx, starts)  # (B, T, C)
+        at = slice(T) if starts is None else packed_positions(starts)
+        mask = None if starts is None else packed_mask(starts, x.dtype)
         angles = None
         if (added := self.added_positions) is None:
-            angles = (self.cos[:T], self.sin[:T])
+            angles = (self.cos[at].unsqueeze(-3), self.sin[at].unsqueeze(-3))
         else:
-            x = x * self.embed_scale + added[:T]
+            x = x * self.embed_scale + added[at]
         x = self.dropout(x)
         for block in self.h:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, use_reentrant=False)
+                x = checkpoint(block, x, angles, mask, use_reentrant=False)
             else:
-                x = block(x, angles)
+                x = block(x, angles, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     @property
@@ -243,9 +241,15 @@ class GPT(nn.Module):
         logits = F.linear(hidden, self.head_weight, self.head_bias)
         return logits[..., : self.config.vocab_size]
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return logits (B, T, V) for ids (B, T) or, given targets (B, T), the loss, mean nats."""
-        hidden = self.hidden(idx)
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (B, T, V) for ids (B, T) or, given targets (B, T), the loss, mean nats.
+
+        Where ``starts`` (B, T) says at which position of its row the text of each token begins,
+        nothing is seen of what is before it (packing.py). Targets of -100 are not learned.
+        """
+        hidden = self.hidden(idx, starts)
         if targets is None:
             return self.logits(hidden)
         V, weight, bias = self.config.vocab_size, self.head_weight, self.head_bias  # noqa: N806

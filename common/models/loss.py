@@ -21,6 +21,7 @@ from torch.nn import functional as F
 # larger products are quicker.
 CHUNK_LOGITS = {"cpu": 1 << 22}
 CHUNK_LOGITS_ELSEWHERE = 1 << 28
+IGNORED = -100  # a target that is not learned; PyTorch's own default
 CHUNK_ROWS = 512  # at least: each chunk also passes over the whole gradient of the weight
 
 
@@ -34,19 +35,23 @@ def next_token_loss(
 ) -> Tensor:
     """Return the mean cross-entropy in nats of ``targets`` (N,) under ``hidden`` (N, C).
 
+    The mean is over those that are not IGNORED; of none at all it is 0.
     The logits are hidden @ weight.T + bias, of weight (rows, C); rows beyond ``vocab_size`` only
     round it up and have no part in the softmax, so padding changes neither loss nor gradient.
     """
     n_rows = chunk_rows(len(weight), hidden.device.type)
+    n_learned = (targets != IGNORED).sum().clamp(min=1)
     if len(hidden) <= n_rows:
-        return F.cross_entropy(_logits(hidden, weight, bias, vocab_size), targets)
+        logits = _logits(hidden, weight, bias, vocab_size)
+        return F.cross_entropy(logits, targets, reduction="sum") / n_learned
     if torch.is_grad_enabled():
-        return _ChunkedLoss.apply(hidden, weight, bias, targets, vocab_size, n_rows)  # type: ignore[no-untyped-call,no-any-return]
+        total = _ChunkedLoss.apply(hidden, weight, bias, targets, vocab_size, n_rows)  # type: ignore[no-untyped-call]
+        return total / n_learned  # type: ignore[no-any-return]
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     for start in range(0, len(hidden), n_rows):
         logits = _logits(hidden[start : start + n_rows], weight, bias, vocab_size)
         total += F.cross_entropy(logits, targets[start : start + n_rows], reduction="sum")
-    return total / len(hidden)
+    return total / n_learned
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab_size: int) -> Tensor:
@@ -70,7 +75,7 @@ class _ChunkedLoss(torch.autograd.Function):
         vocab_size: int,
         n_rows: int,
     ) -> Tensor:
-        """Return the mean loss; see next_token_loss."""
+        """Return the sum of the losses; see next_token_loss."""
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)  # once for all chunks
@@ -81,9 +86,11 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = hidden[start : start + n_rows].to(dtype)
             target = targets[start : start + n_rows, None]
             logp = _logits(rows, w, b, vocab_size).log_softmax(dim=-1)
-            total -= logp.gather(1, target).sum()
+            learned, target = target != IGNORED, target.clamp(min=0)  # (rows, 1)
+            total -= (logp.gather(1, target) * learned).sum()
             # of -log p[target] by the logits: p, less one at the target
             d_logits = logp.exp_().scatter_add_(1, target, logp.new_full(target.shape, -1.0))
+            d_logits *= learned
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(dtype)
@@ -93,13 +100,12 @@ class _ChunkedLoss(torch.autograd.Function):
             else:
                 d_weight += d_logits.T @ rows
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        return total / len(hidden)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of hidden, weight and bias; of the rest there are none."""
-        # the division waits until here, after a loss scale: float16 has no 1e-9
-        factor = d_loss[0] / len(ctx.saved_tensors[0])
-        # in place: a second backward is an error of autograd's, not a second factor
-        gradients = [None if d is None else d.mul_(factor) for d in ctx.saved_tensors]
+        # the division by the number of targets comes with d_loss, after a loss scale: float16 has
+        # no 1e-9. In place: a second backward is an error of autograd's, not a second factor
+        gradients = [None if d is None else d.mul_(d_loss[0]) for d in ctx.saved_tensors]
         return (*gradients, None, None, None)

@@ -16,6 +16,7 @@ from common.dataset import open_data
 from common.device import choose_device
 from common.models.config import ModelConfig
 from tests.bench.learning import SHARED
+from train.batches.sources import make_source
 from train.config import TrainConfig, TrainPlan
 from train.loop import train
 from train.monitoring.loggers import make_logger
@@ -23,8 +24,9 @@ from train.monitoring.metrics import Progress
 from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.setup.autotune import choose_batch_size
+from train.setup.network import initial_model
 from train.signals import StopRequest
-from train.trainer import Run, Trainer, initial_model
+from train.trainer import Run, Trainer
 
 N_STEPS = 20_000
 SETTLED = 1_000  # steps after which memory is expected to have all it needs
@@ -65,7 +67,12 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
             eval_interval=n_steps, save_interval=n_steps, compile="off",
         )  # fmt: skip
         trainer = Trainer(
-            model, make_optimizer(model, config), data, config, device, batch_size=plan.batch_size
+            model,
+            make_optimizer(model, config),
+            make_source(data, config, model.config.block_size),
+            config,
+            device,
+            batch_size=plan.batch_size,
         )
         (folder / "run").mkdir()
         logger = make_logger("none", folder / "run", 0, {})

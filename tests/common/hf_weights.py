@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from common.models.gpt import GPT, ROPE_THETA
+from common.models.gpt import GPT
+from common.models.positions import ROPE_THETA
 
 
 def qwen3_like(model: GPT) -> Any:

@@ -58,7 +58,7 @@ def toy_chat() -> GPT:
         logits = model(idx[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model.eval()
 

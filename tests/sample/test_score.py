@@ -24,7 +24,8 @@ from sample import score as score_module
 from sample.score import Report, Score, encode_chunks, read_text, score_ids, surprisal
 from tests.common.hf_weights import gpt2_like, qwen3_like
 from tests.tiny import byte_tokenizer, prepare_text, random_model, successor_model, words
-from train.evaluate import evaluate, token_lengths
+from tests.train.runs import evaluate_text
+from train.evaluate import token_lengths
 
 BYTES = byte_tokenizer()
 ABC = CharTokenizer(("a", "b", "c"))
@@ -80,7 +81,7 @@ def test_windows_end_to_end_give_the_training_evaluations_number() -> None:
     ids = some_ids(16 * 9 + 5)
     lengths = token_lengths(BYTES)
     cpu = choose_device("cpu")
-    evaluated = evaluate(model, np.array(ids, np.uint16), lengths, cpu, max_tokens=1 << 20)
+    evaluated = evaluate_text(model, np.array(ids, np.uint16), lengths, cpu, max_tokens=1 << 20)
     score = Score()
     for tokens in score_ids(TorchBackend(model), [ids[1:]], before=ids[0], stride=16):
         score.add(tokens, BYTES)

@@ -5,7 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from common.dataset import Ids
+from common.device import Device
 from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from train.evaluate import Score, evaluate, rows_at_once, window_batches
 from train.pretrain import new_run
 from train.signals import StopRequest
 
@@ -89,3 +96,12 @@ def assert_same_outcome(run: Path, other: Path) -> None:
     assert final_bytes(run) == final_bytes(other)
     steps = [line["step"] for line in metrics(run)]
     assert steps == sorted(set(steps))
+
+
+def evaluate_text(
+    model: GPT, ids: Ids, lengths: npt.NDArray[np.int64], device: Device, max_tokens: int
+) -> Score:
+    """Return the loss over fixed windows of ``ids``, as a run is evaluated."""
+    block_size = model.config.block_size
+    n_rows = rows_at_once(device, block_size)
+    return evaluate(model, window_batches(ids, block_size, max_tokens, n_rows), lengths, device)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from common.dataset import DataFolder
-from train.data import Prefetcher, cut_windows, window_starts
+from train.batches.prefetcher import Prefetcher
+from train.data import cut_windows, window_starts
 from train.trainer import micro_batch_rows
 
 IDS = np.arange(100, 200, dtype=np.uint16)

@@ -16,8 +16,9 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import CharTokenizer
 from tests.tiny import prepare_text, random_model, words
+from tests.train.runs import evaluate_text
 from train.data import cut_windows
-from train.evaluate import eval_batches, evaluate, sample_line, token_lengths
+from train.evaluate import eval_batches, sample_line, token_lengths
 
 ALL = 1_000_000
 
@@ -35,7 +36,7 @@ def test_a_uniform_model_scores_ln_v(
     data: DataFolder, tiny_config: ModelConfig, cpu: Device
 ) -> None:
     ids = data.tokens("val")
-    score = evaluate(
+    score = evaluate_text(
         uniform_model(tiny_config), ids, token_lengths(data.tokenizer()), cpu, max_tokens=ALL
     )
     assert score.loss == pytest.approx(math.log(tiny_config.vocab_size), rel=1e-6)
@@ -47,7 +48,7 @@ def test_bits_per_byte_worked_out_by_hand(cpu: Device) -> None:
     assert token_lengths(tokenizer).tolist() == [1, 1, 2, 0, 0, 0, 0, 0]
     config = ModelConfig(vocab_size=8, block_size=4, n_layer=1, n_head=1, n_embd=4)
     ids = np.array([0, 2, 1, 2, 2, tokenizer.eot_id], np.uint16)
-    score = evaluate(uniform_model(config), ids, token_lengths(tokenizer), cpu, max_tokens=ALL)
+    score = evaluate_text(uniform_model(config), ids, token_lengths(tokenizer), cpu, max_tokens=ALL)
     # five predictions of log2(8) = 3 bits, of 2 + 1 + 2 + 2 + 0 bytes
     assert score.bpb == pytest.approx(5 * 3 / 7, rel=1e-6)
 
@@ -59,7 +60,7 @@ def test_bits_per_byte_compare_between_vocabularies(
     pairs = prepare_text(text, tmp_path, tokenizer="bpe")
     config = replace(tiny_config, vocab_size=pairs.tokenizer().vocab_size)
     ids = pairs.tokens("val")
-    score = evaluate(uniform_model(config), ids, token_lengths(pairs.tokenizer()), cpu, ALL)
+    score = evaluate_text(uniform_model(config), ids, token_lengths(pairs.tokenizer()), cpu, ALL)
     first = len(pairs.tokenizer().token_bytes[ids[0]])
     n_bytes = pairs.meta["splits"]["val"]["bytes"] - first  # nothing predicts the first token
     expected = (len(ids) - 1) * math.log2(config.vocab_size) / n_bytes
@@ -112,7 +113,7 @@ def test_the_loss_is_the_mean_over_tokens_not_over_windows(
             row = torch.from_numpy(ids[start : start + 17].astype("int64"))
             logits = model(row[None, :-1])
             nats += float(F.cross_entropy(logits[0], row[1:], reduction="sum"))
-    score = evaluate(model, ids, token_lengths(data.tokenizer()), cpu, max_tokens=ALL)
+    score = evaluate_text(model, ids, token_lengths(data.tokenizer()), cpu, max_tokens=ALL)
     assert score.loss == pytest.approx(nats / 35, rel=1e-5)
 
 
@@ -121,9 +122,9 @@ def test_two_evaluations_are_equal_and_dropout_is_off_in_them(
 ) -> None:
     model = random_model(replace(tiny_config, dropout=0.5)).train()
     arguments: tuple[Any, ...] = (data.tokens("val"), token_lengths(data.tokenizer()), cpu, ALL)
-    first = evaluate(model, *arguments)
+    first = evaluate_text(model, *arguments)
     torch.manual_seed(99)
-    assert evaluate(model, *arguments) == first
+    assert evaluate_text(model, *arguments) == first
     assert model.training
 
 
@@ -134,7 +135,7 @@ def test_evaluation_leaves_the_random_numbers_alone(
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    evaluate(model, data.tokens("val"), token_lengths(data.tokenizer()), cpu, ALL)
+    evaluate_text(model, data.tokens("val"), token_lengths(data.tokenizer()), cpu, ALL)
     sample_line(model, data.tokenizer(), [0, 1], seed=3)
     assert torch.equal(torch.rand(4), expected)
 

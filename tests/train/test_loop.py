@@ -10,8 +10,8 @@ from common.checkpoint import load_checkpoint, verify_checkpoint
 from common.dataset import DataFolder
 from common.device import Device
 from common.run_dir import checkpoints
-from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
-from train.evaluate import evaluate, token_lengths
+from tests.train.runs import TINY, evaluate_text, final_bytes, metrics, numbers, pretrain
+from train.evaluate import token_lengths
 from train.monitoring.metrics import duration, progress_line
 
 LOGGED = [
@@ -61,7 +61,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_val_loss(
     assert (run / "best").read_text(encoding="utf-8") == best.name + "\n"
     assert checkpoints(run) == [best, run / "step-00000036", run / "step-00000040"]
     verify_checkpoint(best)
-    score = evaluate(
+    score = evaluate_text(
         load_checkpoint(best, cpu.torch_device).model,
         data.tokens("val"),
         token_lengths(data.tokenizer()),

@@ -16,7 +16,7 @@ from common.models.gpt import GPT
 from common.run_dir import checkpoints
 from tests.train.runs import TINY, final_bytes, metrics, numbers, pretrain
 from tests.train.stops import StopAfter
-from train.data import Prefetcher
+from train.batches.prefetcher import Prefetcher
 from train.loop import update
 from train.monitoring.metrics import Update
 from train.optim.lr_schedule import learning_rate_at

@@ -63,7 +63,7 @@ CASES = {
     "begun": ("train.pretrain.write_json", signal.SIGTERM, LONG),
     "planned": ("train.pretrain.summary_lines", signal.SIGTERM, LONG),
     "assembled": ("train.pretrain.make_optimizer", signal.SIGTERM, LONG),
-    "last evaluation": ("train.loop.sample_line", signal.SIGTERM, SHORT),
+    "last evaluation": ("train.loop.sample_lines", signal.SIGTERM, SHORT),
 }
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
 

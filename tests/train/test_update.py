@@ -15,6 +15,7 @@ from common.device import Device
 from common.errors import ConfigError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from train.batches.sources import make_source
 from train.config import TrainConfig
 from train.data import window_starts
 from train.loop import update
@@ -53,7 +54,8 @@ def make(
     torch.manual_seed(0)
     model = GPT(shape)
     optimizer = make_optimizer(model, config)
-    return Trainer(model, optimizer, data, config, device, batch_size=config.batch_size)
+    source = make_source(data, config, shape.block_size)
+    return Trainer(model, optimizer, source, config, device, batch_size=config.batch_size)
 
 
 def bits(trainer: Trainer) -> list[bytes]:

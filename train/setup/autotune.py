@@ -7,15 +7,17 @@ import time
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
+import numpy as np
 import torch
 
 from common.dataset import DataFolder
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from train.batches.sources import Source
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.evaluate import TRAIN_TOKENS, evaluate, token_lengths
+from train.evaluate import TRAIN_TOKENS, evaluate, rows_at_once
 from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.optimizers import make_optimizer
@@ -52,7 +54,7 @@ class MeasuredSpeed:
 def autotune(
     config: TrainConfig,
     model: GPT,
-    data: DataFolder,
+    source: Source,
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     *,
@@ -69,16 +71,16 @@ def autotune(
     start = time.perf_counter() if start_s is None else start_s
     # an optimizer of its own, whose state these steps may change
     trainer = Trainer(
-        model, make_optimizer(model, config), data, config, device, group,
+        model, make_optimizer(model, config), source, config, device, group,
         batch_size=choose_batch_size(config, model.config, device, group),
         compiled=config.compile == "on",
     )  # fmt: skip
-    max_steps = known_max_steps(config, trainer.tokens_per_step, data)
+    max_steps = known_max_steps(config, trainer.tokens_per_step, source.tokens_per_epoch)
     trainer.warmup(0, backward)
     if group.world_size > 1:
         _timed(trainer)  # the first that communicates
     step_s = step_time(trainer, config, max_steps)
-    eval_s = _eval_time(trainer, data)
+    eval_s = _eval_time(trainer)
 
     def measured(step_s: float, *, compiled: bool) -> MeasuredSpeed:
         speed = MeasuredSpeed(
@@ -95,7 +97,7 @@ def autotune(
     speed = measured(step_s, compiled=trainer.compiled)
     plan = make_plan(config, max_steps, speed)
     if scale_ngram_dropout:  # before compiling: its value is part of what is compiled
-        n_epochs = plan.max_steps * trainer.tokens_per_step / data.n_tokens("train")
+        n_epochs = plan.max_steps * trainer.tokens_per_step / source.tokens_per_epoch
         model.config = replace(model.config, ngram_dropout=ngram_dropout(model.config, n_epochs))
     if compile_pays_off(config, max_steps, device, step_s):
         trainer.compile()
@@ -103,7 +105,7 @@ def autotune(
         is_faster = trainer.compiled and compiled_s <= step_s
         speed = measured(min(compiled_s, step_s), compiled=is_faster)
         plan = make_plan(config, max_steps, speed)
-    trainer.windows.close()
+    trainer.batches.close()
     trainer.model.zero_grad()
     return plan, speed
 
@@ -115,14 +117,16 @@ def choose_batch_size(
     return config.batch_size or -int(group.all_reduce_max(-max_batch_size(shape, device)))
 
 
-def known_max_steps(config: TrainConfig, tokens_per_step: int, data: DataFolder) -> int | None:
+def known_max_steps(
+    config: TrainConfig, tokens_per_step: int, tokens_per_epoch: float
+) -> int | None:
     """Return the steps of --max-steps, --tokens or --epochs, the last of which may go beyond.
 
     None with --minutes: how many fit into them is to be measured.
     """
     n_tokens = config.tokens
     if config.epochs is not None:
-        n_tokens = math.ceil(config.epochs * data.n_tokens("train"))
+        n_tokens = math.ceil(config.epochs * tokens_per_epoch)
     return config.max_steps if n_tokens is None else max(1, -(-n_tokens // tokens_per_step))
 
 
@@ -194,17 +198,18 @@ def _timed(trainer: Trainer) -> float:
     return dt_s
 
 
-def _eval_time(trainer: Trainer, data: DataFolder) -> float:
+def _eval_time(trainer: Trainer) -> float:
     """Estimate the time of an evaluation from one of few tokens."""
-    lengths, val = token_lengths(data.tokenizer()), data.tokens("val")
+    source, n_rows = trainer.source, rows_at_once(trainer.device, trainer.block_size)
+    few = source.eval_batches("val", 32 * trainer.block_size, n_rows)
+    lengths = np.zeros(trainer.model.config.vocab_size, np.int64)  # bits a byte are not looked at
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
-        score = evaluate(
-            trainer.model, val, lengths, trainer.device, 32 * trainer.block_size, trainer.group
-        )
-    per_token_s = (time.perf_counter() - start) / score.n_tokens
-    n_tokens = min(len(val), trainer.config.eval_tokens) + min(data.n_tokens("train"), TRAIN_TOKENS)
-    return per_token_s * n_tokens
+        evaluate(trainer.model, few, lengths, trainer.device, trainer.group)
+    dt_s = time.perf_counter() - start
+    n_batches = len(source.eval_batches("val", trainer.config.eval_tokens, n_rows))
+    n_batches += len(source.eval_batches("train", TRAIN_TOKENS, n_rows))
+    return dt_s * n_batches / len(few)
 
 
 def _run_s(config: TrainConfig, max_steps: int | None, step_s: float) -> float:
@@ -225,6 +230,7 @@ def summary_lines(
     """Return what a run will do, a line for each part of it."""
     c, n, n_train = trainer.model.config, trainer.group.world_size, data.n_tokens("train")
     n_tokens = plan.max_steps * trainer.tokens_per_step
+    n_epochs = n_tokens / trainer.source.tokens_per_epoch
     n_evals = -(-plan.max_steps // plan.eval_interval)
     left_s = plan.max_steps * speed.step_s + n_evals * (speed.eval_s + speed.save_s)
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
@@ -239,7 +245,7 @@ def summary_lines(
         f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
         f"validate on; vocabulary of {c.vocab_size:,}",
         f"a step      {trainer.tokens_per_step:,} tokens: {micro_batches} rows of {c.block_size}",
-        f"length      {plan.max_steps:,} steps, {n_tokens:,} tokens, {n_tokens / n_train:.2f} "
+        f"length      {plan.max_steps:,} steps, {n_tokens:,} tokens, {n_epochs:.2f} "
         f"epochs; evaluation each {plan.eval_interval:,} steps",
         f"memory      {_peak_memory(trainer.device) / 1e9:.1f} GB",
         f"expected    {duration(left_s)} ({speed.step_s * 1000:,.0f} ms a step): until about {end}",

@@ -28,7 +28,7 @@ def check_sizes(data: DataFolder, block_size: int) -> None:
                 f"{path}: is empty: no document was put there. Prepare the text again with "
                 "another --val-fraction, or other --val-files."
             )
-        if n_tokens < block_size + 1:
+        if n_tokens < block_size + 1 and not data.has_masks:
             remedy = f"pass --block-size {n_tokens - 1} or less, or " if n_tokens > 1 else ""
             raise DataError(
                 f"{path}: holds {n_tokens:,} tokens, but --block-size {block_size} needs "

@@ -19,6 +19,7 @@ from common.run_dir import read_pointer
 from tests.tiny import random_model
 from tests.train.runs import assert_same_outcome, pretrain
 from tests.train.stops import StopAfter
+from train.batches.sources import make_source
 from train.config import TrainConfig
 from train.loop import update
 from train.monitoring.metrics import Update
@@ -76,7 +77,8 @@ def test_adapters_begin_as_the_network_itself_and_they_alone_learn(
     add_lora(model, config.lora, config.lora_alpha, config.seed)
     assert torch.equal(model(IDS), base(IDS))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trainer = Trainer(model, make_optimizer(model, config), data, config, cpu, batch_size=4)
+    source = make_source(data, config, tiny_config.block_size)
+    trainer = Trainer(model, make_optimizer(model, config), source, config, cpu, batch_size=4)
     for step in range(2):  # the first gives A no gradient: B is zero
         update(trainer, step, 1e-2)
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

@@ -16,6 +16,7 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from tests.processes import run_python
 from tests.train.runs import options
+from train.batches.sources import make_source
 from train.config import TrainConfig
 from train.loop import update
 from train.optim.lr_schedule import learning_rate_at
@@ -140,7 +141,14 @@ def test_the_state_comes_back_and_goes_on_the_same(
 ) -> None:
     model = fresh_model(tiny_config)
     optimizer = make_optimizer(model, config)
-    trainer = Trainer(model, optimizer, data, config, cpu, batch_size=8)
+    trainer = Trainer(
+        model,
+        optimizer,
+        make_source(data, config, model.config.block_size),
+        config,
+        cpu,
+        batch_size=8,
+    )
     for step in range(3):
         update(trainer, step, 1e-2)
     tensors = optimizer.state_dict()
@@ -154,7 +162,9 @@ def test_the_state_comes_back_and_goes_on_the_same(
     copy.load_state_dict(model.state_dict())
     restored = make_optimizer(copy, config)
     restored.load_state_dict(load_file(tmp_path / "optimizer.safetensors"))
-    other = Trainer(copy, restored, data, config, cpu, batch_size=8)
+    other = Trainer(
+        copy, restored, make_source(data, config, copy.config.block_size), config, cpu, batch_size=8
+    )
     for step in range(3, 6):
         assert update(trainer, step, 1e-2) == update(other, step, 1e-2)
     for a, b in zip(model.parameters(), copy.parameters(), strict=True):

@@ -17,6 +17,7 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT, Attention, Block
 from tests.tiny import prepare_text, random_model, words
 from tests.train.runs import pretrain
+from train.batches.sources import make_source
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
@@ -182,7 +183,14 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     config = TrainConfig(**settings)
     batch_size = choose_batch_size(config, shape, cpu)
     optimizer = make_optimizer(model, config)
-    trainer = Trainer(model, optimizer, long_data, config, cpu, batch_size=batch_size)
+    trainer = Trainer(
+        model,
+        optimizer,
+        make_source(long_data, config, model.config.block_size),
+        config,
+        cpu,
+        batch_size=batch_size,
+    )
     rates = [learning_rate_at(step, 10, config) for step in range(10)]
     updates = [update(trainer, step, lr) for step, lr in enumerate(rates)]
     assert all(update.finite for update in updates)

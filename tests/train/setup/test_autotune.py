@@ -15,6 +15,7 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import options_for
 from tests.tiny import random_model
+from train.batches.sources import make_source
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
 from train.optim.optimizers import make_optimizer
@@ -81,12 +82,14 @@ def test_tokens_and_epochs_become_steps(
     data: DataFolder, settings: dict[str, Any], expected: int
 ) -> None:
     config = TrainConfig(**({"tokens_per_step": 64} | settings))
-    assert known_max_steps(config, 64, data) == expected
+    assert known_max_steps(config, 64, data.n_tokens("train")) == expected
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
 def test_epochs_read_the_data_as_often(data: DataFolder, epochs: float) -> None:
-    max_steps = known_max_steps(TrainConfig(tokens_per_step=64, epochs=epochs), 64, data)
+    max_steps = known_max_steps(
+        TrainConfig(tokens_per_step=64, epochs=epochs), 64, data.n_tokens("train")
+    )
     assert max_steps is not None
     n_read = max_steps * 64
     assert 0 <= n_read - epochs * data.n_tokens("train") < 64
@@ -117,14 +120,14 @@ def test_what_is_compiled_has_the_dropout_of_the_run(
     monkeypatch.setattr("train.setup.autotune.COMPILE_S", {"cpu": 0.0})
     model = GPT(replace(tiny_config, ngrams=2, ngram_rows=20, ngram_dropout=0.3))
     config = TrainConfig(tokens_per_step=64, epochs=1.0)
-    autotune(config, model, data, cpu, scale_ngram_dropout=True)
+    autotune(config, model, make_source(data, config, 16), cpu, scale_ngram_dropout=True)
     assert set(compiled_with) == {model.config.ngram_dropout}
     assert model.config.ngram_dropout == pytest.approx(0.15, abs=0.3 * 64 / data.n_tokens("train"))
 
 
 def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
-    assert known_max_steps(TrainConfig(max_steps=5), 64, data) == 5
-    assert known_max_steps(TrainConfig(minutes=1.0), 64, data) is None
+    assert known_max_steps(TrainConfig(max_steps=5), 64, data.n_tokens("train")) == 5
+    assert known_max_steps(TrainConfig(minutes=1.0), 64, data.n_tokens("train")) is None
 
 
 def test_auto_finds_the_rows_that_fit(tiny_config: ModelConfig, cpu: Device) -> None:
@@ -216,7 +219,7 @@ def test_trial_steps_leave_no_trace(
     model = random_model(replace(tiny_config, dropout=0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = TrainConfig(tokens_per_step=64, batch_size=2, max_steps=1)
-    plan, speed = autotune(config, model, data, cpu)
+    plan, speed = autotune(config, model, make_source(data, config, 16), cpu)
     assert min(speed.step_s, speed.eval_s) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -233,7 +236,14 @@ def test_the_plan_says_what_is_to_come(
     plan = TrainPlan(
         max_steps=2000, batch_size=2, eval_interval=500, save_interval=500, compile="off"
     )
-    trainer = Trainer(model, make_optimizer(model, config), data, config, cpu, batch_size=2)
+    trainer = Trainer(
+        model,
+        make_optimizer(model, config),
+        make_source(data, config, model.config.block_size),
+        config,
+        cpu,
+        batch_size=2,
+    )
     summary = "\n".join(summary_lines(trainer, plan, SPEED, data))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (

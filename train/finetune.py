@@ -1,0 +1,74 @@
+"""What fine-tuning takes over from the run it begins from, and what it sets anew."""
+
+from pathlib import Path
+from typing import Any
+
+from common import run_dir
+from common.dataset import DataFolder, open_data
+from common.errors import ConfigError, DataError
+from train.config import LENGTHS
+from train.presets import FINETUNE, LOWER, PRESETS, RATES, TAKEN_OVER
+from train.setup.checks import check_vocabulary
+
+
+def finetune_options(checkpoint: Path, data: DataFolder, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that begins from a checkpoint: ``options``, or as it was made.
+
+    Raise DataError where ``data`` holds no conversations.
+    """
+    if not data.has_masks:
+        raise DataError(
+            f"{data.path}: holds text, not conversations. Make them: python -m prepare chats FILE "
+            f"--tokenizer {checkpoint.parent} --out {data.path}. Or go on with text: python -m "
+            "train pretrain --init-from"
+        )
+    before = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME)["train"]
+    taken = {name: before[name] for name in TAKEN_OVER & before.keys()}
+    for name in RATES:
+        if taken.get(name) is not None:
+            taken[name] *= LOWER
+    defaults = dict(FINETUNE)
+    if options.get("lora"):
+        taken["optimizer"] = "adamw"
+    if set(LENGTHS) & set(options):  # a length given takes the place of the epochs
+        del defaults["epochs"]
+    return taken | defaults | options
+
+
+def preset_of(checkpoint: Path) -> str:
+    """Return the preset that the run of a checkpoint was made with."""
+    preset = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME).get("preset")
+    return preset if preset in PRESETS else "auto"
+
+
+def location(data: DataFolder) -> dict[str, str]:
+    """Return what config.json says of a data set."""
+    return {"path": str(data.path.resolve()), "sha256": data.sha256}
+
+
+def base_data(checkpoint: Path) -> DataFolder:
+    """Return the text that the run of a checkpoint was trained on; raise ConfigError without it."""
+    before = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME)
+    path = Path(before.get("base_data", before["data"])["path"])
+    try:
+        data = open_data(path)
+        check_vocabulary(data, checkpoint, run_dir.read_json(checkpoint / run_dir.STATE_NAME))
+        if data.has_masks:
+            raise DataError(f"{path}: holds conversations, not text.")
+    except DataError as error:
+        raise ConfigError(
+            f"--mix takes text that {checkpoint.parent} was trained on, but that is not to be had. "
+            f"{error.message} Or pass --mix 0."
+        ) from error
+    return data
+
+
+def opened_as_before(where: dict[str, str]) -> DataFolder:
+    """Open the text of a run's --mix; raise DataError where it is not what it was."""
+    data = open_data(Path(where["path"]))
+    if data.sha256 != where["sha256"]:
+        raise DataError(
+            f"{data.path}: changed since this run began to learn from it too (--mix). Prepare it "
+            "as it was, or train a new run."
+        )
+    return data
