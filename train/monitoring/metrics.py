@@ -4,6 +4,7 @@ Model FLOPs utilization is the arithmetic that a network needs over what its GPU
 
 Source: Chowdhery et al. 2022, appendix B (arXiv:2204.02311): six operations a matrix weight and
 token, and attention's twelve a layer, channel and token of context, not halved for its causality.
+Weights beside which adapters learn have no gradient: four.
 """
 
 import json
@@ -156,9 +157,10 @@ def cut_metrics(run: Path, step: int) -> None:
 def flops_per_token(model: GPT) -> int:
     """Return the floating-point operations of a forward and backward pass, a token."""
     c = model.config
-    of_blocks = sum(p.numel() for p in model.h.parameters() if p.dim() == 2)
     head = model.wte if c.tied_head else model.lm_head  # an embedding is looked up for nothing
-    return 6 * (of_blocks + head.weight.numel()) + 12 * c.n_layer * c.n_embd * c.block_size
+    matrices = [head.weight, *(p for p in model.h.parameters() if p.dim() == 2)]
+    of_matrices = sum(p.numel() * (6 if p.requires_grad else 4) for p in matrices)
+    return of_matrices + 12 * c.n_layer * c.n_embd * c.block_size
 
 
 def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:

@@ -238,10 +238,13 @@ def summary_lines(
     processes = f"{n} processes, each with {weights}, on " if n > 1 else ""
     micro_batches = f"{n} processes x " if n > 1 else ""
     micro_batches += f"{-(-trainer.n_rows // trainer.batch_size)} x {trainer.batch_size}"
+    n_learned = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    adapters = f"adapters    {n_learned:,} of these parameters learn: of rank {trainer.config.lora}"
     return [
         f"device      {processes}{trainer.device}",
         f"model       {trainer.model.n_parameters:,} parameters: {c.n_layer} layers, {c.n_head} "
         f"heads, {c.n_embd} channels, context {c.block_size}",
+        *([adapters] if trainer.config.lora else []),
         f"data        {data.path}: {n_train:,} tokens to train on, {data.n_tokens('val'):,} to "
         f"validate on; vocabulary of {c.vocab_size:,}",
         f"a step      {trainer.tokens_per_step:,} tokens: {micro_batches} rows of {c.block_size}",
