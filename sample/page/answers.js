@@ -1,6 +1,7 @@
 // The answers that are being written: one a chat, also of chats that are not shown.
 
 import { ServerError, answer } from "./api.js";
+import { sourcesOf } from "./sources.js";
 import { tokenOf } from "./tokens.js";
 
 const KEEP_MS = 2_000; // an answer is kept this often while it comes
@@ -40,10 +41,12 @@ export async function ask(chat, settings, system, on) {
   const keeping = setInterval(on.save, KEEP_MS);
   let failure = null;
   try {
-    for await (const { text, tokens, notices, reason } of answer(request, controller.signal)) {
+    for await (const piece of answer(request, controller.signal)) {
+      const { text, tokens, notices, reason, sources } = piece;
       message.text += text;
       message.notices.push(...notices);
       message.tokens.push(...tokens.map(tokenOf));
+      message.sources ??= sourcesOf(sources);
       if (reason) message.end = reason === "length" ? "length" : "stop";
       on.update(message);
     }

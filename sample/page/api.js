@@ -38,10 +38,10 @@ export async function fetchCard() {
 }
 
 /**
- * Yield an answer's pieces as they come: {text, tokens, notices, reason}.
+ * Yield an answer's pieces as they come: {text, tokens, notices, reason, sources}.
  *
  * tokens are OpenAI's logprobs; notices say what the context had no room for; reason is "stop" or
- * "length" in the last piece. Throws a ServerError, or an AbortError after signal.
+ * "length" in the last piece, which has the sources too. Throws a ServerError, or an AbortError after signal.
  */
 export async function* answer(request, signal) {
   const response = await ask("v1/chat/completions", {
@@ -75,6 +75,7 @@ function pieceOf(data) {
     tokens: choice?.logprobs?.content ?? [],
     notices: chunk?.notices ?? [],
     reason: choice?.finish_reason ?? null,
+    sources: choice?.sources ?? null,
   };
 }
 

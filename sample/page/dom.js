@@ -19,6 +19,18 @@ export function button(word, name, onclick) {
   return make("button", { type: "button", className: "quiet", ariaLabel: name, onclick }, word);
 }
 
+/** Put a fixed box below an element, or above where there is no room, and within the window. */
+export function placeBeside(box, element) {
+  const lines = element.getClientRects();
+  const [first, last] = lines.length ? [lines[0], lines[lines.length - 1]] : [];
+  if (!first) return;
+  const below = last.bottom + 4;
+  const hasRoom = below + box.offsetHeight + 4 < innerHeight;
+  const fit = (at, size, room) => `${Math.max(8, Math.min(at, room - size - 8))}px`;
+  box.style.left = fit(first.left, box.offsetWidth, innerWidth);
+  box.style.top = fit(hasRoom ? below : first.top - box.offsetHeight - 4, box.offsetHeight, innerHeight);
+}
+
 let hiding;
 
 /** Say a sentence at the foot of the page for some seconds, aloud too; action: {word, run}. */

@@ -1,8 +1,8 @@
 // The page: a chat with the model that this server serves.
 //
 // page.js wires it up. api.js talks to the server, answers.js has the answers written, store.js
-// keeps the chats, transcript.js shows one, tokens.js its probabilities, sidebar.js lists them;
-// settings.js and card.js are dialogs.
+// keeps the chats, transcript.js shows one, tokens.js its probabilities, sources.js where it
+// was read, sidebar.js lists them; settings.js and card.js are dialogs.
 
 import { ask, runningOr, runningChats, runningIn, stopIn } from "./answers.js";
 import { fetchCard, keepKey } from "./api.js";
@@ -10,6 +10,7 @@ import { showCard } from "./card.js";
 import { byId, make, showToast } from "./dom.js";
 import { Settings } from "./settings.js";
 import { isDrawerOpen, nameOf, setDrawer, showChats } from "./sidebar.js";
+import { closePanel } from "./sources.js";
 import { forgetChat, isOf, keepChat, keepsNothing, newChat } from "./store.js";
 import { read, readChats, write } from "./store.js";
 import { Transcript, isSendKey } from "./transcript.js";
@@ -244,7 +245,7 @@ function wire() {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
     if (isDrawerOpen()) setDrawer(false);
-    else stopIn(current);
+    else if (!closePanel()) stopIn(current);
   });
   byId("new-chat").onclick = () => choose(newChat());
   byId("open-sidebar").onclick = () => setDrawer(true);

@@ -1,10 +1,12 @@
 // What the browser keeps: chats, settings, the theme.
 //
 // A chat is an entry of its own, so that a damaged one takes no other along:
-// {id, title, changed, messages: [{role, text, tokens, notices, end, error}]}. changed is in
-// milliseconds; tokens are [bytes, logprob, [[bytes, logprob], ...]]; notices and error are
-// sentences; end says how an answer ended: "stop", "length", "stopped" by the person, "error", or
+// {id, title, changed, messages: [{role, text, tokens, notices, sources, end, error}]}. changed is
+// in milliseconds; tokens are [bytes, logprob, [[bytes, logprob], ...]]; sources are the server's;
+// notices and error are sentences; end says how an answer ended: "stop", "length", "stopped" by the person, "error", or
 // "running".
+
+import { sourcesOf } from "./sources.js";
 
 const CHAT = "quern.chat."; // and its id
 const ENDS = ["stop", "length", "stopped", "error", "running"];
@@ -59,14 +61,14 @@ export function newChat() {
 /**
  * Keep a chat; return whether there was room.
  *
- * Probabilities take the most room, so they go first: those of the other chats, then its own.
+ * Probabilities and sources take the most room, so they go first: the other chats', then its own.
  */
 export function keepChat(chat) {
   const put = (each) => write(`chat.${each.id}`, each);
   if (put(chat)) return true;
   const others = readChats().chats.filter(({ id }) => id !== chat.id);
-  others.map(withoutTokens).forEach(put);
-  return put(chat) || put(withoutTokens(chat));
+  others.map(withoutMost).forEach(put);
+  return put(chat) || put(withoutMost(chat));
 }
 
 /** Return whether a storage event may have changed a chat; one without a key changed all. */
@@ -77,8 +79,9 @@ export function forgetChat(chat) {
   storage?.removeItem(CHAT + chat.id);
 }
 
-function withoutTokens(chat) {
-  return { ...chat, messages: chat.messages.map((message) => ({ ...message, tokens: [] })) };
+function withoutMost(chat) {
+  const cut = (message) => ({ ...message, tokens: [], sources: null });
+  return { ...chat, messages: chat.messages.map(cut) };
 }
 
 function chatOf(key, text) {
@@ -91,7 +94,7 @@ function chatOf(key, text) {
   }
 }
 
-function messageOf({ role, text, tokens, notices, end, error }) {
+function messageOf({ role, text, tokens, notices, sources, end, error }) {
   if (!["user", "assistant"].includes(role) || typeof text !== "string") throw new TypeError();
   if (role === "user") return { role, text };
   const isText = (value) => typeof value === "string";
@@ -100,6 +103,7 @@ function messageOf({ role, text, tokens, notices, end, error }) {
     text,
     tokens: Array.isArray(tokens) && tokens.every(isToken) ? tokens : [],
     notices: Array.isArray(notices) ? notices.filter(isText) : [],
+    sources: sourcesOf(sources),
     end: ENDS.includes(end) ? end : "stop",
     error: isText(error) ? error : "",
   };

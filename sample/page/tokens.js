@@ -1,6 +1,6 @@
 // The answer token by token: tinted by probability, with the alternatives on hover and focus.
 
-import { byId, make } from "./dom.js";
+import { byId, make, placeBeside } from "./dom.js";
 
 const LEAST = -100; // of a logprob: e^-100 is nothing, and JSON knows no -Infinity
 
@@ -84,11 +84,11 @@ function spanOf(group, isFirst) {
   return span;
 }
 
-/** Let the arrow keys go from token to token; the tokens are one stop of the Tab key. */
+/** Let the arrow keys go from token to token, or span to span: they are one stop of the Tab key. */
 export function moveBetweenTokens(event) {
   const from = event.target;
   if (event.key === "Escape") return hideTip();
-  if (!from.classList.contains("token") || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (!from.matches(".token, .source") || event.ctrlKey || event.altKey || event.metaKey) return;
   const to = {
     ArrowRight: from.nextElementSibling,
     ArrowLeft: from.previousElementSibling,
@@ -136,12 +136,5 @@ function tableOf([bytes, logprob, top], nTokens) {
 
 /** Put the tip beside its token, wherever that is now. */
 export function placeTip() {
-  if (!tipped) return;
-  const tip = byId("tip");
-  const around = tipped.getClientRects()[0] ?? tipped.getBoundingClientRect();
-  const left = Math.min(around.left, innerWidth - tip.offsetWidth - 8);
-  const isRoomBelow = around.bottom + tip.offsetHeight + 8 < innerHeight;
-  const top = isRoomBelow ? around.bottom + 4 : around.top - tip.offsetHeight - 4;
-  tip.style.left = `${Math.max(8, left)}px`;
-  tip.style.top = `${Math.max(8, top)}px`;
+  if (tipped) placeBeside(byId("tip"), tipped);
 }

@@ -1,6 +1,7 @@
 // The conversation as it is shown. What anybody said only ever becomes text nodes.
 
 import { byId, make, showToast } from "./dom.js";
+import { closePanel, drawSources, placePanel, shareOf } from "./sources.js";
 import { drawTokens, hideTip, moveBetweenTokens, placeTip } from "./tokens.js";
 
 const NEAR_PX = 48; // this near the end counts as at the end
@@ -21,7 +22,7 @@ export class Transcript {
     this.views = new Map(); // message -> {item, body, drawn}
     this.frame = 0;
     this.list.addEventListener("keydown", moveBetweenTokens);
-    this.scroller.addEventListener("scroll", () => (placeTip(), this.noteEnd()));
+    this.scroller.addEventListener("scroll", () => (placeTip(), placePanel(), this.noteEnd()));
     byId("to-end").onclick = () => (this.toEnd(), byId("prompt").focus());
     new ResizeObserver(() => this.noteEnd()).observe(this.scroller);
   }
@@ -34,6 +35,7 @@ export class Transcript {
   /** Show a chat's messages; running is the one that is still being written, if any. */
   show(messages, running) {
     hideTip();
+    closePanel();
     this.views.clear();
     this.list.replaceChildren();
     this.list.classList.remove("running");
@@ -82,6 +84,8 @@ export class Transcript {
     if (isTinted) {
       if (view.drawn === 0) view.body.replaceChildren();
       view.drawn = drawTokens(view.body, message.tokens, view.drawn, { isWhole });
+    } else if (isWhole && message.sources?.spans.length) {
+      drawSources(view.body, message.text, message.sources);
     } else if (view.body.firstChild instanceof Text) view.body.firstChild.data = message.text;
     else view.body.replaceChildren(message.text);
     if (isWhole) this.note(view.item, message);
@@ -89,7 +93,10 @@ export class Transcript {
 
   note(item, message) {
     if (message.role === "user") return;
+    const share = item.querySelector(".share");
     const [notices, note] = item.querySelectorAll(".note");
+    share.textContent = message.sources && message.text ? shareOf(message.sources) : "";
+    share.hidden = share.textContent === "";
     notices.textContent = message.notices.join(" ");
     notices.hidden = message.notices.length === 0;
     const nothing = message.text === "" && message.end === "stop" ? "The model ended at once." : "";

@@ -49,6 +49,7 @@ class Script:
     error: str = "no such thing"
     logprob: float = -0.5
     notices: tuple[str, ...] = ()
+    sources: Any = None  # with the last event, where they are asked for
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -116,14 +117,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        self._stream(script, with_logprobs=body.get("logprobs", False))
+        self._stream(script, body)
 
-    def _stream(self, script: Script, *, with_logprobs: bool) -> None:
+    def _stream(self, script: Script, body: dict[str, Any]) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         if script.notices:
             self._event(chunk("", []) | {"notices": list(script.notices)})
         for token in script.tokens:
-            logprobs = [logprobs_of(token, script.logprob)] if with_logprobs else []
+            logprobs = [logprobs_of(token, script.logprob)] if body.get("logprobs") else []
             self._event(chunk(decoder.decode(token), logprobs))
         if rest := decoder.decode(b"", final=True):
             self._event(chunk(rest, []))
@@ -132,7 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         if script.ending == "error":
             self._event({"error": {"message": script.error}})
         if script.ending in ("stop", "length"):
-            self._event(chunk("", [], script.ending))
+            last = chunk("", [], script.ending)
+            if body.get("sources"):
+                last["choices"][0]["sources"] = script.sources
+            self._event(last)
             self._write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
