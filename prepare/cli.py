@@ -199,12 +199,22 @@ def _standard_input(paths: tuple[Path, ...]) -> Iterator[Any]:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def corpus(folder: Path) -> None:
+@click.option(
+    "--chats",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write questions and answers about it, and small talk, into this .jsonl.zst.",
+)
+def corpus(folder: Path, chats: Path | None) -> None:
     """Write the default corpus into FOLDER: the documentation of this machine's Python."""
     from prepare.corpus import write_corpus
 
     n_documents, n_bytes = write_corpus(folder)
     click.echo(f"{folder}: {n_documents:,} documents, {n_bytes:,} bytes of text.")
+    if chats is not None:
+        from prepare.questions import write_conversations
+
+        n_conversations, n_questions = write_conversations(chats)
+        click.echo(f"{chats}: {n_conversations:,} conversations, {n_questions:,} questions.")
 
 
 @main.command()

@@ -25,6 +25,7 @@ import zstandard
 
 from common.errors import DataError
 from common.files import atomic_write
+from prepare.library import library
 
 # Shorter docstrings are one-line labels, which teach a model to stop after a line.
 MIN_CHARACTERS = 200
@@ -43,14 +44,16 @@ def documentation() -> list[tuple[str, str]]:
     """
     # From text to name and back: two topics may share their text, as "if" and "else" do.
     names = {text.strip() + "\n": f"topics/{topic}.txt" for topic, text in topics.items()}
+    names |= {entry.document: f"library/{entry.name}.txt" for entry in library()}
     n_characters = sum(map(len, names))
+    told = {entry.text for entry in library()}
     roots = {sysconfig.get_path(name) for name in ("stdlib", "purelib")}
     files = [(file.relative_to(root), file) for root in roots for file in Path(root).rglob("*.py")]
     for inside, file in sorted(files, key=_shuffled):
         if not LEFT_OUT_FOLDERS.isdisjoint(inside.parts[:-1]):
             continue
         for line, text in _docstrings(file):
-            if text not in names:
+            if text not in names and text not in told:
                 names[text] = f"{inside.with_suffix('').as_posix()}-{line}.txt"
                 n_characters += len(text)
         if n_characters >= MAX_CHARACTERS:

@@ -1,0 +1,153 @@
+"""The embedded default conversations: questions about the library, and small talk.
+
+    Entry (library.py) x wordings -> "What does os.path.join do?" "os.path.join: Join two or ..."
+    chatterbot-corpus, own lines  -> "Hello", "Who are you?"
+    both, shuffled                -> {"messages": [...]} of one to three questions
+
+An answer begins with the whole name, so that what follows it is known from its last few ids.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+
+from common.errors import DataError
+from common.files import atomic_write
+from prepare.library import Entry, library
+from prepare.small_talk import UNKNOWN, small_talk, wordings
+
+Exchange = tuple[str, str]  # question, answer
+
+N_WORDINGS, N_CALLS, N_UNKNOWN = 6, 2, 1_000
+# Characters of a first sentence that says something, and of an answer to a small network's taste.
+MIN_SENTENCE, MAX_SENTENCE, MAX_SUMMARY = 10, 200, 160
+# Words that docstrings begin with, and that are no verbs.
+NO_VERBS = {"A", "An", "Called", "Decorator", "Equivalent", "Error", "For", "If", "In", "Just"}
+NO_VERBS |= {"Like", "Number", "Same", "The", "True", "Whether", "With"}
+
+
+def summary(text: str) -> str:
+    """Return the first sentence of a docstring, with the second where both are short; or ""."""
+    paragraph = text.partition("\n\n")[0]
+    if "->" in paragraph:  # dict() -> new empty dictionary
+        paragraph = paragraph.partition("\n")[0]
+    sentences = re.split(r"(?<=[^.][.!?])\s+(?=[A-Z'\"(*])", paragraph)
+    if len(sentences[0]) > MAX_SENTENCE:
+        sentences = re.split(r"(?<=[^.].[.;])\s", sentences[0], maxsplit=1)
+    if not MIN_SENTENCE <= len(sentences[0]) <= MAX_SENTENCE or "\n" in sentences[0]:
+        return ""
+    found = " ".join(sentences[:2])
+    if len(sentences) == 1 or len(found) > MAX_SUMMARY or "\n" in found:
+        found = sentences[0]
+    return found if found[-1] in ".!?" else found.rstrip(":;,") + "."
+
+
+def asked_about() -> dict[str, tuple[Entry, str]]:
+    """Return name -> (entry, what is answered) of what there are questions about."""
+    summaries = {entry.name: (entry, summary(entry.text)) for entry in library()}
+    return {
+        name: (entry, text)
+        for name, (entry, text) in summaries.items()
+        if text and entry.module != "ast" and "eprecated" not in text
+    }
+
+
+def exchanges() -> Iterator[Exchange]:
+    """Yield questions about the library with their answers, for each thing several."""
+    found, asked = asked_about(), wordings()
+    n_ends = Counter(end for name in found for end in _ends(name))
+    n_verbs = Counter(text.partition(" ")[0] for entry, text in found.values() if _is_call(entry))
+    for name, (entry, text) in found.items():
+        draw = random.Random(name)
+        names = [name] * 3 + [end for end in _ends(name) if n_ends[end] == 1 and len(end) > 2]
+        answer = f"{name}: {text}"
+        does = asked["does_module" if entry.kind == "module" else "does"]
+        for wording in draw.sample(does, N_WORDINGS):
+            yield varied(wording, draw, name=draw.choice(names), kind=entry.kind), answer
+        if _is_call(entry):
+            if 2 < len(entry.signature) < 80:
+                for wording in draw.sample(asked["call"], N_CALLS):
+                    called = varied(wording, draw, name=draw.choice(names))
+                    yield called, name + entry.signature
+            verb, _, rest = text.rstrip(".").partition(" ")
+            if n_verbs[verb] > 4 and verb.istitle() and verb[-1] != "s" and verb not in NO_VERBS:
+                phrase = " ".join([verb.lower(), *rest.split()[: draw.randrange(4, 12)]])
+                which = draw.choice(asked["which"])
+                yield varied(which, draw, does=phrase.rstrip(".,;:")), answer
+        if entry.kind in ("class", "function") and n_ends[entry.short_name] == 1:
+            home = "is built in" if entry.module == "builtins" else f"is in {entry.module}"
+            where = varied(draw.choice(asked["where"]), draw, name=entry.short_name)
+            yield where, f"{name}: {entry.short_name} {home}."
+
+
+def _ends(name: str) -> list[str]:
+    """Return the last part of a name of several, and the last two of one of more."""
+    parts = name.split(".")
+    return [".".join(parts[-n:]) for n in (1, 2) if n < len(parts)]
+
+
+def _is_call(entry: Entry) -> bool:
+    return entry.kind in ("function", "method")
+
+
+def varied(wording: str, draw: random.Random, **values: str) -> str:
+    """Return a question as people type it: sometimes in lower case, or without its mark."""
+    question = wording.format(**values)
+    if draw.random() < 0.3:
+        question = question[0].lower() + question[1:]
+    if draw.random() < 0.3:
+        question = question.rstrip("?.")
+    return question
+
+
+def unknown_names(n: int) -> Iterator[Exchange]:
+    """Yield questions about names that nothing has, with the honest answer."""
+    draw, asked = random.Random("unknown"), wordings()
+    syllables = asked["syllables"].split()
+    modules = [entry.name for entry, _ in asked_about().values() if entry.kind == "module"]
+    for _ in range(n):
+        word = "".join(draw.sample(syllables, draw.choice((2, 3))))
+        before = draw.choice(("", draw.choice(syllables), draw.choice(modules)))
+        name = f"{before}.{word}".lstrip(".")
+        yield varied(draw.choice(asked["does"]), draw, name=name, kind="function"), UNKNOWN
+
+
+def conversations() -> list[list[dict[str, str]]]:
+    """Return all of them, in the order of a fixed seed."""
+    draw = random.Random("conversations")
+    pool = [*exchanges(), *unknown_names(N_UNKNOWN), *small_talk()]
+    draw.shuffle(pool)
+    found = []
+    while pool:
+        n = draw.choices((1, 2, 3), (6, 3, 1))[0]
+        found.append(
+            [
+                {"role": role, "content": content}
+                for exchange in pool[-n:]
+                for role, content in zip(("user", "assistant"), exchange, strict=True)
+            ]
+        )
+        del pool[-n:]
+    return found
+
+
+def write_conversations(path: Path) -> tuple[int, int]:
+    """Write JSON lines of them; return the numbers of conversations and of questions."""
+    found = conversations()
+    compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
+    try:
+        with (
+            atomic_write(path) as file,
+            compressor.stream_writer(file, closefd=False) as lines,
+        ):
+            for messages in found:
+                line = json.dumps({"messages": messages}, ensure_ascii=False)
+                lines.write(line.encode() + b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+    return len(found), sum(len(messages) // 2 for messages in found)
