@@ -11,7 +11,7 @@ Source: Liu et al. 2025, OLMoTrace (arXiv:2504.07096).
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,9 @@ class Tracer:
     def _with_passages(self, ids: Sequence[int], first: int, last: int) -> Span:
         pattern = np.array(ids[first:last], self._dtype).tobytes()
         n_found = sum(data.suffixes.count(pattern) for data in self._traced)
-        found = (passage for data in self._traced for passage in data.passages(pattern))
+        # in turns, the oldest text first: conversations were made from the documents of before
+        in_turns = zip_longest(*(data.passages(pattern) for data in reversed(self._traced)))
+        found = filter(None, chain.from_iterable(in_turns))
         return Span(first, last, n_found, list(islice(found, MAX_PASSAGES)))
 
 
