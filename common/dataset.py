@@ -3,6 +3,8 @@
     train.bin, val.bin   little-endian uint16 ids (uint32 where the vocabulary needs it), no header,
                          each document followed by one end-of-text id
     train.idx, val.idx   document boundaries in Megatron-LM's MMIDIDX format
+    train.names, val.names   for each document where in names.txt its file is named, and its number
+    names.txt            among the records of that file: see document_name
     train.mask, val.mask of conversations: a byte for each id, which says whether it is learned
     chat_template.jinja  of conversations: how they are written (chat_format.py)
     vocab.*              the vocabulary (tokenizer.py)
@@ -37,6 +39,9 @@ FORMAT_VERSION = 1
 META_NAME = "meta.json"
 WORK_NAME = ".unfinished"  # where prepare works; in it, the data set that it is just replacing
 REPLACED_PATH = Path(WORK_NAME, "replaced", META_NAME)
+NAMES_NAME = "names.txt"  # a line for each file; a line feed in a name is a backslash and an n
+# of a document: where the line begins, in bytes; its record from 1, or 0: it is alone in its file
+NAME_DTYPE = np.dtype([("name", "<u8"), ("number", "<u4")])
 IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 # Megatron's codes. It knows no uint32; its int32 (4) has the same bytes for every id below 2**31.
@@ -141,8 +146,20 @@ class DataFolder:
         return np.memmap(self.path / f"{split}.idx", "<i8", "r", offset, (n_documents,))
 
     def document_name(self, split: Split, number: int) -> tuple[str, int | None]:
-        """Return the name of the file that document ``number`` was in, and its number there."""
-        return f"{self.path.name}, document {number + 1:,}", None
+        """Return the name of the file that a document, from 0, was in, and its number there.
+
+        Numbers begin with 1: of a line in JSON lines, else of a record, a row, a text behind a
+        separator; None of what is alone in its file. An older data set knows no names.
+        """
+        if f"{split}.names" not in self.meta["files"]:
+            return f"{self.path.name}, document {number + 1:,}", None
+        with (self.path / f"{split}.names").open("rb") as file:
+            file.seek(number * NAME_DTYPE.itemsize)
+            (entry,) = np.frombuffer(file.read(NAME_DTYPE.itemsize), NAME_DTYPE)
+        with (self.path / NAMES_NAME).open("rb") as file:
+            file.seek(int(entry["name"]))
+            name = file.readline().decode("utf-8", "replace").removesuffix("\n")
+        return name, int(entry["number"]) or None
 
     def tokenizer(self) -> Tokenizer:
         """Load the vocabulary the ids belong to."""
@@ -155,8 +172,9 @@ class DataFolder:
 
     @property
     def sha256(self) -> str:
-        """One hash for the whole data set: that of its files' hashes."""
-        hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(self.meta["files"].items())]
+        """One hash for all that is learned from, whatever its files are called: that of hashes."""
+        files = sorted(self.meta["files"].items())
+        hashes = [f"{name} {entry['sha256']}" for name, entry in files if "names" not in name]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -3,6 +3,8 @@
     (text, MORE) (text, MORE) (text, END)      one long document
     (text, END)                                one as short as most are
     (text, MORE) (b"", DROP)                   one that turned out to be none: forget its chunks
+    (b"a.tar/b.jsonl", NAME)                   what follows is of this file; of its records each is
+                                               a document (END) or none (DROP), so they are numbered
 
 ``rechunk`` makes chunks that can be encoded apart from one another: their ids, one after another,
 are those of the whole document.
@@ -21,8 +23,8 @@ MAX_LISTED = 1_000  # left out, by name; beyond that they are only counted
 COUNTERS = ("reasons", "encodings", "chats")  # of Stats
 MAX_CHUNK_BYTES = 4 << 20  # small beside any memory; hardly a document is longer
 
-ChunkEnd = Enum("ChunkEnd", ["MORE", "END", "DROP"])
-MORE, END, DROP = ChunkEnd.MORE, ChunkEnd.END, ChunkEnd.DROP
+ChunkEnd = Enum("ChunkEnd", ["MORE", "END", "DROP", "NAME"])
+MORE, END, DROP, NAME = ChunkEnd
 Chunk: TypeAlias = tuple[bytes, ChunkEnd]  # valid UTF-8 by itself, and what comes after it
 ReadFile: TypeAlias = Callable[..., Iterator[Chunk]]  # documents.read_file, or the like of it
 
@@ -108,8 +110,11 @@ def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
     be others than those of the whole.
     """
     held: list[bytes] = []
-    n_held, is_blank, is_split, has_nul = 0, True, False, False  # is_split: some of it was yielded
+    n_held, is_blank, has_nul = 0, True, False
     for text, chunk_end in chunks:
+        if chunk_end is NAME:
+            yield text, NAME
+            continue
         has_nul = has_nul or b"\0" in text
         held.append(text)
         n_held += len(text)
@@ -122,7 +127,6 @@ def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
                 is_blank = is_blank and part[:n_bytes].isspace()
                 yield part[:n_bytes], MORE
                 start += n_bytes
-                is_split = True
             held, n_held = [whole[start:]], len(whole) - start
         if chunk_end is MORE:
             continue
@@ -132,9 +136,8 @@ def rechunk(chunks: Iterator[Chunk], stats: Stats) -> Generator[Chunk]:
             yield last, END
         else:
             stats.n_empty += chunk_end is END
-            if is_split:
-                yield b"", DROP
-        held, n_held, is_blank, is_split, has_nul = [], 0, True, False, False
+            yield b"", DROP
+        held, n_held, is_blank, has_nul = [], 0, True, False
 
 
 def split_prefix_len(text: bytes) -> tuple[int, bool]:

@@ -88,7 +88,7 @@ def test_the_same_sources_give_the_same_bytes(name: str, tmp_path: Path) -> None
         for path in (tmp_path / "made").iterdir()
         if path.name != "meta.json"
     }
-    assert written == expected
+    assert {name: sha256 for name, sha256 in written.items() if "names" not in name} == expected
 
 
 @pytest.mark.parametrize("name", ["small-char", "small-bpe"])

@@ -25,6 +25,7 @@ from common.dataset import (
 from common.errors import DataError
 from prepare.chunks import Stats
 from prepare.output.commit import Files
+from prepare.output.names import NamesWriter
 from prepare.output.shard import Rows, Shard
 from prepare.sources.source import SourceList
 from prepare.workers.executor import Task
@@ -119,7 +120,7 @@ def merge(
     *,
     dedup: bool,
 ) -> tuple[Files, dict[str, Any], Stats]:
-    """Write the .bin, .idx and .mask of both splits into ``folder``; memory stays flat.
+    """Write the ids, index, names and masks of both splits into ``folder``; memory stays flat.
 
     Returns the files, their counts as meta.json has them, and the stats. With ``dedup`` documents
     equal to an earlier one are left out. Without, the ids of the first shard are not copied: those
@@ -131,6 +132,7 @@ def merge(
     by_source = np.zeros((len(sources), len(SPLITS), len(COUNTED)), np.int64)
     stats, n_rows, n_documents, n_duplicates = Stats(), 0, 0, 0
     with ExitStack() as stack:
+        names = stack.enter_context(NamesWriter(folder))
         has_mask = shards[0].has_masks
         writers = [
             stack.enter_context(TokenWriter(folder, split, dtype, base, has_mask=has_mask))
@@ -139,13 +141,16 @@ def merge(
         for task, shard in zip(tasks, shards, strict=True):
             stats.add(Stats.from_json(shard.manifest["stats"]))
             first_ids = [0] * len(SPLITS)  # of a block of rows, among the shard's ids
-            shard_rows = shard.rows
+            names.begin_task(task, *shard.paths[-3:-1])
+            shard_rows, document = shard.rows, -1  # the one before the block
             for start in range(0, len(shard_rows), BLOCK_ROWS):
                 rows = np.array(shard_rows[start : start + BLOCK_ROWS])
                 kept = np.ones(len(rows), bool)
                 if duplicate is not None:
                     kept = ~duplicate[n_rows : n_rows + len(rows)]
                 n_rows += len(rows)
+                documents = document + np.cumsum(rows["first"], dtype=np.int64)
+                document = int(documents[-1])
                 n_documents += int(rows["first"][kept].sum())
                 n_duplicates += int(rows["first"][~kept].sum())
                 _count(by_source, task, rows[kept])
@@ -159,7 +164,9 @@ def merge(
                             _copy(shard.mask_path(split), runs, 1, writer.mask.write)
                     first_ids[number] += int(lengths.sum())
                     writer.add_lengths(lengths[kept[chosen]])
+                    names.add(number, documents[chosen & kept])
         files = {name: path for writer in writers for name, path in writer.finish().items()}
+        files |= names.finish()
     counts = {
         "splits": _by_split(by_source.sum(axis=0)),
         "n_documents": n_documents,

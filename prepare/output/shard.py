@@ -2,6 +2,7 @@
 
 KEY-train.bin, KEY-val.bin    ids in the order of the documents
 KEY-train.mask, KEY-val.mask  of conversations: a byte for each id (common/chat_format.py)
+KEY.names, KEY.runs           which file each document was in (names.py)
 KEY.rows                      a row for each document (two where its end goes to val): see ROW
 KEY.json                      the manifest, written last: without it there is no shard
 """
@@ -57,9 +58,10 @@ class Shard:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are hashed in the manifest: ids, masks, and rows, the last."""
+        """The files that are hashed in the manifest: ids, masks, names, runs and rows."""
         masks = map(self.mask_path, SPLITS if self.has_masks else ())
-        return [*map(self.ids_path, SPLITS), *masks, self.folder / f"{self.key}.rows"]
+        others = (self.folder / f"{self.key}.{suffix}" for suffix in ("names", "runs", "rows"))
+        return [*map(self.ids_path, SPLITS), *masks, *others]
 
     @property
     def manifest_path(self) -> Path:

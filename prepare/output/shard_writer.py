@@ -12,8 +12,9 @@ import xxhash
 
 from common.dataset import SPLITS, token_dtype
 from common.files import write_all, write_json
-from prepare.chunks import DROP, END, MORE, ChunkEnd, Stats
+from prepare.chunks import DROP, END, MORE, NAME, ChunkEnd, Stats
 from prepare.config import ChatsConfig, PrepareConfig
+from prepare.output.names import RunWriter
 from prepare.output.shard import HASH, ROW, Shard, checksum_of
 from prepare.sources.source import Progress
 from prepare.tokens.conversations import ConversationEncoder, Mask
@@ -83,6 +84,7 @@ class ShardWriter(ExitStack):
         self._files = [
             self.enter_context(path.open("w+b", buffering=0)) for path in self._shard.paths
         ]
+        self._names = RunWriter(*self._files[-3:-1])
         self._lengths = {i: n for number, i, n in job.plan.lengths if number == task.number}
         self._n_documents = 0
         self._texts: list[bytes] = []  # of the rows in self._rows
@@ -148,6 +150,13 @@ class ShardWriter(ExitStack):
 
     def _add_chunk(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Encode and write a chunk of a long document, in train until its end says otherwise."""
+        if end is NAME:
+            self._names.begin_file(text, self._n_documents)
+            return
+        if end is DROP:
+            self._names.skip_record(self._n_documents)
+            if self._long is None:
+                return
         long = self._long = self._long or self._begin_long(source_index)
         if end is DROP:
             self._truncate(TRAIN, long.starts[TRAIN])
@@ -211,6 +220,7 @@ class ShardWriter(ExitStack):
         """Write what is left, and the manifest."""
         self._flush()
         stats.chats += self._chats
+        self._names.finish(self._n_documents)
         manifest = {
             "sizes": [file.tell() for file in self._files],
             "checksums": [checksum_of(path) for path in self._shard.paths],

@@ -8,6 +8,7 @@ Archives, folders and encodings are read as those of texts are; what a file is, 
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 
 from common.errors import DataError
 from prepare.archives.streams import (
@@ -17,8 +18,10 @@ from prepare.archives.streams import (
     begins_as_json,
 )
 from prepare.chunks import (
+    DROP,
     END,
     MAX_CHUNK_BYTES,
+    NAME,
     Chunk,
     Stats,
     UnreadableError,
@@ -28,11 +31,12 @@ from prepare.config import ChatsConfig
 from prepare.conversation import ConversationError, Message, pack
 from prepare.readers.documents import read_source
 from prepare.readers.json_values import to_utf8
-from prepare.readers.jsonl import Record
+from prepare.readers.jsonl import NOTHING, Record
 from prepare.readers.shapes import COLUMNS, turns_of
 from prepare.sources.source import JSON_LINES_SUFFIXES, Progress, Source
 
 Found = tuple[str, str, list[Message], Message | None]  # where, shape, turns, rejected answer
+NONE: Found = ("", "", [], None)  # in the place of a record that is left out
 
 
 def read_conversations(
@@ -44,7 +48,8 @@ def read_conversations(
     from prepare.readers.parquet import dataset_records
 
     found = _of_records(dataset_records(source, _columns(config)), config, stats)
-    chunks = _packed(found, stats)
+    name = source.name.encode("utf-8", "replace")
+    chunks = chain([(name, NAME)], _packed(found, stats))
     return skip_errors(source.name, chunks, config.on_error, stats, is_found=False)
 
 
@@ -90,11 +95,15 @@ def _of_records(records: Iterable[Record], config: ChatsConfig, stats: Stats) ->
         try:
             if isinstance(record, DataError):
                 raise record
+            if record is NOTHING:
+                yield NONE
+                continue
             found = [(where, *turns_of(record, config.fields, where))]
         except DataError as error:
             reason = error.reason if isinstance(error, ConversationError) else "not a record"
             if config.on_error == "skip":
                 stats.skip(where, reason, error.message)
+                yield NONE
             elif reason == "no conversation" and not has_some:  # it may be of something else
                 raise UnreadableError(error.message) from error
             else:
@@ -108,6 +117,9 @@ def _of_records(records: Iterable[Record], config: ChatsConfig, stats: Stats) ->
 def _packed(conversations: Generator[Found], stats: Stats) -> Iterator[Chunk]:
     with closing(conversations):
         for where, shape, turns, rejected in conversations:
+            if not turns:
+                yield b"", DROP
+                continue
             texts = [to_utf8(turn.text) for turn in [*turns, *([rejected] if rejected else [])]]
             stats.n_bad_bytes += any(is_bad for _, is_bad in texts)
             said = [(turn.role, text) for turn, (text, _) in zip(turns, texts, strict=False)]

@@ -4,8 +4,7 @@
 
 A file is what its first bytes say it is: archives are unpacked, layer by layer, and what is left is
 read as parquet, CSV, JSON or text. One text file, one JSON object, or one row of a table is a
-document.
-What reads each kind is imported where the first of its kind is met.
+document. What reads each kind is imported where the first of its kind is met.
 """
 
 import io
@@ -26,7 +25,7 @@ from prepare.archives.streams import (
     failing_stream,
     stream_of,
 )
-from prepare.chunks import Chunk, ReadFile, Stats, UnreadableError, rechunk, skip_errors
+from prepare.chunks import NAME, Chunk, ReadFile, Stats, UnreadableError, rechunk, skip_errors
 from prepare.config import PrepareConfig
 from prepare.readers.foreign import special_reader
 from prepare.readers.text import collapse_newlines, text_documents
@@ -100,6 +99,7 @@ def _source_documents(
         prefetched = counter if slow else None
         with closing(iter_files(source_name, stream, limit, stats, prefetched=prefetched)) as files:
             for name, content in files:
+                yield name.encode("utf-8", "replace"), NAME
                 documents = read(name, content, config, stats)
                 is_found = not source.named or name != source.name
                 yield from skip_errors(name, documents, config.on_error, stats, is_found=is_found)

@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 import orjson
 
 from common.errors import DataError
 from prepare.archives.streams import HEAD_BYTES, Stream, bad_byte, decode
-from prepare.chunks import END, Chunk, Stats, UnreadableError
+from prepare.chunks import DROP, END, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.json_values import (
     AMONG_OTHERS,
@@ -43,7 +43,8 @@ FIRST_LINES = 5  # are objects: then the file is of JSON lines, whatever its nam
 USUAL_KEYS = ("content", "value", "text")  # of the text in lists of turns
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
 
-# Where it stands, what it is, and whether bytes in it are not UTF-8; an error in the place of one.
+# Where it stands; what it is, an error in its place, or NOTHING for a blank line; whether bytes in
+# it are not UTF-8.
 Record: TypeAlias = tuple[str, Any, bool]
 
 
@@ -181,9 +182,11 @@ def record_documents(
     has_texts = False
     first_error: DataError | None = None  # kept while nothing says that the file holds texts
     for where, record, has_bad_bytes in records:
-        if has_bad_bytes and config.on_bad_bytes == "skip":
+        if is_bad := has_bad_bytes and config.on_bad_bytes == "skip":
             stats.n_bad_bytes += 1
             stats.skip(where, "not UTF-8")
+        if is_bad or record is NOTHING:
+            yield b"", DROP
             continue
         try:
             if isinstance(record, DataError):
@@ -193,6 +196,7 @@ def record_documents(
             if config.on_error == "skip":
                 no_text = f"no text under the key {config.text_key!r}"
                 stats.skip(where, no_text if isinstance(error, NoTextError) else f"not {kind}")
+                yield b"", DROP
             elif is_promised:
                 if isinstance(error, NoTextError) and has_texts:
                     raise NoTextError(f"{error.message} {AMONG_OTHERS}") from error
@@ -231,7 +235,7 @@ def json_records(name: str, stream: Stream, config: PrepareConfig) -> Iterator[R
         errors = "strict" if config.on_bad_bytes == "fail" else "surrogateescape"
         return _values(name, JsonValues(decode(name, blocks, "utf-8", errors, n_before)), config)
     lines = iter(partial(stream.readline, MAX_RECORD_BYTES), b"")
-    return _lines(name, chain(first, lines), number, config.on_bad_bytes)
+    return _lines(name, chain(repeat(b"\n", number - 1), first, lines), config.on_bad_bytes)
 
 
 def _continues(line: bytes, following: bytes) -> bool:
@@ -249,15 +253,14 @@ def _continues(line: bytes, following: bytes) -> bool:
     return bool(rest.strip())
 
 
-def _lines(
-    name: str, lines: Iterator[bytes], first_number: int, on_bad_bytes: str
-) -> Iterator[Record]:
-    """Yield what each line holds, blank ones left out."""
-    for number, raw in enumerate(lines, first_number):
+def _lines(name: str, lines: Iterator[bytes], on_bad_bytes: str) -> Iterator[Record]:
+    """Yield what each line holds."""
+    for number, raw in enumerate(lines, 1):
         line = raw.removeprefix(codecs.BOM_UTF8)  # where files were joined
-        if not line or line.isspace():
-            continue
         where = f"{name}, line {number:,}"
+        if not line or line.isspace():
+            yield where, NOTHING, False
+            continue
         if len(raw) >= MAX_RECORD_BYTES and not raw.endswith(b"\n"):
             while raw and not raw.endswith(b"\n"):
                 raw = next(lines, b"")
@@ -271,9 +274,8 @@ def _lines(
 
 
 def _line(line: bytes, where: str, on_bad_bytes: str) -> Record:
-    has_bad_bytes = False
     try:
-        text = line.decode("utf-8")
+        text, has_bad_bytes = line.decode("utf-8"), False
     except UnicodeDecodeError as error:
         if on_bad_bytes == "fail":
             raise bad_byte(where, error, 0, "utf-8") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import DataError
 from prepare.archives.streams import Stream, damage_as_data_error, seekable
-from prepare.chunks import Chunk, Stats
+from prepare.chunks import NAME, Chunk, Stats
 from prepare.config import PrepareConfig
 from prepare.readers.jsonl import Record, no_column, record_documents
 from prepare.sources.source import Source
@@ -62,6 +62,7 @@ def _check_column(name: str, schema: Any, column: str, text_key: str) -> None:
 
 def dataset_documents(source: Source, config: PrepareConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the texts of a Hugging Face data set: a folder saved by it, or one at the hub."""
+    yield source.name.encode("utf-8", "replace"), NAME
     records = dataset_records(source, {config.text_key, config.text_key.partition(".")[0]})
     yield from record_documents(records, config, stats, is_promised=True)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from prepare.archives.streams import HEAD_BYTES, Stream
-from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
+from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, NAME, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.encoding import utf8_blocks
 from prepare.readers.foreign import text_taker, warn_of_markup
@@ -186,7 +186,7 @@ def collapse_newlines(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     space, is_split = "", False  # is_split: some of the document was yielded
     for chunk, chunk_end in chunks:
         is_alone = chunk_end is END and not (is_split or space)
-        if chunk_end is DROP or (is_alone and _is_collapsed(chunk)):
+        if chunk_end in (DROP, NAME) or (is_alone and _is_collapsed(chunk)):
             yield chunk, chunk_end
         else:
             text = MANY_NEWLINES.sub("\n\n", space + chunk.decode())

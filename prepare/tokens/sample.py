@@ -16,7 +16,7 @@ import xxhash
 
 from common.files import atomic_write
 from common.tokenizer import CharTokenizer, Tokenizer
-from prepare.chunks import END, MORE, Stats
+from prepare.chunks import END, MORE, NAME, Stats
 from prepare.config import PrepareConfig
 from prepare.sources.source import Progress
 from prepare.tokens.vocab_and_split import (
@@ -165,6 +165,8 @@ class SampleJob:
         pending = BottomKSample(SAMPLE_BYTES, task.threshold)
         digest, n_bytes, n_chunks = xxhash.xxh3_128(), 0, 0
         for source_index, text, end in task.documents(self.read, found.stats, progress):
+            if end is NAME:
+                continue
             if config.tokenizer == "char":
                 # of documents dropped later too: they will be encoded before that shows
                 found.characters.update(text.decode("utf-8"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
-from prepare.chunks import DROP, MORE, Chunk, Stats, UnreadableError
+from prepare.chunks import DROP, MORE, NAME, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import documents
 from prepare.readers.documents import read_source
@@ -26,6 +26,8 @@ from tests.processes import children
 def whole(chunks: Iterator[Chunk]) -> Iterator[bytes]:
     held = b""
     for text, chunk_end in chunks:
+        if chunk_end is NAME:
+            continue
         held += text
         if chunk_end is not MORE:
             if chunk_end is not DROP:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.dataset import SPLITS
 from common.errors import DataError
 from prepare.archives.streams import begins_as_json
-from prepare.chunks import END, Stats, UnreadableError
+from prepare.chunks import DROP, END, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers import json_values, jsonl
 from prepare.readers.jsonl import json_documents, looks_like_json, record_text
@@ -49,8 +49,10 @@ def read(
         patch.setattr(jsonl, "BLOCK_BYTES", block_bytes)
         try:
             for text, chunk_end in json_documents(name, stream, PrepareConfig(**config), stats):
-                assert chunk_end is END
-                texts.append(text)
+                if chunk_end is END:
+                    texts.append(text)
+                else:
+                    assert (text, chunk_end) == (b"", DROP)
         except DataError as caught:
             error = caught
     return Outcome(texts, stats, error)

@@ -13,8 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from common.dataset import NAMES_NAME
 from common.errors import DataError
-from prepare.chunks import END, Stats
+from prepare.chunks import DROP, END, Stats
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
 from prepare.readers.documents import read_source
@@ -39,8 +40,10 @@ def read(source: Source | Path, **settings: Any) -> tuple[list[bytes], Stats]:
     for each in sources:
         config = PrepareConfig(**settings)
         for text, chunk_end in read_source(each, config, stats, lambda n_bytes: None):
-            assert chunk_end is END
-            texts.append(text)
+            if chunk_end is END:
+                texts.append(text)
+            else:
+                assert text == b"" if chunk_end is DROP else text.startswith(each.name.encode())
     return texts, stats
 
 
@@ -232,7 +235,9 @@ def test_a_saved_data_set_is_prepared_as_its_rows_in_json_are(saved: Path, tmp_p
         SourceList([data_set(saved / "one")]), PrepareConfig(tokenizer="bpe", vocab_size="300"),
         tmp_path / "set", lambda name, size: lambda n_bytes: None,
     )  # fmt: skip
-    assert meta["files"] == rows.meta["files"]
+    assert (tmp_path / "set" / NAMES_NAME).read_text() == f"{saved / 'one'}\n"
+    named = {NAMES_NAME: rows.meta["files"][NAMES_NAME]}
+    assert meta["files"] | named == rows.meta["files"]
     assert meta["sources"][0]["size_bytes"] is None
     assert meta["sources"][0]["train"]["documents"] == 100
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, Chunk, Stats, UnreadableError
+from prepare.chunks import DROP, END, MAX_CHUNK_BYTES, MORE, NAME, Chunk, Stats, UnreadableError
 from prepare.config import PrepareConfig
 from prepare.readers.documents import PREFETCH_BYTES, read_source
 from prepare.readers.prefetch import (
@@ -232,6 +232,7 @@ def test_large_sources_are_read_by_a_process_and_small_ones_here(
     told: list[int] = []
     source = Source(name="a.txt", path=path)
     chunks = read_source(source, PrepareConfig(), Stats(), told.append)
+    assert next(chunks) == (b"a.txt", NAME)
     text, _ = next(chunks)
     assert len(children()) == (n_bytes == PREFETCH_BYTES)
     assert text + b"".join(rest for rest, _ in chunks) == path.read_bytes()
