@@ -131,8 +131,7 @@ def merge(
     base = None if dedup else shards[0]
     by_source = np.zeros((len(sources), len(SPLITS), len(COUNTED)), np.int64)
     stats, n_rows, n_documents, n_duplicates = Stats(), 0, 0, 0
-    with ExitStack() as stack:
-        names = stack.enter_context(NamesWriter(folder))
+    with ExitStack() as stack, NamesWriter(folder) as names:
         has_mask = shards[0].has_masks
         writers = [
             stack.enter_context(TokenWriter(folder, split, dtype, base, has_mask=has_mask))
@@ -142,18 +141,17 @@ def merge(
             stats.add(Stats.from_json(shard.manifest["stats"]))
             first_ids = [0] * len(SPLITS)  # of a block of rows, among the shard's ids
             names.begin_task(task, *shard.paths[-3:-1])
-            shard_rows, document = shard.rows, -1  # the one before the block
+            shard_rows = shard.rows
             for start in range(0, len(shard_rows), BLOCK_ROWS):
                 rows = np.array(shard_rows[start : start + BLOCK_ROWS])
                 kept = np.ones(len(rows), bool)
                 if duplicate is not None:
                     kept = ~duplicate[n_rows : n_rows + len(rows)]
                 n_rows += len(rows)
-                documents = document + np.cumsum(rows["first"], dtype=np.int64)
-                document = int(documents[-1])
                 n_documents += int(rows["first"][kept].sum())
                 n_duplicates += int(rows["first"][~kept].sum())
                 _count(by_source, task, rows[kept])
+                names.add(rows, kept)
                 for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):
                     chosen = rows["split"] == number
                     lengths = rows["n_tokens"][chosen]
@@ -164,7 +162,6 @@ def merge(
                             _copy(shard.mask_path(split), runs, 1, writer.mask.write)
                     first_ids[number] += int(lengths.sum())
                     writer.add_lengths(lengths[kept[chosen]])
-                    names.add(number, documents[chosen & kept])
         files = {name: path for writer in writers for name, path in writer.finish().items()}
         files |= names.finish()
     counts = {

@@ -6,7 +6,7 @@ KEY.runs     from which document on which file was read: see RUN; the last ends 
 
 import os
 import shutil
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from contextlib import ExitStack
 from io import RawIOBase
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from common.dataset import NAME_DTYPE, NAMES_NAME, SPLITS
 from common.files import write_all
 from prepare.output.commit import Files
+from prepare.sources.source import JSON_LINES_SUFFIXES
 from prepare.workers.executor import Task
 
 HELD_RUNS = 1 << 12  # in memory, before they are written
@@ -28,7 +29,10 @@ RUN = np.dtype(
         ("number", "<i8"),  # of the document among the records of the file, from 1
     ]
 )
+JSON_LINES = tuple(suffix.encode() for suffix in JSON_LINES_SUFFIXES)
+Flags = npt.NDArray[np.bool_]
 Runs = npt.NDArray[Any]  # of RUN
+Rows = npt.NDArray[Any]  # of a shard: shard.py
 
 
 class RunWriter:
@@ -39,13 +43,16 @@ class RunWriter:
         self._names: list[bytes] = []
         self._runs = [(0, 0, 1)]
         self._n_bytes = 0  # of names
+        self._is_lines = False
 
     def begin_file(self, name: bytes, document: int) -> None:
         """Say which file ``document`` is in, and those after it."""
+        self._end_file(document)
         line = name.replace(b"\n", b"\\n") + b"\n"
         self._names.append(line)
         self._add(document, self._n_bytes, 1)
         self._n_bytes += len(line)
+        self._is_lines = name.endswith(JSON_LINES)
 
     def skip_record(self, document: int) -> None:
         """Count a record before ``document`` that is none."""
@@ -54,9 +61,16 @@ class RunWriter:
 
     def finish(self, n_documents: int) -> None:
         """Write what is held, and what ends the last run."""
+        self._end_file(n_documents)
         first, _, number = self._runs[-1]
         self._add(n_documents, -1, number + n_documents - first)
         self._write(0)
+
+    def _end_file(self, document: int) -> None:
+        """Take the number of a document that is alone in its file; not of a line: it has one."""
+        first, name, number = self._runs[-1]
+        if number == 1 and document == first + 1 and not self._is_lines:
+            self._runs[-1] = (first, name, 0)
 
     def _add(self, document: int, name: int, number: int) -> None:
         self._runs.append((document, name, number))
@@ -79,13 +93,15 @@ class NamesWriter(ExitStack):
         self._files = [self.enter_context(path.open("wb")) for path in self._paths]
         self._first_name = 0  # where those of the task begin
         self._n_records = 0  # of its file that were in the tasks before, where those are ranges
-        self._n_of_task = 0
+        self._n_of_task = 0  # of its last file
+        self._document = -1  # the last one, in the task, that was added
 
     def begin_task(self, task: Task, names: Path, runs: Path) -> None:
         """Copy the names of the task's files; a range after the first goes on in the same file."""
         self._runs: Runs = np.memmap(runs, RUN, "r")
-        self._range = task.sources[0].byte_range
-        if self._range and self._range[0] > 0:
+        self._document = -1
+        byte_range = task.sources[0].byte_range
+        if byte_range and byte_range[0] > 0:
             self._n_records += self._n_of_task
         else:
             self._first_name, self._n_records = self._files[-1].tell(), 0
@@ -93,24 +109,19 @@ class NamesWriter(ExitStack):
                 shutil.copyfileobj(file, self._files[-1])
         self._n_of_task = int(self._runs[-1]["number"]) - 1
 
-    def add(self, split: int, documents: npt.NDArray[np.int64]) -> None:
-        """Append the names of documents, given by their numbers in the task, in order."""
-        if not len(documents):
-            return
+    def add(self, rows: Rows, kept: Flags) -> None:
+        """Append the names of those rows of the task that are kept; a row may go on a document."""
+        documents = self._document + np.cumsum(rows["first"], dtype=np.int64)
+        self._document = int(documents[-1])
         first = bisect_right(self._runs["document"], documents[0]) - 1
-        last = bisect_left(self._runs["document"], documents[-1] + 1)
-        runs = np.array(self._runs[first : last + 1])
-        number, following = runs["number"], runs[1:]
-        # what is alone in its file needs no number
-        is_alone = (number[:-1] == 1) & (following["name"] != runs["name"][:-1])
-        is_alone &= following["document"] - runs["document"][:-1] == 1
-        if not self._range:
-            number[:-1][is_alone] = 0
+        last = bisect_right(self._runs["document"], documents[-1])
+        runs = np.array(self._runs[first:last])
         i = np.searchsorted(runs["document"], documents, "right") - 1
         entries = np.empty(len(documents), NAME_DTYPE)
         entries["name"] = self._first_name + runs["name"][i]
-        entries["number"] = self._n_records + number[i] + documents - runs["document"][i]
-        self._files[split].write(entries.tobytes())
+        entries["number"] = self._n_records + runs["number"][i] + documents - runs["document"][i]
+        for split, file in zip(range(len(SPLITS)), self._files, strict=False):
+            file.write(entries[kept & (rows["split"] == split)].tobytes())
 
     def finish(self) -> Files:
         """Flush all to disk."""

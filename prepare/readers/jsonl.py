@@ -5,8 +5,7 @@
                            }                        {"text": "two"}
                                                 ]
 
-A record is held as a whole, in some three times its length; a longer one than MAX_RECORD_BYTES is
-an error.
+A record is held whole, in some three times its length, which MAX_RECORD_BYTES limits.
 """
 
 import codecs
@@ -43,8 +42,7 @@ FIRST_LINES = 5  # are objects: then the file is of JSON lines, whatever its nam
 USUAL_KEYS = ("content", "value", "text")  # of the text in lists of turns
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
 
-# Where it stands; what it is, an error in its place, or NOTHING for a blank line; whether bytes in
-# it are not UTF-8.
+# Its place; what it is, an error, or NOTHING for a blank line; whether bytes in it are not UTF-8.
 Record: TypeAlias = tuple[str, Any, bool]
 
 
