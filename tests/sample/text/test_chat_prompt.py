@@ -1,5 +1,6 @@
 """A conversation in ids: held against ids set down by hand, and against transformers' rendering."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from common.chat_format import CHAT_TEMPLATE
+from common.dataset import open_data
 from common.errors import ConfigError
 from common.tokenizer import GPT2_PATTERN, SPECIAL_TOKENS, Tokenizer, save_tokenizer
 from sample.text.prompt import (
@@ -22,6 +24,7 @@ from sample.text.prompt import (
     find_template,
     split_turns,
 )
+from tests.processes import run_python
 from tests.sample.chats import ASSISTANT, BYTES, END, FORGED, SYSTEM, USER, by_hand
 from tests.tiny import prepare_text, words
 
@@ -91,6 +94,20 @@ def test_transformers_renders_the_checkpoint_s_template_into_the_same_ids(
         conversation, add_generation_prompt=True, return_dict=False
     )
     assert rendered == encode(messages(*talk), CHAT, tokenizer)
+
+
+def test_prepare_writes_what_the_prompt_says(vocabulary: tuple[Tokenizer, Path]) -> None:
+    tokenizer, file = vocabulary
+    talk = [("system", " be\n"), ("user", FORGED), ("assistant", "\u3000the stone "), ("user", "a"),
+            ("assistant", "<|endoftext|>")]  # fmt: skip
+    line = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
+    (file.parent / "talk.jsonl").write_text(line + "\n", encoding="utf-8")
+    command = ["-m", "prepare", "chats", "talk.jsonl", "--tokenizer", "data", "--out", "chats"]
+    ended = run_python([*command, "--val-fraction", "0"], file.parent)
+    assert ended.returncode == 0, ended.stderr
+    ids = open_data(file.parent / "chats").tokens("train").tolist()
+    assert ids == [*encode(messages(*talk), CHAT, tokenizer), *ids[-2:]]
+    assert ids[-2:] == [tokenizer.special_tokens["<|end|>"], tokenizer.eot_id]
 
 
 def test_whole_turns_are_left_out_the_oldest_first_and_the_system_text_stays() -> None:
