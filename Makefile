@@ -1,4 +1,4 @@
-# Quern: archives -> data/ -> runs/ -> a conversation. `make help` says what there is.
+# Quern: archives -> data/ -> runs/ -> chats/ -> a conversation. `make help` says what there is.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,24 +8,32 @@ PY := $(VENV)/bin/python
 SRC ?= corpus
 DATASET ?=
 TOKENIZER ?= bpe
-# How to train: a preset, and the minutes it may take (the preset's own where empty).
+# Conversations to learn to answer from: files; of the default corpus its own, else by default none.
+CHATS ?= $(if $(DATASET)$(filter-out corpus,$(SRC)),,$(QUESTIONS))
+# How to train: a preset, the minutes it may take (the preset's own where empty), and those of
+# learning to answer. The default is seven minutes in all.
 PRESET ?= auto
-MINUTES ?=
+MINUTES ?= $(if $(filter $(QUESTIONS),$(CHATS)),3.5)
+CHAT_MINUTES ?= 2.5
 RUN ?= quern
+
+QUESTIONS := questions.jsonl.zst
 
 # With a data set there is no file whose age could tell that it changed.
 SOURCES := $(if $(DATASET),,$(SRC))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train chat serve test test-slow setup-browser test-browser check format bench faults smoke clean FORCE
+.PHONY: help setup setup-dev data train finetune chat serve test test-slow setup-browser test-browser check format bench faults smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
 	@echo 'Settings, as in  make chat SRC=notes.tar.xz MINUTES=10 :'
 	@echo '  SRC=corpus DATASET= TOKENIZER=bpe   what to grind, and into which tokens'
+	@echo '  CHATS="my.jsonl export.txt"         conversations, to learn to answer from'
 	@echo '  PRESET=auto MINUTES= RUN=quern      how to train, how long, under which name'
+	@echo '  CHAT_MINUTES=2.5                    how long to learn to answer'
 
 # Set up again only when the pinned packages change.
 setup: $(VENV)/ready ## Make .venv and install what runs Quern
@@ -43,7 +51,10 @@ $(VENV)/ready-dev: requirements-dev.txt requirements-ray.txt $(VENV)/ready
 	@touch $@
 
 corpus: | $(VENV)/ready
-	$(PY) -m prepare corpus $@
+	$(PY) -m prepare corpus $@ --chats $(QUESTIONS)
+
+$(QUESTIONS): | corpus
+	@test -e $@ || $(PY) -m prepare corpus corpus --chats $@
 
 # Files that change when a setting or a source does: so make knows what is stale.
 .make/data-settings: FORCE | $(filter corpus,$(SOURCES)) .make
@@ -51,6 +62,12 @@ corpus: | $(VENV)/ready
 	@cmp -s $@.new $@ || cp $@.new $@
 .make/train-settings: FORCE | .make
 	@echo '$(PRESET)|$(MINUTES)|$(RUN)' > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+.make/chats-settings: FORCE | $(filter $(QUESTIONS),$(CHATS)) .make
+	@{ echo '$(CHATS)'; ls -lRL $(CHATS) 2>&1 | cksum; } > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+.make/finetune-settings: FORCE | .make
+	@echo '$(CHAT_MINUTES)' > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 .make:
 	@mkdir -p $@
@@ -60,16 +77,31 @@ data/meta.json: .make/data-settings | $(VENV)/ready
 	@# 3: done, with something left out and listed
 	$(PY) -m prepare text $(SOURCES) $(if $(DATASET),--dataset $(DATASET)) --tokenizer $(TOKENIZER) --out data || [ $$? -eq 3 ]
 
+# The suffix array by which a chat tells where its words stand.
+data/train.sa.json: data/meta.json
+	$(PY) -m prepare index data
+	@touch $@
+
 train: runs/.trained ## Train on data/; an interrupted run goes on where it stopped
 # made again where every checkpoint was deleted since
 runs/.trained: .make/train-settings data/meta.json $(if $(wildcard runs/*/latest),,FORCE)
 	$(PY) -m train pretrain --data data --run $(RUN) --preset $(PRESET) $(if $(MINUTES),--minutes $(MINUTES)) --resume
+	@# its name, which is another where that run was of other data or settings
+	@basename "$$(dirname "$$(ls -td runs/*/latest | head -n 1)")" > $@
+
+# In the vocabulary of the network that is to learn from them.
+chats/meta.json: .make/chats-settings runs/.trained
+	$(PY) -m prepare chats $(CHATS) --tokenizer "runs/$$(cat runs/.trained)" --out chats || [ $$? -eq 3 ]
+
+finetune: $(if $(CHATS),runs/.finetuned,train) ## Learn to answer, from CHATS
+runs/.finetuned: .make/finetune-settings runs/.trained chats/meta.json $(if $(wildcard runs/*-chat*/latest),,FORCE)
+	$(PY) -m train finetune --from "$$(cat runs/.trained)" --data chats --run $(RUN)-chat --minutes $(CHAT_MINUTES) --resume
 	@touch $@
 
-chat: train ## Talk to the newest run (everything above is done first where it has to be)
+chat: data/train.sa.json finetune ## Talk to the newest run (everything above is done first where it has to be)
 	$(PY) -m sample chat
 
-serve: train ## Talk to it in a browser instead, on http://127.0.0.1:8000
+serve: data/train.sa.json finetune ## Talk to it in a browser instead, on http://127.0.0.1:8000
 	$(PY) -m sample serve
 
 test: setup-dev ## Run the tests that end within minutes
@@ -92,27 +124,12 @@ test-browser: setup-dev ## Run the tests that drive the page in Chromium
 smoke: ## Go a newcomer's way from nothing to an answer, on a small budget
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$$folder" && \
-	printf 'The function returns\n\nA module is\nIf you\n' | \
-	$(MAKE) -C "$$folder" chat MINUTES=0.5 > "$$folder/answers.txt" && \
-	for begin in 'The function returns' 'A module is' 'If you'; do \
-	  grep -q "^$$begin." "$$folder/answers.txt" || { echo "smoke: no answer to '$$begin'"; exit 1; }; \
-	done && echo 'smoke: three prompts, three answers.'
+	printf 'Hello\nWhat does os.path.join do?\nThanks\n' | \
+	$(MAKE) -C "$$folder" chat MINUTES=0.5 CHAT_MINUTES=1 > "$$folder/answers.txt" && \
+	for begin in 'Hello!' 'os.path.join' 'You are welcome'; do \
+	  grep -q "^$$begin" "$$folder/answers.txt" || { echo "smoke: no answer '$$begin'"; exit 1; }; \
+	done && echo 'smoke: three questions, three answers.'
 
-check: setup-dev ## Check style and types
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-
-format: setup-dev ## Mend style
-	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
-
-bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|sample|serve|contention|gpu for one
-	$(PY) -m tests.bench $(BENCH)
-
-faults: setup-dev ## Count what cannot be lost: power cuts, full disks, signals, kills, flipped bits (15 minutes)
-	OMP_NUM_THREADS=1 $(PY) -m tests.faults $(FAULTS)
-
-clean: ## Delete what was made here: corpus/, data/, runs/, .venv and caches
-	rm -rf corpus data runs .make $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Delete what was made here: corpus/, data/, chats/, runs/, .venv and caches
+	rm -rf corpus $(QUESTIONS) data chats runs .make $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,16 +15,20 @@ ROOT = Path(__file__).parents[1]
 FAKE_PYTHON = """#!/bin/sh
 echo "$2 $3" >> commands
 case "$2 $3" in
-    "prepare corpus") mkdir -p corpus && echo text > corpus/a.txt ;;
+    "prepare corpus") mkdir -p corpus && echo text > corpus/a.txt && echo {} > "$6" ;;
     "prepare text") mkdir -p data && echo {} > data/meta.json && exit ${FAKE_PREPARE:-0} ;;
+    "prepare index") echo {} > data/train.sa.json ;;
+    "prepare chats") mkdir -p chats && echo {} > chats/meta.json ;;
     "train pretrain") mkdir -p runs/quern && touch runs/quern/latest && exit ${FAKE_TRAIN:-0} ;;
+    "train finetune") [ "$5" = quern ] && mkdir -p runs/$5-chat && touch runs/$5-chat/latest ;;
 esac
 """
 # Settings, and those of a make that runs these tests, would come through the environment.
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
-    if name not in ("SRC", "DATASET", "TOKENIZER", "PRESET", "MINUTES", "RUN")
+    if name
+    not in ("SRC", "DATASET", "TOKENIZER", "CHATS", "PRESET", "MINUTES", "CHAT_MINUTES", "RUN")
     and not name.startswith("MAKE")
 }
 Make = Callable[..., tuple[int, list[str]]]
@@ -53,57 +57,78 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-ALL = ["prepare corpus", "prepare text", "train pretrain", "sample chat"]
+CORPUS, TEXT, INDEX, TRAIN = "prepare corpus", "prepare text", "prepare index", "train pretrain"
+CHATS, TUNE, CHAT = "prepare chats", "train finetune", "sample chat"
+ALL = [CORPUS, TEXT, INDEX, TRAIN, CHATS, TUNE, CHAT]
 
 
 def test_chat_does_everything_once(make: Make) -> None:
     assert make("chat") == (0, ALL)
-    assert make("chat") == (0, ["sample chat"])
-    assert make("data") == (0, [])
-    assert make("train") == (0, [])
+    assert make("chat") == (0, [CHAT])
+    for target in ("data", "train", "finetune"):
+        assert make(target) == (0, [])
 
 
-def test_a_run_that_was_deleted_is_trained_again(make: Make, tmp_path: Path) -> None:
+def test_runs_that_were_deleted_are_trained_again(make: Make, tmp_path: Path) -> None:
     make("chat")
-    shutil.rmtree(tmp_path / "runs" / "quern")
-    assert make("chat") == (0, ALL[2:])
-    assert make("chat") == (0, ["sample chat"])
+    shutil.rmtree(tmp_path / "runs" / "quern-chat")
+    assert make("chat") == (0, [TUNE, CHAT])
+    shutil.rmtree(tmp_path / "runs")
+    assert make("chat") == (0, [TRAIN, CHATS, TUNE, CHAT])
+    assert make("chat") == (0, [CHAT])
 
 
 def test_a_changed_source_is_ground_and_trained_again(make: Make, tmp_path: Path) -> None:
     make("chat")
     (tmp_path / "corpus" / "b.txt").write_text("more", encoding="utf-8")
     assert make("chat") == (0, ALL[1:])
+    (tmp_path / "questions.jsonl.zst").write_text("other questions", encoding="utf-8")
+    assert make("chat") == (0, [CHATS, TUNE, CHAT])
 
 
 @pytest.mark.parametrize(
     ("setting", "done_again"),
-    [("MINUTES=3", ALL[2:]), ("PRESET=small", ALL[2:]), ("TOKENIZER=char", ALL[1:])],
+    [
+        ("MINUTES=3", [TRAIN, CHATS, TUNE, CHAT]),
+        ("PRESET=small", [TRAIN, CHATS, TUNE, CHAT]),
+        ("TOKENIZER=char", ALL[1:]),
+        ("CHAT_MINUTES=1", [TUNE, CHAT]),
+    ],
 )
 def test_a_changed_setting_makes_stale_what_depends_on_it(
     make: Make, setting: str, done_again: list[str]
 ) -> None:
     make("chat")
     assert make("chat", setting) == (0, done_again)
-    assert make("chat", setting) == (0, ["sample chat"])
+    assert make("chat", setting) == (0, [CHAT])
 
 
 def test_a_training_that_was_stopped_is_taken_up_again(make: Make) -> None:
     code, commands = make("chat", FAKE_TRAIN="130")
     assert code != 0
-    assert commands == ALL[:3]
-    assert make("chat") == (0, ALL[2:])
+    assert commands == [CORPUS, TEXT, INDEX, TRAIN]
+    assert make("chat") == (0, [TRAIN, CHATS, TUNE, CHAT])
 
 
 def test_data_with_something_left_out_is_used_and_failed_data_is_not(make: Make) -> None:
     assert make("chat", FAKE_PREPARE="3") == (0, ALL)
     code, commands = make("chat", "TOKENIZER=char", FAKE_PREPARE="1")
     assert code != 0
-    assert commands == ["prepare text"]
+    assert commands == [TEXT]
 
 
-def test_a_data_set_needs_no_corpus(make: Make) -> None:
-    assert make("chat", "DATASET=somebody/stories") == (0, ALL[1:])
+def test_other_texts_have_no_conversations_but_those_that_are_named(
+    make: Make, tmp_path: Path
+) -> None:
+    assert make("chat", "DATASET=somebody/stories") == (0, [TEXT, INDEX, TRAIN, CHAT])
+    (tmp_path / "notes.txt").write_text("notes", encoding="utf-8")
+    assert make("chat", "SRC=notes.txt") == (0, [TEXT, INDEX, TRAIN, CHAT])
+    (tmp_path / "my.jsonl").write_text("{}", encoding="utf-8")
+    own = ("SRC=notes.txt", "CHATS=my.jsonl")
+    assert make("chat", *own) == (0, [CHATS, TUNE, CHAT])
+    assert make("chat", *own) == (0, [CHAT])
+    (tmp_path / "my.jsonl").write_text("{} {}", encoding="utf-8")
+    assert make("chat", *own) == (0, [CHATS, TUNE, CHAT])
 
 
 def test_help_is_the_default_and_names_every_target_of_the_agreement() -> None:

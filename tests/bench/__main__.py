@@ -3,7 +3,17 @@
 import sys
 from importlib import import_module
 
-STAGES = ("prepare", "train", "learning", "endurance", "sample", "serve", "contention", "gpu")
+STAGES = (
+    "prepare",
+    "train",
+    "learning",
+    "endurance",
+    "answers",
+    "sample",
+    "serve",
+    "contention",
+    "gpu",
+)
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or STAGES

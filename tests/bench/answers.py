@@ -1,0 +1,154 @@
+"""Does the embedded default answer? Its whole chain, then questions in wordings it never saw.
+
+    corpus --> data --> index --> pretrain --> chats --> finetune --> questions, counted by overlap
+
+An answer is right where at least half of the content words of what the library says of that
+thing stand in it, those of its name apart, and nothing else that the library says fits it better.
+"""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from common.chat_format import END_OF_MESSAGE, Role
+from common.models.config import GenerateConfig
+from prepare.questions import asked_about
+from sample.loaded_model import LoadedModel, load_model
+from sample.text.prompt import CHAT, Message, encode
+
+# None of them is among those that are learned (prepare/questions.yml).
+HELD_OUT = (
+    "Could you tell me what {} does?", "What is the purpose of {}?", "How does {} work?",
+    "please explain what {} is for", "What's {} good for?", "So what does {} do",
+    "i want to know what {} does", "What would {} do for me?",
+)  # fmt: skip
+# Out of a person's head, before any model was asked.
+BY_HAND = {
+    "What does os.path.join do?": "os.path.join", "what does len do": "len",
+    "What is collections.Counter?": "collections.Counter", "How does random.shuffle work?":
+    "random.shuffle", "what is deque for": "collections.deque", "Explain functools.reduce":
+    "functools.reduce", "what does input do?": "input", "What does shutil.copytree do?":
+    "shutil.copytree", "tell me about itertools.chain": "itertools.chain",
+    "What's in the module random?": "random",
+}  # fmt: skip
+STOP_WORDS = set(
+    "a an the of to in is are be and or for from with that this it its by on at as if not when "  # noqa: SIM905
+    "which into given use used using one all any can has have will other than".split()
+)
+N_ROWS = 32
+TURNS: tuple[Role, ...] = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of the answers to questions."""
+
+    right: float  # of those about the library in wordings held out
+    by_hand: float
+    ended: float  # by themselves, of all
+
+
+def words(text: str) -> set[str]:
+    """Return the distinct content words of a text."""
+    return set(re.findall(r"[a-z0-9_]+", text.lower())) - STOP_WORDS
+
+
+def is_right(answer: str, name: str, references: dict[str, set[str]]) -> bool:
+    """Tell whether an answer about ``name`` is; references are the words of what is said of all."""
+    said, own = words(answer), references[name]
+    asked = own - words(name) or own
+    # of the words of both texts, the share that they have in common
+    fit = {
+        key: 2 * len(other & said) / (len(other) + len(said)) for key, other in references.items()
+    }
+    return 2 * len(asked & said) >= len(asked) and fit[name] >= max(fit.values())
+
+
+def ask(
+    model: LoadedModel, conversations: Sequence[Sequence[str]], temperature: float = 0.0
+) -> list[tuple[str, bool]]:
+    """Return each conversation's answer and whether it ended by itself; its user speaks first."""
+    decoder = model.decoder(N_ROWS)
+    end, found = model.tokenizer.special_tokens[END_OF_MESSAGE], dict[int, tuple[str, bool]]()
+    waiting, rows = list(enumerate(conversations))[::-1], dict[int, tuple[int, list[int]]]()
+    while waiting or rows:
+        for row in set(range(N_ROWS)) - rows.keys():
+            if waiting:
+                number, said = waiting.pop()
+                roles = cycle(TURNS)
+                messages = [Message(next(roles), text) for text in said]
+                config = GenerateConfig(temperature=temperature, seed=number)
+                decoder.admit(row, encode(messages, CHAT, model.tokenizer), config)
+                rows[row] = number, []
+        for row, token in decoder.step().items():
+            number, ids = rows[row]
+            if model.tokenizer.token_bytes[token.idx] and len(ids) < config.max_new_tokens:
+                ids.append(token.idx)
+                continue
+            text = model.tokenizer.decode_bytes(ids).decode("utf-8", "replace")
+            found[number] = text, token.idx == end
+            decoder.release(row)
+            del rows[row]
+    return [found[number] for number in range(len(conversations))]
+
+
+def score(model: LoadedModel, n_questions: int = 500, temperature: float = 0.0) -> Score:
+    """Ask a model that many questions in wordings held out, and those out of a person's head."""
+    texts = {name: text for name, (_, text) in asked_about().items()}
+    references = {name: words(f"{name} {text}") for name, text in texts.items()}
+    draw = random.Random(5)
+    names = [draw.choice(sorted(texts)) for _ in range(n_questions)]
+    answers = ask(model, [[draw.choice(HELD_OUT).format(name)] for name in names], temperature)
+    right = [
+        is_right(said, name, references) for (said, _), name in zip(answers, names, strict=True)
+    ]
+    by_hand = ask(model, [[question] for question in BY_HAND], temperature)
+    known = [
+        is_right(said, name, references)
+        for (said, _), name in zip(by_hand, BY_HAND.values(), strict=True)
+    ]
+    ended = [ends for _, ends in answers + by_hand]
+    return Score(*(sum(each) / len(each) for each in (right, known, ended)))
+
+
+def train_default(folder: Path, pretraining: Sequence[str], finetuning: Sequence[str]) -> None:
+    """Make corpus, data, runs/base, chats and runs/base-chat in ``folder``, as make chat does."""
+    for command in (
+        "prepare corpus corpus --chats questions.jsonl.zst", "prepare text corpus --out data",
+        "train pretrain --data data --run base --preset tiny " + " ".join(pretraining),
+        "prepare chats questions.jsonl.zst --tokenizer runs/base --out chats",
+        "train finetune --from base --data chats --run base-chat " + " ".join(finetuning),
+    ):  # fmt: skip
+        run = [sys.executable, "-m", *command.split()]
+        subprocess.run(run, cwd=folder, check=True, stdout=sys.stderr)
+
+
+def val_losses(run: Path) -> Iterator[float]:
+    """Yield the val losses of a run, in nats a token."""
+    for line in (run / "metrics.jsonl").read_text("utf-8").splitlines():
+        if "val_loss" in (record := json.loads(line)):
+            yield record["val_loss"]
+
+
+def main(runs_dir: Path | None = None) -> None:
+    """Print the figures of the chain, made anew in seven minutes, or of the run in ``runs_dir``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        if runs_dir is None:
+            train_default(Path(temporary), ["--minutes", "3.5"], ["--minutes", "2.5"])
+            runs_dir = Path(temporary) / "runs"
+        model = load_model(None, runs_dir, "latest", "cpu", "none")
+        for temperature in (0.0, GenerateConfig().temperature):
+            found = score(model, temperature=temperature)
+            sys.stdout.write(
+                f"temperature {temperature:g}: {found.right:.1%} right of wordings held out, "
+                f"{found.by_hand:.0%} out of a person's head; {found.ended:.1%} ended\n"
+            )
+        for said in ("Hello", "Who are you?", "What is the capital of Italy?", *BY_HAND):
+            sys.stdout.write(f"> {said}\n{ask(model, [[said]])[0][0]}\n")
