@@ -107,15 +107,21 @@ function openPanel(mark) {
 
 function passageOf({ name, line, before, text, after }) {
   const where = Number.isInteger(line) ? `, line ${line.toLocaleString("en")}` : "";
-  const characters = [...text];
-  const ends = [characters.slice(0, LONGEST / 2), characters.slice(-LONGEST / 2)];
-  const within = characters.length > LONGEST ? ends.map((end) => end.join("")).join(" ... ") : text;
+  const lines = [before.trimStart(), endsOf(text), after.trimEnd()];
+  const [ahead, within, behind] = lines.map((each) => each.replace(/\s*\n\s*/g, "\n"));
   return make(
     "li",
     {},
     make("p", { className: "document" }, make("bdi", {}, name), where),
-    make("p", { className: "passage", dir: "auto" }, before, make("mark", {}, within), after),
+    make("p", { className: "passage", dir: "auto" }, ahead, make("mark", {}, within), behind),
   );
+}
+
+function endsOf(text) {
+  const characters = [...text];
+  if (characters.length <= LONGEST) return text;
+  const ends = [characters.slice(0, LONGEST / 2), characters.slice(-LONGEST / 2)];
+  return ends.map((end) => end.join("")).join(" ... ");
 }
 
 /** Close the panel; return whether it was open. */
