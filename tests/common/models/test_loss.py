@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.models import loss
-from common.models.loss import next_token_loss
+from common.models.loss import IGNORED, next_token_loss
 
 N, C, V = 50, 8, 37
 
@@ -50,12 +50,21 @@ def scores_kept(function: Any) -> int:
     return largest
 
 
+@pytest.mark.parametrize("n_ignored", [0, 20, N - 1])
+@pytest.mark.parametrize("rows_at_once", [16, N])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
 def test_loss_and_gradients_are_those_of_cross_entropy(
-    dtype: torch.dtype, tolerance: float, has_bias: bool
+    dtype: torch.dtype,
+    tolerance: float,
+    has_bias: bool,
+    rows_at_once: int,
+    n_ignored: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", rows_at_once * V)
     hidden, weight, bias, targets = some_inputs(dtype, has_bias=has_bias)
+    targets[torch.randperm(N)[:n_ignored]] = IGNORED
     leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
     expected = F.cross_entropy(F.linear(hidden, weight, bias), targets)
     ours = next_token_loss(hidden, weight, bias, targets, vocab_size=V)
@@ -68,8 +77,21 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
         torch.testing.assert_close(ours_leaf, theirs_leaf, atol=tolerance, rtol=tolerance)
 
 
-def test_without_gradients_the_loss_is_the_same() -> None:
+@pytest.mark.parametrize("rows_at_once", [16, N])
+def test_where_nothing_is_learned_the_loss_is_zero_and_so_are_its_gradients(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", rows_at_once * V)
+    hidden, weight, bias, _ = some_inputs(torch.float64, has_bias=False)
+    ours = next_token_loss(hidden, weight, bias, torch.full((N,), IGNORED), vocab_size=V)
+    assert ours.item() == 0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(ours, (hidden, weight)))
+
+
+@pytest.mark.parametrize("n_ignored", [0, 20])
+def test_without_gradients_the_loss_is_the_same(n_ignored: int) -> None:
     hidden, weight, bias, targets = some_inputs(torch.float64, has_bias=True)
+    targets[:n_ignored] = IGNORED
     with torch.inference_mode():
         ours = next_token_loss(hidden, weight, bias, targets, vocab_size=V)
         expected = F.cross_entropy(F.linear(hidden, weight, bias), targets)

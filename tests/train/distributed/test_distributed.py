@@ -40,28 +40,28 @@ train.loop.update = there
 NO_MEMORY = """
 import torch, train.loop, train.setup.autotune
 backward = train.loop.backward
-def too_much(trainer, rows):
+def too_much(trainer, rows, n_learned):
     if rank == 1 and len(rows) > 1:
         raise torch.OutOfMemoryError("injected")
-    return backward(trainer, rows)
+    return backward(trainer, rows, n_learned)
 train.loop.backward = train.setup.autotune.backward = too_much
 """
 LATER_NO_MEMORY = """
 import torch, train.loop, train.setup.autotune
 backward, n = train.loop.backward, []
-def too_much(trainer, rows):
+def too_much(trainer, rows, n_learned):
     n.append(1)
     if rank == 1 and len(n) > 12:
         raise torch.OutOfMemoryError("injected")
-    return backward(trainer, rows)
+    return backward(trainer, rows, n_learned)
 train.loop.backward = train.setup.autotune.backward = too_much
 """
 IMPATIENT = "import train.distributed.comm; train.distributed.comm.TIMEOUT_S = 1"
 NAN = """
 import train.loop
 backward = train.loop.backward
-def broken(trainer, rows):
-    loss = backward(trainer, rows)
+def broken(trainer, rows, n_learned):
+    loss = backward(trainer, rows, n_learned)
     return loss * float("nan") if rank == 1 and trainer.optimizer.optimizers[0].lr > 0 else loss
 train.loop.backward = broken
 """
