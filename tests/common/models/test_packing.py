@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_each_conversation_alone(
     model.activation_checkpointing = checkpointing
     x, y, starts = packed()
     loss = model(x, y, starts)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     ours = gradients(model)
     n_learned = int((y != IGNORED).sum())
     total = torch.zeros((), dtype=torch.float64)
