@@ -130,6 +130,21 @@ smoke: ## Go a newcomer's way from nothing to an answer, on a small budget
 	  grep -q "^$$begin" "$$folder/answers.txt" || { echo "smoke: no answer '$$begin'"; exit 1; }; \
 	done && echo 'smoke: three questions, three answers.'
 
+check: setup-dev ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup-dev ## Mend style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|answers|sample|serve|contention|gpu for one
+	$(PY) -m tests.bench $(BENCH)
+
+faults: setup-dev ## Count what cannot be lost: power cuts, full disks, signals, kills, flipped bits (15 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m tests.faults $(FAULTS)
+
 clean: ## Delete what was made here: corpus/, data/, chats/, runs/, .venv and caches
 	rm -rf corpus $(QUESTIONS) data chats runs .make $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
