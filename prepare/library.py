@@ -113,10 +113,11 @@ def _entry(name: str, module: str, kind: str, value: Any) -> Iterator[Entry]:
         part if as_it_is.search(part) else " ".join(part.split())
         for part in re.split(r"\n\s*\n", inspect.cleandoc(docstring).strip())
     )
-    # as many docstrings of C begin: "sleep(seconds)"
-    first, _, rest = text.partition("\n\n")
-    call = re.match(rf"{short_name}(\(.*?\))($| -+> )", first)
-    if call and rest[:1].isalpha():
-        signature, text = signature or call[1], rest
+    # Many docstrings of C begin with it: "sleep(seconds)", "S.rfind(sub) -> int", with a text in
+    # the paragraph after it, or behind it.
+    call = rf"(?:\w\.)?{short_name}(\([^\n]*?\))(?: -+> [\w ]+)?"
+    call += rf"(\.?(?:\n{short_name}\(.*)*\n\n|\. +)(?=\w)"
+    if found := re.match(call, text):
+        signature, text = signature or found[1], text[found.end() :]
     if text:
         yield Entry(name, module, kind, signature, text)

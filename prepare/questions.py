@@ -23,7 +23,7 @@ from prepare.small_talk import UNKNOWN, small_talk, wordings
 
 Exchange = tuple[str, str]  # question, answer
 
-N_WORDINGS, N_CALLS, N_UNKNOWN = 6, 2, 1_000
+N_WORDINGS, N_CALLS, N_WHERE, N_UNKNOWN = 8, 3, 2, 1_000
 # Characters of a first sentence that says something, and of an answer to a small network's taste.
 MIN_SENTENCE, MAX_SENTENCE, MAX_SUMMARY = 10, 200, 160
 # Words that docstrings begin with, and that are no verbs.
@@ -49,7 +49,12 @@ def summary(text: str) -> str:
 
 def asked_about() -> dict[str, tuple[Entry, str]]:
     """Return name -> (entry, what is answered) of what there are questions about."""
-    summaries = {entry.name: (entry, summary(entry.text)) for entry in library()}
+    classes = set(wordings()["classes"].split())
+    summaries = {
+        entry.name: (entry, summary(entry.text))
+        for entry in library()
+        if entry.kind != "method" or entry.name.rpartition(".")[0] in classes
+    }
     return {
         name: (entry, text)
         for name, (entry, text) in summaries.items()
@@ -81,8 +86,9 @@ def exchanges() -> Iterator[Exchange]:
                 yield varied(which, draw, does=phrase.rstrip(".,;:")), answer
         if entry.kind in ("class", "function") and n_ends[entry.short_name] == 1:
             home = "is built in" if entry.module == "builtins" else f"is in {entry.module}"
-            where = varied(draw.choice(asked["where"]), draw, name=entry.short_name)
-            yield where, f"{name}: {entry.short_name} {home}."
+            for wording in draw.sample(asked["where"], N_WHERE):
+                where = varied(wording, draw, name=entry.short_name)
+                yield where, f"{name}: {entry.short_name} {home}."
 
 
 def _ends(name: str) -> list[str]:
