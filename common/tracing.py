@@ -11,7 +11,7 @@ Source: Liu et al. 2025, OLMoTrace (arXiv:2504.07096).
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, zip_longest
+from itertools import chain, islice, pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ class Tracer:
         """Search in data folders of one vocabulary, at least one."""
         self._traced = traced
         self._dtype = traced[0].suffixes.dtype
-        self._special_ids = traced[0].special_ids
+        self._special_ids = sorted(traced[0].special_ids)
 
     def trace(self, ids: Sequence[int]) -> list[Span]:
         """Return the spans of a text's ids with their passages, the longest first."""
@@ -124,15 +124,13 @@ class Tracer:
 
     def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of the same spans in the order of the text."""
-        first = 0
-        for is_special, run in groupby(ids, lambda idx: idx in self._special_ids):
-            part = list(run)
-            if not is_special:
-                for start, end in self._maximal(np.array(part, self._dtype).tobytes(), len(part)):
-                    yield first + start, first + end
-            first += len(part)
+        text = np.array(ids, self._dtype)
+        borders = np.flatnonzero(np.isin(text, self._special_ids)).tolist()
+        for border, end in pairwise([-1, *borders, len(text)]):
+            for first, last in self._maximal(text[border + 1 : end].tobytes()):
+                yield border + 1 + first, border + 1 + last
 
-    def _maximal(self, text: bytes, n_ids: int) -> Iterator[tuple[int, int]]:
+    def _maximal(self, text: bytes) -> Iterator[tuple[int, int]]:
         """Yield the spans of ``text``, which no special id interrupts.
 
         A window of MIN_IDS moves on until it is found. It is the end of what began at the window
@@ -146,24 +144,24 @@ class Tracer:
             return any(data.suffixes.occurs(pattern) for data in self._traced)
 
         lowest, last = 0, MIN_IDS
-        while last <= n_ids:
+        while last * width <= len(text):
             start = last - MIN_IDS
             if occurs(start, last):
                 starts, end = range(lowest, start), last
                 first = lowest + bisect_left(starts, True, key=lambda i: occurs(i, end))
-                last = first + self._longest(text[first * width :])
+                last = first + self._longest(text, first * width)
                 yield first, last
                 lowest, last = first + 1, last + 1
             else:
                 lowest, last = start + 1, last + 1
 
-    def _longest(self, text: bytes) -> int:
-        """Return how many ids from the first on stand somewhere in a row."""
+    def _longest(self, text: bytes, at: int) -> int:
+        """Return how many ids from the byte ``at`` on stand somewhere in a row."""
         n_ids = FIRST_IDS
         while True:
-            pattern = text[: n_ids * self._dtype.itemsize]
+            pattern = text[at : at + n_ids * self._dtype.itemsize]
             found = max(data.suffixes.longest(pattern) for data in self._traced)
-            if found < n_ids or len(pattern) == len(text):
+            if found < n_ids or at + len(pattern) == len(text):
                 return found
             n_ids *= 4
 

@@ -164,9 +164,20 @@ def generate(
     help="Tokens by which the window moves on; half of the context by default, at most all of it.",
 )
 @click.option("--per-token", is_flag=True, help="Show each token and how surprising it was.")
+@click.option(
+    "--novelty",
+    is_flag=True,
+    help="Say also which share of the tokens is in no run of 8 or more that the training text has; "
+    "with --json, the others with the documents they stand in.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
 def score(
-    files: tuple[str, ...], stride: int | None, per_token: bool, as_json: bool, **options: Any
+    files: tuple[str, ...],
+    stride: int | None,
+    per_token: bool,
+    novelty: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Say how surprising FILES (- is standard input) are to a run: loss, perplexity, bits a byte.
 
@@ -177,7 +188,7 @@ def score(
 
     model = load(options)
     notify(f"{model.info.folder}: {model.info.loss_words}")
-    write_scores(model, files, stride, per_token=per_token, as_json=as_json)
+    write_scores(model, files, stride, per_token=per_token, as_json=as_json, novelty=novelty)
 
 
 @main.command()

@@ -16,6 +16,7 @@ import sys
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
@@ -25,7 +26,9 @@ from common.inference.backend import Backend
 from common.inference.decoder import Token
 from common.inference.scoring import score_tokens
 from common.tokenizer import Tokenizer
+from common.tracing import Span
 from sample.loaded_model import LoadedModel
+from sample.novelty import require_tracer, trace_chunks
 from sample.text.detokenizer import token_json
 from sample.text.prompt import missing_notice
 from sample.text.terminal_text import escape_controls, notify, write_stdout
@@ -48,6 +51,7 @@ class Score:
     nats: float = 0.0
     n_tokens: int = 0
     n_bytes: int = 0
+    n_traced: int = 0  # tokens in spans of the training text
 
     def add(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> None:
         """Add more of the text; end-of-text stands for no byte."""
@@ -55,6 +59,10 @@ class Score:
             self.nats -= token.logprob
             self.n_tokens += 1
             self.n_bytes += len(tokenizer.token_bytes[token.idx])
+
+    def count_traced(self, n_tokens: int) -> None:
+        """Count so many of the tokens as standing in the training text."""
+        self.n_traced += n_tokens
 
     @property
     def loss(self) -> float:
@@ -71,14 +79,27 @@ class Score:
         """Bits a byte of text, which compares between vocabularies."""
         return self.nats / math.log(2) / max(1, self.n_bytes)
 
+    @property
+    def novelty(self) -> float:
+        """Share of the tokens that stand in no span of the training text."""
+        return 1 - self.n_traced / max(1, self.n_tokens)
+
 
 def write_scores(
-    model: LoadedModel, names: Sequence[str], stride: int | None, *, per_token: bool, as_json: bool
+    model: LoadedModel,
+    names: Sequence[str],
+    stride: int | None,
+    *,
+    per_token: bool,
+    as_json: bool,
+    novelty: bool = False,
 ) -> None:
     """Write the scores of files, each one document ("-" is standard input), and of all together.
 
-    Raise ConfigError where the stride exceeds the context, DataError where a file is not UTF-8.
+    Raise ConfigError where the stride exceeds the context, DataError where a file is not UTF-8 or,
+    for its ``novelty``, the training text has no index.
     """
+    tracer = require_tracer(model.info.folder) if novelty else None
     block_size, tokenizer = model.info.config.block_size, model.tokenizer
     stride = stride or max(1, block_size // 2)
     if stride > block_size:
@@ -87,7 +108,7 @@ def write_scores(
         f"stride {stride:,}: behind the first {block_size:,} tokens each is predicted from "
         f"{block_size - stride:,} or more before it\n"
     )
-    report = Report(tokenizer, per_token=per_token, as_json=as_json)
+    report = Report(tokenizer, per_token=per_token, as_json=as_json, novelty=novelty)
     total = Score()
     for name in names:
         score, missing = Score(), dict[str, None]()
@@ -95,10 +116,14 @@ def write_scores(
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
             texts = note_missing(read_text(file, name), tokenizer, missing)
             chunks = encode_chunks(texts, tokenizer)
+            if tracer is not None:
+                add_spans = partial(report.add_spans, name) if as_json else None
+                chunks = trace_chunks(chunks, tracer, score.count_traced, add_spans)
             for tokens in score_ids(model.backend, chunks, tokenizer.eot_id, stride):
                 score.add(tokens, tokenizer)
                 total.add(tokens, tokenizer)
                 report.add_tokens(name, tokens)
+        total.count_traced(score.n_traced)
         report.add_score(name, score)
         for notice in missing_notice(tokenizer, "".join(missing), of="what is scored"):
             notify(f"{name}: {notice}")
@@ -168,11 +193,15 @@ def score_ids(
 class Report:
     """Scores as they come; with ``per_token``, colours in a terminal and columns in a pipe."""
 
-    def __init__(self, tokenizer: Tokenizer, *, per_token: bool, as_json: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, per_token: bool, as_json: bool, novelty: bool = False
+    ) -> None:
         self._tokenizer, self._per_token, self._as_json = tokenizer, per_token, as_json
+        self._novelty = novelty
+        self._headings = HEADINGS.replace("\n", f"{'novelty':>9}\n") if novelty else HEADINGS
         self._in_colour = per_token and not as_json and sys.stdout.isatty()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._heading = "" if as_json else COLUMNS if per_token else HEADINGS
+        self._heading = "" if as_json else COLUMNS if per_token else self._headings
 
     def _write(self, text: str) -> None:
         write_stdout(self._heading + text)
@@ -193,6 +222,14 @@ class Report:
             )
         elif self._per_token:
             self._write("".join(map(self.columns, tokens)))
+
+    def add_spans(self, name: str, ids: list[int], n_before: int, spans: list[Span]) -> None:
+        """Write spans of some tokens of a file, ``n_before`` of which came before."""
+        for each in spans:
+            text = self._tokenizer.decode_bytes(ids[each.first : each.last])
+            place = {"file": name, "first": n_before + each.first, "last": n_before + each.last}
+            found = {"n_found": each.n_found, "passages": [vars(one) for one in each.passages]}
+            self._write_json([place | {"text": text.decode("utf-8", "replace")} | found])
 
     def columns(self, token: Token) -> str:
         r"""Return tab-separated columns; \n, \t and bytes beyond text are spelled out."""
@@ -218,6 +255,8 @@ class Report:
         """Write the score of a file."""
         if self._as_json:
             figures = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
+            if self._novelty:
+                figures["novelty"] = score.novelty
             # of no tokens there are none, and JSON has no word for an infinite perplexity
             is_known = {name: score.n_tokens and math.isfinite(x) for name, x in figures.items()}
             counts = {"file": name, "tokens": score.n_tokens, "bytes": score.n_bytes}
@@ -228,11 +267,13 @@ class Report:
         loss, perplexity, bpb = columns if score.n_tokens else ["-"] * 3
         shown = escape_controls(name).replace("\n", "\\n")
         line = f"{shown:<30}{score.n_tokens:>12,}{score.n_bytes:>14,}"
-        line += f"{loss:>9}{perplexity:>14}{bpb:>11}\n"
+        line += f"{loss:>9}{perplexity:>14}{bpb:>11}"
+        share = f"{score.novelty:.1%}" if score.n_tokens else "-"
+        line += f"{share:>9}\n" if self._novelty else "\n"
         if self._in_colour:
             write_stdout(self._decoder.decode(b"", final=True) + "\n")
         if self._per_token:  # behind tokens it is not one of them
-            sys.stderr.write(HEADINGS + line)
+            sys.stderr.write(self._headings + line)
         else:
             self._write(line)
 

@@ -75,7 +75,8 @@ def _sort(ids: BinaryIO, width: int, n_bytes: int, out: BinaryIO) -> None:
         with defer_signals():  # it does not hear Ctrl-C, which ends the waiting for it
             process = subprocess.Popen(command, stdin=ids, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        shutil.copyfileobj(process.stdout, out, COPY_BYTES)
+        with process.stdout as order:
+            shutil.copyfileobj(order, out, COPY_BYTES)
         code = process.wait()
     finally:
         if process is not None:

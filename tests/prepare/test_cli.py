@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from common.dataset import SPLITS, open_data
+from common.dataset import NAMES_NAME, SPLITS, open_data
 from common.tokenizer import SPECIAL_TOKENS
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of
 from tests.processes import assert_one_sentence, run_python, start_python
@@ -225,7 +225,10 @@ def test_standard_input_gives_the_ids_of_the_file(tmp_path: Path) -> None:
         tmp_path, "text", "-", "--vocab-size", "400", "--out", "from pipe", typed=text
     )
     assert process.returncode == 0
-    assert open_data(tmp_path / "from pipe").meta["files"] == data.meta["files"]
+    piped = open_data(tmp_path / "from pipe")
+    named = {NAMES_NAME: data.meta["files"][NAMES_NAME]}
+    assert piped.meta["files"] | named == data.meta["files"]
+    assert piped.document_name("val", 0) == ("standard input", None)
 
 
 def test_json_lines_on_standard_input_are_documents(tmp_path: Path) -> None:
@@ -344,7 +347,7 @@ def test_numpy_is_loaded_only_when_its_threads_are_set(tmp_path: Path) -> None:
 def test_verify_passes_what_prepare_wrote(data: Path) -> None:
     process = prepare_here(data.parent, "verify", "data")
     assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout == "data: 5 files are as they were written.\n"
+    assert process.stdout == "data: 8 files are as they were written.\n"
 
 
 def test_inspect_shows_counts_sources_and_documents(data: Path) -> None:

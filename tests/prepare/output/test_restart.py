@@ -123,7 +123,8 @@ def of_data_set(out: Path) -> dict[str, bytes]:
     files = snapshot(out)
     vocabulary = next(iter(files.keys() & {"vocab.tiktoken", "vocab.json"}))
     assert files.keys() == {
-        "train.bin", "train.idx", "val.bin", "val.idx", "meta.json", vocabulary,
+        "train.bin", "train.idx", "train.names", "val.bin", "val.idx", "val.names", "names.txt",
+        "meta.json", vocabulary,
     }  # fmt: skip
     return files
 
