@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 # What people ask about; each can be imported anywhere, and does nothing when it is.
@@ -37,6 +38,11 @@ MODULES = (
     "xml.dom.minidom", "xml.etree.ElementTree", "xml.sax", "xmlrpc.client", "zipapp", "zipfile",
     "zipimport", "zlib", "zoneinfo",
 )  # fmt: skip
+# Paragraphs of which each line is one by itself: code, lists, ways to call.
+AS_IT_IS = re.compile(r"^(\s|>>>|[-*+] |(\w+)\(.*\n\2\()", re.MULTILINE)
+# Many docstrings of C begin with it: "sleep(seconds)", "S.rfind(sub) -> int", with a text in the
+# paragraph after it, or behind it.
+CALL = re.compile(r"(?:\w\.)?(\w+)(\([^\n]*?\))(?: -+> [\w ]+)?(?:\.?(?:\n\1\(.*)*\n\n|\. +)(?=\w)")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Entry:
         return self.name.rpartition(".")[2]
 
 
-def library() -> list[Entry]:
+@cache
+def library() -> tuple[Entry, ...]:
     """Return what is documented in MODULES, sorted by name, nothing twice."""
     entries: dict[str, Entry] = {}
     seen: set[int] = set()
@@ -71,7 +78,7 @@ def library() -> list[Entry]:
             module = importlib.import_module(name)
             for entry in _module_entries(name, module, seen):
                 entries.setdefault(entry.name, entry)
-    return [entries[name] for name in sorted(entries)]
+    return tuple(entries[name] for name in sorted(entries))
 
 
 def _module_entries(module_name: str, module: types.ModuleType, seen: set[int]) -> Iterator[Entry]:
@@ -107,17 +114,12 @@ def _entry(name: str, module: str, kind: str, value: Any) -> Iterator[Entry]:
         signature = "" if kind == "module" else str(inspect.signature(value))
     except (TypeError, ValueError):
         signature = ""
-    short_name = name.rpartition(".")[2]
-    as_it_is = re.compile(rf"^(\s|>>>|[-*+] |{short_name}\(.*\n{short_name}\()", re.MULTILINE)
     text = "\n\n".join(
-        part if as_it_is.search(part) else " ".join(part.split())
+        part if AS_IT_IS.search(part) else " ".join(part.split())
         for part in re.split(r"\n\s*\n", inspect.cleandoc(docstring).strip())
     )
-    # Many docstrings of C begin with it: "sleep(seconds)", "S.rfind(sub) -> int", with a text in
-    # the paragraph after it, or behind it.
-    call = rf"(?:\w\.)?{short_name}(\([^\n]*?\))(?: -+> [\w ]+)?"
-    call += rf"(\.?(?:\n{short_name}\(.*)*\n\n|\. +)(?=\w)"
-    if found := re.match(call, text):
-        signature, text = signature or found[1], text[found.end() :]
+    call = CALL.match(text)
+    if call and call[1] == name.rpartition(".")[2]:
+        signature, text = signature or call[2], text[call.end() :]
     if text:
         yield Entry(name, module, kind, signature, text)
