@@ -14,7 +14,7 @@ from sample.server.protocol import APIError, ChatRequest, CompletionRequest, Jso
 from sample.server.responses import ResponseStream
 from sample.text.detokenizer import Detokenizer
 from sample.text.prompt import Message, Template, build_prompt, missing_notice
-from sample.text.sources import NO_INDEX, TrainingText
+from sample.text.sources import TrainingText
 
 # Tokens of prompts that are named with their logprobs in one answer: 90 MB until they are sent, and
 # others wait up to a second while they are written down.
@@ -59,8 +59,8 @@ def parse_request(
     _check_size(len(prompts), n, n_scored, model.limits)
     if body.model not in (None, model.name):  # there is but one: no other text could be meant
         notices = [f"{model.name} answers: there is no {shown(body.model)} here.", *notices]
-    if body.sources and not model.training_text.is_indexed:
-        notices = [*notices, NO_INDEX]
+    if body.sources and (notice := model.training_text.notice):
+        notices = [*notices, notice]
     decode = model.tokenizer.decode_bytes
     texts = [decode(ids).decode("utf-8", "replace") if echo else "" for ids in prompts]
     answers = ResponseStream(

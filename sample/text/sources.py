@@ -19,6 +19,7 @@ NO_INDEX = (
     "The training text has no index, so where an answer stands in it cannot be found. "
     "Make one: python -m prepare index DATA"
 )
+NOT_ALL = "A part of the training text has no index, so it was not looked through."
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class TrainingText:
     def is_indexed(self) -> bool:
         """Whether anything can be found in it."""
         return self.tracer is not None
+
+    @property
+    def notice(self) -> str | None:
+        """A sentence, for anybody, on what cannot be searched."""
+        return NO_INDEX if self.tracer is None else NOT_ALL if self.notices else None
 
     def find(self, text: str) -> Sources | None:
         """Return the spans of ``text``, where a part of a character counts as the whole."""

@@ -24,7 +24,6 @@ from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from common.tokenizer import Tokenizer
-from common.tracing import Tracer
 from sample.server.app import make_app
 from sample.server.config import ServeConfig
 from sample.server.engine import Engine
@@ -77,7 +76,7 @@ def in_process(
     network: GPT | None = None,
     tokenizer: Tokenizer = ALPHABET,
     block_size: int = 32,
-    tracer: Tracer | None = None,
+    training_text: TrainingText | None = None,
 ) -> Iterator[InProcess]:
     """Serve from this process, a FakeDecoder or ``network``; the base URL is http://localhost."""
     limits = limits or ServeConfig(rows=4, queue=4, max_tokens=64)
@@ -96,7 +95,7 @@ def in_process(
         defaults=GenerateConfig(max_new_tokens=8),
         limits=limits,
         info={"name": "fake"},
-        training_text=TrainingText(tokenizer, tracer),
+        training_text=training_text or TrainingText(tokenizer),
     )
     engine = Engine(cast(Decoder, decoder), n_rows=limits.rows, max_waiting=limits.queue)
     app = make_app(engine, model, access or Access())

@@ -1,20 +1,26 @@
 """What /source shows in a terminal, also of names and texts that mean harm."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common.files import write_json
 from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig
 from common.tracing import Passage, Tracer
+from prepare.output.index import write_index
 from sample.chat.session import Chat
 from sample.chat.sources import describe_sources
 from sample.chat.terminal import run_line
 from sample.text.sources import Sources, SourceSpan, TrainingText
 from sample.text.terminal_text import MARK, MARK_END, notify
-from tests.sample.conftest import ALPHABET, CIRCLE, round_and_round
+from tests.sample.conftest import ALPHABET, CIRCLE, make_run, round_and_round
 from tests.sample.fake_tracer import FakeTracer
+from tests.terminal import Terminal
+from tests.tiny import prepare_text
 
 
 def plain(notices: list[str]) -> list[str]:
@@ -50,6 +56,44 @@ def test_the_parts_of_an_answer_are_numbered_and_their_documents_named() -> None
         "- docs.tar.xz/alphabet.txt, line 1,200: hh [bcdefgha] h ",
         "- other.txt: hh [bcdefgha]g",
     ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the run that writes a to h in a circle, and indexed data of its ids."""
+    folder = tmp_path_factory.mktemp("traced")
+    data = prepare_text("hh bcdefghab hh\n\n" * 20, folder)  # its vocabulary is ALPHABET
+    write_index(data, lambda name, size: lambda n_bytes: None)
+    settings = {"format": 1, "data": {"path": str(data.path), "sha256": data.sha256}}
+    write_json(make_run(folder / "runs", "circle") / "config.json", settings)
+    return folder
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_in_a_terminal_they_are_underlined_or_in_brackets(
+    place: Path, variables: dict[str, Any]
+) -> None:
+    arguments = ["-m", "sample", "chat", "--temperature", "0", "--max-new-tokens", "12"]
+    with Terminal(arguments, place, XDG_STATE_HOME=str(place), **variables) as terminal:
+        terminal.see_prompt()
+        terminal.enter("/source")
+        terminal.see("There is no turn yet.")
+        terminal.enter("a")
+        terminal.enter("/source")
+        terminal.see(
+            "9 of 12 tokens (75%) stand word for word", "source.txt: hh ", "put together anew."
+        )
+        rows = [terminal.screen.buffer[y] for y in range(40)]
+        underlined = ["".join(row[x].data for x in range(80) if row[x].underscore) for row in rows]
+        found = [text for text in underlined if text]
+        if variables:
+            assert found == []
+            terminal.see("[bcdefghab][1]cde", "hh [bcdefghab] hh")
+        else:
+            assert found == ["bcdefghab"] * 2
+            terminal.see("bcdefghab[1]cde", "hh bcdefghab hh")
+        terminal.enter("/help")
+        terminal.see("/source ")
 
 
 def test_of_no_turn_and_without_an_index_a_sentence() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import openai
 import pytest
 
-from common.tracing import Span, Tracer
+from common.tracing import Span
 from sample.server.protocol import CompletionResponse
 from sample.text.prompt import RAW
+from sample.text.sources import NOT_ALL, TrainingText
 from tests.sample.conftest import ALPHABET, round_and_round
 from tests.sample.fake_tracer import FakeTracer
 from tests.sample.serving import InProcess, events, in_process
@@ -35,9 +36,9 @@ FOUND = {"n_tokens": 12, "n_traced": 10, "spans": SPANS}
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[InProcess]:
-    tracer = FakeTracer.make(ALPHABET, *READ)
+    text = TrainingText(ALPHABET, FakeTracer.make(ALPHABET, *READ))
     network = round_and_round(forwards=True)
-    with in_process(template=RAW, network=network, tracer=tracer) as served:
+    with in_process(template=RAW, network=network, training_text=text) as served:
         yield served
 
 
@@ -91,6 +92,16 @@ def test_without_an_index_a_notice_says_how_to_make_one() -> None:
             assert "notices" not in ask(served, path)
 
 
+def test_of_a_part_without_an_index_a_notice_says_that_it_was_not_looked_through() -> None:
+    text = TrainingText(ALPHABET, FakeTracer.make(ALPHABET, *READ), ["/secret/data: no index."])
+    with in_process(
+        template=RAW, network=round_and_round(forwards=True), training_text=text
+    ) as served:
+        answer = ask(served, CHAT, sources=True)
+        assert answer["choices"][0]["sources"] == FOUND
+        assert answer["notices"] == [NOT_ALL]
+
+
 def test_what_is_no_bool_is_refused(api: InProcess) -> None:
     answered = api.client.post(COMPLETIONS, json=ASKED[COMPLETIONS] | {"sources": 1})
     assert answered.json()["error"]["param"] == "sources"
@@ -115,8 +126,10 @@ def test_others_are_served_while_a_long_search_goes_on() -> None:
             return []
 
     slow: Any = Slow()
-    tracer: Tracer = slow
-    with in_process(template=RAW, network=round_and_round(forwards=True), tracer=tracer) as served:
+    text = TrainingText(ALPHABET, slow)
+    with in_process(
+        template=RAW, network=round_and_round(forwards=True), training_text=text
+    ) as served:
         answers = []
         asking = threading.Thread(
             target=lambda: answers.append(ask(served, COMPLETIONS, sources=True))
