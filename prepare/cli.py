@@ -111,6 +111,11 @@ def chats(**options: Any) -> None:
     from prepare.sources.vocabulary import block_size_of
 
     settings = ChatsConfig(**given(ChatsConfig, options))
+    if settings.tokenizer == ChatsConfig.tokenizer and not Path(settings.tokenizer).exists():
+        raise click.UsageError(
+            f"There is no {settings.tokenizer} here, whose vocabulary is taken by default: "
+            "--tokenizer names the run that will be fine-tuned (runs/NAME), or its data."
+        )
     context = settings.context or block_size_of(settings.tokenizer) or DEFAULT_CONTEXT
     _prepare(replace(settings, context=context), read_conversations, **options)
 
@@ -222,12 +227,14 @@ def corpus(folder: Path, chats: Path | None) -> None:
 @click.option("--show", type=click.IntRange(min=0), default=0, help="Decode this many documents.")
 def inspect(data: Path, show: int) -> None:
     """Verify a data folder and say what is in it: by split and source, how long, which tokens."""
+    from prepare.report.conversations import first_conversations
     from prepare.report.inspection import first_documents, inspect_data, tables
 
     opened = _open_verified(data)
     click.echo("\n".join([totals_table(opened.meta, data), *warning_lines(opened.meta)]))
     click.echo("\n" + tables(inspect_data(opened)))
-    for document in first_documents(opened, show):
+    first = first_conversations if opened.has_masks else first_documents
+    for document in first(opened, show):
         click.echo("\n" + document)
 
 
@@ -259,9 +266,11 @@ def index(data: Path) -> None:
 
 def _open_verified(path: Path) -> "DataFolder":
     from common.dataset import open_data, verify_data
+    from prepare.report.conversations import verify_masks
 
     data = open_data(path)
     verify_data(data)
+    verify_masks(data)
     return data
 
 
@@ -277,8 +286,11 @@ def _open_verified(path: Path) -> "DataFolder":
 )
 def export(data: Path, folder: Path, to: str) -> None:
     """Verify the data set DATA, and write it into FOLDER in a form that other projects read."""
+    from prepare.report.conversations import export_conversations
     from prepare.report.export import export_llmc, export_text
 
-    write = {"llmc": export_llmc, "text": export_text}[to]
-    for path in write(_open_verified(data), folder):
+    opened = _open_verified(data)
+    write_text = export_conversations if opened.has_masks else export_text
+    write = {"llmc": export_llmc, "text": write_text}[to]
+    for path in write(opened, folder):
         click.echo(str(path))

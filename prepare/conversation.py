@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from common.chat_format import ROLES, Role
 from common.errors import DataError
+from prepare.chunks import Stats
+from prepare.config import PrepareConfig
 
 ROLE_OF_NAME: dict[str, Role] = {  # as data sets name those who speak, in lower case
     **dict.fromkeys(("system", "developer"), "system"),
@@ -39,12 +41,24 @@ class Message(NamedTuple):
     text: str
 
 
+Found = tuple[str, str, list[Message], Message | None]  # where, shape, turns, rejected answer
+
+
 class ConversationError(DataError):
     """A conversation that cannot be learned from; ``reason`` is one of few."""
 
     def __init__(self, where: str, reason: str, detail: str) -> None:
         super().__init__(f"{where}: {reason}: {detail}")
         self.reason = reason
+
+
+def skip_or_raise(
+    where: str, error: DataError, reason: str, config: PrepareConfig, stats: Stats
+) -> None:
+    """Raise the error of a conversation, or list it, as --on-error says."""
+    if config.on_error == "fail":
+        raise error
+    stats.skip(where, reason, error.message)
 
 
 def role_of(name: object, where: str) -> Role:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 SLOW_NAME = "encode-with-tiktoken"  # gigatoken failed in this run
 LOCK_SECONDS = 2.0  # what helps a killed run holds its lock too, and ends with what it is at
 POLL_SECONDS = 0.05
+FEW_IN_VAL = 20  # conversations
 
 NewProgress = Callable[[str, int], Progress]  # of a pass: its name, and its bytes on disk
 
@@ -201,10 +202,12 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     names = ", ".join(source.name for source in run.sources.take(range(min(5, len(run.sources)))))
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []
+    left_out += [f"{n:,} {what.removeprefix('n_')}" for what, n in stats.chats.items()]
+    what, kind = ("conversation", "chats") if run.config.is_chats else ("text", "text files")
     raise DataError(
-        f"{names}: no text found in {len(run.sources):,} files"
+        f"{names}: no {what} found in {len(run.sources):,} files"
         + (f" (left out: {', '.join(left_out)})" if left_out else "")
-        + ". Name text files, JSON lines, or archives of them."
+        + f". Name {kind}, JSON lines, or archives of them."
     )
 
 
@@ -224,6 +227,12 @@ def _check_splits(run: _Run, rule: str, counts: dict[str, Any], stats: Stats) ->
         stats.warn(sentence)
     if not n_tokens["val"] and (rule == "files" or run.config.val_fraction):
         stats.warn(f"Val is empty: training cannot say how well it goes. {why}")
+    n_val = counts["splits"]["val"]["documents"]
+    if run.config.is_chats and rule == "hash" and 0 < n_val < FEW_IN_VAL:
+        stats.warn(
+            f"Val holds {n_val} of {counts['n_documents']:,} conversations, none of which is cut "
+            "for it: its loss says little. More of them, or --val-fraction 0.3, say more."
+        )
 
 
 @contextmanager

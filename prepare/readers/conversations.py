@@ -28,15 +28,21 @@ from prepare.chunks import (
     skip_errors,
 )
 from prepare.config import ChatsConfig
-from prepare.conversation import ConversationError, Message, pack
+from prepare.conversation import ConversationError, Found, pack, skip_or_raise
 from prepare.readers.documents import read_source
 from prepare.readers.json_values import to_utf8
 from prepare.readers.jsonl import NOTHING, Record
+from prepare.readers.logs import (
+    discord_messages,
+    export_conversations,
+    is_discord,
+    is_export,
+    log_conversations,
+)
 from prepare.readers.shapes import COLUMNS, turns_of
 from prepare.sources.source import JSON_LINES_SUFFIXES, Progress, Source
 
-Found = tuple[str, str, list[Message], Message | None]  # where, shape, turns, rejected answer
-NONE: Found = ("", "", [], None)  # in the place of a record that is left out
+Conversations = Generator[Found | None]
 
 
 def read_conversations(
@@ -47,18 +53,18 @@ def read_conversations(
         return read_source(source, config, stats, progress, read_file)
     from prepare.readers.parquet import dataset_records
 
-    found = _of_records(dataset_records(source, _columns(config)), config, stats)
+    found = _of_records(source.name, dataset_records(source, _columns(config)), config, stats)
     name = source.name.encode("utf-8", "replace")
-    chunks = chain([(name, NAME)], _packed(found, stats))
+    chunks = chain([(name, NAME)], _packed(found, config, stats))
     return skip_errors(source.name, chunks, config.on_error, stats, is_found=False)
 
 
 def read_file(name: str, stream: Stream, config: ChatsConfig, stats: Stats) -> Iterator[Chunk]:
     """Yield the conversations of one plain file; raise UnreadableError where it holds none."""
-    yield from _packed(_in_file(name, stream, config, stats), stats)
+    yield from _packed(_in_file(name, stream, config, stats), config, stats)
 
 
-def _in_file(name: str, stream: Stream, config: ChatsConfig, stats: Stats) -> Generator[Found]:
+def _in_file(name: str, stream: Stream, config: ChatsConfig, stats: Stats) -> Conversations:
     from prepare.readers.encoding import json_head, json_in_utf8
     from prepare.readers.jsonl import json_records
 
@@ -74,11 +80,12 @@ def _in_file(name: str, stream: Stream, config: ChatsConfig, stats: Stats) -> Ge
         records = delimited_records(name, stream, config, stats)
     else:
         encoding, head = json_head(name, head, config)
-        if name.endswith((".json", *JSON_LINES_SUFFIXES)) or begins_as_json(head):
+        is_named = name.endswith((".json", *JSON_LINES_SUFFIXES))
+        if is_named or (begins_as_json(head) and not is_export(head)):
             records = json_records(name, json_in_utf8(name, stream, encoding, stats), config)
     if records is None:
-        raise UnreadableError(f"{name}: no conversations recognised in it. ")
-    return _of_records(records, config, stats)
+        return log_conversations(name, head, stream, config, stats)
+    return _of_records(name, records, config, stats)
 
 
 def _columns(config: ChatsConfig) -> frozenset[str]:
@@ -89,45 +96,51 @@ def _columns(config: ChatsConfig) -> frozenset[str]:
     return frozenset([*names, *(name.partition(".")[0] for name in names)])
 
 
-def _of_records(records: Iterable[Record], config: ChatsConfig, stats: Stats) -> Generator[Found]:
+def _of_records(
+    name: str, records: Iterable[Record], config: ChatsConfig, stats: Stats
+) -> Conversations:
+    """Yield the conversations, None in the place of what holds none."""
     has_some = False
     for where, record, has_bad_bytes in records:
+        found: list[Found] = []
         try:
             if isinstance(record, DataError):
                 raise record
             if record is NOTHING:
-                yield NONE
-                continue
-            found = [(where, *turns_of(record, config.fields, where))]
-        except DataError as error:
-            reason = error.reason if isinstance(error, ConversationError) else "not a record"
-            if config.on_error == "skip":
-                stats.skip(where, reason, error.message)
-                yield NONE
-            elif reason == "no conversation" and not has_some:  # it may be of something else
-                raise UnreadableError(error.message) from error
+                pass
+            elif is_discord(record):
+                messages = discord_messages(record, where)
+                found = list(export_conversations(name, "Discord", messages, config, stats))
             else:
-                raise
-        else:
-            has_some = True
-            stats.n_bad_bytes += has_bad_bytes
-            yield from found
+                found = [(where, *turns_of(record, config.fields, where))]
+        except DataError as error:
+            reason = error.reason if isinstance(error, ConversationError) else "not JSON"
+            if config.on_error == "fail" and reason == "no conversation" and not has_some:
+                raise UnreadableError(error.message) from error  # a file of something else
+            skip_or_raise(where, error, reason, config, stats)
+        has_some = has_some or bool(found)
+        stats.n_bad_bytes += has_bad_bytes
+        yield from found
+        if not found:
+            yield None
 
 
-def _packed(conversations: Generator[Found], stats: Stats) -> Iterator[Chunk]:
+def _packed(conversations: Conversations, config: ChatsConfig, stats: Stats) -> Iterator[Chunk]:
     with closing(conversations):
-        for where, shape, turns, rejected in conversations:
-            if not turns:
-                yield b"", DROP
-                continue
-            texts = [to_utf8(turn.text) for turn in [*turns, *([rejected] if rejected else [])]]
-            stats.n_bad_bytes += any(is_bad for _, is_bad in texts)
-            said = [(turn.role, text) for turn, (text, _) in zip(turns, texts, strict=False)]
-            packed = pack(said, texts[-1][0] if rejected else None)
+        for found in conversations:
+            packed = b""
+            if found:
+                where, shape, turns, rejected = found
+                texts = [to_utf8(turn.text) for turn in turns]
+                said = [(turn.role, text) for turn, (text, _) in zip(turns, texts, strict=True)]
+                bad, is_bad = to_utf8(rejected.text) if rejected else (None, False)
+                stats.n_bad_bytes += is_bad or any(is_bad for _, is_bad in texts)
+                packed = pack(said, bad)
             if len(packed) > MAX_CHUNK_BYTES:
-                raise DataError(
-                    f"{where}: a conversation of {len(packed):,} bytes; {MAX_CHUNK_BYTES:,} is the "
-                    "limit. Cut it between an answer and the next question."
-                )
-            stats.chats[f"shapes/{shape}"] += 1
-            yield packed, END
+                detail = f"{len(packed):,} bytes, and {MAX_CHUNK_BYTES:,} are the limit: cut it."
+                too_long = ConversationError(where, "too long a conversation", detail)
+                skip_or_raise(where, too_long, too_long.reason, config, stats)
+                packed = b""
+            if packed:
+                stats.chats[f"shapes/{shape}"] += 1
+            yield packed, END if packed else DROP

@@ -1,7 +1,8 @@
 """A data folder in the forms that other projects read.
 
     llmc        data_train_000000.bin ...   shards for llm.c and modded-nanogpt
-    text        train.jsonl, val.jsonl      the documents again, one JSON object a line
+    text        train.jsonl, val.jsonl      the documents again, one JSON object a line; of
+                                            conversations their messages (conversations.py)
 
 Megatron-LM and GPT-NeoX need no export: train.bin with train.idx is their format, and data/train is
 what they call the pair. nanoGPT maps train.bin as it is. Each file appears whole or not at all, and
@@ -51,7 +52,9 @@ def export_llmc(data: DataFolder, out: Path, shard_tokens: int = SHARD_TOKENS) -
             f"The end-of-text id is {eot_id}, not GPT-2's {GPT2_EOT_ID}: llm.c reads these shards, "
             "but modded-nanogpt finds no documents in them until its BOS_ID says so."
         )
-    with _writing(out):
+    if data.has_masks:
+        log.warning("These shards do not say what is learned of conversations: all will be.")
+    with writing(out):
         plan = {split: _shards(data, split, out, shard_tokens) for split in SPLITS}
         for split, shards in plan.items():
             with (data.path / f"{split}.bin").open("rb") as ids:
@@ -94,7 +97,7 @@ def export_text(data: DataFolder, out: Path) -> list[Path]:
     """
     lookup = _json_of_ids(data.tokenizer())
     paths = {split: out / f"{split}.jsonl" for split in SPLITS}
-    with _writing(out):
+    with writing(out):
         for split, path in paths.items():
             with (data.path / f"{split}.bin").open("rb") as ids, atomic_write(path) as file:
                 file.write(OPENING)
@@ -119,7 +122,7 @@ def _json_of_ids(tokenizer: Tokenizer) -> npt.NDArray[np.object_]:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Make the folder; say in a sentence what keeps it from being written."""
     try:
         out.mkdir(parents=True, exist_ok=True)

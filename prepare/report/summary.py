@@ -9,11 +9,12 @@ from typing import Any
 from prepare.sources.source import Progress
 
 CUTS = {  # of meta.json's chats
-    "n_cut": "longer than the context: cut between turns, the system text before each part",
-    "n_answers_cut": "answers longer than the context: cut off, and their end is not learned",
-    "n_no_room": "questions that leave no room for an answer: left out with it",
+    "n_cut": "conversations longer than the context: cut between turns",
+    "n_answers_cut": "answers longer than the context: cut off, without a learned end",
+    "n_no_room": "questions without room for an answer in the context: left out with it",
     "n_unwritable": "questions or answers of characters that the vocabulary lacks: left out",
     "n_unanswered": "messages before the first question or behind the last answer: left out",
+    "n_unspoken": "lines before anybody speaks: left out",
 }
 MAX_LISTED = 10  # skipped files, sources and warnings named one by one; the rest is in meta.json
 
@@ -87,7 +88,8 @@ def chats_lines(chats: dict[str, Any]) -> list[str]:
     ]
     for key, what in CUTS.items():
         if count := chats.get(key, 0):
-            lines.append(f"{count:,} {what}.")
+            noun, _, rest = what.partition(" ")
+            lines.append(f"{count:,} {noun.removesuffix('s') if count == 1 else noun} {rest}.")
     if missing := chats["missing"]:
         most = sorted(missing, key=lambda c: (-missing[c], c))[:MAX_LISTED]
         lines.append(
