@@ -148,8 +148,8 @@ def merge(
                 if duplicate is not None:
                     kept = ~duplicate[n_rows : n_rows + len(rows)]
                 n_rows += len(rows)
-                n_documents += int(rows["first"][kept].sum())
-                n_duplicates += int(rows["first"][~kept].sum())
+                n_documents += int(np.count_nonzero(rows["first"][kept]))
+                n_duplicates += int(np.count_nonzero(rows["first"][~kept]))
                 _count(by_source, task, rows[kept])
                 names.add(rows, kept)
                 for number, (split, writer) in enumerate(zip(SPLITS, writers, strict=True)):

@@ -34,7 +34,9 @@ ROW = np.dtype(
         ("hash", "<u8", 2),  # of the whole document: equal for equal ones
         ("source", "<i4"),  # its index among the task's sources
         ("split", "u1"),  # its index in SPLITS
-        ("first", "u1"),  # 0 for the second half of a document
+        # 0 for what goes on with the document before; else 1, and one more for each before it
+        # that has no row, as a conversation of which nothing was left
+        ("first", "<i4"),
     ]
 )
 Rows = npt.NDArray[Any]  # of ROW

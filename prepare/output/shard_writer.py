@@ -92,6 +92,7 @@ class ShardWriter(ExitStack):
         self._batch_bytes = 0
         self._long: _LongDocument | None = None
         self._chats = Counter[str]()  # what became of conversations
+        self._n_begun = 0  # conversations since the last row
 
     def add(self, text: bytes, end: ChunkEnd, source_index: int) -> None:
         """Add a document, or a chunk of one, of the task's source at ``source_index``."""
@@ -140,11 +141,13 @@ class ShardWriter(ExitStack):
         parts_of = encoder(self._texts, self._job.encoder[1], self._chats)
         found, rows = [], []
         for parts, (_, hashed, *others, _) in zip(parts_of, self._rows, strict=True):
-            for number, part in enumerate(parts):
-                if number:  # equal only to the same part of an equal conversation
-                    hashed = HASH.unpack(xxhash.xxh3_128_digest(HASH.pack(*hashed)))
+            self._n_begun += 1
+            for part in parts:
                 found.append(part)
-                rows.append((part.n_bytes, hashed, *others, number == 0))
+                rows.append((part.n_bytes, hashed, *others, self._n_begun))
+                # those after it are equal only to the same part of an equal conversation
+                hashed = HASH.unpack(xxhash.xxh3_128_digest(HASH.pack(*hashed)))
+                self._n_begun = 0
         self._rows = rows
         return [part.ids for part in found], [part.mask for part in found]
 

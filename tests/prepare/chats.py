@@ -11,6 +11,7 @@ from prepare.config import ChatsConfig
 from prepare.pipeline import prepare_corpus
 from prepare.readers.conversations import read_conversations
 from prepare.sources.discover import find_sources
+from prepare.sources.source import SourceList
 from tests.processes import REPOSITORY
 
 BPE, CHAR = (str(REPOSITORY / "tests/fixtures" / name) for name in ("small-bpe", "small-char"))
@@ -18,11 +19,12 @@ Turn = tuple[str, str]  # role, text
 Rows = list[tuple[list[int], list[int]]]  # the ids and the mask of each document
 
 
-def prepare_chats(sources: list[Path], out: Path, **settings: Any) -> DataFolder:
+def prepare_chats(sources: list[Path] | SourceList, out: Path, **settings: Any) -> DataFolder:
     """Prepare conversations in this process, with the bytes of small-bpe and 1,024 ids each."""
+    defaults: dict[str, Any] = {"tokenizer": BPE, "context": 1_024}
     prepare_corpus(
-        find_sources(sources, out=out),
-        ChatsConfig(**{"tokenizer": BPE, "context": 1_024} | settings),
+        sources if isinstance(sources, SourceList) else find_sources(sources, out=out),
+        ChatsConfig(**defaults | settings),
         out,
         lambda name, size: lambda n_bytes: None,
         read=read_conversations,

@@ -299,3 +299,24 @@ def test_gsm8k_by_its_fields_is_rebuilt(shared: Path, tmp_path: Path) -> None:
     assert Counter(map(tuple, said_in(data))) == expected
     learned = sum(data.meta["chats"]["learned"].values())
     assert learned == sum(sum(mask) for _, mask in documents_in(data))
+
+
+def test_each_part_is_named_by_the_line_it_was_in_whatever_was_left_out(tmp_path: Path) -> None:
+    lines = [
+        messages([("user", "a"), ("assistant", "b")]),
+        None,  # blank
+        {"title": "x"},
+        messages([("user", "d" * 40), ("assistant", "e")]),  # no room
+        messages([("user", "a" * 9), ("assistant", "b" * 9)] * 3),  # in three parts
+        messages([("user", "f"), ("assistant", "g")]),
+    ]
+    text = "".join((json.dumps(line) if line else "") + "\n" for line in lines)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    data = prepare_chats(
+        [tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=CHAR, context=30, val_fraction=0,
+        on_error="skip",
+    )  # fmt: skip
+    name = str(tmp_path / "a.jsonl")
+    found = [data.document_name("train", i) for i in range(len(said_in(data)))]
+    assert found == [(name, 1), (name, 5), (name, 5), (name, 5), (name, 6)]
+    assert data.meta["n_documents"] == 3
