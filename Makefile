@@ -13,11 +13,13 @@ CHATS ?= $(if $(DATASET)$(filter-out corpus,$(SRC)),,$(QUESTIONS))
 # How to train: a preset, the minutes it may take (the preset's own where empty), and those of
 # learning to answer. The default is seven minutes in all.
 PRESET ?= auto
-MINUTES ?= $(if $(filter $(QUESTIONS),$(CHATS)),3.5)
-CHAT_MINUTES ?= 2.5
+MINUTES ?= $(if $(filter $(QUESTIONS),$(CHATS)),3)
+CHAT_MINUTES ?= 3.5
 RUN ?= quern
 
 QUESTIONS := questions.jsonl.zst
+# What those ask for `tiny` learns by heart: tests/bench/RECIPE.md.
+BY_HEART := --ngram-dropout 0 --weight-decay 0 --learning-rate 0.01 --matrix-lr 0.006 --table-lr 0.02
 
 # With a data set there is no file whose age could tell that it changed.
 SOURCES := $(if $(DATASET),,$(SRC))
@@ -33,7 +35,7 @@ help: ## Say what there is to make
 	@echo '  SRC=corpus DATASET= TOKENIZER=bpe   what to grind, and into which tokens'
 	@echo '  CHATS="my.jsonl export.txt"         conversations, to learn to answer from'
 	@echo '  PRESET=auto MINUTES= RUN=quern      how to train, how long, under which name'
-	@echo '  CHAT_MINUTES=2.5                    how long to learn to answer'
+	@echo '  CHAT_MINUTES=3.5                    how long to learn to answer'
 
 # Set up again only when the pinned packages change.
 setup: $(VENV)/ready ## Make .venv and install what runs Quern
@@ -95,7 +97,9 @@ chats/meta.json: .make/chats-settings runs/.trained
 
 finetune: $(if $(CHATS),runs/.finetuned,train) ## Learn to answer, from CHATS
 runs/.finetuned: .make/finetune-settings runs/.trained chats/meta.json $(if $(wildcard runs/*-chat*/latest),,FORCE)
-	$(PY) -m train finetune --from "$$(cat runs/.trained)" --data chats --run $(RUN)-chat --minutes $(CHAT_MINUTES) --resume
+	@base=$$(cat runs/.trained); \
+	$(if $(filter $(QUESTIONS),$(CHATS)),grep -q '"preset": "tiny"' runs/$$base/config.json && options="$(BY_HEART)";) \
+	set -x; $(PY) -m train finetune --from $$base --data chats --minutes $(CHAT_MINUTES) $$options --resume
 	@touch $@
 
 chat: data/train.sa.json finetune ## Talk to the newest run (everything above is done first where it has to be)

@@ -89,7 +89,7 @@ def test_a_changed_source_is_ground_and_trained_again(make: Make, tmp_path: Path
 @pytest.mark.parametrize(
     ("setting", "done_again"),
     [
-        ("MINUTES=3", [TRAIN, CHATS, TUNE, CHAT]),
+        ("MINUTES=4", [TRAIN, CHATS, TUNE, CHAT]),
         ("PRESET=small", [TRAIN, CHATS, TUNE, CHAT]),
         ("TOKENIZER=char", ALL[1:]),
         ("CHAT_MINUTES=1", [TUNE, CHAT]),

@@ -7,6 +7,7 @@ thing stand in it, those of its name apart, and nothing else that the library sa
 """
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -42,6 +43,9 @@ STOP_WORDS = set(
     "a an the of to in is are be and or for from with that this it its by on at as if not when "  # noqa: SIM905
     "which into given use used using one all any can has have will other than".split()
 )
+# As make chat has it for the default conversations.
+MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text("utf-8")
+LEARNED_BY_HEART = re.findall(r"^BY_HEART := (.*)", MAKEFILE, re.MULTILINE)
 N_ROWS = 32
 TURNS: tuple[Role, ...] = ("user", "assistant")
 
@@ -118,16 +122,20 @@ def score(model: LoadedModel, n_questions: int = 500, temperature: float = 0.0) 
     return Score(*(sum(each) / len(each) for each in (right, known, ended)))
 
 
-def train_default(folder: Path, pretraining: Sequence[str], finetuning: Sequence[str]) -> None:
-    """Make corpus, data, runs/base, chats and runs/base-chat in ``folder``, as make chat does."""
-    for command in (
-        "prepare corpus corpus --chats questions.jsonl.zst", "prepare text corpus --out data",
-        "train pretrain --data data --run base --preset tiny " + " ".join(pretraining),
-        "prepare chats questions.jsonl.zst --tokenizer runs/base --out chats",
-        "train finetune --from base --data chats --run base-chat " + " ".join(finetuning),
-    ):  # fmt: skip
-        run = [sys.executable, "-m", *command.split()]
-        subprocess.run(run, cwd=folder, check=True, stdout=sys.stderr)
+def commands(pretraining: Sequence[str], finetuning: Sequence[str]) -> Iterator[str]:
+    """Yield those that make corpus, data, base, chats and base-chat, as make chat does."""
+    yield "prepare corpus corpus --chats questions.jsonl.zst"
+    yield "prepare text corpus --out data"
+    yield "train pretrain --data data --run base --preset tiny " + " ".join(pretraining)
+    yield "prepare chats questions.jsonl.zst --tokenizer runs/base --out chats"
+    yield "train finetune --from base --data chats --run base-chat " + " ".join(finetuning)
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command of ours in ``folder``; what it says goes to stderr."""
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-m", *command.split()]
+    subprocess.run(words, cwd=folder, check=True, stdout=sys.stderr, env=os.environ | path)
 
 
 def val_losses(run: Path) -> Iterator[float]:
@@ -141,7 +149,9 @@ def main(runs_dir: Path | None = None) -> None:
     """Print the figures of the chain, made anew in seven minutes, or of the run in ``runs_dir``."""
     with tempfile.TemporaryDirectory() as temporary:
         if runs_dir is None:
-            train_default(Path(temporary), ["--minutes", "3.5"], ["--minutes", "2.5"])
+            lengths = ["--minutes", "3"], ["--minutes", "3.5", *LEARNED_BY_HEART]
+            for command in commands(*lengths):
+                run(command, Path(temporary))
             runs_dir = Path(temporary) / "runs"
         model = load_model(None, runs_dir, "latest", "cpu", "none")
         for temperature in (0.0, GenerateConfig().temperature):
