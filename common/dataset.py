@@ -91,6 +91,11 @@ class DataFolder:
         """Whether it holds conversations, of which only some ids are learned."""
         return "train.mask" in self.meta["files"]
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its documents are pairs of conversations, the better one and the worse."""
+        return self.has_masks and bool(self.meta["chats"]["pairs"])
+
     def mask(self, split: Split) -> npt.NDArray[np.uint8]:
         """Map the bytes of a split's mask, (n_tokens,): the bits of chat_format.py."""
         if self.n_tokens(split) == 0:

@@ -4,23 +4,25 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.models.config import ARCHITECTURES, ModelConfig
-from common.settings import CONTEXT, device_option, given, options_for, runs_dir_option
+from common.settings import CONTEXT, Command, device_option, given, options_for, runs_dir_option
 from train.config import FREE, TrainConfig
-from train.presets import DECIDED, PRESETS, SHOWN
+from train.presets import DECIDED, PRESETS, SHOWN, WITHOUT
 from train.signals import StopRequest
 
 if TYPE_CHECKING:
     from train.distributed.comm import ProcessGroup
 
 PATH = click.Path(path_type=Path)
+SUFFIX = {"finetune": "chat", "preference": "preferred"}  # of what their runs are called
 
 
 @click.group(context_settings=CONTEXT)
@@ -54,7 +56,7 @@ def main() -> None:
 @device_option
 @runs_dir_option
 @options_for(ModelConfig, without=("vocab_size",), preset=DECIDED)
-@options_for(TrainConfig, without=("mix", "lora", "lora_alpha"), preset=DECIDED)
+@options_for(TrainConfig, without=("mix", "lora", "lora_alpha", "beta"), preset=DECIDED)
 def pretrain(
     data: Path,
     name: str,
@@ -98,29 +100,59 @@ def pretrain(
     sys.exit(128 + stopped_by if stopped_by else 0)
 
 
+def tuning_options(command: str, *, without: Sequence[str]) -> Callable[[Command], Command]:
+    """Give a command that goes on from a run's weights its options."""
+    decorators = [
+        click.option(
+            "--from", "base", metavar="RUN[:best|:latest]", required=True,
+            help="Begin with its weights.",
+        ),
+        click.option("--data", type=PATH, default="chats", help="Folder written by prepare chats."),
+        click.option(
+            "--run", "--run-name", "name",
+            help=f"Its name; NAME-2 if it exists.  [default: RUN-{SUFFIX[command]}]",
+        ),
+        click.option(
+            "--resume/--no-resume", "may_resume", default=False,
+            help="Go on with the newest run of this name if it is unfinished and has the same "
+            "data.",
+        ),
+        device_option,
+        runs_dir_option,
+        options_for(
+            ModelConfig,
+            without=ModelConfig.__annotations__.keys() - FREE,
+            preset=dict.fromkeys(FREE, "the run's") | dict.fromkeys(WITHOUT[command], "0"),
+        ),
+        options_for(TrainConfig, without=without, preset=SHOWN[command]),
+    ]  # fmt: skip
+    return lambda function: reduce(lambda made, add: add(made), reversed(decorators), function)
+
+
 @main.command()
-@click.option(
-    "--from", "base", metavar="RUN[:best|:latest]", required=True, help="Begin with its weights."
-)
-@click.option("--data", type=PATH, default="chats", help="Folder written by prepare chats.")
-@click.option(
-    "--run", "--run-name", "name", help="Its name; NAME-2 if it exists.  [default: RUN-chat]"
-)
-@click.option(
-    "--resume/--no-resume",
-    "may_resume",
-    default=False,
-    help="Go on with the newest run of this name if it is unfinished and has the same data.",
-)
-@device_option
-@runs_dir_option
-@options_for(
-    ModelConfig,
-    without=ModelConfig.__annotations__.keys() - FREE,
-    preset=dict.fromkeys(FREE, "the run's"),
-)
-@options_for(TrainConfig, preset=SHOWN)
-def finetune(
+@tuning_options("finetune", without=("beta",))
+def finetune(**options: Any) -> None:
+    """Teach the network of a run to answer, by the conversations in DATA.
+
+    Only the assistant's words are learned. What is not given is as RUN was trained, but for a lower
+    rate, a few epochs, and an end where the val loss rises. Exit codes are pretrain's.
+    """
+    _tune("finetune", **options)
+
+
+@main.command()
+@tuning_options("preference", without=("mix",))
+def preference(**options: Any) -> None:
+    """Teach the network of a run which of two answers is better, by the pairs in DATA.
+
+    By direct preference optimisation: the better ones become likelier than they were to RUN, the
+    others less. What is not given is as for finetune, at a lower rate. Exit codes are pretrain's.
+    """
+    _tune("preference", **options)
+
+
+def _tune(
+    command: str,
     base: str,
     data: Path,
     name: str | None,
@@ -129,26 +161,22 @@ def finetune(
     runs_dir: Path,
     **options: Any,
 ) -> None:
-    """Teach the network of a run to answer, by the conversations in DATA.
-
-    Only the assistant's words are learned. What is not given is as RUN was trained, but for a lower
-    rate, a few epochs, and an end where the val loss rises. Exit codes are pretrain's.
-    """
+    """Begin a run with another's weights, or go on with it."""
     with _job(device) as (stop, group, device):
         from common.dataset import open_data
         from train import finetune as tuning
         from train import pretrain as start
 
-        name = name or f"{base.partition(':')[0]}-chat"
+        name = name or f"{base.partition(':')[0]}-{SUFFIX[command]}"
         if unfinished := may_resume and start.unfinished_on(runs_dir, name, data, group):
             stopped_by = start.resume_run(unfinished, device, stop, group=group)
         else:
             weights = start.weights_of(runs_dir, base)
             stopped_by = start.new_run(
                 data, runs_dir, name, tuning.preset_of(weights), device, stop,
-                model_options=given(ModelConfig, options),
+                model_options=WITHOUT[command] | given(ModelConfig, options),
                 train_options=tuning.finetune_options(
-                    weights, open_data(data), given(TrainConfig, options)
+                    command, weights, open_data(data), given(TrainConfig, options)
                 ),
                 init_from=weights, group=group,
             )  # fmt: skip

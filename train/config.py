@@ -91,6 +91,9 @@ class TrainConfig:
     )  # fmt: skip
     # as in "LoRA Without Regret" (Thinking Machines 2025): a rate then suits ranks of 1 to 512
     lora_alpha: float = setting(32.0, "Times this over the rank they count.", at_least=0)
+    beta: float = setting(
+        0.1, "How much a preference weighs: a larger one leads less far from the run.", at_least=0
+    )
     seed: int = setting(
         1337, "Of the weights, the order of the data, and dropout.", at_least=0, below=SEEDS_END
     )

@@ -17,7 +17,8 @@ from common.dataset import Ids
 class Batch(NamedTuple):
     """What a rank learns from in one update; some of its rows are a micro-batch."""
 
-    rows: Tensor  # int64: (B, T + 1) ids; of conversations (B, 3, T) ids, targets, starts
+    # int64: (B, T + 1) ids; of conversations (B, 3, T) ids, targets, starts, of pairs (B, 2, 3, T)
+    rows: Tensor
     n_learned: float  # targets of the whole update that are learned, a rank: for the mean loss
 
 

@@ -40,11 +40,39 @@ BATCH_TOKENS = {"cpu": 1 << 12}
 
 @dataclass(frozen=True)
 class Score:
-    """Result over one split: mean loss in nats a token, and in bits a byte of text."""
+    """Result over one split: mean loss in nats a token, and in bits a byte of text.
+
+    Of pairs the loss of a pair, bits a byte of the answers to prefer, and what preference.py says.
+    """
 
     loss: float
     bpb: float
-    n_tokens: int
+    n_tokens: int  # or pairs
+    margin: float | None = None
+    accuracy: float | None = None  # share of pairs whose margin is positive
+
+
+def scores_record(train: Score, val: Score) -> dict[str, float]:
+    """Return the part of a line of metrics.jsonl that is about an evaluation."""
+    found = {
+        f"{split}_{name}": getattr(score, name)
+        for name in ("loss", "bpb", "margin", "accuracy")
+        for split, score in (("train", train), ("val", val))
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# The mean loss of rows and, as sums over what it is the mean of, their number ``n`` and more. It is
+# given a network and its forward pass: the same, or that compiled, or for several processes.
+Objective = Callable[[GPT, Callable[..., Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+def next_token(
+    model: GPT, forward: Callable[..., Tensor], rows: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean loss of rows in nats a token; an Objective."""
+    x, y, *starts = model_inputs(rows)  # each (B, T)
+    return forward(x, y, *starts), {"n": (y != IGNORED).sum()}
 
 
 def rows_at_once(device: Device, block_size: int) -> int:
@@ -83,13 +111,14 @@ def evaluate(
     token_bytes: npt.NDArray[np.int64],
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
+    objective: Objective = next_token,
 ) -> Score:
     """Return the loss over batches, of what is learned of them; token_bytes (V,) are ids' lengths.
 
     Each rank scores its share of the batches; all return the loss over all of them.
     """
     lengths = torch.from_numpy(token_bytes)
-    nats, n_tokens, n_bytes = 0.0, 0, 0
+    totals = dict.fromkeys(("n", "loss", "nats", "n_bytes", "margin", "accuracy"), 0.0)
     model.eval()
     # gathered weights that were made in inference mode could not be trained with later
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():
@@ -98,19 +127,23 @@ def evaluate(
             own = first + group.rank
             counts = own < len(batches)
             rows = batches[own if counts else first]()
-            targets = model_inputs(rows)[1]
-            targets = targets[targets != IGNORED]
             with device.autocast():
-                loss = float(model(*model_inputs(rows.to(device.torch_device))))
+                loss, tensors = objective(model, model, rows.to(device.torch_device))
+            sums = {name: float(value) for name, value in tensors.items()}
+            sums["loss"] = float(loss) * sums["n"]
+            sums.setdefault("nats", sums["loss"])
+            targets = model_inputs(rows[:, 0] if rows.dim() == 4 else rows)[1]  # of the chosen
+            sums["n_bytes"] = int(lengths[targets[targets != IGNORED]].sum())
             if counts:
-                nats += loss * targets.numel()
-                n_tokens += targets.numel()
-                n_bytes += int(lengths[targets].sum())
+                totals = {name: total + sums.get(name, 0.0) for name, total in totals.items()}
     if is_sharded(model):  # else what was gathered last stays so until a backward pass
         cast(Any, model).reshard()
     model.train()
-    nats, all_tokens, all_bytes = group.all_reduce(nats, n_tokens, n_bytes)
-    return Score(nats / all_tokens, nats / math.log(2) / max(1, all_bytes), int(all_tokens))
+    n, loss_sum, nats, n_bytes, margin, n_right = group.all_reduce(*totals.values())
+    bpb = nats / math.log(2) / max(1, n_bytes)
+    if objective is next_token:
+        return Score(loss_sum / n, bpb, int(n))
+    return Score(loss_sum / n, bpb, int(n), margin / n, n_right / n)
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -5,16 +5,23 @@ from typing import Any
 
 from common import run_dir
 from common.dataset import DataFolder, open_data
+from common.device import Device
 from common.errors import ConfigError, DataError
-from train.config import LENGTHS
+from common.models.config import ModelConfig
+from train.batches.sources import Source, make_source
+from train.config import LENGTHS, TrainConfig
+from train.distributed.comm import ProcessGroup
+from train.preference import REFERENCE_NAME, reference_for
 from train.presets import FINETUNE, LOWER, PRESETS, RATES, TAKEN_OVER
 from train.setup.checks import check_vocabulary
 
 
-def finetune_options(checkpoint: Path, data: DataFolder, options: dict[str, Any]) -> dict[str, Any]:
+def finetune_options(
+    command: str, checkpoint: Path, data: DataFolder, options: dict[str, Any]
+) -> dict[str, Any]:
     """Return the settings of a run that begins from a checkpoint: ``options``, or as it was made.
 
-    Raise DataError where ``data`` holds no conversations.
+    Raise DataError where ``data`` holds no conversations, or others than ``command`` is for.
     """
     if not data.has_masks:
         raise DataError(
@@ -22,11 +29,16 @@ def finetune_options(checkpoint: Path, data: DataFolder, options: dict[str, Any]
             f"--tokenizer {checkpoint.parent} --out {data.path}. Or go on with text: python -m "
             "train pretrain --init-from"
         )
+    if data.has_pairs != (command == "preference"):
+        kinds = ("preference pairs", "preference") if data.has_pairs else ("no pairs", "finetune")
+        raise DataError(
+            "{}: holds {}: python -m train {} learns from those.".format(data.path, *kinds)
+        )
     before = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME)["train"]
     taken = {name: before[name] for name in TAKEN_OVER & before.keys()}
     for name in RATES:
         if taken.get(name) is not None:
-            taken[name] *= LOWER
+            taken[name] *= LOWER[command]
     defaults = dict(FINETUNE)
     if options.get("lora"):
         taken["optimizer"] = "adamw"
@@ -61,6 +73,21 @@ def base_data(checkpoint: Path) -> DataFolder:
             f"{error.message} Or pass --mix 0."
         ) from error
     return data
+
+
+def source_of(
+    folder: Path,
+    settings: dict[str, Any],
+    data: DataFolder,
+    config: TrainConfig,
+    shape: ModelConfig,
+    device: Device,
+    group: ProcessGroup,
+) -> Source:
+    """Return what the run in ``folder`` learns from, as it was when it began."""
+    base = opened_as_before(settings["base_data"]) if "base_data" in settings else None
+    reference = reference_for(data, config, shape, folder / REFERENCE_NAME, device)
+    return make_source(data, config, shape.block_size, group, base=base, reference=reference)
 
 
 def opened_as_before(where: dict[str, str]) -> DataFolder:

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from common.dataset import Split
-from common.models.loss import IGNORED
 from common.run_dir import checkpoint_dir, write_pointer
 from train.config import TrainPlan
-from train.data import Batch, dropout_seed, model_inputs
-from train.evaluate import TRAIN_TOKENS, evaluate, rows_at_once, sample_lines, token_lengths
+from train.data import Batch, dropout_seed
+from train.evaluate import (
+    TRAIN_TOKENS,
+    evaluate,
+    rows_at_once,
+    sample_lines,
+    scores_record,
+    token_lengths,
+)  # fmt: skip
 from train.monitoring import metrics
 from train.monitoring.early_stopping import Losses, overfitting_line, read_history, reason_to_end
 from train.monitoring.metrics import Progress, Update
@@ -126,10 +132,9 @@ def forward_backward(trainer: Trainer, batch: Batch, seed: int) -> tuple[float, 
 
 def backward(trainer: Trainer, rows: Tensor, n_learned: float) -> Tensor:
     """Add the gradient of a micro-batch; return its share of the mean over ``n_learned``."""
-    x, y, *starts = model_inputs(rows)  # each (B, T)
     with trainer.device.autocast():
-        loss = trainer.forward(x, y, *starts)
-    loss = loss * ((y != IGNORED).sum() / n_learned)
+        loss, sums = trainer.source.objective(trainer.model, trainer.forward, rows)
+    loss = loss * (sums["n"] / n_learned)
     (loss * trainer.grad_scaler.scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
@@ -155,7 +160,8 @@ def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Lo
     n_tokens: dict[Split, int] = {"train": TRAIN_TOKENS, "val": config.eval_tokens}
     n_rows = rows_at_once(device, trainer.block_size)
     batches = [trainer.source.eval_batches(*each, n_rows) for each in n_tokens.items()]
-    train, val = (evaluate(model, each, lengths, device, trainer.group) for each in batches)
+    objective, group = trainer.source.objective, trainer.group
+    train, val = (evaluate(model, each, lengths, device, group, objective) for each in batches)
     if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
         raise DivergedError(f"the loss is {train.loss} on train and {val.loss} on val")
     history.append(Losses(train.loss, val.loss))
@@ -164,9 +170,7 @@ def evaluate_run(run: Run, plan: TrainPlan, progress: Progress, history: list[Lo
         progress.best_val_loss = val.loss
         best_now = checkpoint_dir(run.folder, step)
         trainer.group.broadcast_from_rank0(lambda: write_pointer(run.folder, "best", best_now))
-    record = progress.record | {
-        "train_loss": train.loss, "val_loss": val.loss, "train_bpb": train.bpb, "val_bpb": val.bpb
-    }  # fmt: skip
+    record = progress.record | scores_record(train, val)
     ended = reason_to_end(step, plan.max_steps, history, config)
     run.write_metrics(record | ({"ended": ended} if ended else {}))
     log.info(metrics.evaluation_line(record, plan.max_steps, best=best))

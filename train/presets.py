@@ -201,18 +201,25 @@ AUTO = ("tiny", "small")
 DECIDED = {name for auto in AUTO for name in (*PRESETS[auto].model, *PRESETS[auto].train)}
 
 # What fine-tuning takes over from the run it begins with: by what it learned, but for what hangs on
-# its length, its data or its machine. Rates are lower. What was tried: tests/bench/RECIPE.md
+# its length, its data or its machine. Rates are lower, by this factor for each command. What was
+# tried: tests/bench/RECIPE.md
 TAKEN_OVER = {
     "tokens_per_step", "optimizer", "learning_rate", "matrix_lr", "table_lr", "momentum",
     "weight_decay", "beta1", "beta2", "grad_clip", "log_interval", "activation_checkpointing",
 }  # fmt: skip
-RATES, LOWER = ("learning_rate", "matrix_lr", "table_lr"), 0.3
+RATES = ("learning_rate", "matrix_lr", "table_lr")
+LOWER = {"finetune": 0.3, "preference": 0.03}
 FINETUNE: dict[str, Any] = {
     "epochs": 3.0, "patience": 3, "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
     "eval_interval": 0,
 }  # fmt: skip
-SHOWN = (
-    dict.fromkeys(TAKEN_OVER, "the run's")
-    | dict.fromkeys(RATES, f"{LOWER:g} of the run's")
+# In comparing a network with what it was dropout would be on one side only.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "finetune": {}, "preference": {"dropout": 0.0, "ngram_dropout": 0.0}
+}  # fmt: skip
+SHOWN = {
+    command: dict.fromkeys(TAKEN_OVER, "the run's")
+    | dict.fromkeys(RATES, f"{lower:g} of the run's")
     | {name: str(value) for name, value in FINETUNE.items()}
-)
+    for command, lower in LOWER.items()
+}

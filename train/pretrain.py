@@ -12,7 +12,7 @@ import numpy
 import torch
 
 from common import run_dir
-from common.checkpoint import load_checkpoint, newest_valid
+from common.checkpoint import MODEL_NAME, load_checkpoint, newest_valid
 from common.dataset import DataFolder, open_data
 from common.device import Device, choose_device
 from common.errors import ConfigError
@@ -21,14 +21,15 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
-from train.batches.sources import make_source
+from train.batches.sources import Source, make_source
 from train.config import FREE, TimeLimit, load_limit, load_settings, new_limit, saved_settings
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.finetune import base_data, location, opened_as_before
+from train.finetune import base_data, location, source_of
 from train.monitoring.loggers import import_package, make_logger
 from train.monitoring.metrics import Progress
 from train.optim.lora import add_lora
 from train.optim.optimizers import make_optimizer
+from train.preference import keep_reference, reference_for
 from train.presets import PRESETS
 from train.recovery import restore, run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
@@ -67,7 +68,8 @@ def new_run(
         shape = shape_of(init_from, data, model_options)
     check_sizes(data, shape.block_size)
     base = base_data(init_from) if config.mix and init_from else None
-    source = make_source(data, config, shape.block_size, group, base=base)
+    reference = reference_for(data, config, shape, init_from and init_from / MODEL_NAME, device)
+    source = make_source(data, config, shape.block_size, group, base=base, reference=reference)
     import_package(config.tracker)  # missing, it is to be said before a run is made
 
     with explain_out_of_memory("making and measuring the network"):
@@ -86,26 +88,27 @@ def new_run(
         "train": saved_settings(config, plan),
         "time_limit": new_limit(config),
         "data": location(data),
-        **({"base_data": location(base)} if base else {}),
-        **environment(data, device),
+        **environment(data, base, device),
     }
     folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
     group.broadcast_from_rank0(lambda: write_json(folder / run_dir.CONFIG_NAME, settings))
     log.info("run         %s, preset %s", folder, preset)
     if init_from is not None:
         log.info("weights     of %s", init_from)
+        group.broadcast_from_rank0(lambda: keep_reference(reference, init_from, folder))
     with run_lock(folder, group):
-        run = make_run(folder, settings, model, data, tokenizer, device, group)
+        run = make_run(folder, settings, model, source, data, tokenizer, device, group)
         for line in summary_lines(run.trainer, plan, speed, data):
             log.info(line)
         progress = Progress(eval_s=speed.eval_s, save_s=speed.save_s, timed_step_s=speed.step_s)
         return train_with_rollback(run, progress, stop)
 
 
-def environment(data: DataFolder, device: Device) -> dict[str, Any]:
+def environment(data: DataFolder, base: DataFolder | None, device: Device) -> dict[str, Any]:
     """Return the part of config.json that no setting is in."""
     python = platform.python_version()
     return {
+        **({"base_data": location(base)} if base else {}),
         "vocabulary_sha256": data.vocabulary_sha256,
         "device": str(device),
         "tracker_id": secrets.token_hex(8),  # another run of this name is another there
@@ -133,6 +136,7 @@ def make_run(
     folder: Path,
     settings: dict[str, Any],
     model: GPT,
+    source: Source,
     data: DataFolder,
     tokenizer: Tokenizer,
     device: Device,
@@ -141,8 +145,6 @@ def make_run(
 ) -> Run:
     """Return the run whose config.json holds ``settings``; ``first_step`` is logged first."""
     config, plan = load_settings(settings["train"], str(folder / run_dir.CONFIG_NAME))
-    base = opened_as_before(settings["base_data"]) if "base_data" in settings else None
-    source = make_source(data, config, model.config.block_size, group, base=base)
     trainer = Trainer(
         model, make_optimizer(model, config), source, config, device, group,
         batch_size=plan.batch_size, compiled=plan.compile == "on",
@@ -236,7 +238,9 @@ def load_run(
     add_lora(loaded.model, config.lora, config.lora_alpha, config.seed)
     model = parallelize(loaded.model, config, device, group)
     first_step = plan.after(limit, progress.decisions).first_logged_step(step)
-    run = make_run(folder, settings, model, data, loaded.tokenizer, device, group, first_step)
+    source = source_of(folder, settings, data, config, model.config, device, group)
+    tokenizer = loaded.tokenizer
+    run = make_run(folder, settings, model, source, data, tokenizer, device, group, first_step)
     progress = restore(run, saved, state)
     log.info("resuming    %s after step %s", saved, f"{step:,}")
     return run, progress

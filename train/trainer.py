@@ -46,6 +46,7 @@ class _Optimizer(Protocol):
 class _Source(Protocol):
     """What it learns from: sources.py."""
 
+    objective: Callable[..., tuple[Tensor, dict[str, Tensor]]]  # Objective, of evaluate.py
     tokens_per_epoch: float
 
     def batch(self, step: int) -> Batch: ...

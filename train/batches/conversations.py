@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.chat_format import LEARNED
+from common.chat_format import LEARNED, REJECTED
 from common.dataset import DataFolder, Split
 from common.errors import DataError
 from common.models.loss import IGNORED
@@ -33,8 +33,8 @@ class Conversations:
         self.block_size, self.seed = block_size, seed
         # plain arrays: slices of a memmap cost ten times as much
         self.ids, self.mask = np.asarray(data.tokens(split)), np.asarray(data.mask(split))
-        self.bounds = data.document_bounds(split)
-        lengths = _row_lengths(self.bounds)
+        self._ends = conversation_ends(data, split)  # (n_docs, 1, 2), of pairs (n_docs, 2, 2)
+        lengths = np.diff(self._ends).max(axis=(1, 2))  # in a row: the last id is a target only
         if len(lengths) and (longest := int(lengths.max())) > block_size:
             raise DataError(
                 f"{data.path / split}.bin: a conversation of it takes {longest:,} tokens, but the "
@@ -64,21 +64,26 @@ class Conversations:
         return found
 
     def rows(self, numbers: Positions) -> Tensor:
-        """Return int64 (B, 3, T) of the rows with these numbers: ids, targets and starts."""
-        out = np.zeros((len(numbers), 3, self.block_size), np.int64)
-        out[:, 1] = IGNORED
-        for (x, y, starts), number in zip(out, numbers, strict=True):
+        """Return int64 (B, 3, T) of the rows with these numbers: ids, targets and starts.
+
+        Of pairs (B, 2, 3, T): the chosen ones, and the rejected, each where its chosen one begins.
+        """
+        n_sides = self._ends.shape[1]
+        out = np.zeros((len(numbers), n_sides, 3, self.block_size), np.int64)
+        out[:, :, 1] = IGNORED
+        for row, number in zip(out, numbers, strict=True):
             at = 0
             for one in self._members[self._row_bounds[number] : self._row_bounds[number + 1]]:
-                first, last = self.bounds[one], self.bounds[one + 1] - 2
-                end = at + last - first
-                x[at:end] = self.ids[first:last]
-                learned = (self.mask[first + 1 : last + 1] & LEARNED) != 0
-                y[at:end][learned] = self.ids[first + 1 : last + 1][learned]
-                starts[at:end] = at
-                at = end
-            starts[at:] = at
-        return torch.from_numpy(out)
+                ends = self._ends[one]  # (n_sides, 2)
+                for (x, y, _), (first, last) in zip(row, ends, strict=True):
+                    end = at + last - first
+                    x[at:end] = self.ids[first:last]
+                    learned = (self.mask[first + 1 : last + 1] & LEARNED) != 0
+                    y[at:end][learned] = self.ids[first + 1 : last + 1][learned]
+                row[:, 2, at:] = at
+                at += int(np.diff(ends).max())
+            row[:, 2, at:] = at
+        return torch.from_numpy(out if n_sides > 1 else out[:, 0])
 
 
 def best_fit(lengths: Positions, size: int) -> Positions:
@@ -104,9 +109,18 @@ def best_fit(lengths: Positions, size: int) -> Positions:
     return row_of
 
 
-def _row_lengths(bounds: Positions) -> Positions:
-    """Return the tokens that each takes of a row: the last is a target only, end-of-text none."""
-    return np.diff(bounds) - 2
+def conversation_ends(data: DataFolder, split: Split) -> Positions:
+    """Return (n_docs, 1, 2): where the first and the last id of each conversation are.
+
+    Of pairs (n_docs, 2, 2): those of the chosen conversation, and of the rejected.
+    """
+    bounds = data.document_bounds(split)
+    first, last = bounds[:-1], bounds[1:] - 2  # behind it is end-of-text
+    if not data.has_pairs:
+        return np.stack((first, last), axis=1)[:, None]
+    is_rejected = (data.mask(split) & REJECTED) != 0
+    middle = last - np.add.reduceat(is_rejected, first, dtype=np.int64)
+    return np.stack((first, middle, middle + 1, last), axis=1).reshape(-1, 2, 2)
 
 
 def _shuffled(n: int, seed: int, use: int, number: int) -> Positions:

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from common.dataset import SPLITS, DataFolder, Split
+from common.models.gpt import GPT
 from common.models.loss import IGNORED
 from train.batches.conversations import Conversations
 from train.config import TrainConfig
 from train.data import Batch, cut_windows, window_starts
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
-from train.evaluate import window_batches
+from train.evaluate import Objective, next_token, window_batches
+from train.preference import Preference, is_pair
 
 
 class WindowSource:
     """Windows that begin anywhere in the text."""
+
+    objective: Objective = staticmethod(next_token)
 
     def __init__(
         self, data: DataFolder, config: TrainConfig, block_size: int, group: ProcessGroup
@@ -47,17 +51,24 @@ class WindowSource:
 
 
 class ConversationSource:
-    """Rows of conversations, and windows of ``base``, the text that its network comes from."""
+    """Rows of conversations, and windows of ``base``, the text that its network comes from.
+
+    Or rows of pairs of them, one preferred: beside ``reference``, or their network's own adapters.
+    """
 
     def __init__(
         self,
         data: DataFolder,
         base: DataFolder | None,
+        reference: GPT | None,
         config: TrainConfig,
         block_size: int,
         group: ProcessGroup,
     ) -> None:
         self._splits = {s: Conversations(data, s, block_size, config.seed) for s in SPLITS}
+        self.objective: Objective = next_token
+        if data.has_pairs:
+            self.objective = Preference(reference, config.beta)
         self._base, self._mix, self._seed = base, config.mix if base else 0.0, config.seed
         self._block_size, self._group = block_size, group
         self._n_all = config.rows_per_step(block_size)
@@ -77,7 +88,8 @@ class ConversationSource:
             rows = torch.cat((rows, torch.stack((x, y, torch.zeros_like(x)), dim=1)))
         n_ranks = self._group.world_size
         own = rows.chunk(n_ranks)[self._group.rank]
-        return Batch(own, int((rows[:, 1] != IGNORED).sum()) / n_ranks)
+        learned = is_pair(rows) if rows.dim() == 4 else rows[:, 1] != IGNORED
+        return Batch(own, int(learned.sum()) / n_ranks)
 
     def eval_batches(
         self, split: Split, max_tokens: int, n_rows: int
@@ -99,8 +111,9 @@ def make_source(
     group: ProcessGroup = SINGLE_PROCESS,
     *,
     base: DataFolder | None = None,
+    reference: GPT | None = None,
 ) -> Source:
     """Return what ``data`` holds; ``base`` is the text that --mix adds to conversations."""
     if data.has_masks:
-        return ConversationSource(data, base, config, block_size, group)
+        return ConversationSource(data, base, reference, config, block_size, group)
     return WindowSource(data, config, block_size, group)

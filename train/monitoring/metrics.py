@@ -189,10 +189,13 @@ def progress_line(record: dict[str, Any], max_steps: int, eta_s: float) -> str:
 
 def evaluation_line(record: dict[str, Any], max_steps: int, *, best: bool) -> str:
     """Return the line shown at each evaluation."""
+    preferred = ""
+    if "val_accuracy" in record:
+        preferred = f" | val margin {record['val_margin']:.3f}, {record['val_accuracy']:.0%} right"
     return (
         f"eval {record['step']:,}/{max_steps:,} | train loss {record['train_loss']:.4f} "
         f"({record['train_bpb']:.3f} bits/byte) | val loss {record['val_loss']:.4f} "
-        f"({record['val_bpb']:.3f} bits/byte)" + (" | best so far" if best else "")
+        f"({record['val_bpb']:.3f} bits/byte){preferred}" + (" | best so far" if best else "")
     )
 
 

@@ -205,7 +205,7 @@ def _eval_time(trainer: Trainer) -> float:
     lengths = np.zeros(trainer.model.config.vocab_size, np.int64)  # bits a byte are not looked at
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
-        evaluate(trainer.model, few, lengths, trainer.device, trainer.group)
+        evaluate(trainer.model, few, lengths, trainer.device, trainer.group, source.objective)
     dt_s = time.perf_counter() - start
     n_batches = len(source.eval_batches("val", trainer.config.eval_tokens, n_rows))
     n_batches += len(source.eval_batches("train", TRAIN_TOKENS, n_rows))
