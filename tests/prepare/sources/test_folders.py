@@ -42,7 +42,11 @@ def test_a_vault_gives_the_same_bytes_as_a_folder_a_tgz_and_a_zip(tmp_path: Path
         data = prepare([tmp_path / name], tmp_path / f"from {name}", val_fraction=0)
         assert texts_of(data, "train") == expected
         assert data.meta["skipped"] == []
-        made.append({file: raw for file, raw in snapshot(data.path).items() if "meta" not in file})
+        made.append({name: raw for name, raw in snapshot(data.path).items() if "meta" not in name})
+        names = [data.document_name("train", i)[0].rpartition("/")[2] for i in range(3)]
+        assert names == ["a.md", "b.md", "c...md"]
+        for name in ("train.names", "val.names", "names.txt"):
+            del made[-1][name]
     assert made[0] == made[1] == made[2]
 
 
