@@ -196,6 +196,8 @@ def _source(chat: Chat, argument: str) -> None:
     """/source: What of the last answer stands in the training text, and where."""
     _last_prompt(chat)
     text, training_text = chat.messages[-1].content, chat.training_text
+    if not text:
+        raise ConfigError("The last answer is empty.")
     sources = training_text and training_text.find(text)
     left_out = training_text.notices if training_text else ()
     if not sources:

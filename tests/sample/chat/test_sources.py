@@ -1,11 +1,13 @@
 """What /source shows in a terminal, also of names and texts that mean harm."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from common.files import write_json
 from common.inference.backend import make_backend
 from common.inference.decoder import Decoder
@@ -15,6 +17,7 @@ from prepare.output.index import write_index
 from sample.chat.session import Chat
 from sample.chat.sources import describe_sources
 from sample.chat.terminal import run_line
+from sample.text.prompt import Message
 from sample.text.sources import Sources, SourceSpan, TrainingText
 from sample.text.terminal_text import MARK, MARK_END, notify
 from tests.sample.conftest import ALPHABET, CIRCLE, make_run, round_and_round
@@ -69,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("variables", [{}, pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.slow)])
 def test_in_a_terminal_they_are_underlined_or_in_brackets(
     place: Path, variables: dict[str, Any]
 ) -> None:
@@ -97,9 +100,9 @@ def test_in_a_terminal_they_are_underlined_or_in_brackets(
 
 
 def test_of_no_turn_and_without_an_index_a_sentence() -> None:
-    with pytest.raises(Exception, match="There is no turn yet"):
+    with pytest.raises(ConfigError, match="There is no turn yet"):
         said(None, "/source")
-    with pytest.raises(Exception, match="Make one: python -m prepare index DATA"):
+    with pytest.raises(ConfigError, match="Make one: python -m prepare index DATA"):
         said(None, "a", "/source")
     tracer = FakeTracer.make(ALPHABET, ("a.txt", None, CIRCLE[:7]))
     assert said(tracer, "a", "/source") == [
@@ -107,6 +110,23 @@ def test_of_no_turn_and_without_an_index_a_sentence() -> None:
         "\n0 of 12 tokens (0%) stand word for word in the training text; the other 12 were put "
         "together anew.",
     ]
+
+
+def test_what_was_left_out_is_said_and_of_an_empty_answer_that_it_is() -> None:
+    text = TrainingText(ALPHABET, None, ["data: no index.", "chats: gone."])
+    decoder = Decoder(make_backend(round_and_round(forwards=True)), ALPHABET, n_rows=1)
+    notices: list[str] = []
+    chat = Chat(decoder, GenerateConfig(), notify=notices.append, training_text=text)
+    chat.messages = [Message("user", "a"), Message("assistant", "abcdefgh")]
+    with pytest.raises(ConfigError, match=r"^data: no index\.\nchats: gone\.$"):
+        run_line(chat, "/source")
+    tracer = FakeTracer.make(ALPHABET, ("a.txt", None, "hh abcdefgh"))
+    chat.training_text = replace(text, tracer=tracer, notices=["chats: gone."])
+    run_line(chat, "/source")
+    assert notices[-1] == "chats: gone."
+    chat.messages[-1] = Message("assistant", "")
+    with pytest.raises(ConfigError, match="The last answer is empty"):
+        run_line(chat, "/source")
 
 
 def test_names_and_passages_show_nothing_but_themselves() -> None:
@@ -118,6 +138,13 @@ def test_names_and_passages_show_nothing_but_themselves() -> None:
         assert len(notice) < 1000
         assert notice.count(MARK) == notice.count(MARK_END) <= 1
     assert notice.startswith("- \\x1b[2J\\x9b\\u202eexe.txt \\u2066\ufffd, line 1: ... xxx")
+
+
+def test_where_nothing_can_be_underlined_marks_are_brackets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notify(f"{MARK}a{MARK_END} {MARK}b\nc{MARK_END}")
+    assert capsys.readouterr().err == "[a] [b\nc]\n"
 
 
 @pytest.mark.parametrize("notice", [MARK_END + "a" + MARK, MARK + "a", MARK + MARK])

@@ -121,6 +121,24 @@ def test_the_keyboard_goes_from_part_to_part_into_the_panel_and_back(
     expect(visit.messages.last.get_by_role("button", name="Copy")).to_be_focused()
 
 
+def test_a_tap_opens_the_panel_and_one_beside_it_closes_it(
+    browser: Browser, indexed: FakeServer
+) -> None:
+    size = {"width": 360, "height": 740}
+    with visiting(browser, indexed.address, viewport=size, has_touch=True) as visit:
+        expect(visit.page.locator("#figures")).to_contain_text("parameters")
+        marks = answered(visit, indexed, sources(QUERN, FLOUR, STONE))
+        marks.nth(2).tap()
+        expect(panel(visit)).to_contain_text("d.txt")
+        panel(visit).tap()
+        visit.page.wait_for_timeout(400)
+        expect(panel(visit)).to_contain_text("d.txt")
+        marks.nth(0).tap()
+        expect(panel(visit)).to_contain_text("mill.txt")
+        visit.prompt.tap()
+        expect(panel(visit)).to_be_hidden()
+
+
 def test_names_and_passages_are_text_whatever_they_hold(visit: Visit, indexed: FakeServer) -> None:
     evil = MARKUP + "\x1b[2J\u202e" + "n" * 5000
     stone = span("a stone.", passage(evil, evil), passage("\u05e9.txt", "\u05dd" * 9))
