@@ -73,7 +73,9 @@ def _sort(ids: BinaryIO, width: int, n_bytes: int, out: BinaryIO) -> None:
     process = None
     try:
         with defer_signals():  # it does not hear Ctrl-C, which ends the waiting for it
-            process = subprocess.Popen(command, stdin=ids, stdout=subprocess.PIPE)
+            process = subprocess.Popen(
+                command, stdin=ids, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         assert process.stdout is not None
         with process.stdout as order:
             shutil.copyfileobj(order, out, COPY_BYTES)
