@@ -34,6 +34,7 @@ from prepare.output.dataset_writer import merge
 from prepare.output.shard import Shard, shard_keys
 from prepare.output.shard_writer import EncodeJob
 from prepare.readers.documents import read_source
+from prepare.report.summary import CUTS
 from prepare.sources.made_from import fingerprint_of, old_meta, stale_reason
 from prepare.sources.source import VAL, Progress, SourceList
 from prepare.tokens.encode import EncodersDisagreeError
@@ -202,7 +203,7 @@ def _refuse_empty(run: _Run, n_documents: int, stats: Stats) -> None:
     names = ", ".join(source.name for source in run.sources.take(range(min(5, len(run.sources)))))
     left_out = [f"{count:,} {reason}" for reason, count in stats.reasons.items()]
     left_out += [f"{stats.n_empty:,} empty"] if stats.n_empty else []
-    left_out += [f"{n:,} {what.removeprefix('n_')}" for what, n in stats.chats.items()]
+    left_out += [f"{n:,} {CUTS[key]}" for key, n in stats.chats.items() if key in CUTS]
     what, kind = ("conversation", "chats") if run.config.is_chats else ("text", "text files")
     raise DataError(
         f"{names}: no {what} found in {len(run.sources):,} files"
