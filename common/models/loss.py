@@ -79,7 +79,9 @@ class _ChunkedLoss(torch.autograd.Function):
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)  # once for all chunks
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        d_hidden = torch.empty_like(hidden)
+        # one that does not learn has none
+        d_weight = torch.zeros_like(weight) if weight.requires_grad else None
         d_bias = None if bias is None else torch.zeros_like(bias)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, len(hidden), n_rows):
@@ -95,6 +97,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(dtype)
             d_hidden[start : start + n_rows] = d_logits @ w
+            if d_weight is None:
+                continue
             if dtype == weight.dtype:
                 d_weight.addmm_(d_logits.T, rows)  # without a second tensor as large
             else:

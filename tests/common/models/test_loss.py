@@ -88,6 +88,16 @@ def test_where_nothing_is_learned_the_loss_is_zero_and_so_are_its_gradients(
     assert not any(gradient.any() for gradient in torch.autograd.grad(ours, (hidden, weight)))
 
 
+def test_a_weight_that_does_not_learn_costs_no_gradient() -> None:
+    hidden, weight, bias, targets = some_inputs(torch.float64, has_bias=True)
+    full = next_token_loss(hidden, weight, bias, targets, vocab_size=V)
+    (expected,) = torch.autograd.grad(full, (hidden,))
+    frozen = next_token_loss(hidden, weight.detach(), bias, targets, vocab_size=V)
+    chunked: Any = frozen.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    assert [tensor is None for tensor in chunked.saved_tensors] == [False, True, False]
+    torch.testing.assert_close(torch.autograd.grad(frozen, (hidden,))[0], expected)
+
+
 @pytest.mark.parametrize("n_ignored", [0, 20])
 def test_without_gradients_the_loss_is_the_same(n_ignored: int) -> None:
     hidden, weight, bias, targets = some_inputs(torch.float64, has_bias=True)
