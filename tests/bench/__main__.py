@@ -12,6 +12,7 @@ STAGES = (
     "sample",
     "serve",
     "contention",
+    "tracing",
     "gpu",
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from common.dataset import DataFolder
 from common.files import write_json
@@ -16,7 +17,8 @@ from common.tokenizer import Tokenizer, special_ids_after
 from common.tracing import MIN_IDS, Passage, TracedData, Tracer, open_tracer
 from prepare.output import index
 from prepare.output.index import write_index
-from tests.prepare.making import write_data
+from tests.prepare.making import json_lines, prepare, tar_of, write_data
+from tests.prepare.readers.test_documents import written
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()
@@ -213,3 +215,22 @@ def test_what_cannot_be_traced_is_left_out_and_said(tmp_path: Path) -> None:
     settings["data"]["path"] = str(tmp_path / "gone")
     write_json(folder.parent / "config.json", settings)
     assert "gone: no such folder" in said()
+
+
+def test_a_passage_names_the_member_of_the_archive_and_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"record {i}, {'abcdefghij'[i] * 20} and more of it" for i in range(10)]
+    lines = zstandard.compress(b"\n" + json_lines(texts))
+    inner = tar_of({"d/lines.jsonl.zst": lines, "d/b.txt": b"a text that is alone in its file"})
+    written(tmp_path / "src" / "all.tar", tar_of({"in.tar": inner}))
+    data = prepare([Path("src")], Path("data"), val_fraction=0)
+    assert write_index(data, no_progress)
+    tracer = Tracer([TracedData(data)])
+    for text, name, line in (
+        ("so record 7, hhhhh", "src/all.tar/in.tar/d/lines.jsonl", 9),
+        ("a text that is new", "src/all.tar/in.tar/d/b.txt", None),
+    ):
+        (span,) = tracer.trace(data.tokenizer().encode(text))
+        assert [(passage.name, passage.line) for passage in span.passages] == [(name, line)]
