@@ -14,7 +14,7 @@ import click
 
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.settings import CONTEXT, Command, device_option, given, options_for, runs_dir_option
-from train.config import FREE, TrainConfig
+from train.config import FREE_UNLESS_LEARNED, TrainConfig
 from train.presets import DECIDED, PRESETS, SHOWN, WITHOUT
 from train.signals import StopRequest
 
@@ -121,8 +121,9 @@ def tuning_options(command: str, *, without: Sequence[str]) -> Callable[[Command
         runs_dir_option,
         options_for(
             ModelConfig,
-            without=ModelConfig.__annotations__.keys() - FREE,
-            preset=dict.fromkeys(FREE, "the run's") | dict.fromkeys(WITHOUT[command], "0"),
+            without=ModelConfig.__annotations__.keys() - FREE_UNLESS_LEARNED,
+            preset=dict.fromkeys(FREE_UNLESS_LEARNED, "the run's")
+            | dict.fromkeys(WITHOUT[command], "0"),
         ),
         options_for(TrainConfig, without=without, preset=SHOWN[command]),
     ]  # fmt: skip

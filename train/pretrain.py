@@ -22,7 +22,15 @@ from common.models.gpt import GPT
 from common.settings import from_dict
 from common.tokenizer import Tokenizer
 from train.batches.sources import Source, make_source
-from train.config import FREE, TimeLimit, load_limit, load_settings, new_limit, saved_settings
+from train.config import (
+    FREE,
+    FREE_UNLESS_LEARNED,
+    TimeLimit,
+    load_limit,
+    load_settings,
+    new_limit,
+    saved_settings,
+)
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.finetune import base_data, location, source_of
 from train.monitoring.loggers import import_package, make_logger
@@ -121,13 +129,13 @@ def shape_of(init_from: Path, data: DataFolder, options: dict[str, Any]) -> Mode
     state = run_dir.read_json(init_from / run_dir.STATE_NAME)
     check_vocabulary(data, init_from, state)
     shape = from_dict(ModelConfig, state["model"], str(init_from / run_dir.STATE_NAME))
-    free = FREE if shape.positions == "learned" else FREE | {"block_size"}
+    free = FREE if shape.positions == "learned" else FREE_UNLESS_LEARNED
     for name, given in options.items():
         trained = getattr(shape, name)
         if name not in free and given != trained:
             raise ConfigError(
                 f"--{name.replace('_', '-')} is {given}, but the weights of {init_from} were "
-                f"trained with {trained}: leave it out, or leave out --init-from."
+                f"trained with {trained}: leave it out, or train a network of its own."
             )
     return replace(shape, **options)
 

@@ -39,7 +39,8 @@ class Conversations:
             raise DataError(
                 f"{data.path / split}.bin: a conversation of it takes {longest:,} tokens, but the "
                 f"context holds {block_size:,}. Prepare them again, the long ones cut: python -m "
-                f"prepare chats FILE --context {block_size}"
+                f"prepare chats FILE --context {block_size}. Or pass --block-size {longest}, where "
+                "positions are not learned."
             )
         order = _shuffled(len(lengths), seed, TIES, 0)
         order = order[lengths[order] > 0]

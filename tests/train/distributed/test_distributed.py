@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from common.checkpoint import load_checkpoint, newest_valid, verify_checkpoint
-from common.dataset import DataFolder
+from common.dataset import DataFolder, Split
 from common.errors import CheckpointError, ConfigError
 from common.run_dir import checkpoints
+from tests.train.chats import echoes, write_chats
 from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
 from train.data import dropout_seed
@@ -118,9 +119,22 @@ def run_all(jobs: dict[str, Job], place: Path, name: str) -> dict[str, Ended]:
 @pytest.fixture(scope="module")
 def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
     """Return how the jobs ended whose tests are always run."""
+    talks: dict[Split, Any] = {
+        "train": echoes(40, seed=0, n_turns=1), "val": echoes(9, seed=1, n_turns=1)
+    }  # fmt: skip
+    write_chats(place / "chats", data.tokenizer(), talks)
+
+    def tuned(world_size: int, name: str) -> Job:
+        """Return a job that goes on from run "one" with conversations and a share of its text."""
+        command = ["finetune", "--from", "one:latest", "--data", "chats", "--run", name]
+        settings = ["--max-steps", "6", "--mix", "0.25", "--log-interval", "1", "--device", "cpu"]
+        return Job(world_size, [*command, *settings, "--batch-size", "1"])
+
     jobs = {
         "one": new(data, 0, "one"),
         "two": new(data, 2, "two"),
+        "tuned by one": tuned(0, "tuned-one"),
+        "tuned by two": tuned(2, "tuned-two"),
         "sharded": new(data, 2, "sharded", "--shard"),
         "SIGTERM": new(data, 2, "SIGTERM", **at_step_7("os.kill(os.getpid(), signal.SIGTERM)")),
     }
@@ -195,6 +209,15 @@ def test_the_losses_and_weights_are_those_of_one_process_with_accumulation(
 ) -> None:
     assert quick[name].codes == [0, 0], quick[name].said
     assert_same_to_rounding(run_of(place, name), run_of(place, "one"))
+
+
+def test_conversations_are_learned_by_several_processes_as_by_one(
+    quick: dict[str, Ended], place: Path
+) -> None:
+    """Though each has other numbers of ids that are learned."""
+    for name in ("tuned by one", "tuned by two"):
+        assert set(quick[name].codes) == {0}, quick[name].said
+    assert_same_to_rounding(run_of(place, "tuned-two"), run_of(place, "tuned-one"))
 
 
 @pytest.mark.slow
