@@ -15,16 +15,17 @@ DIRECTIONS = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 def describe_sources(text: str, sources: Sources) -> Iterator[str]:
     """Yield notices: the text with its spans marked and numbered, their share, their passages."""
-    pieces = sources.pieces(text)
-    numbers = {span: i for i, span in enumerate(sorted({n for _, n in pieces if n is not None}), 1)}
+    parts = sources.pieces(text)
+    numbers = {span: i for i, span in enumerate(sorted({n for _, n in parts if n is not None}), 1)}
     yield "".join(
         _plain(piece) if span is None else f"{MARK}{_plain(piece)}{MARK_END}[{numbers[span]}]"
-        for piece, span in pieces
+        for piece, span in parts
     )
     n, n_traced = sources.n_tokens, sources.n_traced
+    pieces = f", in {len(sources.spans):,} pieces" if len(sources.spans) > 1 else ""
     rest = f"; the other {n - n_traced:,} were put together anew." if n > n_traced else "."
-    share = f"{n_traced:,} of {n:,} tokens ({n_traced / max(n, 1):.0%})"
-    yield f"\n{share} stand word for word in the training text{rest}"
+    share = f"{n_traced:,} of {n:,} tokens ({100 * n_traced // max(n, 1)}%)"
+    yield f"\n{share} stand word for word in the training text{pieces}{rest}"
     for span, number in numbers.items():
         found = sources.spans[span]
         times = "once" if found.n_found == 1 else f"{found.n_found:,} times"

@@ -38,10 +38,12 @@ export function sourcesOf(value) {
 }
 
 /** Return a sentence on the share of an answer that stands in the training text. */
-export function shareOf({ n_tokens, n_traced }) {
+export function shareOf({ n_tokens, n_traced, spans }) {
   if (n_traced === 0) return "Nothing of it stands word for word in the training text.";
   const percentage = Math.min(Math.max(1, Math.round((100 * n_traced) / n_tokens)), 99);
-  return `${n_traced === n_tokens ? 100 : percentage}% stands word for word in the training text.`;
+  const share = n_traced === n_tokens ? 100 : percentage;
+  const pieces = spans.length > 1 ? `, in ${spans.length} pieces` : "";
+  return `${share}% stands word for word in the training text${pieces}.`;
 }
 
 /** Fill an element with a text whose spans are underlined: a character by the longest it is in. */

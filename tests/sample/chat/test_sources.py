@@ -52,7 +52,7 @@ def test_the_parts_of_an_answer_are_numbered_and_their_documents_named() -> None
     )
     assert said(tracer, "a", "/source") == [
         "[bcd][2][efghabcde][1]",
-        "\n12 of 12 tokens (100%) stand word for word in the training text.",
+        "\n12 of 12 tokens (100%) stand word for word in the training text, in 2 pieces.",
         "\n[1] 9 tokens, once in the training text:",
         "- third.txt, line 1: gg [efghabcde]",
         "\n[2] 8 tokens, 2 times in the training text:",

@@ -70,7 +70,9 @@ def test_parts_are_underlined_and_the_panel_says_where_they_stand(
     assert indexed.received[-1]["sources"] is True
     # each character by the longest span that it is in
     expect(marks).to_have_text(["quern turns grain into flour", ", slowly", "a stone."])
-    expect(visit.messages.last).to_contain_text("58% stands word for word in the training text.")
+    expect(visit.messages.last).to_contain_text(
+        "58% stands word for word in the training text, in 3 pieces."
+    )
     expect(panel(visit)).to_be_hidden()
     marks.nth(0).hover()
     expect(panel(visit)).to_contain_text("28 tokens, 1,234 times in the training text:")
