@@ -11,12 +11,7 @@ from contextlib import closing
 from itertools import chain
 
 from common.errors import DataError
-from prepare.archives.streams import (
-    HEAD_BYTES,
-    PARQUET_MAGIC,
-    Stream,
-    begins_as_json,
-)
+from prepare.archives.streams import HEAD_BYTES, PARQUET_MAGIC, Stream, begins_as_json
 from prepare.chunks import (
     DROP,
     END,
@@ -114,7 +109,8 @@ def _of_records(
             else:
                 found = [(where, *turns_of(record, config.fields, where))]
         except DataError as error:
-            reason = error.reason if isinstance(error, ConversationError) else "not JSON"
+            kind = "not JSON" if "JSON" in error.message else "not CSV"
+            reason = error.reason if isinstance(error, ConversationError) else kind
             if config.on_error == "fail" and reason == "no conversation" and not has_some:
                 raise UnreadableError(error.message) from error  # a file of something else
             skip_or_raise(where, error, reason, config, stats)

@@ -36,7 +36,6 @@ from prepare.readers.encoding import utf8_blocks
 
 PAUSE_HOURS = 8  # a night, or a working day
 MAX_STAMP_BYTES = 200
-MANY_MESSAGES = 10_000  # enough to know who is there
 Hours = tuple[float | None, ...]  # since long ago, by each order that a date may have
 
 DATE = r"(\d{1,4}[./-] ?\w{1,3}[./-] ?\d{1,4})\.?[,\u060c]?"
@@ -48,8 +47,8 @@ MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 # a.m. and p.m.; in Chinese, Korean, Greek, Arabic
 AM = re.compile("a\\W*m\\b|\u4e0a|\uc624\uc804|\u03c0\\W*\u03bc|\u0635", re.IGNORECASE)
 PM = re.compile("p\\W*m\\b|\u4e0b|\uc624\ud6c4|\u03bc\\W*\u03bc|\u0645", re.IGNORECASE)
-DIRECTION = "\u200e\u200f\u202a\u202c\ufeff"  # marks that WhatsApp puts around, not people
-PLAIN = str.maketrans("\u202f\u00a0", "  ", DIRECTION)
+OWN_MARK = "\u200e"  # of direction, with which WhatsApp begins its own words
+PLAIN = str.maketrans("\u202f\u00a0", "  ", OWN_MARK + "\u200f\u202a\u202c\ufeff")
 # WhatsApp's own words in the place of a message or behind one, in any language
 OMITTED = re.compile(r"<[^<>]*>|null|(?:This|You deleted this) message(?: was deleted)?\.?")
 ATTACHED = re.compile(r"[^\n]+\.\w{2,4} \([^()\n]+\)(?:\n|\Z)")
@@ -74,12 +73,10 @@ def log_conversations(
     """Yield the conversations of a file that begins so; raise UnreadableError where none are."""
     text = head.decode("utf-8", "replace").translate(PLAIN)
     lines = _lines(stream_of(utf8_blocks(name, stream, config, stats)), stats)
-    if DISCORD.match(text):
-        said = _stamped(name, lines, is_discord=True)
-        yield from export_conversations(name, "Discord", said, config, stats)
-    elif is_export(head):
-        said = _stamped(name, lines, is_discord=False)
-        yield from export_conversations(name, "WhatsApp", said, config, stats)
+    if is_export(head) or DISCORD.match(text):
+        shape = "WhatsApp" if is_export(head) else "Discord"
+        said = _stamped(name, lines, shape)
+        yield from export_conversations(name, shape, said, config, stats)
     elif speakers := _speakers(text, config):
         yield from _dialogues(name, text, lines, speakers, config, stats)
     else:
@@ -110,31 +107,28 @@ def _lines(stream: Stream, stats: Stats) -> Iterator[str]:
         yield line.rstrip("\r\n")
 
 
-def _stamped(name: str, lines: Iterable[str], *, is_discord: bool) -> Iterator[Said]:
+def _stamped(name: str, lines: Iterable[str], shape: str) -> Iterator[Said]:
     """Yield the messages; lines without a stamp go on from the one before."""
     said: Said | None = None
     texts: list[str] = []
-    for number, raw in enumerate(chain(lines, [None]), start=1):
-        line = "" if raw is None else raw.translate(PLAIN)
+    for number, raw in enumerate(lines, start=1):
+        line = raw.translate(PLAIN)
         stamp = STAMP.match(line)
-        if raw is not None and not stamp:
+        if not stamp:
             texts.append(line)
             continue
         if said:
             yield said._replace(text="\n".join(texts))
-        if stamp is None or raw is None:
-            return
-        rest = stamp[5]
+        author, text = stamp[5].removesuffix(" (pinned)"), ""
+        if shape == "WhatsApp":  # else its own words, or those for what is attached
+            named = None if f": {OWN_MARK}" in raw else NAMED.match(stamp[5])
+            author, text = (named[1].strip("~ "), named[2]) if named else ("", "")
         hours = _hours(stamp[1] or stamp[3], stamp[2] or stamp[4])
-        where = f"{name}, line {number:,}"
-        named = NAMED.match(rest)
-        if is_discord:
-            author = rest.removesuffix(" (pinned)")
-            said, texts = Said(where, (author, author.partition("#")[0]), "", hours), []
-        elif named and not any(f": {mark}" in raw[:200] for mark in DIRECTION):
-            said, texts = Said(where, (named[1].strip("~ "),), "", hours), [named[2]]
-        else:  # the app's own words, or something attached
-            said, texts = None, []
+        names = (author, author.partition("#")[0])
+        said = Said(f"{name}, line {number:,}", names, "", hours) if author else None
+        texts = [text]
+    if said:
+        yield said._replace(text="\n".join(texts))
 
 
 def discord_messages(record: dict[str, Any], where: str) -> Iterator[Said]:
@@ -167,12 +161,10 @@ def _hours(date: str, time: str) -> Hours:
         hour = hour % 12 + 12
     elif AM.search(time):
         hour %= 12
-    orders = [(third, second, first), (third, first, second)]
-    if first > 31:
-        orders = [(first, second, third)] * 2
+    dates = ((third, second, first), (third, first, second))
     return tuple(
         ((year * 12 + month) * 31 + day) * 24 + hour + minute / 60 if month <= 12 else None
-        for year, month, day in orders
+        for year, month, day in (dates if first <= 31 else [(first, second, third)] * 2)
     )
 
 
@@ -192,17 +184,12 @@ def export_conversations(
     held: list[Said] = []
     for said in messages:
         names[said.names[0]] += 1
-        if config.me is None:
-            if names.total() >= MANY_MESSAGES:
-                break
-            continue
+        has_me = has_me or config.me in said.names
         if held and _pause(held[-1], said) > PAUSE_HOURS:
             yield from _answered(held, shape, config.me, stats)
             held = []
         held.append(said)
-        has_me = has_me or config.me in said.names
-    if config.me is not None:
-        yield from _answered(held, shape, config.me, stats)
+    yield from _answered(held, shape, config.me, stats)
     if not has_me:
         there = ", ".join(repr(speaker) for speaker, _ in names.most_common(5)) or "nobody"
         found = "no --me" if config.me is None else f"no message of {config.me!r}"
@@ -212,7 +199,7 @@ def export_conversations(
         )
 
 
-def _answered(held: list[Said], shape: str, me: str, stats: Stats) -> Iterator[Found]:
+def _answered(held: list[Said], shape: str, me: str | None, stats: Stats) -> Iterator[Found]:
     """Yield the part of a conversation that is questions and answers, if there is any."""
     said = []
     for each in held:
@@ -242,10 +229,13 @@ def _speakers(text: str, config: ChatsConfig) -> dict[str, Role]:
         me = config.me or names[-1]
         roles: dict[str, Role] = {n: "assistant" if n == me else "user" for n in names}
         return {n: "system" if n.lower() == "system" else role for n, role in roles.items()}
-    known = {n: ROLE_OF_NAME[n.lower()] for n in SPEAKER.findall(text) if n.lower() in ROLE_OF_NAME}
+    known: dict[Role, str] = {}  # of each role the first name
+    for spoken in SPEAKER.findall(text):
+        if role := ROLE_OF_NAME.get(spoken.lower()):
+            known.setdefault(role, spoken)
     begins = SPEAKER.match(text.lstrip())
-    is_one = begins and begins[1] in known and {"user", "assistant"} <= set(known.values())
-    return known if is_one else {}
+    is_one = begins and begins[1] in known.values() and {"user", "assistant"} <= known.keys()
+    return {spoken: role for role, spoken in known.items()} if is_one else {}
 
 
 def _dialogues(

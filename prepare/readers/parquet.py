@@ -40,7 +40,9 @@ def parquet_records(
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
         names = table.schema_arrow.names
         columns = [column for column in names if column in wanted]
-        if text_key is not None:
+        if text_key is None:
+            columns = columns or names  # to be named, where none is of use
+        else:
             columns = columns or [text_key.partition(".")[0]]
             _check_column(name, table.schema_arrow, columns[0], text_key)
         batches = table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)

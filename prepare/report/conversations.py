@@ -16,6 +16,7 @@ from common.files import atomic_write
 from common.tokenizer import Tokenizer
 from prepare.report.export import writing
 from prepare.report.inspection import SHOWN_CHARACTERS
+from prepare.tokens.conversations import Turn, write_turns
 
 Array = npt.NDArray[Any]
 
@@ -25,85 +26,57 @@ class Written(NamedTuple):
 
     role: Role
     text: str
-    is_learned: bool
+    bits: int  # LEARNED, REJECTED
     is_cut: bool  # learned, but not that it ends
-    is_rejected: bool
 
 
-def written_messages(ids: Array, mask: Array, tokenizer: Tokenizer) -> list[Written]:
-    """Return the messages of a document; raise ValueError where it is not written as one is."""
+def messages_of(ids: Array, mask: Array, tokenizer: Tokenizer, *, is_pair: bool) -> list[Written]:
+    """Return the messages of a document; raise ValueError where it is not written as one is.
+
+    That is: where the same messages, written again, have other ids, or others of them are learned.
+    """
     roles = {role_id(tokenizer, role): role for role in ROLES}
-    special = np.array([*tokenizer.special_tokens.values()])
-    if not len(ids) or ids[-1] != tokenizer.eot_id or mask[-1]:
-        raise ValueError("it does not end in the end-of-text id, not learned")
-    places = np.flatnonzero(np.isin(ids, special)).tolist()
-    marks = [int(ids[place]) for place in places]
-    if len(places) % 2 == 0 or any(
-        begin not in roles or end != end_id(tokenizer)
-        for begin, end in zip(marks[:-1:2], marks[1::2], strict=True)
-    ):
-        raise ValueError("its special ids are not those of messages in a row")
-    messages: list[Written] = []
-    start = 0
-    for begin, end in zip(places[:-1:2], places[1::2], strict=True):
-        bits, role = mask[begin : end + 1], roles[int(ids[begin])]
-        rejected, learned = bits & REJECTED, bits & LEARNED
-        is_learned = len(bits) > 2 and bool(learned[1])
-        if (
-            begin != start
-            or (bits & ~np.uint8(LEARNED | REJECTED)).any()
-            or (rejected != rejected[0]).any()
-            or (is_learned and role != "assistant")
-            or learned[0]
-            or (learned[1:-1] != is_learned).any()
-            or learned[-1] > is_learned
-        ):
-            raise ValueError(f"the mask of its message {len(messages) + 1} is not as it must be")
-        text = tokenizer.decode_bytes(ids[begin + 1 : end].tolist()).decode("utf-8", "replace")
-        is_cut = is_learned and not learned[-1]
-        messages.append(Written(role, text, is_learned, is_cut, bool(rejected[0])))
-        start = end + 1
-    if start != len(ids) - 1:
-        raise ValueError("ids stand between its messages")
-    return messages
-
-
-def _check_document(messages: list[Written], *, pairs: bool) -> None:
-    """Raise ValueError where others are learned than the answers: of a pair, the last of each."""
-    halves = [[m for m in messages if m.is_rejected is half] for half in (False, True)]
-    if [*halves[0], *halves[1]] != messages or bool(halves[1]) is not pairs:
-        raise ValueError("what is marked as rejected is not the second half of a pair")
-    for half in halves if pairs else halves[:1]:
-        turns = [m.role for m in half if m.role != "system"]
-        if turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-            raise ValueError("its messages do not take turns")
-        for number, message in enumerate(half, start=1):
-            must = message.role == "assistant" and (not pairs or number == len(half))
-            if message.is_learned is not must:
-                raise ValueError("what is learned is not its answers")
-    if pairs and [m[:2] for m in halves[0][:-1]] != [m[:2] for m in halves[1][:-1]]:
-        raise ValueError("its two halves answer different questions")
+    ends = np.flatnonzero(ids == end_id(tokenizer)).tolist()
+    spans = [(start + 1, end) for start, end in pairwise([-1, *ends])]
+    turns = [Turn(roles.get(int(ids[a]), "user"), ids[a + 1 : b], 0) for a, b in spans]
+    n = len(turns) // 2 if is_pair else len(turns)  # of a pair the second half is rejected
+    good, bad = (
+        write_turns(tokenizer, half, (len(half) - 1) * is_pair) for half in (turns[:n], turns[n:])
+    )
+    expected = np.concatenate([good.mask, bad.mask | np.uint8(REJECTED), np.zeros(1, np.uint8)])
+    is_same = np.array_equal(np.concatenate([good.ids, bad.ids, [tokenizer.eot_id]]), ids)
+    said = [turn.role for turn in turns if turn.role != "system"]
+    takes_turns = said and said == ["user", "assistant"] * (len(said) // 2)
+    special = np.isin(ids, [*tokenizer.special_tokens.values()]).sum()
+    if not (is_same and takes_turns and special == 2 * len(turns) + 1):
+        raise ValueError("its ids are not those of messages that take turns")
+    uncut = mask.copy()
+    uncut[ends] |= expected[ends] & LEARNED  # an answer that was cut off has no end to learn
+    if not np.array_equal(uncut, expected):
+        raise ValueError("its mask says that others than its answers are learned")
+    texts = [tokenizer.decode_bytes(turn.ids.tolist()).decode("utf-8", "replace") for turn in turns]
+    return [
+        Written(turn.role, text, int(mask[b - 1]), bool(mask[b] != expected[b]))
+        for turn, text, (_, b) in zip(turns, texts, spans, strict=True)
+    ]
 
 
 def documents(data: DataFolder, split: Split) -> Iterator[list[Written]]:
     """Yield the messages of each document; raise DataError where one is not as it must be."""
     tokenizer, ids, mask = data.tokenizer(), data.tokens(split), data.mask(split)
-    bounds = data.document_bounds(split)
     path = data.path / f"{split}.mask"
     if path.stat().st_size != len(ids):
         raise DataError(
             f"{path}: {path.stat().st_size:,} bytes, but {split}.bin holds {len(ids):,} ids, and "
             "each has one. Prepare the data again."
         )
-    for number, (start, end) in enumerate(pairwise(bounds.tolist())):
+    is_pair = bool(data.meta["chats"]["pairs"])
+    for number, (start, end) in enumerate(pairwise(data.document_bounds(split).tolist())):
         try:
-            messages = written_messages(ids[start:end], mask[start:end], tokenizer)
-            _check_document(messages, pairs=bool(data.meta["chats"]["pairs"]))
+            yield messages_of(ids[start:end], mask[start:end], tokenizer, is_pair=is_pair)
         except ValueError as error:
-            raise DataError(
-                f"{path}, document {number:,}: {error}. Prepare the data again."
-            ) from error
-        yield messages
+            sentence = f"{path}, document {number:,}: {error}. Prepare the data again."
+            raise DataError(sentence) from error
 
 
 def verify_masks(data: DataFolder) -> None:
@@ -116,19 +89,16 @@ def verify_masks(data: DataFolder) -> None:
 def first_conversations(data: DataFolder, n_documents: int) -> Iterator[str]:
     """Yield the first conversations as text, train's before val's; of each SHOWN_CHARACTERS."""
     for split in SPLITS:
-        lengths = np.diff(data.document_bounds(split))[:n_documents].tolist()
-        for i, (n_tokens, messages) in enumerate(
-            zip(lengths, documents(data, split), strict=False)
-        ):
-            lines = [f"--- {split} conversation {i}: {n_tokens:,} tokens ---"]
-            for message in messages:
-                of = (", learned" * message.is_learned) + (", cut off" * message.is_cut)
-                lines.append(f"[{message.role}{', rejected' * message.is_rejected}{of}]")
-                text = message.text
+        shown = zip(range(n_documents), documents(data, split), strict=False)
+        for i, messages in shown:
+            lines = [f"--- {split} conversation {i}: {len(messages):,} messages ---"]
+            for role, text, bits, is_cut in messages:
+                said = ", rejected" * bool(bits & REJECTED) + ", learned" * (bits & LEARNED)
+                lines.append(f"[{role}{said}{', cut off' * is_cut}]")
                 more = f" [... {len(text) - SHOWN_CHARACTERS:,} more characters]"
                 lines.append(text[:SHOWN_CHARACTERS] + more * (len(text) > SHOWN_CHARACTERS))
             yield "\n".join(lines)
-        n_documents = max(0, n_documents - len(lengths))
+        n_documents = max(0, n_documents - int(data.meta["splits"][split]["documents"]))
 
 
 def export_conversations(data: DataFolder, out: Path) -> list[Path]:
@@ -145,8 +115,7 @@ def export_conversations(data: DataFolder, out: Path) -> list[Path]:
 
 def _record(messages: list[Written]) -> dict[str, Any]:
     said = [{"role": message.role, "content": message.text} for message in messages]
-    if not messages[-1].is_rejected:
+    if not messages[-1].bits & REJECTED:
         return {"messages": said}
-    n_turns = len(said) // 2  # of each half
-    prompt, chosen = said[: n_turns - 1], said[n_turns - 1 : n_turns]
+    prompt, chosen = said[: len(said) // 2 - 1], said[len(said) // 2 - 1 : len(said) // 2]
     return {"prompt": prompt, "chosen": chosen, "rejected": said[-1:]}

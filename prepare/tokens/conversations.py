@@ -50,7 +50,6 @@ class ConversationEncoder:
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
-        self._dtype = token_dtype(tokenizer.vocab_size)
         self._counts = Counter[str]()
 
     def __call__(
@@ -108,7 +107,7 @@ class ConversationEncoder:
             n_left -= n_ids
         parts = [part for part in parts if part]
         self._counts["n_cut"] += len(parts) > 1
-        return [self._part(system + part, 0) for part in parts]
+        return [write_turns(self._tokenizer, system + part, 0) for part in parts]
 
     def _fit(self, question: Turn, answers: list[Turn], room: int) -> list[Turn] | None:
         """Return answers cut to what ``room`` leaves for them, or None where that is nothing."""
@@ -142,22 +141,25 @@ class ConversationEncoder:
             before = before[2:]
         self._counts["n_cut"] += len(before) < n_turns
         prompt = [*system, *before, question]
-        good, bad = (self._part([*prompt, answer], len(prompt)) for answer in fitting)
+        good, bad = (
+            write_turns(self._tokenizer, [*prompt, answer], len(prompt)) for answer in fitting
+        )
         ids = np.concatenate([good.ids, bad.ids])
         mask = np.concatenate([good.mask, bad.mask | np.uint8(REJECTED)])
         return [Part(ids, mask, good.n_bytes + bad.n_bytes)]
 
-    def _part(self, turns: list[Turn], n_given: int) -> Part:
-        """Write turns in a row; answers among the first ``n_given`` are not learned."""
-        n_ids = [turn.n_ids for turn in turns]
-        ids = np.empty(sum(n_ids), self._dtype)
-        mask = np.zeros(len(ids), np.uint8)
-        start = 0
-        for number, (turn, n) in enumerate(zip(turns, n_ids, strict=True)):
-            ids[start] = role_id(self._tokenizer, turn.role)
-            ids[start + 1 : start + n - 1] = turn.ids
-            ids[start + n - 1] = end_id(self._tokenizer)
-            if turn.role == "assistant" and number >= n_given:
-                mask[start + 1 : start + n - turn.is_cut] = LEARNED
-            start += n
-        return Part(ids, mask, sum(turn.n_bytes for turn in turns))
+
+def write_turns(tokenizer: Tokenizer, turns: list[Turn], n_given: int) -> Part:
+    """Write turns in a row; answers among the first ``n_given`` are not learned."""
+    ids = np.empty(sum(turn.n_ids for turn in turns), token_dtype(tokenizer.vocab_size))
+    mask = np.zeros(len(ids), np.uint8)
+    start = 0
+    for number, turn in enumerate(turns):
+        end = start + turn.n_ids
+        ids[start] = role_id(tokenizer, turn.role)
+        ids[start + 1 : end - 1] = turn.ids
+        ids[end - 1] = end_id(tokenizer)
+        if turn.role == "assistant" and number >= n_given:
+            mask[start + 1 : end - turn.is_cut] = LEARNED
+        start = end
+    return Part(ids, mask, sum(turn.n_bytes for turn in turns))

@@ -144,7 +144,7 @@ def test_any_bit_of_a_mask_that_is_not_as_it_must_be_is_found(name: str, folder:
             changed = bytearray(whole)
             changed[place] ^= bit
             path.write_bytes(changed)
-            with pytest.raises(DataError, match=r"train.mask, document [01]: .*Prepare the data"):
+            with pytest.raises(DataError, match=r"train.mask, document [01]: its mask says"):
                 verify_masks(DataFolder(data.path, data.meta))
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match="each has one"):
