@@ -25,7 +25,7 @@ class Written(NamedTuple):
     """A message as it stands in the files."""
 
     role: Role
-    text: str
+    ids: Array  # of its text
     bits: int  # LEARNED, REJECTED
     is_cut: bool  # learned, but not that it ends
 
@@ -47,18 +47,22 @@ def messages_of(ids: Array, mask: Array, tokenizer: Tokenizer, *, is_pair: bool)
     is_same = np.array_equal(np.concatenate([good.ids, bad.ids, [tokenizer.eot_id]]), ids)
     said = [turn.role for turn in turns if turn.role != "system"]
     takes_turns = said and said == ["user", "assistant"] * (len(said) // 2)
-    special = np.isin(ids, [*tokenizer.special_tokens.values()]).sum()
-    if not (is_same and takes_turns and special == 2 * len(turns) + 1):
+    n_special = sum(np.count_nonzero(ids == i) for i in tokenizer.special_tokens.values())
+    if not (is_same and takes_turns and n_special == 2 * len(turns) + 1):
         raise ValueError("its ids are not those of messages that take turns")
     uncut = mask.copy()
     uncut[ends] |= expected[ends] & LEARNED  # an answer that was cut off has no end to learn
     if not np.array_equal(uncut, expected):
         raise ValueError("its mask says that others than its answers are learned")
-    texts = [tokenizer.decode_bytes(turn.ids.tolist()).decode("utf-8", "replace") for turn in turns]
     return [
-        Written(turn.role, text, int(mask[b - 1]), bool(mask[b] != expected[b]))
-        for turn, text, (_, b) in zip(turns, texts, spans, strict=True)
+        Written(turn.role, turn.ids, int(mask[b - 1]), bool(mask[b] != expected[b]))
+        for turn, (_, b) in zip(turns, spans, strict=True)
     ]
+
+
+def text_of(message: Written, tokenizer: Tokenizer) -> str:
+    """Return what is said; an answer that was cut off may end in half a character."""
+    return tokenizer.decode_bytes(message.ids.tolist()).decode("utf-8", "replace")
 
 
 def documents(data: DataFolder, split: Split) -> Iterator[list[Written]]:
@@ -72,8 +76,9 @@ def documents(data: DataFolder, split: Split) -> Iterator[list[Written]]:
         )
     is_pair = bool(data.meta["chats"]["pairs"])
     for number, (start, end) in enumerate(pairwise(data.document_bounds(split).tolist())):
+        copies = np.array(ids[start:end]), np.array(mask[start:end])  # faster than memmaps
         try:
-            yield messages_of(ids[start:end], mask[start:end], tokenizer, is_pair=is_pair)
+            yield messages_of(*copies, tokenizer, is_pair=is_pair)
         except ValueError as error:
             sentence = f"{path}, document {number:,}: {error}. Prepare the data again."
             raise DataError(sentence) from error
@@ -88,13 +93,16 @@ def verify_masks(data: DataFolder) -> None:
 
 def first_conversations(data: DataFolder, n_documents: int) -> Iterator[str]:
     """Yield the first conversations as text, train's before val's; of each SHOWN_CHARACTERS."""
+    tokenizer = data.tokenizer()
     for split in SPLITS:
         shown = zip(range(n_documents), documents(data, split), strict=False)
         for i, messages in shown:
             lines = [f"--- {split} conversation {i}: {len(messages):,} messages ---"]
-            for role, text, bits, is_cut in messages:
-                said = ", rejected" * bool(bits & REJECTED) + ", learned" * (bits & LEARNED)
-                lines.append(f"[{role}{said}{', cut off' * is_cut}]")
+            for message in messages:
+                is_rejected, is_learned = message.bits & REJECTED, message.bits & LEARNED
+                said = ", rejected" * bool(is_rejected) + ", learned" * is_learned
+                lines.append(f"[{message.role}{said}{', cut off' * message.is_cut}]")
+                text = text_of(message, tokenizer)
                 more = f" [... {len(text) - SHOWN_CHARACTERS:,} more characters]"
                 lines.append(text[:SHOWN_CHARACTERS] + more * (len(text) > SHOWN_CHARACTERS))
             yield "\n".join(lines)
@@ -103,18 +111,19 @@ def first_conversations(data: DataFolder, n_documents: int) -> Iterator[str]:
 
 def export_conversations(data: DataFolder, out: Path) -> list[Path]:
     """Write ``split.jsonl``: messages, or of pairs prompt, chosen and rejected, as TRL has them."""
+    tokenizer = data.tokenizer()
     paths = {split: out / f"{split}.jsonl" for split in SPLITS}
     with writing(out):
         for split, path in paths.items():
             with atomic_write(path) as file:
                 for messages in documents(data, split):
-                    line = json.dumps(_record(messages), ensure_ascii=False)
+                    line = json.dumps(_record(messages, tokenizer), ensure_ascii=False)
                     file.write(line.encode("utf-8") + b"\n")
     return list(paths.values())
 
 
-def _record(messages: list[Written]) -> dict[str, Any]:
-    said = [{"role": message.role, "content": message.text} for message in messages]
+def _record(messages: list[Written], tokenizer: Tokenizer) -> dict[str, Any]:
+    said = [{"role": each.role, "content": text_of(each, tokenizer)} for each in messages]
     if not messages[-1].bits & REJECTED:
         return {"messages": said}
     prompt, chosen = said[: len(said) // 2 - 1], said[len(said) // 2 - 1 : len(said) // 2]

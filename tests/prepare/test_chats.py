@@ -20,7 +20,7 @@ from common.dataset import SPLITS, open_data, verify_data
 from common.errors import DataError
 from common.tokenizer import SPECIAL_TOKENS
 from prepare.conversation import pack, unpack
-from prepare.report.conversations import documents, verify_masks
+from prepare.report.conversations import documents, text_of, verify_masks
 from tests.prepare.chats import (
     BPE,
     CHAR,
@@ -81,7 +81,7 @@ def test_ids_and_mask_are_those_made_by_hand_whatever_is_said(
     assert set(data.meta["chats"]["missing"]) == lacking
     verify_data(data)
     verify_masks(data)
-    rebuilt = [[(m.role, m.text) for m in each] for each in documents(data, "train")]
+    rebuilt = [[(m.role, text_of(m, own)) for m in each] for each in documents(data, "train")]
     assert rebuilt == [[(role, text.strip()) for role, text in turns] for turns in kept]
 
 
@@ -227,7 +227,10 @@ def test_whole_conversations_are_set_aside_by_hash_of_few_too(n: int, tmp_path: 
     for order in (slice(None), slice(None, None, -1)):
         (tmp_path / "a.jsonl").write_bytes(lines_of(map(messages, many(n)[order])))
         data = prepare_chats([tmp_path / "a.jsonl"], tmp_path / "out")
-        splits = [{tuple(m.text for m in each) for each in documents(data, s)} for s in SPLITS]
+        own = data.tokenizer()
+        splits = [
+            {tuple(text_of(m, own) for m in each) for each in documents(data, s)} for s in SPLITS
+        ]
         sides.append(splits)
         assert len(splits[0]) + len(splits[1]) == n
     assert sides[0] == sides[1]
