@@ -28,9 +28,9 @@ from common.files import wrong_size
 SA_NAME, SA_META_NAME = "train.sa", "train.sa.json"
 SA_FORMAT = 1
 SA_DTYPE = np.dtype("<u4")
-# Pages that a search has touched count as memory of this process until they are given back; one
-# of 1 G ids touches some 40, and Linux maps 16 for each.
-SEARCHES_HELD = 64
+# Pages that were read count as memory of this process until they are given back. A search of a
+# part reads some 50 places, and Linux maps 64 KB around each: so these are 100 MB at most.
+SEARCHES_HELD = 32
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,10 @@ class SuffixArray:
     def __init__(self, data: DataFolder) -> None:
         """Map it; raise DataError where there is none, or one of other ids."""
         bounds = _read_bounds(data)
-        self.dtype = data.dtype
         self._maps = [_map(data.path / name) for name in ("train.bin", SA_NAME)]
         ids, order = self._maps
+        self.ids = np.frombuffer(ids, data.dtype)
+        self.dtype = data.dtype
         positions = memoryview(order).cast("I")
         self.parts = [
             Part(ids, positions[first:end], first, self.dtype.itemsize)
@@ -97,11 +98,12 @@ class SuffixArray:
         ]
         self._n_searches = 0
 
-    def _searched(self) -> list[Part]:
-        self._n_searches += 1
-        if self._n_searches % SEARCHES_HELD == 0:
-            self.release()
-        return self.parts
+    def _searched(self) -> Iterator[Part]:
+        for part in self.parts:
+            yield part
+            self._n_searches += 1
+            if self._n_searches % SEARCHES_HELD == 0:
+                self.release()
 
     def release(self) -> None:
         """Give back the pages that were read: they stay cached, but no longer count as ours."""

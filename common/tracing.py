@@ -57,7 +57,7 @@ class TracedData:
         """Open the index; raise DataError where there is none of these ids."""
         self.suffixes = SuffixArray(data)
         self._data = data
-        self._ids = data.tokens("train")
+        self._ids = self.suffixes.ids
         self._starts = data.document_starts("train")
         self._token_bytes = list(data.tokenizer().token_bytes)
         self.special_ids = frozenset(data.meta["tokenizer"]["special_tokens"].values())
@@ -73,6 +73,7 @@ class TracedData:
             if document not in seen:
                 seen.add(document)
                 yield self._passage(document, place, n_ids)
+                self.suffixes.release()
 
     def _passage(self, document: int, place: int, n_ids: int) -> Passage:
         starts, width = self._starts, self._ids.itemsize
@@ -120,7 +121,10 @@ class Tracer:
     def trace(self, ids: Sequence[int]) -> list[Span]:
         """Return the spans of a text's ids with their passages, the longest first."""
         found = sorted(self.spans(ids), key=lambda span: span[0] - span[1])
-        return [self._with_passages(ids, first, last) for first, last in found]
+        spans = [self._with_passages(ids, first, last) for first, last in found]
+        for data in self._traced:
+            data.suffixes.release()
+        return spans
 
     def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of the same spans in the order of the text."""
