@@ -24,16 +24,10 @@ from prepare.chunks import (
 )
 from prepare.config import ChatsConfig
 from prepare.conversation import ConversationError, Found, pack, skip_or_raise
+from prepare.readers import logs
 from prepare.readers.documents import read_source
 from prepare.readers.json_values import to_utf8
 from prepare.readers.jsonl import NOTHING, Record
-from prepare.readers.logs import (
-    discord_messages,
-    export_conversations,
-    is_discord,
-    is_export,
-    log_conversations,
-)
 from prepare.readers.shapes import COLUMNS, turns_of
 from prepare.sources.source import JSON_LINES_SUFFIXES, Progress, Source
 
@@ -76,10 +70,10 @@ def _in_file(name: str, stream: Stream, config: ChatsConfig, stats: Stats) -> Co
     else:
         encoding, head = json_head(name, head, config)
         is_named = name.endswith((".json", *JSON_LINES_SUFFIXES))
-        if is_named or (begins_as_json(head) and not is_export(head)):
+        if is_named or (begins_as_json(head) and not logs.is_export(head)):
             records = json_records(name, json_in_utf8(name, stream, encoding, stats), config)
     if records is None:
-        return log_conversations(name, head, stream, config, stats)
+        return logs.log_conversations(name, head, stream, config, stats)
     return _of_records(name, records, config, stats)
 
 
@@ -103,9 +97,9 @@ def _of_records(
                 raise record
             if record is NOTHING:
                 pass
-            elif is_discord(record):
-                messages = discord_messages(record, where)
-                found = list(export_conversations(name, "Discord", messages, config, stats))
+            elif logs.is_discord(record):
+                messages = logs.discord_messages(record, where)
+                found = list(logs.export_conversations(name, "Discord", messages, config, stats))
             else:
                 found = [(where, *turns_of(record, config.fields, where))]
         except DataError as error:

@@ -35,34 +35,31 @@ def turns_of(record: Any, fields: str | None, where: str) -> tuple[str, Turns, M
     Raise ConversationError for what is none, or cannot be learned from.
     """
     if isinstance(record, list):
-        return "messages", take_turns(_messages(record, "user", where), where), None
+        record = {"messages": record}
     if not isinstance(record, dict):
         raise _not_one(record, where)
     keys = [key for key, value in record.items() if value is not None]
     if fields is not None:
-        names = [name.strip() for name in fields.split(",")]
-        values = [value_at(record, name) for name in names]
-        for name, value in zip(names, values, strict=True):
-            if value is NOTHING:
-                detail = f"there is no {name!r}; found {_shown(keys)}. --fields names others."
-                raise ConversationError(where, "missing turn", detail)
-        return fields, _answered(record, values[0], values[1], where), None
-    if key := next((key for key in MESSAGE_LISTS if isinstance(record.get(key), list)), None):
+        names: list[str | None] = [name.strip() for name in fields.split(",")]
+    elif key := next((key for key in MESSAGE_LISTS if isinstance(record.get(key), list)), None):
         said = [*_system(record), *_messages(record[key], "user", where)]
         shape = "ShareGPT" if key == "conversations" else "messages"
         return shape, take_turns(said, where), None
-    if "chosen" in keys and "rejected" in keys:
+    elif set(PAIR) <= set(keys):
         return "pairs", *_pair(record, where)
-    question = next((key for key in QUESTIONS if key in keys), None)
-    answer = next((key for key in ANSWERS if key in keys), None)
-    if question and answer:
-        shape = "Alpaca" if question == "instruction" else f"{question}/{answer}"
-        return shape, _answered(record, record[question], record[answer], where), None
-    if question or answer:
-        wanted = ("question", QUESTIONS) if answer else ("answer", ANSWERS)
-        detail = f"no {wanted[0]} under any of {', '.join(wanted[1])}; found {_shown(keys)}."
-        raise ConversationError(where, "missing turn", f"{detail} --fields names the two.")
-    raise _not_one(record, where)
+    else:
+        names = [next((k for k in known if k in keys), None) for known in (QUESTIONS, ANSWERS)]
+    if not any(names):
+        raise _not_one(record, where)
+    values = [value_at(record, name) if name else NOTHING for name in names]
+    if NOTHING in values:
+        i = values.index(NOTHING)
+        what, known = (("question", QUESTIONS), ("answer", ANSWERS))[i]
+        sought = names[i] or f"{what} under any of {', '.join(known)}"
+        detail = f"no {sought}; found {_shown(keys)}. --fields names the two."
+        raise ConversationError(where, "missing turn", detail)
+    shape = fields or ("Alpaca" if names[0] == "instruction" else "/".join(filter(None, names)))
+    return shape, _answered(record, values[0], values[1], where), None
 
 
 def _not_one(record: Any, where: str) -> ConversationError:
