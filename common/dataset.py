@@ -144,12 +144,6 @@ class DataFolder:
         np.cumsum(lengths, out=bounds[1:])
         return bounds
 
-    def document_starts(self, split: Split) -> npt.NDArray[np.int64]:
-        """Map (n_documents,) offsets in bytes: where in the .bin each document begins."""
-        n_documents = int(self.meta["splits"][split]["documents"])
-        offset = IDX_HEADER.size + 4 * n_documents  # behind the lengths
-        return np.memmap(self.path / f"{split}.idx", "<i8", "r", offset, (n_documents,))
-
     def document_name(self, split: Split, number: int) -> tuple[str, int | None]:
         """Return the name of the file that a document, from 0, was in, and its number there.
 

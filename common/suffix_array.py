@@ -5,14 +5,15 @@
 
 A part covers whole documents, so many that sorting them fits any memory; its positions count from
 its first id. The order is that of the ids' bytes as they lie in the file, so that nothing is
-converted to compare: any order will do for a search by halves. Both files stay where they are, and
-are mapped: a search reads some fifty places.
+converted to compare: any order will do for a search by halves. Nothing is loaded: a search reads
+some fifty places of both files.
 
 Source: Manber and Myers 1993, Suffix arrays; Liu et al. 2024, Infini-gram (arXiv:2401.17377).
 """
 
 import json
-import mmap
+import os
+import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,35 +22,45 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import DataFolder
+from common.dataset import IDX_HEADER, DataFolder
 from common.errors import DataError
 from common.files import wrong_size
 
 SA_NAME, SA_META_NAME = "train.sa", "train.sa.json"
 SA_FORMAT = 1
 SA_DTYPE = np.dtype("<u4")
-# Pages that were read count as memory of this process until they are given back. A search of a
-# part reads some 50 places, and Linux maps 64 KB around each: so these are 100 MB at most.
-SEARCHES_HELD = 32
+
+
+class FileNumbers:
+    """Numbers in a file, little-endian and unsigned, each read where it is asked for.
+
+    Mapped, a search would take twice as long, and the pages around each place would stay in memory.
+    """
+
+    def __init__(self, descriptor: int, offset: int, count: int, width: int) -> None:
+        self._place = descriptor, offset, width
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> int:
+        descriptor, offset, width = self._place
+        return int.from_bytes(os.pread(descriptor, width, offset + i * width), "little")
 
 
 @dataclass(frozen=True)
 class Part:
     """Some documents of train.bin, and their positions in order."""
 
-    ids: mmap.mmap  # the bytes of all ids
-    positions: memoryview  # of uint32
+    ids: int  # descriptor of train.bin
+    positions: FileNumbers
     first: int  # the position of its first id in train.bin
     width: int  # bytes of an id
 
     def _key(self, n_bytes: int) -> Callable[[int], bytes]:
-        ids, first, width = self.ids, self.first, self.width
-
-        def bytes_from(position: int) -> bytes:
-            at = (first + position) * width
-            return ids[at : at + n_bytes]
-
-        return bytes_from
+        ids, first, width, pread = self.ids, self.first, self.width, os.pread
+        return lambda position: pread(ids, n_bytes, (first + position) * width)
 
     def occurs(self, pattern: bytes) -> bool:
         """Return whether the ids in ``pattern`` stand anywhere, one after another."""
@@ -64,8 +75,9 @@ class Part:
         """
         key = self._key(len(pattern))
         i = bisect_left(self.positions, pattern, key=key)
-        neighbours = (key(position) for position in self.positions[max(0, i - 1) : i + 1])
-        return max((_n_alike(pattern, other, self.width) for other in neighbours), default=0)
+        neighbours = range(max(0, i - 1), min(i + 1, len(self.positions)))
+        found = (_n_alike(pattern, key(self.positions[j]), self.width) for j in neighbours)
+        return max(found, default=0)
 
     def occurrences(self, pattern: bytes) -> range:
         """Return where in the order the places stand that begin with ``pattern``."""
@@ -85,55 +97,61 @@ class SuffixArray:
     """The index of a data folder, open."""
 
     def __init__(self, data: DataFolder) -> None:
-        """Map it; raise DataError where there is none, or one of other ids."""
+        """Open it; raise DataError where there is none, or one of other ids."""
         bounds = _read_bounds(data)
-        self._maps = [_map(data.path / name) for name in ("train.bin", SA_NAME)]
-        ids, order = self._maps
-        self.ids = np.frombuffer(ids, data.dtype)
-        self.dtype = data.dtype
-        positions = memoryview(order).cast("I")
+        self.dtype, self.n_tokens = data.dtype, bounds[-1]
+        self._ids, order, idx = (
+            _open_for_places(self, data.path / name) for name in ("train.bin", SA_NAME, "train.idx")
+        )
+        width = self.dtype.itemsize
         self.parts = [
-            Part(ids, positions[first:end], first, self.dtype.itemsize)
+            Part(self._ids, FileNumbers(order, 4 * first, end - first, 4), first, width)
             for first, end in pairwise(bounds)
         ]
-        self._n_searches = 0
-
-    def _searched(self) -> Iterator[Part]:
-        for part in self.parts:
-            yield part
-            self._n_searches += 1
-            if self._n_searches % SEARCHES_HELD == 0:
-                self.release()
-
-    def release(self) -> None:
-        """Give back the pages that were read: they stay cached, but no longer count as ours."""
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
+        n_documents = data.meta["splits"]["train"]["documents"]
+        # bytes; behind the lengths
+        self._starts = FileNumbers(idx, IDX_HEADER.size + 4 * n_documents, n_documents, 8)
 
     def occurs(self, pattern: bytes) -> bool:
         """Return whether the ids in ``pattern``, as they lie in train.bin, stand anywhere."""
-        return any(part.occurs(pattern) for part in self._searched())
+        return any(part.occurs(pattern) for part in self.parts)
 
     def longest(self, pattern: bytes) -> int:
         """Return how many ids from the beginning of ``pattern`` on stand somewhere in a row."""
-        return max(part.longest(pattern) for part in self._searched())
+        return max(part.longest(pattern) for part in self.parts)
 
     def count(self, pattern: bytes) -> int:
         """Return how often the ids in ``pattern`` stand in train.bin."""
-        return sum(len(part.occurrences(pattern)) for part in self._searched())
+        return sum(len(part.occurrences(pattern)) for part in self.parts)
 
     def places(self, pattern: bytes) -> Iterator[int]:
         """Yield the positions in train.bin from which the ids in ``pattern`` stand."""
-        for part in self._searched():
+        for part in self.parts:
             for i in part.occurrences(pattern):
                 yield part.first + part.positions[i]
 
+    def document_at(self, place: int) -> tuple[int, int, int]:
+        """Return the number of the document at a position, and between which it stands."""
+        width = self.dtype.itemsize
+        number = bisect_right(self._starts, place * width) - 1
+        is_last = number + 1 == len(self._starts)
+        end = self.n_tokens if is_last else self._starts[number + 1] // width
+        return number, self._starts[number] // width, end
 
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # else each place would bring 128 KB around it from the disk
-    return mapped
+    def ids(self, first: int, last: int) -> list[int]:
+        """Return the ids between two positions."""
+        width = self.dtype.itemsize
+        raw = os.pread(self._ids, (last - first) * width, first * width)
+        return list(np.frombuffer(raw, self.dtype).tolist())
+
+
+def _open_for_places(owner: object, path: Path) -> int:
+    """Open a file of which single places are read, as long as ``owner`` is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, descriptor)
+    if hasattr(os, "posix_fadvise"):  # else each place would bring those around it from the disk
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    return descriptor
 
 
 def _read_bounds(data: DataFolder) -> list[int]:

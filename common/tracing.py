@@ -8,7 +8,7 @@ across no document's end and across no turn of a conversation.
 Source: Liu et al. 2025, OLMoTrace (arXiv:2504.07096).
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, zip_longest
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import DataFolder, Ids, open_data
+from common.dataset import DataFolder, open_data
 from common.errors import DataError, UserError
 from common.run_dir import CONFIG_NAME, read_json
 from common.suffix_array import SuffixArray
@@ -57,8 +57,6 @@ class TracedData:
         """Open the index; raise DataError where there is none of these ids."""
         self.suffixes = SuffixArray(data)
         self._data = data
-        self._ids = self.suffixes.ids
-        self._starts = data.document_starts("train")
         self._token_bytes = list(data.tokenizer().token_bytes)
         self.special_ids = frozenset(data.meta["tokenizer"]["special_tokens"].values())
         for idx in self.special_ids:
@@ -67,22 +65,18 @@ class TracedData:
     def passages(self, pattern: bytes) -> Iterator[Passage]:
         """Yield a passage of each document in which ``pattern`` stands."""
         seen = set()
-        n_ids = len(pattern) // self._ids.itemsize
+        n_ids = len(pattern) // self.suffixes.dtype.itemsize
         for place in islice(self.suffixes.places(pattern), MAX_PLACES):
-            document = bisect_right(self._starts, place * self._ids.itemsize) - 1
+            document, begin, end = self.suffixes.document_at(place)
             if document not in seen:
                 seen.add(document)
-                yield self._passage(document, place, n_ids)
-                self.suffixes.release()
+                yield self._passage(document, begin, place, place + n_ids, end)
 
-    def _passage(self, document: int, place: int, n_ids: int) -> Passage:
-        starts, width = self._starts, self._ids.itemsize
-        begin, end = int(starts[document]) // width, len(self._ids)
-        if document + 1 < len(starts):
-            end = int(starts[document + 1]) // width
-        before = self._decode(self._ids[max(begin, place - CONTEXT) : place])
-        text = self._decode(self._ids[place : place + n_ids])
-        after = self._decode(self._ids[place + n_ids : min(end - 1, place + n_ids + CONTEXT)])
+    def _passage(self, document: int, begin: int, first: int, last: int, end: int) -> Passage:
+        """Return the ids from ``first`` to ``last`` in the document from ``begin`` to ``end``."""
+        before = self._decode(max(begin, first - CONTEXT), first)
+        text = self._decode(first, last)
+        after = self._decode(last, min(end - 1, last + CONTEXT))
         whole = before + text + after
         # a character of several ids belongs to where it begins
         cuts = [_character_at(whole, n) for n in (0, len(before), len(before) + len(text))]
@@ -98,8 +92,8 @@ class TracedData:
             after.decode("utf-8", "ignore")[:CONTEXT],
         )
 
-    def _decode(self, ids: Ids) -> bytes:
-        return b"".join([self._token_bytes[idx] for idx in ids.tolist()])
+    def _decode(self, first: int, last: int) -> bytes:
+        return b"".join([self._token_bytes[idx] for idx in self.suffixes.ids(first, last)])
 
 
 def _character_at(text: bytes, at: int) -> int:
@@ -121,10 +115,7 @@ class Tracer:
     def trace(self, ids: Sequence[int]) -> list[Span]:
         """Return the spans of a text's ids with their passages, the longest first."""
         found = sorted(self.spans(ids), key=lambda span: span[0] - span[1])
-        spans = [self._with_passages(ids, first, last) for first, last in found]
-        for data in self._traced:
-            data.suffixes.release()
-        return spans
+        return [self._with_passages(ids, first, last) for first, last in found]
 
     def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of the same spans in the order of the text."""

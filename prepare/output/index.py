@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from common.dataset import DataFolder
 from common.errors import DataError, defer_signals
@@ -55,15 +56,13 @@ def _bounds(data: DataFolder, n_ids: int) -> list[int]:
 
     A document that is longer is a part by itself.
     """
-    starts, width = data.document_starts("train"), data.dtype.itemsize
-    n_tokens = data.n_tokens("train")
+    borders = data.document_bounds("train")
     bounds, document = [0], 0
-    while n_tokens - bounds[-1] > n_ids:
-        document = max(document + 1, bisect_right(starts, (bounds[-1] + n_ids) * width) - 1)
-        if document == len(starts):
-            break
-        bounds.append(int(starts[document]) // width)
-    return [*bounds, n_tokens]
+    while bounds[-1] < borders[-1]:
+        within = int(np.searchsorted(borders, bounds[-1] + n_ids, "right")) - 1
+        document = max(document + 1, within)
+        bounds.append(int(borders[document]))
+    return bounds
 
 
 def _sort(ids: BinaryIO, width: int, n_bytes: int, out: BinaryIO) -> None:

@@ -30,22 +30,20 @@ from pathlib import Path
 from common.dataset import open_data
 from common.tracing import TracedData, Tracer
 
-def rss_mb():
+def peak_mb():
     status = Path("/proc/self/status").read_text("ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 answers = json.loads(Path(sys.argv[2]).read_text())
-before, start = rss_mb(), time.perf_counter()
+before = peak_mb()
 tracer = Tracer([TracedData(open_data(Path(sys.argv[1])))])
-opened_ms, opened_mb = 1e3 * (time.perf_counter() - start), rss_mb() - before
-times, n_spans, most = [], 0, 0
+times, n_spans = [], 0
 for answer in answers:
     start = time.perf_counter()
     spans = tracer.trace(answer)
     times.append(1e3 * (time.perf_counter() - start))
     n_spans += len(spans)
-    most = max(most, rss_mb() - before)
-print(json.dumps([opened_ms, opened_mb, times, n_spans, most]))
+print(json.dumps([times, n_spans, peak_mb() - before]))
 """
 
 
@@ -74,7 +72,7 @@ def measure(data: DataFolder, folder: Path) -> None:
     (folder / "answers.json").write_text(json.dumps(list(_answers(data))))
     command = [sys.executable, "-c", TRACE, str(data.path), str(folder / "answers.json")]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    _, _, times, n_spans, held_mb = json.loads(found)
+    times, n_spans, held_mb = json.loads(found)
     n_tokens = data.n_tokens("train")
     size = (data.path / "train.sa").stat().st_size / n_tokens
     sys.stdout.write(
