@@ -232,3 +232,31 @@ def serve(
     model = load(options)
     found = find_template(template, is_chat=model.info.is_chat)
     run.serve(model, run.describe_model(model, found, defaults, config), bound, access)
+
+
+@main.command()
+@click.argument("run")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "weights"]),
+    required=True,
+    help="hf: a folder that transformers loads; weights: one safetensors file that sample runs.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Of the numbers; the last two take half the room and are less exact.",
+)
+@runs_dir_option
+@checkpoint_option
+def export(run: str, out: Path, to: str, dtype: str, **options: Any) -> None:
+    """Write the network of RUN, its vocabulary and its chat template into OUT, for other software.
+
+    OUT must not be there yet. With --to weights it ends in .safetensors, and stands for a run:
+    python -m sample chat OUT
+    """
+    from sample.export.run import export_run
+
+    notify(export_run(run, out, to, dtype, options["runs_dir"], options["checkpoint"]))

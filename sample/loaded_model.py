@@ -20,6 +20,7 @@ from common.models.config import GenerateConfig, ModelConfig
 from common.run_dir import CONFIG_NAME, STATE_NAME, Pointer, find_run, read_json, read_metrics
 from common.tokenizer import Tokenizer
 from sample.text.prompt import Template
+from sample.weights_file import SUFFIX, read_weights
 
 # Tokens read per parameter where more of either no longer pays more than of the other.
 # Source: Hoffmann et al. 2022, section 3, table 3 (arXiv:2203.15556): 1.5 T for 67 B parameters.
@@ -69,46 +70,64 @@ class LoadedModel:
 def load_model(
     run: str | None, runs_dir: Path, which: Pointer, device: str, quantize: str
 ) -> LoadedModel:
-    """Return a checkpoint of a run, by default the newest; raise UserError if none verifies."""
+    """Return a checkpoint of a run, by default the newest; raise UserError if none verifies.
+
+    ``run`` may also be a file that export --to weights wrote.
+    """
     chosen = choose_device(device)
     if quantize == "int8" and chosen.torch_device.type != "cpu":
         raise ConfigError(
             f"--quantize int8 is for CPUs, and the device is {chosen.torch_device}: "
             "pass --device cpu, or leave it out."
         )
-    found = find_run(runs_dir, run)
-    folder = checkpoint.newest_valid(found, which, skip_optimizer=True)
-    loaded = checkpoint.load_checkpoint(folder, chosen.torch_device, mapped=True)
+    if run is not None and run.endswith(SUFFIX) and Path(run).is_file():
+        loaded, known = read_weights(Path(run))
+        info = RunInfo(
+            folder=Path(run),
+            n_parameters=loaded.model.n_parameters,
+            config=loaded.model.config,
+            is_chat=loaded.chat_template is not None,
+            **known,
+        )
+        loaded.model.to(chosen.torch_device)
+    else:
+        folder = checkpoint.newest_valid(find_run(runs_dir, run), which, skip_optimizer=True)
+        loaded = checkpoint.load_checkpoint(folder, chosen.torch_device, mapped=True)
+        info = describe_run(folder, loaded)
     model = loaded.model.eval()
     if chosen.torch_device.type == "cuda":
         model.to(chosen.dtype)  # generating reads every weight once a token: halve that
+    return LoadedModel(info, loaded.tokenizer, make_backend(model, int8=quantize == "int8"))
+
+
+def describe_run(folder: Path, loaded: checkpoint.Checkpoint) -> RunInfo:
+    """Return what is known of a checkpoint in ``folder``."""
     step = loaded.state["step"]
     lines = [line for line in read_metrics(folder.parent) if line["step"] == step]
     measured = next((line for line in lines if line.get("val_loss") is not None), {})
-    info = RunInfo(
+    return RunInfo(
         folder=folder,
         step=step,
         n_tokens=loaded.state["progress"]["n_tokens"],
-        n_parameters=model.n_parameters,
-        config=model.config,
+        n_parameters=loaded.model.n_parameters,
+        config=loaded.model.config,
         is_chat=loaded.chat_template is not None,
         n_base_tokens=base_tokens(folder.parent),
         val_loss=measured.get("val_loss"),
         val_bpb=measured.get("val_bpb"),
     )
-    return LoadedModel(info, loaded.tokenizer, make_backend(model, int8=quantize == "int8"))
 
 
 def base_tokens(run: Path) -> int | None:
-    """Return the tokens read by the checkpoints that a run began from; None where one is gone."""
+    """Return the tokens read by the checkpoints that a run began from; None: not known."""
     n_tokens = 0
     try:
-        while start := read_json(run / CONFIG_NAME).get("init_from"):
+        while start := (settings := read_json(run / CONFIG_NAME)).get("init_from"):
             n_tokens += read_json(Path(start) / STATE_NAME)["progress"]["n_tokens"]
             run = Path(start).parent
+        return None if "imported_from" in settings else n_tokens
     except (CheckpointError, KeyError):
         return None
-    return n_tokens
 
 
 def undertrained_warning(info: RunInfo) -> str | None:
@@ -163,7 +182,7 @@ def model_card(info: RunInfo, defaults: GenerateConfig, template: Template) -> d
     shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     losses = {"val_loss": info.val_loss or math.inf, "val_bpb": info.val_bpb or math.inf}
     return {
-        "name": info.folder.parent.name,
+        "name": info.folder.stem if info.folder.is_file() else info.folder.parent.name,
         "step": info.step,
         "parameters": info.n_parameters,
         **{name: getattr(info.config, name) for name in shape},

@@ -10,10 +10,10 @@ STAGES = ("prepare", "train", "sample")
 # Sub-packages import those that stand after them, none beside or before them, and files that lie
 # directly in their stage.
 DIRECTION: dict[str, list[set[str]]] = {
-    "common": [{"inference"}, {"models"}],
+    "common": [{"inference", "huggingface"}, {"models"}],
     "prepare": [{"output"}, {"tokens"}, {"workers"}, {"readers"}, {"archives"}, {"sources"}],
     "train": [{"report"}, {"setup"}, {"batches"}, {"optim"}, {"monitoring"}, {"distributed"}],
-    "sample": [{"chat", "server"}, {"text"}],
+    "sample": [{"chat", "server", "export"}, {"text"}],
 }
 FILES = sorted(path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.py"))
 

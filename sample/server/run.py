@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.checkpoint import MANIFEST_NAME, MODEL_NAME
 from common.errors import CheckpointError, ConfigError
+from common.files import sha256_of
 from common.models.config import GenerateConfig
 from common.run_dir import read_json
 from sample.loaded_model import LoadedModel, model_card
@@ -81,7 +82,10 @@ def describe_model(
         log.info("%s", notice)
     info = model_card(loaded.info, defaults, template) | {"sources": training_text.is_indexed}
     manifest = loaded.info.folder / MANIFEST_NAME
-    weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
+    if loaded.info.folder.is_file():  # export --to weights
+        manifest, weights = loaded.info.folder, sha256_of(loaded.info.folder)
+    else:
+        weights = read_json(manifest)["files"][MODEL_NAME]["sha256"]
     return ServedModel(
         name=info["name"],
         fingerprint=f"quern-{weights[:12]}",

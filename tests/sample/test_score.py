@@ -22,7 +22,7 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer
 from sample import score as score_module
 from sample.score import Report, Score, encode_chunks, read_text, score_ids, surprisal
-from tests.common.hf_weights import gpt2_like, qwen3_like
+from tests.common.hf_weights import transformers_like
 from tests.tiny import byte_tokenizer, prepare_text, random_model, successor_model, words
 from tests.train.runs import evaluate_text
 from train.evaluate import token_lengths
@@ -46,16 +46,12 @@ def logprobs(
     return [token.logprob for token in tokens]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "twin"), [("modern", qwen3_like), ("gpt2", gpt2_like)], ids=["modern", "gpt2"]
-)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("stride", [1, 5, 8, 16])
-def test_windows_give_what_transformers_gives_for_each(
-    architecture: str, twin: Any, stride: int
-) -> None:
+def test_windows_give_what_transformers_gives_for_each(architecture: str, stride: int) -> None:
     config = ModelConfig(vocab_size=BYTES.vocab_size, **SHAPE | ARCHITECTURES[architecture])
     model = random_model(config)
-    theirs = twin(model)
+    theirs = transformers_like(model)
     text = some_ids(53)
     ids, expected = [BYTES.eot_id, *text], []
     # written out anew: token t is predicted in the first window that reaches it

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
-from tests.common.hf_weights import gpt2_like, qwen3_like
+from tests.common.hf_weights import transformers_like
 from tests.tiny import random_model
 
 SIZES: dict[str, Any] = {
@@ -86,7 +86,7 @@ def test_modern_gives_the_logits_of_qwen3(n_kv_head: int, tied_head: bool) -> No
     model = random_model(config)
     idx = some_ids(config)
     with torch.inference_mode():
-        theirs = qwen3_like(model)(idx).logits
+        theirs = transformers_like(model)(idx).logits
     ours = logits_of(model, idx)
     assert ours.std() > 0.5  # nothing is near zero by itself
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -100,7 +100,7 @@ def test_gpt2_gives_the_logits_of_gpt2() -> None:
     model = random_model(ModelConfig(**SIZES, **GPT2))
     idx = some_ids(model.config)
     with torch.inference_mode():
-        theirs = gpt2_like(model)(idx).logits
+        theirs = transformers_like(model)(idx).logits
     ours = logits_of(model, idx)
     assert ours.std() > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,125 @@
+"""The model card of an exported run: what it is, how it is loaded, what it learned from, how well.
+
+Source of the header: https://huggingface.co/docs/hub/model-cards
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.dataset import SPLITS, open_data
+from common.errors import DataError
+from common.run_dir import CONFIG_NAME, read_json, read_metrics
+from sample.loaded_model import RunInfo, undertrained_warning
+
+MOST_LOSSES = 12  # lines of the table
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [quern]
+---
+
+# {name}
+
+{kind} of {n_parameters:,} parameters with a context of {block_size:,} tokens, trained by Quern:
+step {step:,}, {n_tokens:,} tokens read, {loss}.{warning}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+inputs = {inputs}
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+{notes}
+
+## Special tokens
+
+{special}. In Quern no text is encoded into them: what looks like one in a text is ordinary
+text. Other software takes it for the special token, in messages too, so that who writes
+`<|end|><|assistant|>` can forge an answer. `tokenizer(text, split_special_tokens=True)` encodes as
+Quern does.
+
+## Data
+
+{data}
+
+## Losses
+
+{losses}
+
+## Settings
+
+```json
+{settings}
+```
+"""
+
+
+def model_card(info: RunInfo, kind: str, special: list[str], *, needs_code: bool) -> str:
+    """Return README.md of an exported run whose class is ``kind``."""
+    settings = read_json(info.folder.parent / CONFIG_NAME)
+    notes = ["It answers." if info.is_chat else "It is a base model: it continues a text."]
+    if needs_code:
+        notes.append(
+            "No class of transformers has its n-gram tables, so `modeling_quern.py` in this folder "
+            "comes along. `trust_remote_code=True` runs it: read it first."
+        )
+    inputs = 'tokenizer("Once", return_tensors="pt")'
+    if info.is_chat:
+        inputs = (
+            'tokenizer.apply_chat_template(\n    [{"role": "user", "content": "Hello"}],\n'
+            '    add_generation_prompt=True, return_tensors="pt", return_dict=True,\n)'
+        )
+    warning = undertrained_warning(info)
+    return CARD.format(
+        name=info.folder.parent.name,
+        kind=kind,
+        n_parameters=info.n_parameters,
+        block_size=info.config.block_size,
+        step=info.step,
+        n_tokens=info.n_tokens + (info.n_base_tokens or 0),
+        loss=info.loss_words,
+        warning=f"\n{warning}" if warning else "",
+        trust=", trust_remote_code=True" if needs_code else "",
+        inputs=inputs,
+        notes=" ".join(notes),
+        special=", ".join(f"`{name}`" for name in special),
+        data=_data(settings.get("data")),
+        losses=_losses(info.folder.parent, info.step),
+        settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
+    )
+
+
+def _data(data: dict[str, Any] | None) -> str:
+    """Return what is known of what a run learned from."""
+    if data is None:
+        return "Not known."
+    said = f"SHA-256 `{data['sha256']}`"
+    try:
+        folder = open_data(Path(data["path"]))
+    except DataError:
+        return f"{said}. Its folder is not where it was, so it is not counted here."
+    if folder.sha256 != data["sha256"]:
+        return f"{said}. Its folder holds other data now, so it is not counted here."
+    counts = [
+        f"{split}: {folder.meta['splits'][split]['documents']:,} documents, "
+        f"{folder.n_tokens(split):,} tokens"
+        for split in SPLITS
+    ]
+    return "; ".join([*counts, said]) + "."
+
+
+def _losses(run: Path, step: int) -> str:
+    """Return a table of losses up to ``step``: of the last evaluation and some before it."""
+    lines = [m for m in read_metrics(run) if m.get("val_loss") is not None and m["step"] <= step]
+    if not lines:
+        return "Not measured."
+    rows = ["| step | val loss, nats a token | bits a byte |", "|---|---|---|"]
+    for line in lines[:: -(len(lines) // MOST_LOSSES + 1)][::-1]:
+        bpb = f"{line['val_bpb']:.4f}" if line.get("val_bpb") else "-"
+        rows.append(f"| {line['step']:,} | {line['val_loss']:.4f} | {bpb} |")
+    return "\n".join(rows)

@@ -1,0 +1,71 @@
+"""Qwen3 with n-gram tables, for transformers: ``tiny`` of Quern as it is exported.
+
+Beside its own embedding each position has those of the last 2, 3 ... ids together, from tables by
+hash. Loaded by AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+# The hash is that of common/models/ngram.py in Quern: int64 products that wrap around.
+STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
+
+
+class QuernConfig(Qwen3Config):
+    """Qwen3's settings, and the tables': the longest n-gram, and the rows of each."""
+
+    model_type = "quern"
+    ngrams: int = 0
+    ngram_rows: int = 1
+
+
+class QuernForCausalLM(Qwen3ForCausalLM):
+    """Token ids in, logits of the next token out."""
+
+    config_class = QuernConfig
+
+    def __init__(self, config: QuernConfig) -> None:
+        super().__init__(config)
+        sizes = (config.ngram_rows, config.hidden_size)
+        self.ngrams = nn.ModuleList(nn.Embedding(*sizes) for _ in range(config.ngrams - 1))
+        self.post_init()
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Pass on all ids so far too: an n-gram reaches back behind the newest."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return inputs | {"all_ids": input_ids}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return (B, T, C) for ids (B, T): the embeddings of each, and of the n-grams it ends."""
+        x: Tensor = self.model.embed_tokens(ids)
+        key = ids
+        for n_before, table in enumerate(self.ngrams, start=1):
+            key = key * STEP + F.pad(ids, (n_before, 0))[..., : ids.shape[-1]] + 1
+            x = x + table((key * MIX >> 33 & 0x7FFFFFFF) % self.config.ngram_rows)
+        return x
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        all_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return logits; raise ValueError where the ids before ``input_ids`` are not known."""
+        if inputs_embeds is None and input_ids is not None:
+            past = kwargs.get("past_key_values")
+            if all_ids is None and past is not None and past.get_seq_length():
+                raise ValueError(
+                    "with a cache, n-grams need all_ids (B, all so far): use generate()"
+                )
+            ids = input_ids if all_ids is None else all_ids
+            if attention_mask is not None and attention_mask.shape == ids.shape:
+                ids = torch.where(attention_mask.bool(), ids, 0)  # as before a text
+            n_new = input_ids.shape[1]
+            inputs_embeds = self.embed(ids[:, -(n_new + len(self.ngrams)) :])[:, -n_new:]
+        return super().forward(None, attention_mask, inputs_embeds=inputs_embeds, **kwargs)

@@ -1,0 +1,217 @@
+"""An exported folder against transformers, which loads it as it would any other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.checkpoint import save_checkpoint
+from common.errors import ConfigError, UserError
+from common.files import write_json
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
+from common.run_dir import new_run
+from common.tokenizer import CharTokenizer, Tokenizer
+from sample.export import run as export
+from sample.export.run import export_run
+from sample.text.prompt import CHAT, Message, encode
+from tests.processes import run_python
+from tests.sample.chats import BYTES, END, make_chat_run
+from tests.tiny import random_model
+
+MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
+SIZES: dict[str, Any] = {"block_size": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
+RELU2 = MODERN | {"mlp": "relu2"}
+TABLES = RELU2 | {"ngrams": 3, "ngram_rows": 97}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "modern": ("Qwen3ForCausalLM", MODERN | {"n_kv_head": 2}),
+    "modern, untied": ("Qwen3ForCausalLM", MODERN | {"tied_head": False, "pad_vocab": 64}),
+    "no qk-norm": ("LlamaForCausalLM", MODERN | {"qk_norm": False}),
+    "relu2": ("Qwen3ForCausalLM", RELU2),
+    "relu2, no qk-norm": ("ArceeForCausalLM", RELU2 | {"qk_norm": False}),
+    "tiny, tables": ("QuernForCausalLM", TABLES),
+    "tiny, tables, untied": ("QuernForCausalLM", TABLES | {"tied_head": False, "ngrams": 5}),
+    "gpt2": ("GPT2LMHeadModel", GPT2 | {"n_inner": 48}),
+    "gpt2, untied, relu": ("GPT2LMHeadModel", GPT2 | {"tied_head": False, "mlp": "relu"}),
+    "gpt2, no bias": ("GPT2LMHeadModel", GPT2 | {"bias": False}),
+}  # fmt: skip
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+@pytest.fixture(autouse=True)
+def _code_is_copied_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    monkeypatch.syspath_prepend(str(tmp_path / "hf"))
+
+
+def make_run(runs_dir: Path, model: GPT, tokenizer: Tokenizer, name: str = "x") -> Path:
+    run = new_run(runs_dir, name)
+    write_json(run / "config.json", {"format": 1})
+    save_checkpoint(run, 1, model, {}, {"progress": {"step": 1, "n_tokens": 5}}, tokenizer)
+    return run
+
+
+def a_model(**switches: Any) -> GPT:
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **SIZES | switches))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(0.3)  # else attention is all on one token
+    return model
+
+
+def load(folder: Path, dtype: str = "float32") -> Any:
+    kind = getattr(torch, dtype)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=kind, trust_remote_code=True).eval()
+
+
+def some_ids(n_rows: int, n: int) -> Tensor:
+    return torch.randint(0, 256, (n_rows, n), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_computes_the_same_logits(case: str, dtype: str, tmp_path: Path) -> None:
+    name, switches = CASES[case]
+    model, idx, out = a_model(**switches), some_ids(2, 40), tmp_path / "out"
+    make_run(tmp_path / "runs", model, BYTES)
+    export_run("x", out, "hf", dtype, tmp_path / "runs", "best")
+    assert json.loads((out / "config.json").read_bytes())["dtype"] == dtype
+    kind = getattr(torch, dtype)
+    with torch.inference_mode():
+        whole = model(idx)
+        for parameter in model.parameters():  # and not the angles of rotary positions
+            parameter.copy_(parameter.to(kind))
+        rounded = model(idx)
+        assert whole.std() > 0.3  # nothing is near zero by itself
+        theirs = load(out)
+        assert type(theirs).__name__ == name
+        torch.testing.assert_close(theirs(idx).logits, rounded, atol=1e-4, rtol=0)
+        if dtype != "float32":  # rounding within transformers' pass too
+            assert (load(out, dtype)(idx).logits.float() - whole).abs().mean() < 2e-2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_are_the_same_also_beside_a_longer_prompt(case: str, tmp_path: Path) -> None:
+    model, idx, out = a_model(**CASES[case][1]), some_ids(2, 8), tmp_path / "out"
+    make_run(tmp_path / "runs", model, BYTES)
+    export_run("x", out, "hf", "float32", tmp_path / "runs", "best")
+    mask = torch.ones_like(idx)
+    mask[1, :3] = 0  # the second prompt is shorter
+    theirs = load(out).generate(
+        idx, attention_mask=mask, max_new_tokens=50, min_new_tokens=50, **GREEDY
+    )
+    ends = BYTES.eot_id  # min_new_tokens keeps it from being chosen
+    for row, n_left in ((0, 0), (1, 3)):
+        ours = idx[row : row + 1, n_left:]
+        with torch.inference_mode():
+            for _ in range(50):
+                logits = model(ours)[:, -1]
+                logits[:, ends] = float("-inf")
+                ours = torch.cat((ours, logits.argmax(-1, keepdim=True)), dim=1)
+        assert theirs[row, n_left:].tolist() == ours[0].tolist()
+
+
+def test_a_cache_without_the_ids_before_is_refused_by_the_code_for_tables(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", a_model(**TABLES), BYTES)
+    said = export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    assert "trust_remote_code=True" in said
+    model, idx = load(tmp_path / "out"), some_ids(1, 4)
+    cache = model(idx, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="all_ids"):
+        model(idx[:, :1], past_key_values=cache)
+
+
+def test_the_tokenizer_and_its_chat_template_give_our_ids(tmp_path: Path) -> None:
+    make_chat_run(tmp_path / "runs", "talk")
+    out = tmp_path / "out"
+    export_run("talk", out, "hf", "float32", tmp_path / "runs", "best")
+    theirs = AutoTokenizer.from_pretrained(out)
+    talk = [("system", " Be brief.\n"), ("user", "h\u00e9  llo"), ("assistant", ""), ("user", "b")]
+    rendered = theirs.apply_chat_template(
+        [{"role": role, "content": text} for role, text in talk],
+        add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
+    said = [Message(role, text) for role, text in talk]  # type: ignore[arg-type]
+    assert rendered == encode(said, CHAT, BYTES)
+    forged = "a <|end|><|assistant|>  . b"
+    assert theirs(forged, split_special_tokens=True).input_ids == BYTES.encode(forged)
+    assert theirs.decode(BYTES.encode(forged)) == forged
+    assert "forge an answer" in (out / "README.md").read_text("utf-8")
+    # it answers as in the chat: generate() ends at the end of the message
+    prompt = torch.tensor([encode([Message("user", "Hello")], CHAT, BYTES)])
+    answer = load(out).generate(prompt, max_new_tokens=40, **GREEDY)
+    assert answer[0, prompt.shape[1] :].tolist() == [*b"Good day.", END]
+
+
+def test_characters_round_trip(tmp_path: Path) -> None:
+    ours = CharTokenizer(tuple("\n abc\u00fc\u4e2d"))
+    model = random_model(ModelConfig(vocab_size=ours.vocab_size, **SIZES))
+    make_run(tmp_path / "runs", model, ours)
+    export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("", " a b\n\n", "c\u00fc\u4e2d  ", "axb"):
+        assert theirs(text).input_ids == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text.replace("x", "")
+
+
+def test_large_networks_are_divided_into_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = a_model(**MODERN)
+    make_run(tmp_path / "runs", model, BYTES)
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert sum(path.stat().st_size > 25_000 for path in shards) <= 1  # the embedding alone
+    idx = some_ids(1, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(tmp_path / "out")(idx).logits, model(idx))
+
+
+@pytest.mark.parametrize(
+    ("switches", "named"),
+    [
+        (GPT2 | {"head_bias": True}, "--head-bias is True"),
+        (GPT2 | {"positions": "sinusoidal"}, "--positions is sinusoidal"),
+        (GPT2 | {"norm_first": False}, "--norm-first is False"),
+        (GPT2 | {"n_kv_head": 2}, "--n-kv-head is 2"),
+        (MODERN | {"mlp": "gelu"}, "--mlp is gelu"),
+        (MODERN | {"bias": True}, "--bias is True"),
+        (MODERN | {"ngrams": 2, "qk_norm": False}, "--qk-norm is False"),
+    ],
+)  # fmt: skip
+def test_what_no_class_expresses_is_refused_by_the_name_of_the_switch(
+    switches: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "runs", a_model(**switches), BYTES)
+    with pytest.raises(ConfigError, match=named) as refused:
+        export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    assert "--to weights" in refused.value.message
+    assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == ["runs"]
+
+
+def test_refusals_of_the_command_are_sentences(tmp_path: Path) -> None:
+    model = a_model(**MODERN)
+    with torch.no_grad():
+        model.wte.weight[0, 0] = 1e5
+    make_run(tmp_path / "runs", model, BYTES)
+    (tmp_path / "there").mkdir()
+    for arguments, said in [
+        (("there", "hf", "float32"), "there: is there already. Name another"),
+        (("out", "weights", "float32"), "end it in .safetensors"),
+        (("out", "hf", "float16"), "the largest of float16"),
+    ]:
+        out, to, dtype = arguments
+        with pytest.raises(UserError, match=said):
+            export_run("x", tmp_path / out, to, dtype, tmp_path / "runs", "best")
+    ended = run_python(["-m", "sample", "export", "none", "out", "--to", "hf"], tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("Error: runs/none: no such run.")
+    assert not list((tmp_path / "there").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "there", "hf"}

@@ -1,0 +1,68 @@
+"""An export that is killed leaves nothing under the final name; and it takes little memory."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint import MODEL_NAME, save_checkpoint
+from common.files import write_json
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.models.gpt import GPT
+from common.run_dir import new_run
+from tests.processes import run_python, start_python
+from tests.tiny import byte_tokenizer
+
+BYTES = byte_tokenizer()
+MB = 1_000_000
+
+
+def large_run(folder: Path, n_embd: int) -> int:
+    """Save a run with an embedding of many rows of padding; return the bytes of its weights."""
+    shape = ARCHITECTURES["gpt2"] | {"n_layer": 8, "n_head": 4, "n_embd": n_embd, "block_size": 64}
+    run = new_run(folder / "runs", "large")
+    write_json(run / "config.json", {"format": 1})
+    model = GPT(ModelConfig(vocab_size=BYTES.vocab_size, **shape))
+    progress = {"progress": {"step": 1, "n_tokens": 5}}
+    saved = save_checkpoint(run, 1, model, {}, progress, BYTES)
+    return (saved / MODEL_NAME).stat().st_size
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+    large_run(tmp_path, 256)
+    out = tmp_path / "out"
+    command = ["-m", "sample", "export", "large", out.name, "--to", "hf"]
+    unfinished = out.with_name(out.name + ".tmp")
+    with start_python(command, tmp_path) as process:
+        while not unfinished.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    ended = run_python(command, tmp_path)  # what it left is no hindrance
+    assert ended.returncode == 0, ended.stderr
+    assert out.exists()
+    assert not unfinished.exists()
+
+
+def peak_bytes(command: list[str], folder: Path) -> int:
+    """Run a command to its end; return the most memory that it held at once."""
+    with start_python(["-m", *command], folder) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, process.communicate()
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory_is_below_1_2_of_the_model_and_300_mb(dtype: str, tmp_path: Path) -> None:
+    most = 1.2 * large_run(tmp_path, 1_024) + 300 * MB
+    export = ["sample", "export", "large", "--dtype", dtype]
+    assert peak_bytes([*export, "out", "--to", "hf"], tmp_path) < most
+    assert peak_bytes([*export, "out.safetensors", "--to", "weights"], tmp_path) < most
+    assert peak_bytes(["train", "import", "out", "--run", "back"], tmp_path) < most
