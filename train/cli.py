@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from train.distributed.comm import ProcessGroup
 
 PATH = click.Path(path_type=Path)
+resume_option = click.option(
+    "--resume/--no-resume", "may_resume", default=False,
+    help="Go on with the newest run of this name if it is unfinished and has the same data.",
+)  # fmt: skip
 SUFFIX = {"finetune": "chat", "preference": "preferred"}  # of what their runs are called
 
 
@@ -44,12 +48,7 @@ def main() -> None:
 @click.option(
     "--architecture", type=click.Choice(ARCHITECTURES), help="Set the network's switches at once."
 )
-@click.option(
-    "--resume/--no-resume",
-    "may_resume",
-    default=False,
-    help="Go on with the newest run of this name if it is unfinished and has the same data.",
-)
+@resume_option
 @click.option(
     "--init-from", metavar="RUN[:best|:latest]", help="Begin with this run's weights and its shape."
 )
@@ -112,11 +111,7 @@ def tuning_options(command: str, *, without: Sequence[str]) -> Callable[[Command
             "--run", "--run-name", "name",
             help=f"Its name; NAME-2 if it exists.  [default: RUN-{SUFFIX[command]}]",
         ),
-        click.option(
-            "--resume/--no-resume", "may_resume", default=False,
-            help="Go on with the newest run of this name if it is unfinished and has the same "
-            "data.",
-        ),
+        resume_option,
         device_option,
         runs_dir_option,
         options_for(
@@ -229,6 +224,17 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
         run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
         stopped_by = resume_run(Path(run), device, stop, Changes(**changes), group)
     sys.exit(128 + stopped_by if stopped_by else 0)
+
+
+@main.command("import")
+@click.argument("source", type=PATH)
+@click.option("--run", "name", required=True, help="Its name; NAME-2 if it exists.")
+@runs_dir_option
+def import_(source: Path, name: str, runs_dir: Path) -> None:
+    """Make a run of SOURCE, a folder that transformers or sample export wrote, to begin from."""
+    from train.setup.import_folder import import_folder
+
+    import_folder(source, runs_dir, name)
 
 
 @main.command()

@@ -61,7 +61,8 @@ def _n_parameters(run: Path) -> str:
 def _settings(run: Path) -> dict[str, str]:
     config = read_json(run / CONFIG_NAME)
     settings = {name: config.get(name) for name in ("preset", "device", "init_from")}
-    settings |= {"data": config["data"]["sha256"][:12], **config["model"], **config["train"]}
+    data = config.get("data", {}).get("sha256")  # of an imported run it is not known
+    settings |= {"data": data and data[:12], **config["model"], **config["train"]}
     return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
 
 

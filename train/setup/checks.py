@@ -65,6 +65,11 @@ def check_unchanged(
 
 def check_settings(settings: dict[str, Any], saved: Path, state: dict[str, Any]) -> None:
     """Raise ConfigError where a run's config.json is not what its checkpoint was trained with."""
+    if "imported_from" in settings:
+        raise ConfigError(
+            f"{saved.parent}: was imported, so there is no training to go on with. Begin one from "
+            f"its weights: python -m train pretrain --init-from {saved.parent.name}"
+        )
     found = settings["model"] | settings["train"]
     # of a longer run that was stopped before it saved anew
     if lengths := [

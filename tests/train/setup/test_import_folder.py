@@ -1,0 +1,213 @@
+"""Folders that transformers saved, as runs: the same logits and ids, and training from them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config
+from transformers import Qwen3ForCausalLM as Qwen3
+
+from common.chat_format import CHAT_TEMPLATE
+from common.checkpoint import MODEL_NAME, load_checkpoint, newest_valid
+from common.errors import UserError
+from common.files import write_json
+from common.models.config import ARCHITECTURES, ModelConfig
+from common.tokenizer import SPECIAL_TOKENS, CharTokenizer, Tokenizer
+from sample.export.run import export_run
+from tests.processes import run_python
+from tests.sample.chats import BYTES, make_chat_run
+from tests.sample.export.test_hf import make_run
+from tests.tiny import random_model, words
+from train.setup.import_folder import import_folder
+
+CPU = torch.device("cpu")
+MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64}
+TEXTS = [words(300), "  \n\n\u00fcber 12345's  <|endoftext|> <|end|>", ""]
+
+
+def save_by_transformers(folder: Path, kind: str, **changed: Any) -> Any:
+    """Save a network of random weights, with a vocabulary that tokenizers learned."""
+    learned = tokenizers.Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    learned.train_from_iterator([words(2000)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    n = len(tokenizer)
+    model: Any
+    if kind == "gpt2":
+        sizes = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        model = GPT2LMHeadModel(GPT2Config(**{"vocab_size": n} | sizes | changed))
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        sizes |= {"max_position_embeddings": 32}
+        model = Qwen3(Qwen3Config(**{"vocab_size": n} | sizes | changed))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval(), learned
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
+        ("qwen3", {"vocab_size": 320}),  # more rows than ids
+        ("qwen3", {"tie_word_embeddings": True}),
+    ],
+)
+def test_what_transformers_saved_has_its_logits_and_ids_also_exported_again(
+    kind: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
+    model, learned = save_by_transformers(tmp_path / "theirs", kind, **changed)
+    run = import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    ours = load_checkpoint(newest_valid(run, "best"), CPU)
+    learned.encode_special_tokens = True
+    for text in TEXTS:
+        assert ours.tokenizer.encode(text) == learned.encode(text).ids
+    assert list(ours.tokenizer.special_tokens) == list(SPECIAL_TOKENS)
+    assert ours.tokenizer.eot_id == 0
+    n = learned.get_vocab_size()
+    idx = torch.randint(0, n, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = model(idx).logits[..., :n]
+        assert theirs.std() > 0.1
+        torch.testing.assert_close(ours.model.eval()(idx)[..., :n], theirs, atol=1e-5, rtol=1e-5)
+    export_run("x", tmp_path / "again", "hf", "float32", tmp_path / "runs", "best")
+    again, before = (load_file(tmp_path / f / MODEL_NAME) for f in ("again", "theirs"))
+    for name, tensor in before.items():
+        assert torch.equal(again[name][: len(tensor)], tensor[: len(again[name])]), name
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        MODERN | {"n_kv_head": 2, "dropout": 0.1}, MODERN | {"tied_head": False, "qk_norm": False},
+        GPT2, GPT2 | {"tied_head": False, "bias": False, "mlp": "relu"},
+        MODERN | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 97, "ngram_dropout": 0.25},
+        MODERN | {"mlp": "relu2", "qk_norm": False},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "tokenizer", [BYTES, CharTokenizer(tuple("\n ab\u00fc"))], ids=lambda tokenizer: tokenizer.name
+)
+def test_import_of_export_is_the_run_bit_for_bit(
+    switches: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, **SIZES | switches)
+    run = make_run(tmp_path / "runs", random_model(config), tokenizer)
+    export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    imported = import_folder(tmp_path / "out", tmp_path / "runs", "x")
+    assert imported.name == "x-2"
+    before, after = (newest_valid(each, "best") for each in (run, imported))
+    for name in (MODEL_NAME, tokenizer.file_name):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+    loaded = load_checkpoint(after, CPU)
+    assert loaded.model.config == config
+    assert loaded.tokenizer.special_tokens == tokenizer.special_tokens
+    assert loaded.chat_template is None
+
+
+def test_a_run_that_answers_answers_when_it_comes_back(tmp_path: Path) -> None:
+    make_chat_run(tmp_path / "runs", "talk")
+    export_run("talk", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    run = import_folder(tmp_path / "out", tmp_path / "runs", "back")
+    assert load_checkpoint(newest_valid(run, "best"), CPU).chat_template == CHAT_TEMPLATE
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit_file(folder: Path) -> None:
+        value = json.loads((folder / name).read_bytes())
+        change(value)
+        write_json(folder / name, value)
+
+    return edit_file
+
+
+def edit_weights(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit_file(folder: Path) -> None:
+        weights = load_file(folder / MODEL_NAME)
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        change(weights)
+        save_file(weights, folder / MODEL_NAME, {"format": "pt"})
+
+    return edit_file
+
+
+def swap_merges(said: dict[str, Any]) -> None:
+    merges = said["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (edit("config.json", lambda c: c.update(model_type="mamba")), "is of a mamba"),
+        (edit("config.json", lambda c: c.update(rms_norm_eps=1e-5)), "rms_norm_eps is 1e-05"),
+        (edit("config.json", lambda c: c["rope_parameters"].update(rope_theta=1e6)), "rope_theta"),
+        (edit("config.json", lambda c: c.update(head_dim=16)), "head_dim is 16"),
+        (edit("config.json", lambda c: c.update(hidden_act="gelu")), "hidden_act is gelu"),
+        (edit("config.json", lambda c: c.update(hidden_act="relu")), "is not the same as its gate"),
+        (edit("config.json", lambda c: c.update(intermediate_size=40)), "do not fit"),
+        (edit("config.json", lambda c: c.pop("hidden_size")), "says nothing of hidden_size"),
+        (edit("tokenizer.json", swap_merges), "merges are not those by ranks"),
+        (edit("tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"})), "changes texts"),
+        (edit_weights(lambda w: w.pop("model.norm.weight")), "lacks model.norm.weight"),
+        (edit_weights(lambda w: w.update(bias=w["model.norm.weight"] + 1)), "holds bias"),
+        (lambda folder: (folder / "config.json").write_text("[", "utf-8"), "cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be taken over"),
+        (lambda folder: (folder / MODEL_NAME).write_bytes(b"x"), "cannot be read"),
+    ],
+)
+def test_what_is_not_ours_is_refused_by_its_name_and_makes_no_run(
+    spoil: Callable[[Path], object], named: str, tmp_path: Path
+) -> None:
+    save_by_transformers(tmp_path / "theirs", "qwen3")
+    spoil(tmp_path / "theirs")
+    with pytest.raises(UserError, match=named):
+        import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_trained_further_and_learns_to_answer(tmp_path: Path) -> None:
+    save_by_transformers(tmp_path / "theirs", "gpt2")
+    (tmp_path / "text.txt").write_text(words(3000), "utf-8")
+    talk = [{"role": "user", "content": "stone"}, {"role": "assistant", "content": "a quern"}]
+    lines = [json.dumps({"messages": [{**talk[0], "content": str(i)}, talk[1]]}) for i in range(99)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines), "utf-8")
+    short = ["--max-steps", "4", "--device", "cpu", "--eval-interval", "2"]
+
+    def run(*command: str, code: int = 0) -> str:
+        ended = run_python(["-m", *command], tmp_path)
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout + ended.stderr
+
+    assert "python -m sample chat base" in run("train", "import", "theirs", "--run", "base")
+    said = run("train", "resume", "base", code=1)
+    assert "was imported" in said
+    assert "--init-from base" in said
+    run("prepare", "chats", "talk.jsonl", "--tokenizer", "runs/base", "--out", "talk")
+    run("train", "finetune", "--from", "base", "--data", "talk", "--run", "tuned", *short)
+    run("prepare", "text", "text.txt", "--tokenizer", "runs/base", "--out", "data")
+    run("train", "pretrain", "--init-from", "base", "--run", "more", *short)
+    assert "base" in run("train", "compare")
+    run("sample", "export", "tuned", "out", "--to", "hf")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "train: " in card
+    assert "undertrained" not in card
