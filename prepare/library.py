@@ -112,6 +112,7 @@ def _entry(name: str, module: str, kind: str, value: Any) -> Iterator[Entry]:
         return
     try:
         signature = "" if kind == "module" else str(inspect.signature(value))
+        signature = re.sub("<[^=]*? at 0x[0-9a-f]+>", "...", signature)  # another each time
     except (TypeError, ValueError):
         signature = ""
     text = "\n\n".join(

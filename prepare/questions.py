@@ -10,9 +10,10 @@ An answer begins with the whole name, so that what follows it is known from its 
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -23,7 +24,10 @@ from prepare.small_talk import UNKNOWN, small_talk, wordings
 
 Exchange = tuple[str, str]  # question, answer
 
-N_WORDINGS, N_CALLS, N_WHERE, N_UNKNOWN = 8, 3, 2, 1_000
+N_WORDINGS, N_CALLS, N_WHERE, N_WHICH, N_UNKNOWN = 8, 3, 2, 2, 3_000
+NO_COMPARISON = "I cannot compare. Ask me about one of them."
+MAX_SIGNATURE = 80  # characters
+MAX_MEANT = 5  # things of the same short name
 # Characters of a first sentence that says something, and of an answer to a small network's taste.
 MIN_SENTENCE, MAX_SENTENCE, MAX_SUMMARY = 10, 200, 160
 # Words that docstrings begin with, and that are no verbs.
@@ -65,36 +69,68 @@ def asked_about() -> dict[str, tuple[Entry, str]]:
 def exchanges() -> Iterator[Exchange]:
     """Yield questions about the library with their answers, for each thing several."""
     found, asked = asked_about(), wordings()
-    n_ends = Counter(end for name in found for end in _ends(name))
+    homes = defaultdict[str, list[str]](list)  # of each end of a name, the names that have it
+    for name in found:
+        for end in _ends(name):
+            homes[end].append(name)
     n_verbs = Counter(text.partition(" ")[0] for entry, text in found.values() if _is_call(entry))
     for name, (entry, text) in found.items():
         draw = random.Random(name)
-        names = [name] * 3 + [end for end in _ends(name) if n_ends[end] == 1 and len(end) > 2]
-        answer = f"{name}: {text}"
-        does = asked["does_module" if entry.kind == "module" else "does"]
+        ends = [end for end in _ends(name) if len(homes[end]) == 1 and len(end) > 2]
+        names, answer = [name] * 3 + ends, f"{name}: {text}"
+        does = asked["does_module"] if entry.kind == "module" else asked["does"]
+        does = does + asked["does_class"] * (entry.kind == "class")
         for wording in draw.sample(does, N_WORDINGS):
             yield varied(wording, draw, name=draw.choice(names), kind=entry.kind), answer
         if _is_call(entry):
-            if 2 < len(entry.signature) < 80:
-                for wording in draw.sample(asked["call"], N_CALLS):
-                    called = varied(wording, draw, name=draw.choice(names))
-                    yield called, name + entry.signature
+            for wording in draw.sample(asked["call"], N_CALLS * (len(entry.signature) > 2)):
+                yield varied(wording, draw, name=draw.choice(names)), name + _short(entry.signature)
             verb, _, rest = text.rstrip(".").partition(" ")
             if n_verbs[verb] > 4 and verb.istitle() and verb[-1] != "s" and verb not in NO_VERBS:
-                phrase = " ".join([verb.lower(), *rest.split()[: draw.randrange(4, 12)]])
-                which = draw.choice(asked["which"])
-                yield varied(which, draw, does=phrase.rstrip(".,;:")), answer
-        if entry.kind in ("class", "function") and n_ends[entry.short_name] == 1:
-            home = "is built in" if entry.module == "builtins" else f"is in {entry.module}"
-            for wording in draw.sample(asked["where"], N_WHERE):
-                where = varied(wording, draw, name=entry.short_name)
-                yield where, f"{name}: {entry.short_name} {home}."
+                phrase = " ".join(rest.split()[: draw.randrange(3, 11)]).rstrip(".,;:")
+                both = {"does": f"{verb.lower()} {phrase}", "doing": f"{_doing(verb)} {phrase}"}
+                for wording in draw.sample(asked["which"], N_WHICH):
+                    yield varied(wording, draw, **both), answer
+    for end, names in homes.items():
+        yield from _where(end, [found[name][0] for name in names], asked)
+
+
+def _where(end: str, entries: list[Entry], asked: dict[str, Any]) -> Iterator[Exchange]:
+    """Yield questions about the last part of some names: where it is, and which is meant."""
+    draw, modules = random.Random(end), {entry.module for entry in entries}
+    if len(entries) > MAX_MEANT or end in asked_about() or len(end) < 3:
+        return
+    if all(entry.kind in ("class", "function") for entry in entries):
+        for wording in draw.sample(asked["where"], N_WHERE):
+            yield varied(wording, draw, name=end), f"{end} is in {' and '.join(sorted(modules))}."
+    if len(entries) > 1:
+        *names, last = (entry.name for entry in entries)
+        for wording in draw.sample(asked["does"], N_WORDINGS // 2):
+            yield (
+                varied(wording, draw, name=end, kind="function"),
+                f"Do you mean {', '.join(names)} or {last}?",
+            )
 
 
 def _ends(name: str) -> list[str]:
     """Return the last part of a name of several, and the last two of one of more."""
     parts = name.split(".")
     return [".".join(parts[-n:]) for n in (1, 2) if n < len(parts)]
+
+
+def _doing(verb: str) -> str:
+    """Return a verb as it is of another: gets, copies, searches."""
+    verb = verb.lower()
+    if verb[-1] == "y" and verb[-2] not in "aeo":
+        return verb[:-1] + "ies"
+    return verb + ("es" if verb.endswith(("sh", "ch", "x", "o")) else "s")
+
+
+def _short(signature: str) -> str:
+    """Return a signature, the end of a long one left out."""
+    if len(signature) <= MAX_SIGNATURE:
+        return signature
+    return signature[: signature.rfind(", ", 0, MAX_SIGNATURE)] + ", ...)"
 
 
 def _is_call(entry: Entry) -> bool:
@@ -112,15 +148,28 @@ def varied(wording: str, draw: random.Random, **values: str) -> str:
 
 
 def unknown_names(n: int) -> Iterator[Exchange]:
-    """Yield questions about names that nothing has, with the honest answer."""
-    draw, asked = random.Random("unknown"), wordings()
-    syllables = asked["syllables"].split()
-    modules = [entry.name for entry, _ in asked_about().values() if entry.kind == "module"]
+    """Yield questions about names that nothing has, and words, with the honest answer."""
+    draw, asked, found = random.Random("unknown"), wordings(), asked_about()
+    syllables, packages = asked["syllables"].split(), asked["packages"].split()
+    modules = [entry.name for entry, _ in found.values() if entry.kind == "module"]
+    known = {part.lower() for name in found for part in name.split(".")}
+    text = " ".join(text for _, text in found.values())
+    words = sorted(set(re.findall(r"\b[a-z]{4,}\b", text)) - known)
     for _ in range(n):
-        word = "".join(draw.sample(syllables, draw.choice((2, 3))))
-        before = draw.choice(("", draw.choice(syllables), draw.choice(modules)))
-        name = f"{before}.{word}".lstrip(".")
-        yield varied(draw.choice(asked["does"]), draw, name=name, kind="function"), UNKNOWN
+        short = draw.choice(sorted(known))
+        made = "".join(draw.sample(syllables, draw.choice((2, 3))))
+        name = draw.choice((
+            made, f"{draw.choice(syllables)}.{made}", f"{draw.choice(modules)}.{made}",
+            f"{draw.choice(modules)}.{short[:4]}{draw.choice(syllables)}",
+            f"{draw.choice(packages)}.{draw.choice((made, short))}",
+            draw.choice(words), draw.choice(words), f"a {draw.choice(words)}",
+        ))  # fmt: skip
+        if name not in found:
+            yield varied(draw.choice(asked["does"]), draw, name=name, kind="function"), UNKNOWN
+    for _ in range(n // 20):
+        name, other = draw.sample([*found, *words[::4]], 2)
+        wording = draw.choice(asked["compare"])
+        yield varied(wording, draw, name=name, other=other), NO_COMPARISON
 
 
 def conversations() -> list[list[dict[str, str]]]:

@@ -47,7 +47,9 @@ def small_talk() -> Iterator[tuple[str, str]]:
         for said in group["said"].split("|"):
             seen.append(said.rstrip("?!.").lower())
             for end in ("", "", said[-1:] if said[-1:] in "?." else ".", said[-1:], "!"):
-                for each in (said, said.lower()):
+                for each in (
+                    (said, said.lower(), said.upper()) if end == "!" else (said, said.lower())
+                ):
                     yield each.rstrip("?.") + end.strip(ascii_letters), group["answer"]
     for group in own["unknown"]:
         for asked, word in product(group["asked"].split("|"), group["words"]):

@@ -1,7 +1,10 @@
 import inspect
 import json
+import os
 import pydoc
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,19 +15,25 @@ from prepare import corpus
 from prepare.corpus import documentation
 from prepare.questions import asked_about, write_conversations
 
+ROOT = Path(__file__).parents[2]
 ROLES = ["user", "assistant"]
 
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]:
-    """The default conversations, which are the same bytes each time, by zstandard alone."""
-    files = [tmp_path_factory.mktemp("chats") / f"{n}.jsonl.zst" for n in (1, 2)]
-    written = [write_conversations(file) for file in files]
-    raw = files[0].read_bytes()
-    assert raw == files[1].read_bytes()
+    """The default conversations, which are the same in each process, by zstandard alone."""
+    file = tmp_path_factory.mktemp("chats") / "questions.jsonl.zst"
+    written = write_conversations(file)
+    raw = file.read_bytes()
+    again = "from prepare.questions import *; write_conversations(Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; {again}", str(file)], check=True, cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+    )  # fmt: skip
+    assert file.read_bytes() == raw
     lines = zstandard.ZstdDecompressor().stream_reader(raw).readall().splitlines()
     found = [json.loads(line)["messages"] for line in lines]
-    assert written == [(len(found), sum(map(len, found)) // 2)] * 2
+    assert written == (len(found), sum(map(len, found)) // 2)
     return found
 
 
