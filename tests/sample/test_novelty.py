@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from common.files import write_json
 from prepare.output.index import write_index
 from tests.prepare.making import write_data
@@ -40,5 +42,6 @@ def test_novelty_is_the_share_outside_the_spans(tmp_path: Path) -> None:
     ]  # fmt: skip
     named = {each["passages"][0]["name"] for each in spans if "first" in each}
     assert named == {"data, document 1"}
-    assert [each["novelty"] for each in spans if "novelty" in each] == [4 / 34, 1.0, 35 / 65]
+    novelties = [each["novelty"] for each in spans if "novelty" in each]
+    assert novelties == pytest.approx([4 / 34, 1, 35 / 65])
     assert_one_sentence(ended["gone"], "--novelty needs the training text", "gone: no such folder")
