@@ -1,8 +1,10 @@
 """Small folders of conversations, made by hand: ids, masks and all."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,11 @@ from common.chat_format import CHAT_TEMPLATE, LEARNED, TEMPLATE_NAME, Role, end_
 from common.dataset import META_NAME, DataFolder, Split, meta_sha256, open_data, token_dtype
 from common.files import sha256_of, write_json
 from common.tokenizer import Tokenizer, describe_tokenizer, save_tokenizer
+from prepare.config import ChatsConfig
 from prepare.output.dataset_writer import TokenWriter
+from prepare.pipeline import prepare_corpus
+from prepare.readers.conversations import read_conversations
+from prepare.sources.discover import find_sources
 from tests.tiny import SENTENCE
 
 Talk = Sequence[tuple[Role, str]]
@@ -71,3 +77,22 @@ def echoes(n: int, seed: int, n_turns: int = 2) -> list[Talk]:
         told = draw.choices(words, k=draw.randint(1, n_turns))
         talks.append([turn for w in told for turn in (("user", w), ("assistant", w))])
     return talks
+
+
+def prepare_chats(records: list[dict[str, Any]], folder: Path, name: str, like: Path) -> DataFolder:
+    """Prepare conversations for the vocabulary of ``like``."""
+    file, out = folder / f"{name}.jsonl", folder / name
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    config = ChatsConfig(tokenizer=str(like), context=32, val_fraction=0.2)
+    sources = find_sources([file])
+    prepare_corpus(
+        sources, config, out, lambda name, size: lambda n_bytes: None, read=read_conversations
+    )
+    return open_data(out)
+
+
+def two_answers(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return pairs in which the answer to a word is to be that word, not "no"."""
+    draw = random.Random(seed)
+    words = [" ".join(draw.choices(SENTENCE.split(), k=2)) for _ in range(n)]
+    return [{"prompt": word, "chosen": "grain", "rejected": "stone"} for word in words]

@@ -1,9 +1,7 @@
 """Preference optimisation against values by hand and plain torch; whole runs of it."""
 
 import copy
-import json
 import math
-import random
 import shutil
 import signal
 from dataclasses import replace
@@ -22,12 +20,9 @@ from common.errors import DataError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import IGNORED
-from prepare.config import ChatsConfig
-from prepare.pipeline import prepare_corpus
-from prepare.readers.conversations import read_conversations
-from prepare.sources.discover import find_sources
 from tests.processes import run_python
-from tests.tiny import SENTENCE, random_model
+from tests.tiny import random_model
+from tests.train.chats import prepare_chats, two_answers
 from tests.train.runs import assert_same_outcome, metrics, pretrain
 from tests.train.stops import StopAfter
 from tests.train.test_resume import RESUME, signal_after
@@ -119,31 +114,9 @@ def test_packed_pairs_have_loss_and_gradient_of_the_formula_on_each_alone(
         torch.testing.assert_close(found[name], p.grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
-WORDS = [word for word in SENTENCE.split() if word.isascii()]
-
-
-def prepare_chats(records: list[dict[str, Any]], folder: Path, name: str, like: Path) -> DataFolder:
-    """Prepare conversations for the vocabulary of ``like``."""
-    file, out = folder / f"{name}.jsonl", folder / name
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    config = ChatsConfig(tokenizer=str(like), context=32, val_fraction=0.2)
-    sources = find_sources([file])
-    prepare_corpus(
-        sources, config, out, lambda name, size: lambda n_bytes: None, read=read_conversations
-    )
-    return open_data(out)
-
-
-def records(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Return pairs in which the answer to a word is to be that word, not "no"."""
-    draw = random.Random(seed)
-    words = [" ".join(draw.choices(WORDS, k=2)) for _ in range(n)]
-    return [{"prompt": word, "chosen": "grain", "rejected": "stone"} for word in words]
-
-
 @pytest.fixture(scope="module")
 def pairs(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
-    return prepare_chats(records(60), tmp_path_factory.mktemp("pairs"), "pairs", data.path)
+    return prepare_chats(two_answers(60), tmp_path_factory.mktemp("pairs"), "pairs", data.path)
 
 
 def test_rows_hold_every_pair_once_an_epoch_side_by_side(pairs: DataFolder) -> None:
@@ -186,7 +159,7 @@ def tuned(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     both = [
         {"prompt": pair["prompt"], "completion": pair[side]}
-        for pair in records(120, seed=1)
+        for pair in two_answers(120, seed=1)
         for side in ("chosen", "rejected")
     ]
     chats = prepare_chats(both, folder, "chats", data.path)
@@ -224,7 +197,7 @@ def test_the_margin_grows_until_the_chosen_answers_are_given(
     assert float(loss.mean()) == pytest.approx(last["val_loss"], abs=1e-5)
     assert float(margin.mean()) == pytest.approx(last["val_margin"], abs=1e-5)
     network, tokenizer = load_checkpoint(weights, torch.device("cpu")).model, pairs.tokenizer()
-    for pair in records(12, seed=2):
+    for pair in two_answers(12, seed=2):
         asked = [role_id(tokenizer, "user"), *tokenizer.encode(pair["prompt"]), end_id(tokenizer)]
         line = answer_line(network, tokenizer, [*asked, role_id(tokenizer, "assistant")])
         assert line.endswith("and answered:  'grain'")

@@ -12,7 +12,7 @@ from common.checkpoint import load_checkpoint, newest_valid, verify_checkpoint
 from common.dataset import DataFolder, Split
 from common.errors import CheckpointError, ConfigError
 from common.run_dir import checkpoints
-from tests.train.chats import echoes, write_chats
+from tests.train.chats import echoes, prepare_chats, two_answers, write_chats
 from tests.train.distributed.launch import Ended, Job, run_jobs
 from tests.train.runs import metrics, options
 from train.data import dropout_seed
@@ -181,6 +181,26 @@ def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, E
     return quick | run_all(jobs, place, "all")
 
 
+@pytest.fixture(scope="module")
+def tuned(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, Ended]:
+    """Return how jobs ended that go on from a run that has learned conversations."""
+    prepare_chats(two_answers(40), place, "pairs", data.path)
+    more = "--from tuned-one:latest --device cpu --max-steps 6 --log-interval 1 --run"
+    pairs, adapters = "preference --data pairs --block-size 32", "finetune --data chats --lora 2"
+    commands = {
+        "pairs-one": (0, pairs),
+        "pairs-two": (2, pairs),
+        "pairs-sharded": (2, f"{pairs} --shard"),
+        "adapters-one": (0, adapters),
+        "adapters-two": (2, adapters),
+    }
+    jobs = {
+        name: Job(world_size, [*command.split(), *more.split(), name])
+        for name, (world_size, command) in commands.items()
+    }
+    return run_all(jobs, place, "tuned")
+
+
 def run_of(place: Path, name: str) -> Path:
     return place / "runs" / name
 
@@ -218,6 +238,19 @@ def test_conversations_are_learned_by_several_processes_as_by_one(
     for name in ("tuned by one", "tuned by two"):
         assert set(quick[name].codes) == {0}, quick[name].said
     assert_same_to_rounding(run_of(place, "tuned-two"), run_of(place, "tuned-one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "by_one"),
+    [("pairs-two", "pairs-one"), ("pairs-sharded", "pairs-one"), ("adapters-two", "adapters-one")],
+)
+def test_so_are_preferences_and_adapters(
+    tuned: dict[str, Ended], place: Path, name: str, by_one: str
+) -> None:
+    for each in (name, by_one):
+        assert set(tuned[each].codes) == {0}, tuned[each].said
+    assert_same_to_rounding(run_of(place, name), run_of(place, by_one))
 
 
 @pytest.mark.slow
