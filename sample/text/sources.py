@@ -90,5 +90,7 @@ class TrainingText:
 
 def open_training_text(checkpoint: Path, tokenizer: Tokenizer) -> TrainingText:
     """Return what the network of a checkpoint learned from, also in the runs that it began from."""
+    if checkpoint.is_file():  # export --to weights
+        return TrainingText(tokenizer, None, [f"{checkpoint}: does not say what it learned from."])
     notices: list[str] = []
     return TrainingText(tokenizer, open_tracer(checkpoint, notices), notices)

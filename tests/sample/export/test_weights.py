@@ -9,8 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from common.errors import CheckpointError
+from common.files import sha256_of
+from common.models.config import GenerateConfig
 from sample.export.run import export_run
 from sample.loaded_model import banner, load_model
+from sample.server.config import ServeConfig
+from sample.server.run import describe_model
 from sample.text.prompt import CHAT, RAW
 from tests.processes import run_python
 from tests.sample.chats import make_chat_run, toy_chat
@@ -43,6 +47,9 @@ def test_what_is_known_of_a_run_that_answers_goes_along(dtype: str, tmp_path: Pa
         said = banner(before.info, template).replace(str(before.info.folder), str(path))
         assert banner(after.info, template) == said
     assert after.tokenizer == before.tokenizer
+    served = describe_model(after, CHAT, GenerateConfig(), ServeConfig())
+    assert (served.name, served.fingerprint) == ("w", f"quern-{sha256_of(path)[:12]}")
+    assert served.training_text.notices == [f"{path}: does not say what it learned from."]
     with torch.inference_mode():
         for name, ours in toy_chat().state_dict().items():
             torch.testing.assert_close(
