@@ -92,14 +92,13 @@ def exchanges() -> Iterator[Exchange]:
                 for wording in draw.sample(asked["which"], N_WHICH):
                     yield varied(wording, draw, **both), answer
     for end, names in homes.items():
-        yield from _where(end, [found[name][0] for name in names], asked)
+        if end not in found and len(end) > 2 and len(names) <= MAX_MEANT:
+            yield from _where(end, [found[name][0] for name in names], asked)
 
 
 def _where(end: str, entries: list[Entry], asked: dict[str, Any]) -> Iterator[Exchange]:
     """Yield questions about the last part of some names: where it is, and which is meant."""
     draw, modules = random.Random(end), {entry.module for entry in entries}
-    if len(entries) > MAX_MEANT or end in asked_about() or len(end) < 3:
-        return
     if all(entry.kind in ("class", "function") for entry in entries):
         for wording in draw.sample(asked["where"], N_WHERE):
             yield varied(wording, draw, name=end), f"{end} is in {' and '.join(sorted(modules))}."
@@ -152,11 +151,11 @@ def unknown_names(n: int) -> Iterator[Exchange]:
     draw, asked, found = random.Random("unknown"), wordings(), asked_about()
     syllables, packages = asked["syllables"].split(), asked["packages"].split()
     modules = [entry.name for entry, _ in found.values() if entry.kind == "module"]
-    known = {part.lower() for name in found for part in name.split(".")}
+    known = sorted({part.lower() for name in found for part in name.split(".")})
     text = " ".join(text for _, text in found.values())
-    words = sorted(set(re.findall(r"\b[a-z]{4,}\b", text)) - known)
+    words = sorted(set(re.findall(r"\b[a-z]{4,}\b", text)).difference(known))
     for _ in range(n):
-        short = draw.choice(sorted(known))
+        short = draw.choice(known)
         made = "".join(draw.sample(syllables, draw.choice((2, 3))))
         name = draw.choice((
             made, f"{draw.choice(syllables)}.{made}", f"{draw.choice(modules)}.{made}",

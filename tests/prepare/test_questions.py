@@ -22,19 +22,21 @@ ROLES = ["user", "assistant"]
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]:
     """The default conversations, which are the same in each process, by zstandard alone."""
-    file = tmp_path_factory.mktemp("chats") / "questions.jsonl.zst"
-    written = write_conversations(file)
-    raw = file.read_bytes()
-    again = "from prepare.questions import *; write_conversations(Path(sys.argv[1]))"
-    subprocess.run(
-        [sys.executable, "-c", f"import sys; {again}", str(file)], check=True, cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": "1"},
-    )  # fmt: skip
-    assert file.read_bytes() == raw
+    file, found = tmp_path_factory.mktemp("chats") / "questions.jsonl.zst", set[bytes]()
+    write = "import prepare.questions as q, pathlib; print(*q.write_conversations({}))"
+    for seed in "12":  # processes of their own: pytest replaces functions of the library
+        done = subprocess.run(
+            [sys.executable, "-c", write.format(f"pathlib.Path({str(file)!r})")], cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True,
+        )  # fmt: skip
+        found.add(file.read_bytes())
+    (raw,) = found
     lines = zstandard.ZstdDecompressor().stream_reader(raw).readall().splitlines()
-    found = [json.loads(line)["messages"] for line in lines]
-    assert written == (len(found), sum(map(len, found)) // 2)
-    return found
+    conversations = [json.loads(line)["messages"] for line in lines]
+    assert [int(number) for number in done.stdout.split()] == [
+        len(conversations), sum(map(len, conversations)) // 2
+    ]  # fmt: skip
+    return conversations
 
 
 def test_there_are_ten_thousand_questions_in_turns_and_most_are_asked_once(
