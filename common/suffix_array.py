@@ -51,7 +51,10 @@ class FileNumbers:
 
 @dataclass(frozen=True)
 class Part:
-    """Some documents of train.bin, and their positions in order."""
+    """Some documents of train.bin, and their positions in order.
+
+    A ``pattern`` is ids in a row, as the bytes that they have in train.bin.
+    """
 
     ids: int  # descriptor of train.bin
     positions: FileNumbers
@@ -63,7 +66,7 @@ class Part:
         return lambda position: pread(ids, n_bytes, (first + position) * width)
 
     def occurs(self, pattern: bytes) -> bool:
-        """Return whether the ids in ``pattern`` stand anywhere, one after another."""
+        """Return whether ``pattern`` stands anywhere."""
         key = self._key(len(pattern))
         i = bisect_left(self.positions, pattern, key=key)
         return i < len(self.positions) and key(self.positions[i]) == pattern
@@ -112,20 +115,8 @@ class SuffixArray:
         # bytes; behind the lengths
         self._starts = FileNumbers(idx, IDX_HEADER.size + 4 * n_documents, n_documents, 8)
 
-    def occurs(self, pattern: bytes) -> bool:
-        """Return whether the ids in ``pattern``, as they lie in train.bin, stand anywhere."""
-        return any(part.occurs(pattern) for part in self.parts)
-
-    def longest(self, pattern: bytes) -> int:
-        """Return how many ids from the beginning of ``pattern`` on stand somewhere in a row."""
-        return max(part.longest(pattern) for part in self.parts)
-
-    def count(self, pattern: bytes) -> int:
-        """Return how often the ids in ``pattern`` stand in train.bin."""
-        return sum(len(part.occurrences(pattern)) for part in self.parts)
-
     def places(self, pattern: bytes) -> Iterator[int]:
-        """Yield the positions in train.bin from which the ids in ``pattern`` stand."""
+        """Yield the positions in train.bin at which ``pattern`` stands."""
         for part in self.parts:
             for i in part.occurrences(pattern):
                 yield part.first + part.positions[i]

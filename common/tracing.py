@@ -109,6 +109,7 @@ class Tracer:
     def __init__(self, traced: Sequence[TracedData]) -> None:
         """Search in data folders of one vocabulary, at least one."""
         self._traced = traced
+        self._parts = [part for data in traced for part in data.suffixes.parts]
         self._dtype = traced[0].suffixes.dtype
         self._special_ids = sorted(traced[0].special_ids)
 
@@ -136,7 +137,7 @@ class Tracer:
 
         def occurs(first: int, last: int) -> bool:
             pattern = text[first * width : last * width]
-            return any(data.suffixes.occurs(pattern) for data in self._traced)
+            return any(part.occurs(pattern) for part in self._parts)
 
         lowest, last = 0, MIN_IDS
         while last * width <= len(text):
@@ -155,14 +156,14 @@ class Tracer:
         n_ids = FIRST_IDS
         while True:
             pattern = text[at : at + n_ids * self._dtype.itemsize]
-            found = max(data.suffixes.longest(pattern) for data in self._traced)
+            found = max(part.longest(pattern) for part in self._parts)
             if found < n_ids or at + len(pattern) == len(text):
                 return found
             n_ids *= 4
 
     def _with_passages(self, ids: Sequence[int], first: int, last: int) -> Span:
         pattern = np.array(ids[first:last], self._dtype).tobytes()
-        n_found = sum(data.suffixes.count(pattern) for data in self._traced)
+        n_found = sum(len(part.occurrences(pattern)) for part in self._parts)
         # in turns, the oldest text first: conversations were made from the documents of before
         in_turns = zip_longest(*(data.passages(pattern) for data in reversed(self._traced)))
         found = filter(None, chain.from_iterable(in_turns))
