@@ -154,6 +154,8 @@ def _read_bounds(data: DataFolder) -> list[int]:
     try:
         meta = json.loads(path.read_bytes())
         version, made_of, bounds = meta["format"], meta["bin_sha256"], list(meta["bounds"])
+        if bounds != sorted({0, *bounds}):
+            raise ValueError("its bounds are not in order")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as an index's ({error}). {advice}") from error
     if version != SA_FORMAT:
@@ -163,7 +165,7 @@ def _read_bounds(data: DataFolder) -> list[int]:
             f"{path}: the index of another train.bin, which was there before: its SHA-256 began "
             f"with {made_of[:12]}. {advice}"
         )
-    n_bytes = data.n_tokens("train") * SA_DTYPE.itemsize
+    n_bytes = bounds[-1] * SA_DTYPE.itemsize
     if wrong := wrong_size(data.path / SA_NAME, n_bytes, SA_META_NAME):
         raise DataError(f"{wrong} {advice}")
     return bounds

@@ -201,6 +201,8 @@ def test_what_cannot_be_traced_is_left_out_and_said(tmp_path: Path) -> None:
     assert "the index of another train.bin, which was there before" in said()
     write_json(data.path / SA_META_NAME, meta | {"format": 2})
     assert "format 2, but this version reads 1. Make it: python -m prepare index" in said()
+    write_json(data.path / SA_META_NAME, meta | {"bounds": [22, 0]})
+    assert "cannot be read as an index's (its bounds are not in order). Make it" in said()
     (data.path / SA_META_NAME).write_text("{")
     assert "cannot be read as an index's" in said()
     (data.path / SA_META_NAME).unlink()
