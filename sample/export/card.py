@@ -28,8 +28,8 @@ step {step:,}, {n_tokens:,} tokens read, {loss}.{warning}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+tokenizer = AutoTokenizer.from_pretrained("{folder}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{folder}"{trust})
 inputs = {inputs}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
@@ -59,8 +59,10 @@ Quern does.
 """
 
 
-def model_card(info: RunInfo, kind: str, special: list[str], *, needs_code: bool) -> str:
-    """Return README.md of an exported run whose class is ``kind``."""
+def model_card(
+    info: RunInfo, kind: str, special: list[str], folder: str, *, needs_code: bool
+) -> str:
+    """Return README.md of a run that is exported to ``folder`` as a network of class ``kind``."""
     settings = read_json(info.folder.parent / CONFIG_NAME)
     notes = ["It answers." if info.is_chat else "It is a base model: it continues a text."]
     if needs_code:
@@ -78,6 +80,7 @@ def model_card(info: RunInfo, kind: str, special: list[str], *, needs_code: bool
     return CARD.format(
         name=info.folder.parent.name,
         kind=kind,
+        folder=folder,
         n_parameters=info.n_parameters,
         block_size=info.config.block_size,
         step=info.step,

@@ -66,7 +66,7 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     shutil.rmtree(unfinished, ignore_errors=True)
     make_folder(unfinished)
     try:
-        write_folder(loaded, info, unfinished, dtype)
+        write_folder(loaded, info, unfinished, dtype, called=out.name)
         os.rename(unfinished, out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -91,8 +91,10 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
     write_tensors(path, _tensors(source, names), dtype, {METADATA_KEY: json.dumps(said)})
 
 
-def write_folder(loaded: Checkpoint, info: RunInfo, folder: Path, dtype: str) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load."""
+def write_folder(
+    loaded: Checkpoint, info: RunInfo, folder: Path, dtype: str, *, called: str
+) -> None:
+    """Write a folder, to be ``called`` otherwise, that transformers' Auto classes load."""
     config, tokenizer = info.config, loaded.tokenizer
     settings = config_json(config)
     ends = end_ids(tokenizer) if info.is_chat else [tokenizer.eot_id]
@@ -120,7 +122,7 @@ def write_folder(loaded: Checkpoint, info: RunInfo, folder: Path, dtype: str) ->
     if config.ngrams:
         write_text(folder / CODE_NAME, Path(__file__).with_name(CODE_NAME).read_text("utf-8"))
     kind, special = settings["architectures"][0], list(tokenizer.special_tokens)
-    card = model_card(info, kind, special, needs_code=config.ngrams > 0)
+    card = model_card(info, kind, special, called, needs_code=config.ngrams > 0)
     write_text(folder / "README.md", card)
     _write_shards(_tensors(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
 

@@ -148,6 +148,22 @@ def test_the_tokenizer_and_its_chat_template_give_our_ids(tmp_path: Path) -> Non
     assert answer[0, prompt.shape[1] :].tolist() == [*b"Good day.", END]
 
 
+@pytest.mark.parametrize("name", ["x", "talk"])
+def test_what_the_card_says_to_type_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs", a_model(**TABLES), BYTES)
+    make_chat_run(tmp_path / "runs", "talk")
+    export_run(name, tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(card.partition("```python\n")[2].partition("```")[0], {})  # noqa: S102
+    said = capsys.readouterr().out
+    assert said.startswith(
+        {"x": "Once", "talk": "<|user|>Hello<|end|><|assistant|>Good day."}[name]
+    )
+
+
 def test_characters_round_trip(tmp_path: Path) -> None:
     ours = CharTokenizer(tuple("\n abc\u00fc\u4e2d"))
     model = random_model(ModelConfig(vocab_size=ours.vocab_size, **SIZES))
