@@ -142,7 +142,7 @@ def preference(**options: Any) -> None:
     """Teach the network of a run which of two answers is better, by the pairs in DATA.
 
     By direct preference optimisation: the better ones become likelier than they were to RUN, the
-    others less. What is not given is as for finetune, at a lower rate. Exit codes are pretrain's.
+    others less. What is not given is as for finetune, but for a lower rate and one epoch.
     """
     _tune("preference", **options)
 

@@ -12,7 +12,7 @@ from train.batches.sources import Source, make_source
 from train.config import LENGTHS, TrainConfig
 from train.distributed.comm import ProcessGroup
 from train.preference import REFERENCE_NAME, reference_for
-from train.presets import FINETUNE, LOWER, PRESETS, RATES, TAKEN_OVER
+from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED
 from train.setup.checks import check_vocabulary
 
 
@@ -38,8 +38,8 @@ def finetune_options(
     taken = {name: before[name] for name in TAKEN_OVER & before.keys()}
     for name in RATES:
         if taken.get(name) is not None:
-            taken[name] *= LOWER[command]
-    defaults = dict(FINETUNE)
+            taken[name] *= LOWER[command] * (LORA_HIGHER if options.get("lora") else 1)
+    defaults = dict(TUNED[command])
     if options.get("lora"):
         taken["optimizer"] = "adamw"
     if set(LENGTHS) & set(options):  # a length given takes the place of the epochs

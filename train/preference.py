@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from common.checkpoint import MODEL_NAME, SkipInit
 from common.dataset import DataFolder
 from common.device import Device
-from common.errors import DataError
+from common.errors import CheckpointError, DataError
 from common.files import atomic_write, fsync
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
@@ -128,5 +129,11 @@ def reference_for(
         return None
     with SkipInit():
         model = GPT(shape)
-    model.load_state_dict(load_file(weights), assign=True)
+    try:
+        model.load_state_dict(load_file(weights), assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{weights}: cannot be read ({error}). Without the weights that a run began with it "
+            "cannot go on learning preferences: begin a new one, from this one's weights."
+        ) from error
     return model.to(device.torch_device).eval().requires_grad_(requires_grad=False)

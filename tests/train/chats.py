@@ -94,5 +94,6 @@ def prepare_chats(records: list[dict[str, Any]], folder: Path, name: str, like: 
 def two_answers(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return pairs in which the answer to a word is to be that word, not "no"."""
     draw = random.Random(seed)
-    words = [" ".join(draw.choices(SENTENCE.split(), k=2)) for _ in range(n)]
+    known = [word for word in SENTENCE.split() if word.isascii()]  # the other letter is rare
+    words = [" ".join(draw.choices(known, k=2)) for _ in range(n)]
     return [{"prompt": word, "chosen": "grain", "rejected": "stone"} for word in words]

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.chat_format import end_id, role_id
 from common.checkpoint import load_checkpoint, newest_valid
 from common.dataset import DataFolder, open_data
-from common.errors import DataError
+from common.errors import CheckpointError, DataError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import IGNORED
@@ -32,7 +32,7 @@ from train.evaluate import answer_line
 from train.finetune import finetune_options
 from train.optim.lora import add_lora, unmerged
 from train.preference import REFERENCE_NAME, Preference, answer_logps, is_pair, preference_loss
-from train.pretrain import resume_run
+from train.pretrain import Changes, resume_run
 from train.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures("quick_plan")
@@ -121,8 +121,8 @@ def pairs(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> DataFol
 
 def test_rows_hold_every_pair_once_an_epoch_side_by_side(pairs: DataFolder) -> None:
     tokenizer = pairs.tokenizer()
-    source, found = make_source(pairs, TrainConfig(tokens_per_step=64), 32), []
-    for step in range(round(source.tokens_per_epoch / 64)):
+    source, found = make_source(pairs, TrainConfig(tokens_per_step=32), 32), []
+    for step in range(int(source.tokens_per_epoch) // 32):
         batch = source.batch(step)
         places = is_pair(batch.rows).nonzero().tolist()
         assert batch.n_learned == len(places)
@@ -221,6 +221,9 @@ def test_stopped_and_resumed_it_has_the_same_bits_though_the_run_it_began_from_i
     assert kept.exists() == (not lora)
     if not lora:  # it never learns
         assert kept.read_bytes() == (tuned / "model.safetensors").read_bytes()
+        kept.unlink()
+        with pytest.raises(CheckpointError, match="Without the weights that a run began with"):
+            resume_run(run, "cpu", StopRequest(), Changes(max_steps=12))
 
 
 def test_with_adapters_the_reference_is_the_network_without_them(networks: Any) -> None:
