@@ -83,7 +83,7 @@ def test_it_begins_with_the_runs_weights_and_lower_rates_and_answers(
     assert Path(settings["init_from"]) == newest_valid(place / "runs" / "base", "best")
     assert settings["base_data"] == before["data"]
     for name in ("learning_rate", "matrix_lr", "table_lr"):
-        assert settings["train"][name] == pytest.approx(LOWER * before["train"][name])
+        assert settings["train"][name] == pytest.approx(LOWER["finetune"] * before["train"][name])
     for name in ("optimizer", "weight_decay", "tokens_per_step", "beta1"):
         assert settings["train"][name] == before["train"][name]
     assert (settings["train"]["patience"], settings["train"]["mix"]) == (FINETUNE["patience"], 0.25)
