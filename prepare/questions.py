@@ -79,8 +79,8 @@ def exchanges() -> Iterator[Exchange]:
         ends = [end for end in _ends(name) if len(homes[end]) == 1 and len(end) > 2]
         names, answer = [name] * 3 + ends, f"{name}: {text}"
         does = asked["does_module"] if entry.kind == "module" else asked["does"]
-        does = does + asked["does_class"] * (entry.kind == "class")
-        for wording in draw.sample(does, N_WORDINGS):
+        own = asked["does_class"] if entry.kind == "class" else []
+        for wording in [*draw.sample(does, N_WORDINGS - len(own)), *own]:
             yield varied(wording, draw, name=draw.choice(names), kind=entry.kind), answer
         if _is_call(entry):
             for wording in draw.sample(asked["call"], N_CALLS * (len(entry.signature) > 2)):

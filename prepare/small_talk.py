@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from string import ascii_letters
 from typing import Any
 
 UNKNOWN = "I do not know that. I have only read the documentation of Python on this machine."
@@ -45,12 +44,12 @@ def small_talk() -> Iterator[tuple[str, str]]:
     seen = []
     for group in own["small_talk"]:
         for said in group["said"].split("|"):
-            seen.append(said.rstrip("?!.").lower())
-            for end in ("", "", said[-1:] if said[-1:] in "?." else ".", said[-1:], "!"):
-                for each in (
-                    (said, said.lower(), said.upper()) if end == "!" else (said, said.lower())
-                ):
-                    yield each.rstrip("?.") + end.strip(ascii_letters), group["answer"]
+            bare, mark = said.rstrip("?."), "?" if said.endswith("?") else "."
+            seen.append(bare.lower())
+            for each in (bare, bare, bare + mark, bare + mark, bare + "!"):
+                yield each, group["answer"]
+                yield each.lower(), group["answer"]
+            yield bare.upper(), group["answer"]
     for group in own["unknown"]:
         for asked, word in product(group["asked"].split("|"), group["words"]):
             yield draw.choice((asked, asked.lower(), asked.rstrip("?."))).format(word), UNKNOWN
