@@ -65,6 +65,8 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
         ["train", "compare", "none"], ["train", "presets"],
         ["sample", "chat", "none"], ["sample", "generate", "none"],
         ["sample", "score", "-", "--run", "none"], ["sample", "serve", "none", "--port", "0"],
+        ["sample", "export", "none", "out", "--to", "hf"],
+        ["train", "import", "none", "--run", "x"],
     ],
     ids=" ".join,
 )  # fmt: skip
