@@ -14,7 +14,7 @@ from common.checkpoint import load_checkpoint, newest_valid
 from common.dataset import DataFolder
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.tiny import prepare_text, words
-from tests.train.chats import echoes, write_chats
+from tests.train.chats import Talk, echoes, write_chats
 from tests.train.runs import assert_same_outcome, metrics, pretrain
 from train.presets import FINETUNE, LOWER
 
@@ -47,7 +47,7 @@ def place(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     talks = echoes(60, seed=0, n_turns=1)
     for name, tokenizer in (("chats", data.tokenizer()), ("others", other)):
         write_chats(folder / name, tokenizer, {"train": talks[10:], "val": talks[:10]})
-    long = [[("user", "a"), ("assistant", words(40))]]
+    long: list[Talk] = [[("user", "a"), ("assistant", words(40))]]
     write_chats(folder / "long", data.tokenizer(), {"train": long, "val": long})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.setup.autotune.MEASURE_S", 0.0)

@@ -74,14 +74,14 @@ def test_loss_and_gradients_are_those_of_each_conversation_alone(
     model.activation_checkpointing = checkpointing
     x, y, starts = packed()
     loss = model(x, y, starts)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     ours = gradients(model)
     n_learned = int((y != IGNORED).sum())
     total = torch.zeros((), dtype=torch.float64)
     for ids, targets in alone(x, y):
         logits = model(ids)
         total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    (total / n_learned).backward()
+    (total / n_learned).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(loss, total / n_learned, rtol=1e-12, atol=0)
     theirs = gradients(model)
     assert ours.keys() == theirs.keys() == dict(model.named_parameters()).keys()
