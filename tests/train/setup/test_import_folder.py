@@ -149,6 +149,30 @@ def edit_weights(change: Callable[[dict[str, Any]], object]) -> Callable[[Path],
     return edit_file
 
 
+def as_published(weights: dict[str, Any]) -> None:
+    """Name tensors as the published file of GPT-2 does, with a mask of attention beside them."""
+    for name in list(weights):
+        weights[name.removeprefix("transformer.")] = weights.pop(name)
+    weights["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+
+
+def test_gpt2_as_it_was_published_is_the_same(tmp_path: Path) -> None:
+    save_by_transformers(tmp_path / "theirs", "gpt2")
+    now = import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    edit_weights(as_published)(tmp_path / "theirs")
+    edit(
+        "tokenizer.json",
+        lambda t: t["model"].update(merges=[" ".join(pair) for pair in t["model"]["merges"]]),
+    )(tmp_path / "theirs")
+    edit("config.json", lambda c: [c.pop(n) for n in ("n_inner", "tie_word_embeddings")])(
+        tmp_path / "theirs"
+    )
+    then = import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    for name in (MODEL_NAME, "vocab.tiktoken"):
+        before, after = (newest_valid(run, "best") / name for run in (now, then))
+        assert after.read_bytes() == before.read_bytes()
+
+
 def swap_merges(said: dict[str, Any]) -> None:
     merges = said["model"]["merges"]
     merges[0], merges[1] = merges[1], merges[0]
