@@ -130,9 +130,10 @@ smoke: ## Go a newcomer's way from nothing to an answer, on a small budget
 	git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$$folder" && \
 	printf 'Hello\nWhat does os.path.join do?\nThanks\n' | \
 	$(MAKE) -C "$$folder" chat MINUTES=0.5 CHAT_MINUTES=1 > "$$folder/answers.txt" && \
-	for begin in 'Hello!' 'os.path.join' 'You are welcome'; do \
-	  grep -q "^$$begin" "$$folder/answers.txt" || { echo "smoke: no answer '$$begin'"; exit 1; }; \
-	done && echo 'smoke: three questions, three answers.'
+	[ "$$(sed '1,/-m sample chat/d' "$$folder/answers.txt" | grep -c .)" -ge 3 ] && \
+	grep -q '^os.path.join: ' "$$folder/answers.txt" && grep -q '^You are welcome' "$$folder/answers.txt" && \
+	echo 'smoke: three questions, three answers.' || \
+	{ cat "$$folder/answers.txt"; echo 'smoke: not the answers that were learned.'; exit 1; }
 
 check: setup-dev ## Check style and types
 	$(VENV)/bin/ruff check .

@@ -46,7 +46,7 @@ def small_talk() -> Iterator[tuple[str, str]]:
         for said in group["said"].split("|"):
             bare, mark = said.rstrip("?."), "?" if said.endswith("?") else "."
             seen.append(bare.lower())
-            for each in (bare, bare, bare + mark, bare + mark, bare + "!"):
+            for each in (bare, bare, bare, bare + mark, bare + mark, bare + "!") * 2:
                 yield each, group["answer"]
                 yield each.lower(), group["answer"]
             yield bare.upper(), group["answer"]
