@@ -76,7 +76,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None = None) -> Tensor:
         """Return (B, T, C): each token attends to those up to it."""
         B, T, C = x.shape  # noqa: N806
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
