@@ -102,10 +102,15 @@ runs/.finetuned: .make/finetune-settings runs/.trained chats/meta.json $(if $(wi
 	set -x; $(PY) -m train finetune --from $$base --data chats --minutes $(CHAT_MINUTES) $$options --resume
 	@touch $@
 
-chat: data/train.sa.json finetune ## Talk to the newest run (everything above is done first where it has to be)
+INDEXES := data/train.sa.json $(if $(CHATS),chats/train.sa.json)
+chats/train.sa.json: chats/meta.json
+	$(PY) -m prepare index chats
+	@touch $@
+
+chat: $(INDEXES) finetune ## Talk to the newest run (everything above is done first where it has to be)
 	$(PY) -m sample chat
 
-serve: data/train.sa.json finetune ## Talk to it in a browser instead, on http://127.0.0.1:8000
+serve: $(INDEXES) finetune ## Talk to it in a browser instead, on http://127.0.0.1:8000
 	$(PY) -m sample serve
 
 test: setup-dev ## Run the tests that end within minutes
@@ -144,7 +149,7 @@ format: setup-dev ## Mend style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|answers|sample|serve|contention|gpu for one
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|answers|tracing|sample|serve|contention|gpu for one
 	$(PY) -m tests.bench $(BENCH)
 
 faults: setup-dev ## Count what cannot be lost: power cuts, full disks, signals, kills, flipped bits (15 minutes)

@@ -17,7 +17,7 @@ echo "$2 $3" >> commands
 case "$2 $3" in
     "prepare corpus") mkdir -p corpus && echo text > corpus/a.txt && echo {} > "$6" ;;
     "prepare text") mkdir -p data && echo {} > data/meta.json && exit ${FAKE_PREPARE:-0} ;;
-    "prepare index") echo {} > data/train.sa.json ;;
+    "prepare index") echo {} > $4/train.sa.json ;;
     "prepare chats") mkdir -p chats && echo {} > chats/meta.json ;;
     "train pretrain") mkdir -p runs/quern && touch runs/quern/latest && exit ${FAKE_TRAIN:-0} ;;
     "train finetune") [ "$5" = quern ] && mkdir -p runs/$5-chat && touch runs/$5-chat/latest ;;
@@ -58,8 +58,8 @@ def make(tmp_path: Path) -> Make:
 
 
 CORPUS, TEXT, INDEX, TRAIN = "prepare corpus", "prepare text", "prepare index", "train pretrain"
-CHATS, TUNE, CHAT = "prepare chats", "train finetune", "sample chat"
-ALL = [CORPUS, TEXT, INDEX, TRAIN, CHATS, TUNE, CHAT]
+CHATS, INDEX, TUNE, CHAT = "prepare chats", "train finetune", "sample chat"
+ALL = [CORPUS, TEXT, INDEX, TRAIN, CHATS, INDEX, TUNE, CHAT]
 
 
 def test_chat_does_everything_once(make: Make) -> None:
@@ -74,7 +74,7 @@ def test_runs_that_were_deleted_are_trained_again(make: Make, tmp_path: Path) ->
     shutil.rmtree(tmp_path / "runs" / "quern-chat")
     assert make("chat") == (0, [TUNE, CHAT])
     shutil.rmtree(tmp_path / "runs")
-    assert make("chat") == (0, [TRAIN, CHATS, TUNE, CHAT])
+    assert make("chat") == (0, [TRAIN, CHATS, INDEX, TUNE, CHAT])
     assert make("chat") == (0, [CHAT])
 
 
@@ -83,14 +83,14 @@ def test_a_changed_source_is_ground_and_trained_again(make: Make, tmp_path: Path
     (tmp_path / "corpus" / "b.txt").write_text("more", encoding="utf-8")
     assert make("chat") == (0, ALL[1:])
     (tmp_path / "questions.jsonl.zst").write_text("other questions", encoding="utf-8")
-    assert make("chat") == (0, [CHATS, TUNE, CHAT])
+    assert make("chat") == (0, [CHATS, INDEX, TUNE, CHAT])
 
 
 @pytest.mark.parametrize(
     ("setting", "done_again"),
     [
-        ("MINUTES=4", [TRAIN, CHATS, TUNE, CHAT]),
-        ("PRESET=small", [TRAIN, CHATS, TUNE, CHAT]),
+        ("MINUTES=4", [TRAIN, CHATS, INDEX, TUNE, CHAT]),
+        ("PRESET=small", [TRAIN, CHATS, INDEX, TUNE, CHAT]),
         ("TOKENIZER=char", ALL[1:]),
         ("CHAT_MINUTES=1", [TUNE, CHAT]),
     ],
@@ -107,7 +107,7 @@ def test_a_training_that_was_stopped_is_taken_up_again(make: Make) -> None:
     code, commands = make("chat", FAKE_TRAIN="130")
     assert code != 0
     assert commands == [CORPUS, TEXT, INDEX, TRAIN]
-    assert make("chat") == (0, [TRAIN, CHATS, TUNE, CHAT])
+    assert make("chat") == (0, [TRAIN, CHATS, INDEX, TUNE, CHAT])
 
 
 def test_data_with_something_left_out_is_used_and_failed_data_is_not(make: Make) -> None:
@@ -125,10 +125,10 @@ def test_other_texts_have_no_conversations_but_those_that_are_named(
     assert make("chat", "SRC=notes.txt") == (0, [TEXT, INDEX, TRAIN, CHAT])
     (tmp_path / "my.jsonl").write_text("{}", encoding="utf-8")
     own = ("SRC=notes.txt", "CHATS=my.jsonl")
-    assert make("chat", *own) == (0, [CHATS, TUNE, CHAT])
+    assert make("chat", *own) == (0, [CHATS, INDEX, TUNE, CHAT])
     assert make("chat", *own) == (0, [CHAT])
     (tmp_path / "my.jsonl").write_text("{} {}", encoding="utf-8")
-    assert make("chat", *own) == (0, [CHATS, TUNE, CHAT])
+    assert make("chat", *own) == (0, [CHATS, INDEX, TUNE, CHAT])
 
 
 def test_help_is_the_default_and_names_every_target_of_the_agreement() -> None:
