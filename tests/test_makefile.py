@@ -58,7 +58,7 @@ def make(tmp_path: Path) -> Make:
 
 
 CORPUS, TEXT, INDEX, TRAIN = "prepare corpus", "prepare text", "prepare index", "train pretrain"
-CHATS, INDEX, TUNE, CHAT = "prepare chats", "train finetune", "sample chat"
+CHATS, TUNE, CHAT = "prepare chats", "train finetune", "sample chat"
 ALL = [CORPUS, TEXT, INDEX, TRAIN, CHATS, INDEX, TUNE, CHAT]
 
 
