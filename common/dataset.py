@@ -187,7 +187,10 @@ def open_data(path: Path) -> DataFolder:
     """Open a data folder; raise DataError where meta.json or a file's size is not as it was."""
     meta_path = path / META_NAME
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder. Make it: python -m prepare text SRC --out {path}")
+        raise DataError(
+            f"{path}: no such folder. Make it: python -m prepare text SRC --out {path}, or of "
+            "conversations with python -m prepare chats"
+        )
     try:
         meta = json.loads(meta_path.read_bytes())
         version = meta["format"]

@@ -33,8 +33,8 @@ MAX_RUNS = 100  # that began from one another: a circle of them would have no en
 class Passage:
     """A place in the training text."""
 
-    name: str  # of the file it was read from, or of the archive and its member
-    line: int | None  # in JSON lines; of the record or document in other files of several
+    name: str  # of the file it was read from, or archive and member; of several there, which
+    line: int | None  # in JSON lines
     before: str
     text: str
     after: str
@@ -84,6 +84,8 @@ class TracedData:
             whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)
         )
         name, line = self._data.document_name("train", document)
+        if line is not None and not name.endswith((".jsonl", ".ndjson")):
+            name, line = f"{name}, document {line:,}", None
         return Passage(
             name,
             line,

@@ -18,7 +18,7 @@ ROLE_OF_NAME: dict[str, Role] = {  # as data sets name those who speak, in lower
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "question", "q"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "ai", "model"), "assistant"),
-    **dict.fromkeys(("answer", "a"), "assistant"),
+    **dict.fromkeys(("bing", "bard", "answer", "a"), "assistant"),  # ShareGPT names some so
 }
 TOOLS = (
     "tool",
@@ -67,7 +67,8 @@ def role_of(name: object, where: str) -> Role:
     if role is not None:
         return role
     if name in TOOLS:
-        detail = "what tools were asked and gave has no place in a conversation of two."
+        detail = "what tools were asked and gave has no place in a conversation of two. "
+        detail += "Leave it out, or pass --on-error skip."
     else:
         detail = f"known are {', '.join(ROLE_OF_NAME)}. Rename it."
     raise ConversationError(where, "unknown role", f"{name!r}; {detail}")
@@ -102,7 +103,9 @@ def take_turns(messages: Iterable[Message], where: str) -> list[Message]:
         else:
             turns.append(Message(role, text))
     if not turns or turns[-1].role != "assistant":
-        detail = "there is no message." if not turns else "the last question has no answer."
+        detail = (
+            "there is no message." if not turns else "the last question has no answer. Drop it."
+        )
         raise ConversationError(where, "missing turn", detail)
     return turns if turns[0].text else turns[1:]  # an empty system text is none
 

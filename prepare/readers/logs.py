@@ -84,7 +84,7 @@ def log_conversations(
         names = ",".join(speaker for speaker, n in counts if n > 1)
         what = f'try --speakers "{names}".' if "," in names else "name files of these."
         raise UnreadableError(
-            f"{name}: no conversations recognised, which are JSON, CSV or parquet, an export of "
+            f"{name}: no conversations recognised; read are JSON, CSV or parquet, an export of "
             f'WhatsApp or Discord, or text with "NAME: " before each message; {what}'
         )
 
@@ -193,9 +193,11 @@ def export_conversations(
     if not has_me:
         there = ", ".join(repr(speaker) for speaker, _ in names.most_common(5)) or "nobody"
         found = "no --me" if config.me is None else f"no message of {config.me!r}"
-        raise DataError(
-            f"{name}: {found}, and it is an export of {shape}: --me says who of them is the "
-            f"assistant. There are {there}."
+        raise ConversationError(
+            name,
+            found,
+            f"it is an export of {shape}, and --me says who of them is the assistant. "
+            f"There are {there}.",
         )
 
 

@@ -225,7 +225,14 @@ def test_a_passage_names_the_member_of_the_archive_and_the_line(
     monkeypatch.chdir(tmp_path)
     texts = [f"record {i}, {'abcdefghij'[i] * 20} and more of it" for i in range(10)]
     lines = zstandard.compress(b"\n" + json_lines(texts))
-    inner = tar_of({"d/lines.jsonl.zst": lines, "d/b.txt": b"a text that is alone in its file"})
+    records = json.dumps([{"text": "first"}, {"text": "a poem of the second"}]).encode()
+    inner = tar_of(
+        {
+            "d/lines.jsonl.zst": lines,
+            "d/b.txt": b"a text that is alone in its file",
+            "d/c.json": records,
+        }
+    )
     written(tmp_path / "src" / "all.tar", tar_of({"in.tar": inner}))
     data = prepare([Path("src")], Path("data"), val_fraction=0)
     assert write_index(data, no_progress)
@@ -233,6 +240,7 @@ def test_a_passage_names_the_member_of_the_archive_and_the_line(
     for text, name, line in (
         ("so record 7, hhhhh", "src/all.tar/in.tar/d/lines.jsonl", 9),
         ("a text that is new", "src/all.tar/in.tar/d/b.txt", None),
+        ("a poem of the sea", "src/all.tar/in.tar/d/c.json, document 2", None),
     ):
         (span,) = tracer.trace(data.tokenizer().encode(text))
         assert [(passage.name, passage.line) for passage in span.passages] == [(name, line)]

@@ -107,11 +107,18 @@ def test_sentences_for_what_cannot_be_prepared(folder: Path) -> None:
 def test_left_out_conversations_are_listed_and_end_with_3(folder: Path) -> None:
     lines = lines_of([{"messages": []}, messages(SAID[0]), {"messages": [{"role": "x"}]}])
     (folder / "bad.jsonl").write_bytes(lines)
-    command = ["-m", "prepare", "chats", "bad.jsonl", "--on-error", "skip", "--val-fraction", "0"]
-    ended = run_python(command, folder)
+    (folder / "notes.txt").write_text("No conversation.\n")
+    author = {"name": "ben"}
+    said = {"author": author, "timestamp": "2024-01-01", "type": "Default", "content": "Hello"}
+    discord = {"guild": {}, "channel": {}, "messages": [said]}
+    (folder / "discord.json").write_text(json.dumps(discord))
+    command = ["-m", "prepare", "chats", "bad.jsonl", "notes.txt", "discord.json"]
+    ended = run_python([*command, "--on-error", "skip", "--val-fraction", "0"], folder)
     assert ended.returncode == 3
     assert "1 skipped, missing turn: bad.jsonl, line 1." in ended.stdout
     assert "1 skipped, no message: bad.jsonl, line 3." in ended.stdout
+    assert "1 skipped, no conversations recognised: notes.txt." in ended.stdout
+    assert "1 skipped, no --me: discord.json" in ended.stdout
 
 
 def test_inspect_shows_conversations_and_export_writes_them_as_they_are_read(folder: Path) -> None:

@@ -41,10 +41,12 @@ def check_vocabulary(data: DataFolder, saved: Path, state: dict[str, Any]) -> No
     name = state["tokenizer"]["file"]
     manifest = run_dir.read_json(saved / MANIFEST_NAME)
     if manifest["files"][name]["sha256"] != data.vocabulary_sha256:
+        remedy = f"text SRC --tokenizer {saved / name}"
+        if data.has_masks:
+            remedy = f"chats FILE --tokenizer {saved}"
         raise DataError(
             f"{data.path}: its vocabulary is not the one of {saved}: the same ids stand for other "
-            "text. Prepare it with that vocabulary: python -m prepare text SRC --tokenizer "
-            f"{saved / name}"
+            f"text. Prepare it with that vocabulary: python -m prepare {remedy}"
         )
 
 
