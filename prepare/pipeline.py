@@ -216,8 +216,8 @@ def _check_splits(run: _Run, rule: str, counts: dict[str, Any], stats: Stats) ->
     """Raise DataError where the split leaves nothing to train on; warn of what else is empty."""
     n_tokens = {split: counts["splits"][split]["tokens"] for split in SPLITS}
     why = {
-        "hash": "Equal documents go the same way, and few may: --val-fraction 0, or more text.",
-        "tail": "The documents are too short to be cut: --val-fraction 0, or more text.",
+        "hash": "Equal documents go the same way, few may: another --seed, --val-files, or more.",
+        "tail": "The documents are too short to be cut: --val-files, or more text.",
         "files": "What is in --val-files is for val alone: name other sources for train.",
     }[rule]
     if not n_tokens["train"]:
@@ -227,12 +227,12 @@ def _check_splits(run: _Run, rule: str, counts: dict[str, Any], stats: Stats) ->
             raise DataError(sentence)
         stats.warn(sentence)
     if not n_tokens["val"] and (rule == "files" or run.config.val_fraction):
-        stats.warn(f"Val is empty: training cannot say how well it goes. {why}")
+        stats.warn(f"Val is empty, and training asks for some. {why}")
     n_val = counts["splits"]["val"]["documents"]
     if run.config.is_chats and rule == "hash" and 0 < n_val < FEW_IN_VAL:
         stats.warn(
             f"Val holds {n_val} of {counts['n_documents']:,} conversations, none of which is cut "
-            "for it: its loss says little. More of them, or --val-fraction 0.3, say more."
+            "for it: its loss says little. More of them, or a larger --val-fraction, say more."
         )
 
 

@@ -190,7 +190,7 @@ def test_leaving_something_out_ends_with_3_and_lists_it(
 def test_a_val_that_is_empty_is_warned_of(sources: Path) -> None:
     process = prepare_here(sources, *TEXT, "equal.jsonl", "--seed", "1")
     assert process.returncode == 0, process.stderr
-    assert "Val is empty: training cannot say how well it goes. Equal" in process.stderr
+    assert "Val is empty, and training asks for some. Equal documents go" in process.stderr
     assert "Val is empty" in open_data(sources / "data").meta["warnings"][0]
     for arguments in (["good.txt"], ["equal.jsonl", "--val-fraction", "0"]):
         assert "Val is empty" not in prepare_here(sources, *TEXT, *arguments).stderr

@@ -26,7 +26,8 @@ def check_sizes(data: DataFolder, block_size: int) -> None:
         if not n_tokens:
             raise DataError(
                 f"{path}: is empty: no document was put there. Prepare the text again with "
-                "another --val-fraction, or other --val-files."
+                "another --val-fraction or --seed, or other --val-files; few documents may all "
+                "go the same way."
             )
         if n_tokens < block_size + 1 and not data.has_masks:
             remedy = f"pass --block-size {n_tokens - 1} or less, or " if n_tokens > 1 else ""
