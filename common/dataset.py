@@ -20,6 +20,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ class DataFolder:
     path: Path
     meta: dict[str, Any]
     _opened: dict[Split, Ids] = field(default_factory=dict, repr=False, compare=False)
+    _names: dict[Split, tuple[Any, mmap]] = field(default_factory=dict, repr=False, compare=False)
     _files: dict[Path, os.stat_result] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -148,17 +150,19 @@ class DataFolder:
         """Return the name of the file that a document, from 0, was in, and its number there.
 
         Numbers begin with 1: of a line in JSON lines, else of a record, a row, a text behind a
-        separator; None of what is alone in its file. An older data set knows no names.
+        separator; None of what is alone in its file. An older data set knows no names. From the
+        first call on the names stay open, as the ids do.
         """
         if f"{split}.names" not in self.meta["files"]:
             return f"{self.path.name}, document {number + 1:,}", None
-        with (self.path / f"{split}.names").open("rb") as file:
-            file.seek(number * NAME_DTYPE.itemsize)
-            (entry,) = np.frombuffer(file.read(NAME_DTYPE.itemsize), NAME_DTYPE)
-        with (self.path / NAMES_NAME).open("rb") as file:
-            file.seek(int(entry["name"]))
-            name = file.readline().decode("utf-8", "replace").removesuffix("\n")
-        return name, int(entry["number"]) or None
+        if split not in self._names:
+            entries = np.memmap(self.path / f"{split}.names", NAME_DTYPE, "r")
+            with (self.path / NAMES_NAME).open("rb") as file:
+                self._names[split] = entries, mmap(file.fileno(), 0, access=ACCESS_READ)
+        entries, names = self._names[split]
+        begin, place = entries[number].tolist()
+        name = names[begin : names.find(b"\n", begin)]
+        return name.decode("utf-8", "replace"), place or None
 
     def tokenizer(self) -> Tokenizer:
         """Load the vocabulary the ids belong to."""

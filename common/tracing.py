@@ -57,6 +57,7 @@ class TracedData:
         """Open the index; raise DataError where there is none of these ids."""
         self.suffixes = SuffixArray(data)
         self._data = data
+        data.document_name("train", 0)  # opens them: another data set may take this one's place
         self._token_bytes = list(data.tokenizer().token_bytes)
         self.special_ids = frozenset(data.meta["tokenizer"]["special_tokens"].values())
         for idx in self.special_ids:

@@ -219,6 +219,19 @@ def test_what_cannot_be_traced_is_left_out_and_said(tmp_path: Path) -> None:
     assert "gone: no such folder" in said()
 
 
+def test_passages_keep_their_names_where_another_data_set_takes_its_place(tmp_path: Path) -> None:
+    source = written(tmp_path / "quern.txt", b"the quern turns grain into flour\n" * 9)
+    other = written(tmp_path / "other.txt", b"other words, and many more of them\n" * 90)
+    data = prepare([source], tmp_path / "data", tokenizer="char")
+    assert write_index(data, no_progress)
+    tracer = Tracer([TracedData(data)])
+    ids = data.tokens("train")[:20].tolist()
+    before = tracer.trace(ids)
+    assert before[0].passages[0].name == str(source)
+    prepare([other, source], tmp_path / "data", tokenizer="char")
+    assert tracer.trace(ids) == before
+
+
 def test_a_passage_names_the_member_of_the_archive_and_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
