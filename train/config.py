@@ -88,7 +88,7 @@ class TrainConfig:
     )
     lora: int = setting(
         0, "Learn adapters of this rank only, merged into the weights on save; 0: all weights."
-        " By AdamW, at three times the rate.", at_least=0
+        " By AdamW, at twice the rate.", at_least=0
     )  # fmt: skip
     # as in "LoRA Without Regret" (Thinking Machines 2025): a rate then suits ranks of 1 to 512
     lora_alpha: float = setting(32.0, "Times this over the rank they count.", at_least=0)

@@ -13,7 +13,7 @@ from train.config import LENGTHS, TrainConfig
 from train.distributed.comm import ProcessGroup
 from train.preference import REFERENCE_NAME, reference_for
 from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED
-from train.setup.checks import check_vocabulary
+from train.setup.checks import check_sizes, check_vocabulary
 
 
 def finetune_options(
@@ -58,15 +58,18 @@ def location(data: DataFolder) -> dict[str, str]:
     return {"path": str(data.path.resolve()), "sha256": data.sha256}
 
 
-def base_data(checkpoint: Path) -> DataFolder:
+def base_data(checkpoint: Path, block_size: int) -> DataFolder:
     """Return the text that the run of a checkpoint was trained on; raise ConfigError without it."""
     before = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME)
-    path = Path(before.get("base_data", before["data"])["path"])
     try:
+        if "data" not in before:
+            raise DataError("It was imported.")
+        path = Path(before.get("base_data", before["data"])["path"])
         data = open_data(path)
         check_vocabulary(data, checkpoint, run_dir.read_json(checkpoint / run_dir.STATE_NAME))
         if data.has_masks:
             raise DataError(f"{path}: holds conversations, not text.")
+        check_sizes(data, block_size)
     except DataError as error:
         raise ConfigError(
             f"--mix takes text that {checkpoint.parent} was trained on, but that is not to be had. "

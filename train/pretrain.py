@@ -75,7 +75,7 @@ def new_run(
     else:
         shape = shape_of(init_from, data, model_options)
     check_sizes(data, shape.block_size)
-    base = base_data(init_from) if config.mix and init_from else None
+    base = base_data(init_from, shape.block_size) if config.mix and init_from else None
     reference = reference_for(data, config, shape, init_from and init_from / MODEL_NAME, device)
     source = make_source(data, config, shape.block_size, group, base=base, reference=reference)
     import_package(config.tracker)  # missing, it is to be said before a run is made

@@ -33,6 +33,13 @@ COMMANDS = {
     "no base": ["train", "finetune", "--from", "nothing", "--data", "chats"],
     "too long": ["train", "finetune", "--from", "base", "--data", "long"],
     "nothing to mix in": ["train", "finetune", "--from", "moved", "--data", "chats", "--mix", ".1"],
+    "too little to mix in": [
+        *("train", "finetune", "--from", "base", "--data", "chats", "--mix", ".1"),
+        *("--block-size", "1000000"),
+    ],
+    "mixed with what was imported": [
+        *("train", "finetune", "--from", "imported", "--data", "chats", "--mix", ".1"),
+    ],
     "on chats": ["train", "finetune", "--from", "base-chat", "--data", "chats", *SHORT],
 }
 
@@ -56,6 +63,9 @@ def place(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.loads((moved / "config.json").read_text(encoding="utf-8"))
     settings["data"]["path"] = str(folder / "gone")
     (moved / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    imported = shutil.copytree(run, folder / "runs" / "imported")
+    del settings["data"]
+    (imported / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
@@ -110,6 +120,8 @@ def test_what_a_person_can_mend_is_one_sentence(ended: Ended) -> None:
     assert_one_sentence(
         ended["too long"], "long/train.bin: a conversation of it takes", "--context 16"
     )
+    assert_one_sentence(ended["too little to mix in"], "tokens, but --block-size 1000000 needs")
+    assert_one_sentence(ended["mixed with what was imported"], "It was imported. Or pass --mix 0")
     gone = "--mix takes text that runs/moved was trained on"
     assert_one_sentence(ended["nothing to mix in"], gone, "gone: no such folder", "--mix 0")
 

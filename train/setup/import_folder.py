@@ -98,7 +98,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _chat_template(source: Path) -> str | None:
     """Return the chat format of the network, where it is ours: another would not be kept to."""
     path = source / TEMPLATE_NAME
-    template = path.read_text("utf-8") if path.exists() else None
+    template = path.read_text("utf-8", "replace") if path.exists() else None
     if template not in (None, CHAT_TEMPLATE):
         log.warning("%s: not the chat format of this program: it continues texts.", path)
         return None
@@ -108,12 +108,10 @@ def _chat_template(source: Path) -> str | None:
 def _read_weights(source: Path, shape: ModelConfig, rows: int) -> dict[str, Tensor]:
     """Return our tensors in float32, made of those there; the vocabulary's with ``rows``."""
     index = source / INDEX_NAME
-    names = (
-        sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else [MODEL_NAME]
-    )
     place: dict[str, tuple[Path, str]] = {}  # where each is, under its name in the whole network
     try:
-        for path in (source / name for name in names):
+        names = {*_read_json(index)["weight_map"].values()} if index.exists() else {MODEL_NAME}
+        for path in sorted(source / name for name in names):
             with safe_open(str(path), framework="pt") as file:
                 keys = list(file.keys())
             place |= {key.removeprefix("transformer."): (path, key) for key in keys}
@@ -121,7 +119,7 @@ def _read_weights(source: Path, shape: ModelConfig, rows: int) -> dict[str, Tens
         ours = {}
         for name, parts in groupby(weights, key=attrgetter("source")):
             ours[name] = _joined([(part, _read(place, source, part)) for part in parts], source)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: its weights cannot be read ({error}).") from error
     known = {weight.name.removeprefix("transformer.") for weight in weights}
     for name in sorted(place.keys() - known):

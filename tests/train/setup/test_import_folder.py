@@ -17,6 +17,7 @@ from common.chat_format import CHAT_TEMPLATE
 from common.checkpoint import MODEL_NAME, load_checkpoint, newest_valid
 from common.errors import UserError
 from common.files import write_json
+from common.huggingface.network import INDEX_NAME
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.tokenizer import SPECIAL_TOKENS, CharTokenizer, Tokenizer
 from sample.export.run import export_run
@@ -196,6 +197,8 @@ def swap_merges(said: dict[str, Any]) -> None:
         (lambda folder: (folder / "config.json").write_text("[", "utf-8"), "cannot be read"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be taken over"),
         (lambda folder: (folder / MODEL_NAME).write_bytes(b"x"), "cannot be read"),
+        (lambda folder: (folder / INDEX_NAME).write_text("{}", "utf-8"), "cannot be read"),
+        (lambda folder: (folder / INDEX_NAME).write_text('{"weight_map": {"a": 1}}'), "be read"),
     ],
 )
 def test_what_is_not_ours_is_refused_by_its_name_and_makes_no_run(
