@@ -1,7 +1,7 @@
 """The index of a data folder: where in train.bin any run of ids stands, found in microseconds.
 
     train.sa         the positions in train.bin in the order of what begins there; uint32
-    train.sa.json    the parts it consists of, and the SHA-256 of the train.bin that it is of
+    train.sa.json    the parts it consists of, its SHA-256, and that of the train.bin that it is of
 
 A part covers whole documents, so many that sorting them fits any memory; its positions count from
 its first id. The order is that of the ids' bytes as they lie in the file, so that nothing is

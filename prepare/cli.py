@@ -241,9 +241,12 @@ def inspect(data: Path, show: int) -> None:
 @main.command()
 @data_argument
 def verify(data: Path) -> None:
-    """Check every hash and count of a data folder again."""
-    n_files = len(_open_verified(data).meta["files"])
-    click.echo(f"{data}: {n_files} files are as they were written.")
+    """Check every hash and count of a data folder again, and the hash of its index."""
+    from prepare.output.index import verify_index
+
+    opened = _open_verified(data)
+    verify_index(opened)
+    click.echo(f"{data}: {len(opened.meta['files'])} files are as they were written.")
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """train.bin -> train.sa, the index by which a text is found in it (common/suffix_array.py)."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 
 from common.dataset import DataFolder
 from common.errors import DataError, defer_signals
-from common.files import atomic_write, write_json
+from common.files import atomic_write, sha256_of, write_json
 from common.suffix_array import SA_FORMAT, SA_META_NAME, SA_NAME, SuffixArray
 
 PART_BYTES = 256 << 20  # of ids: sorting takes five times as much memory, 1.3 GB
@@ -39,6 +40,7 @@ def write_index(
         )
     width = data.dtype.itemsize
     bounds = _bounds(data, PART_BYTES // width)
+    (data.path / SA_META_NAME).unlink(missing_ok=True)  # of other positions than will be there
     progress = new_progress("index", bounds[-1] * width)
     with (data.path / "train.bin").open("rb") as ids, atomic_write(data.path / SA_NAME) as out:
         for first, end in pairwise(bounds):
@@ -46,9 +48,25 @@ def write_index(
             _sort(ids, width, (end - first) * width, out)
             progress((end - first) * width)
     made_of = data.meta["files"]["train.bin"]["sha256"]
-    index = {"format": SA_FORMAT, "bin_sha256": made_of, "bounds": bounds}
+    sha256 = sha256_of(data.path / SA_NAME)
+    index = {"format": SA_FORMAT, "bin_sha256": made_of, "bounds": bounds, "sha256": sha256}
     write_json(data.path / SA_META_NAME, index)
     return True
+
+
+def verify_index(data: DataFolder) -> None:
+    """Raise DataError where the index is damaged; none, or one of other ids, is never searched."""
+    try:
+        SuffixArray(data)
+    except DataError:
+        return
+    promised = json.loads((data.path / SA_META_NAME).read_bytes()).get("sha256")
+    if sha256_of(data.path / SA_NAME) != promised:
+        raise DataError(
+            f"{data.path / SA_NAME}: its SHA-256 is not the one in {SA_META_NAME}: it changed "
+            f"after it was written. Delete it and make it again: python -m prepare index "
+            f"{data.path}"
+        )
 
 
 def _bounds(data: DataFolder, n_ids: int) -> list[int]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.dataset import DataFolder
+from common.dataset import DataFolder, open_data
 from common.errors import DataError
-from common.suffix_array import SA_META_NAME, SA_NAME
+from common.suffix_array import SA_META_NAME, SA_NAME, SuffixArray
 from prepare.output import index
-from prepare.output.index import write_index
+from prepare.output.index import verify_index, write_index
 from tests.prepare.making import prepare, write_data
 from tests.prepare.readers.test_documents import written
 from tests.processes import run_python, start_python
@@ -67,6 +67,41 @@ def test_the_command_does_nothing_twice_and_anew_for_other_ids(tmp_path: Path) -
     done = run_python(["-m", "prepare", "index", "gone"], tmp_path)
     assert done.returncode == 1
     assert "gone: no such folder" in done.stderr
+
+
+def test_an_index_with_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
+    data = random_data(tmp_path / "data", [400])
+    verify_index(data)  # there is none
+    write_index(data, lambda name, size: id)
+    verify_index(data)
+    path = data.path / SA_NAME
+    raw = bytearray(path.read_bytes())
+    raw[801] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"train\.sa: its SHA-256 .* Delete it and make it again"):
+        verify_index(data)
+    path.unlink()
+    assert write_index(data, lambda name, size: id)
+    verify_index(data)
+
+
+def test_positions_without_their_bounds_are_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = ([*b"one person turns it"], [*b"others turn it more"])
+    data = write_data(tmp_path / "data", {"train": [[*one, BYTES.eot_id]], "val": []}, BYTES)
+    write_index(data, lambda name, size: id)
+    write_data(tmp_path / "data", {"train": [[*other, BYTES.eot_id]], "val": []}, BYTES)
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_index(open_data(data.path), lambda name, size: id)
+    write_data(tmp_path / "data", {"train": [[*one, BYTES.eot_id]], "val": []}, BYTES)
+    with pytest.raises(DataError, match="has no index"):
+        SuffixArray(open_data(data.path))
 
 
 def test_nothing_to_index_is_a_sentence(tmp_path: Path) -> None:
