@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.chat_format import TEMPLATE_NAME
+from common.chat_format import CHAT_TEMPLATE
 from common.errors import DataError
 from common.files import sha256_of, wrong_size
 from common.tokenizer import Tokenizer, load_tokenizer
@@ -107,8 +107,7 @@ class DataFolder:
     @property
     def chat_template(self) -> str | None:
         """How its conversations are written, in Jinja; None where it holds none."""
-        path = self.path / TEMPLATE_NAME
-        return path.read_text("utf-8") if self.has_masks else None
+        return CHAT_TEMPLATE if self.has_masks else None
 
     def blocks(self, split: Split, n_tokens: int) -> Iterator[Ids]:
         """Yield a split's ids, so many at a time: not mapped, so none stays in memory."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import Any, cast
 
 import numpy as np
@@ -156,8 +156,10 @@ def sample_lines(model: GPT, tokenizer: Tokenizer, data: DataFolder, seed: int) 
     ids = data.tokens("val")
     if not data.has_masks:
         return sample_line(model, tokenizer, ids, seed)
-    bounds = data.document_bounds("val")[: N_ASKED + 1]
-    asked = [ids[first:last].tolist() for first, last in pairwise(bounds)]
+    # by their ids, which stay open; a conversation has one more than the context at most
+    head = ids[: N_ASKED * 2 * (model.config.block_size + 2)]
+    ends = np.flatnonzero(head == tokenizer.eot_id)[:N_ASKED]
+    asked = [part.tolist() for part in np.split(head, ends + 1)[: len(ends)]]
     return "\n".join(answer_line(model, tokenizer, conversation) for conversation in asked)
 
 

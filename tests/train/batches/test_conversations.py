@@ -1,8 +1,10 @@
 """Conversations in rows: each once an epoch, whole, learned where its mask says so."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.chat_format import CHAT_TEMPLATE
 from common.dataset import DataFolder
 from common.device import Device
 from common.errors import DataError
@@ -22,9 +25,10 @@ from tests.train.chats import echoes, ids_and_mask, write_chats
 from train.batches.conversations import best_fit
 from train.batches.sources import ConversationSource, make_source
 from train.config import TrainConfig
-from train.evaluate import answer_line, evaluate, token_lengths
+from train.evaluate import answer_line, evaluate, sample_lines, token_lengths
 from train.loop import update
 from train.optim.optimizers import make_optimizer
+from train.setup.checks import check_sizes
 from train.trainer import Trainer
 
 T = 32
@@ -202,3 +206,18 @@ def test_answers_end_where_the_network_ends_them(
     for step in range(150):
         update(trainer, step, 2e-2)
     assert answer_line(model, chats.tokenizer(), ids) == asked + "'the'"
+
+
+def test_another_data_set_in_their_place_changes_nothing_of_a_run(
+    data: DataFolder, shape: ModelConfig, tmp_path: Path
+) -> None:
+    tokenizer, model = data.tokenizer(), random_model(shape)
+    talks = echoes(5, seed=0)
+    chats = write_chats(tmp_path / "chats", tokenizer, {"train": talks, "val": talks})
+    check_sizes(chats, T)  # as a run begins
+    before = sample_lines(model, tokenizer, chats, 0)
+    asked = [f"asked:  {said[0][1]!r}" in before for said in talks]
+    assert asked == [True] * 3 + [False] * 2
+    shutil.rmtree(chats.path)
+    assert sample_lines(model, tokenizer, chats, 0) == before
+    assert chats.chat_template == CHAT_TEMPLATE
