@@ -102,7 +102,9 @@ class DataFolder:
         """Map the bytes of a split's mask, (n_tokens,): the bits of chat_format.py."""
         if self.n_tokens(split) == 0:
             return np.zeros(0, np.uint8)
-        return np.memmap(self.path / f"{split}.mask", dtype=np.uint8, mode="r")
+        path = self.path / f"{split}.mask"
+        self._files[path] = path.stat()
+        return np.memmap(path, dtype=np.uint8, mode="r")
 
     @property
     def chat_template(self) -> str | None:

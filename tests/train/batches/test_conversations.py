@@ -221,3 +221,14 @@ def test_another_data_set_in_their_place_changes_nothing_of_a_run(
     shutil.rmtree(chats.path)
     assert sample_lines(model, tokenizer, chats, 0) == before
     assert chats.chat_template == CHAT_TEMPLATE
+
+
+def test_a_mask_that_is_written_over_is_a_sentence(data: DataFolder, tmp_path: Path) -> None:
+    talks = echoes(5, seed=0)
+    chats = write_chats(tmp_path / "chats", data.tokenizer(), {"train": talks, "val": talks})
+    make(chats)
+    chats.check_files()
+    path = chats.path / "train.mask"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(DataError, match=r"train\.mask: was written over while it was read"):
+        chats.check_files()
