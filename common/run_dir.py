@@ -43,9 +43,14 @@ def new_run(runs_dir: Path, name: str) -> Path:
 
 
 def find_run(runs_dir: Path, name: str | None) -> Path:
-    """Return the folder of the run called ``name``, or of the one that was last saved to."""
+    """Return the folder of the run called ``name``, or of the one that was last saved to.
+
+    A name may also be the folder itself, as messages print it: runs/NAME.
+    """
     runs = list_runs(runs_dir)
     if name is not None:
+        if Path(name).parent == runs_dir and not (runs_dir / name).exists():
+            name = Path(name).name
         if not (runs_dir / name / CONFIG_NAME).is_file():
             there = ", ".join(sorted(run.name for run in runs)) or "none"
             raise CheckpointError(f"{runs_dir / name}: no such run. Runs in {runs_dir}: {there}.")

@@ -163,7 +163,7 @@ def _tune(
         from train import finetune as tuning
         from train import pretrain as start
 
-        name = name or f"{base.partition(':')[0]}-{SUFFIX[command]}"
+        name = name or f"{Path(base.partition(':')[0]).name}-{SUFFIX[command]}"
         if unfinished := may_resume and start.unfinished_on(runs_dir, name, data, group):
             stopped_by = start.resume_run(unfinished, device, stop, group=group)
         else:

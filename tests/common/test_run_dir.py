@@ -132,6 +132,15 @@ def test_a_copy_is_not_newer_than_the_run_that_it_was_made_of(run: Path) -> None
 def test_a_run_that_is_not_there_is_named_beside_those_that_are(run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"runs/tinny: no such run. Runs in .*runs: tiny\."):
         find_run(run.parent, "tinny")
+
+
+def test_a_run_is_found_by_its_folder_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(run / "config.json", {"format": 1})
+    monkeypatch.chdir(run.parent.parent)
+    for name in ("tiny", "runs/tiny", "runs/tiny/"):
+        assert find_run(Path("runs"), name) == Path("runs/tiny")
+    with pytest.raises(CheckpointError, match=r"runs/tinny: no such run"):
+        find_run(Path("runs"), "runs/tinny")
     with pytest.raises(CheckpointError, match=r"no run with a checkpoint in it\. Train one first"):
         find_run(run.parent / "nowhere", None)
 

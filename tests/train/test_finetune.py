@@ -22,7 +22,7 @@ SHORT = [
     "--max-steps", "8", "--eval-interval", "4", "--log-interval", "1", "--device", "cpu",
     "--batch-size", "2", "--mix", "0.25",
 ]  # fmt: skip
-TUNE = ["train", "finetune", "--from", "base", "--data", "chats", *SHORT]
+TUNE = ["train", "finetune", "--from", "runs/base", "--data", "chats", *SHORT]
 COMMANDS = {
     "tuned": TUNE,
     "compared": ["train", "compare"],
