@@ -62,7 +62,7 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
         write_weights(loaded, info, out, dtype)
         return f"{out}: {dtype}, of {folder}. Talk to it: python -m sample chat {out}"
     check_stock(info.config)
-    unfinished = out.with_name(out.name + ".tmp")
+    unfinished = out.with_name(f".{out.name}.unfinished")  # no name that a person gives
     shutil.rmtree(unfinished, ignore_errors=True)
     make_folder(unfinished)
     try:

@@ -34,7 +34,9 @@ def test_a_killed_export_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     large_run(tmp_path, 256)
     out = tmp_path / "out"
     command = ["-m", "sample", "export", "large", out.name, "--to", "hf"]
-    unfinished = out.with_name(out.name + ".tmp")
+    unfinished = out.with_name(".out.unfinished")
+    persons = out.with_name("out.tmp")  # past bug: it was deleted
+    persons.mkdir()
     with start_python(command, tmp_path) as process:
         while not unfinished.exists() and process.poll() is None:
             time.sleep(0.001)
@@ -43,6 +45,7 @@ def test_a_killed_export_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     ended = run_python(command, tmp_path)  # what it left is no hindrance
+    assert persons.is_dir()
     assert ended.returncode == 0, ended.stderr
     assert out.exists()
     assert not unfinished.exists()
