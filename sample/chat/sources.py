@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from common.tracing import Passage
+from common.tracing import MIN_IDS, Passage
 from sample.text.sources import Sources
 from sample.text.terminal_text import MARK, MARK_END, escape_controls
 
@@ -24,6 +24,8 @@ def describe_sources(text: str, sources: Sources) -> Iterator[str]:
     n, n_traced = sources.n_tokens, sources.n_traced
     pieces = f", in {len(sources.spans):,} pieces" if len(sources.spans) > 1 else ""
     rest = f"; the other {n - n_traced:,} were put together anew." if n > n_traced else "."
+    if 0 < n < MIN_IDS:
+        rest = f"; pieces of fewer than {MIN_IDS} are not looked for."
     share = f"{n_traced:,} of {n:,} tokens ({100 * n_traced // max(n, 1)}%)"
     yield f"\n{share} stand word for word in the training text{pieces}{rest}"
     for span, number in numbers.items():

@@ -129,6 +129,12 @@ def test_what_was_left_out_is_said_and_of_an_empty_answer_that_it_is() -> None:
         run_line(chat, "/source")
 
 
+def test_of_a_short_answer_it_is_not_said_that_it_was_put_together_anew() -> None:
+    said = "\n".join(describe_sources("It is.", Sources(7, 0, [])))
+    assert "; pieces of fewer than 8 are not looked for." in said
+    assert "anew" not in said
+
+
 def test_names_and_passages_show_nothing_but_themselves() -> None:
     evil = "\x1b[2J\x9b\u202eexe.txt\n\u2066" + MARK_END
     span = SourceSpan(0, 8, 8, 3, [Passage(evil, 1, "x" * 10_000 + evil, evil * 99, evil)])
