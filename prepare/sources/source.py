@@ -29,7 +29,8 @@ RANGE_BYTES = 64 << 20  # enough for what a task costs besides, and small enough
 BLOCK_BYTES = 1 << 16
 # names of hidden files and folders, and of what macOS puts beside others; "." and ".." are none
 HIDDEN = re.compile(rb"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$))")
-NAMED, VAL, LINK = 1, 2, 4  # flags of a file: as Source's; its path is a symbolic link
+# flags of a file: as Source's; its path is a symbolic link; it is not a whole file
+NAMED, VAL, LINK, OTHER = 1, 2, 4, 8
 VAL_ALONE = bytes(flags & VAL for flags in range(256))
 
 
@@ -89,7 +90,7 @@ class SourceList:
 
     def append(self, source: Source) -> None:
         """Add a data set, a byte range, standard input, or what cannot be read."""
-        self.add((source, source.state()), source.n_read, 0, VAL * source.val)
+        self.add((source, source.state()), source.n_read, 0, VAL * source.val | OTHER)
 
     def add(self, item: Any, size: int, time: int, flags: int) -> None:
         """Add the path of a file, and what is known of it."""
@@ -113,6 +114,8 @@ class SourceList:
     @property
     def others(self) -> list[Source]:
         """Those that are not a file that was found, without a Source of each that is."""
+        if not any(flags & OTHER for flags in set(self.flags)):  # for speed: there are few
+            return []
         return [item[0] for item in self.items if not isinstance(item, bytes)]
 
     def __len__(self) -> int:
