@@ -134,7 +134,7 @@ smoke: ## Go a newcomer's way from nothing to an answer, on a small budget
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$$folder" && \
 	printf 'Hello\nWhat does os.path.join do?\nThanks\n' | \
-	$(MAKE) -C "$$folder" chat MINUTES=0.5 CHAT_MINUTES=1 > "$$folder/answers.txt" && \
+	$(MAKE) -C "$$folder" chat MINUTES=0.5 CHAT_MINUTES=1.5 > "$$folder/answers.txt" && \
 	[ "$$(sed '1,/-m sample chat/d' "$$folder/answers.txt" | grep -c .)" -ge 3 ] && \
 	grep -q '^os.path.join: ' "$$folder/answers.txt" && grep -q '^You are welcome' "$$folder/answers.txt" && \
 	echo 'smoke: three questions, three answers.' || \
