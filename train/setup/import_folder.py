@@ -139,7 +139,9 @@ def _read(place: dict[str, tuple[Path, str]], source: Path, weight: Weight) -> T
     path, key = place[name]
     with safe_open(str(path), framework="pt") as file:
         found: Tensor = file.get_tensor(key)
-    return (found.T if weight.is_transposed else found).float()
+    found = found.T if weight.is_transposed else found
+    # at once, as what is freed in between stays with the process: a quarter of the weights
+    return torch.empty(found.shape, dtype=torch.float32).copy_(found)
 
 
 def _joined(parts: list[tuple[Weight, Tensor]], source: Path) -> Tensor:
@@ -156,4 +158,4 @@ def _joined(parts: list[tuple[Weight, Tensor]], source: Path) -> Tensor:
                 f"{source}: {weight.name} is not the same as its gate's, so its MLP is not the "
                 "square of relu."
             )
-    return torch.cat([rows[key] for key in sorted(rows)])
+    return torch.cat([rows[key] for key in sorted(rows)]) if len(rows) > 1 else rows.popitem()[1]
