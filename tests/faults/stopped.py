@@ -42,7 +42,7 @@ PHASES = {
         ("learning", "prepare.tokens.sample.train_bpe", 1),
         ("encoding", "prepare.output.shard_writer.join_documents", 1),
         ("merge", "prepare.output.dataset_writer.TokenWriter.finish", 1),
-        ("commit", "prepare.output.commit._old_vocabularies", 1),
+        ("commit", "prepare.output.commit._old_others", 1),
     ],
     "train": [
         ("set-up", "train.pretrain.initial_model", 1),
