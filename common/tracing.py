@@ -9,7 +9,7 @@ Source: Liu et al. 2025, OLMoTrace (arXiv:2504.07096).
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, zip_longest
 from pathlib import Path
@@ -118,7 +118,11 @@ class Tracer:
 
     def trace(self, ids: Sequence[int]) -> list[Span]:
         """Return the spans of a text's ids with their passages, the longest first."""
-        found = sorted(self.spans(ids), key=lambda span: span[0] - span[1])
+        return self.with_passages(ids, self.spans(ids))
+
+    def with_passages(self, ids: Sequence[int], places: Iterable[tuple[int, int]]) -> list[Span]:
+        """Return what ``trace`` does of those spans that ``spans`` found."""
+        found = sorted(places, key=lambda span: span[0] - span[1])
         return [self._with_passages(ids, first, last) for first, last in found]
 
     def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -34,11 +34,12 @@ def trace_chunks(
     """
     n_before = 0
     for ids in chunks:
+        places = list(tracer.spans(ids))
         is_traced = np.zeros(len(ids), bool)
-        for first, last in tracer.spans(ids):
+        for first, last in places:
             is_traced[first:last] = True
         count(int(is_traced.sum()))
         if add_spans is not None:
-            add_spans(ids, n_before, tracer.trace(ids))
+            add_spans(ids, n_before, tracer.with_passages(ids, places))
         n_before += len(ids)
         yield ids

@@ -24,9 +24,7 @@ COPY_BYTES = 1 << 20
 NewProgress = Callable[[str, int], Callable[[int], object]]  # its name, and all bytes
 
 
-def write_index(
-    data: DataFolder, new_progress: Callable[[str, int], Callable[[int], object]]
-) -> bool:
+def write_index(data: DataFolder, new_progress: NewProgress) -> bool:
     """Write the index of a data folder, whole or not at all; False where it is there already.
 
     Raise DataError where there is nothing to index, or the sorting ends before its time.
