@@ -16,17 +16,16 @@ from common.dataset import open_data
 from common.device import choose_device
 from common.models.config import ModelConfig
 from tests.bench.learning import SHARED
-from train.batches.sources import make_source
+from tests.train.runs import make_trainer
 from train.config import TrainConfig, TrainPlan
 from train.loop import train
 from train.monitoring.loggers import make_logger
 from train.monitoring.metrics import Progress
-from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.setup.autotune import choose_batch_size
 from train.setup.network import initial_model
 from train.signals import StopRequest
-from train.trainer import Run, Trainer
+from train.trainer import Run
 
 N_STEPS = 20_000
 SETTLED = 1_000  # steps after which memory is expected to have all it needs
@@ -66,14 +65,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
             max_steps=n_steps, batch_size=choose_batch_size(config, shape, device),
             eval_interval=n_steps, save_interval=n_steps, compile="off",
         )  # fmt: skip
-        trainer = Trainer(
-            model,
-            make_optimizer(model, config),
-            make_source(data, config, model.config.block_size),
-            config,
-            device,
-            batch_size=plan.batch_size,
-        )
+        trainer = make_trainer(model, data, config, device, batch_size=plan.batch_size)
         (folder / "run").mkdir()
         logger = make_logger("none", folder / "run", 0, {})
         run = Run(folder / "run", trainer, plan, data, tokenizer, logger)

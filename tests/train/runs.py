@@ -1,6 +1,9 @@
 """Runs so small that they take a second or two, and what of them must not depend on stops."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.dataset import Ids
+from common.dataset import DataFolder, Ids
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from train.batches.sources import make_source
+from train.config import TrainConfig
 from train.evaluate import Score, evaluate, rows_at_once, window_batches
+from train.optim.optimizers import make_optimizer
 from train.pretrain import new_run
 from train.signals import StopRequest
+from train.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "n_layer": 1,
@@ -43,6 +50,39 @@ def options(**changed: Any) -> list[str]:
         for name, value in settings.items()
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
+
+
+def make_trainer(
+    model: GPT, data: DataFolder, config: TrainConfig, device: Device, *, batch_size: int
+) -> Trainer:
+    """Return what makes the updates of a network, as train.pretrain puts it together."""
+    source = make_source(data, config, model.config.block_size)
+    return Trainer(
+        model, make_optimizer(model, config), source, config, device, batch_size=batch_size
+    )
+
+
+def killed_at_flush(work: Callable[[], object], n: int) -> bool:
+    """Do ``work`` in a child that is killed at its nth flush to disk; tell whether it came there.
+
+    A kill loses nothing that was written, so flushing itself, most of the time, is left out.
+    """
+    left = n
+
+    def deadly(descriptor: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        os.fsync = deadly
+        work()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
 
 
 def pretrain(

@@ -128,9 +128,9 @@ def test_what_a_person_can_mend_is_one_sentence(ended: Ended) -> None:
 
 # Children train and go on, each killed at a flush to disk; the parent loads torch once for all.
 KILLED = """
-import os, pathlib, signal, sys
+import pathlib, sys
 import train.setup.autotune
-from tests.train.runs import pretrain
+from tests.train.runs import killed_at_flush, pretrain
 from train.pretrain import resume_run, weights_of
 from train.signals import StopRequest
 
@@ -144,25 +144,12 @@ def tune(name):
         max_steps=30, eval_interval=10, save_interval=3, log_interval=1,
     )
 
-def killed(work, left):
-    def deadly(descriptor):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        os.fsync = deadly
-        work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
 tune("whole")
 for n in (23, 50, 81):
     run = folder / "runs" / f"killed-{n}"
-    assert killed(lambda: tune(run.name), n)
-    assert killed(lambda: resume_run(run, "cpu", StopRequest()), 20)
-    assert not killed(lambda: resume_run(run, "cpu", StopRequest()), 0)
+    assert killed_at_flush(lambda: tune(run.name), n)
+    assert killed_at_flush(lambda: resume_run(run, "cpu", StopRequest()), 20)
+    assert not killed_at_flush(lambda: resume_run(run, "cpu", StopRequest()), 0)
 """
 
 

@@ -155,12 +155,11 @@ def test_the_last_checkpoint_of_a_finished_run_can_be_made_again(
 
 
 # For N = 1, 2, ... a child trains and is killed at the Nth flush to disk, another resumes; a third
-# may be killed in between. (A kill loses nothing that was written, so flushing itself is left out:
-# it takes most of the time.) The parent trains first, so that its children need not load anything.
+# may be killed in between. The parent trains first, so that its children need not load anything.
 KILLED_AT_EACH_FLUSH = """
-import os, pathlib, signal, sys
+import pathlib, sys
 import train.setup.autotune
-from tests.train.runs import pretrain
+from tests.train.runs import killed_at_flush, pretrain
 from train.pretrain import resume_run
 from train.signals import StopRequest
 
@@ -168,31 +167,16 @@ data, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 train.setup.autotune.MEASURE_S = 0.0
 short = {"max_steps": 6, "eval_interval": 4, "save_interval": 3, "log_interval": 1}
 
-def in_a_child(work, left):
-    def deadly(descriptor):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        os.fsync = deadly
-        work()
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFEXITED(status) and not os.WEXITSTATUS(status) or os.WTERMSIG(status) == 9
-    return os.WIFSIGNALED(status)
-
 pretrain(data, folder, "unstopped", **short)
 for n in range(1, 1000):
     name = f"killed-at-{n:03d}"
     run = folder / "runs" / name
-    if not in_a_child(lambda: pretrain(data, folder, name, **short), n):
+    if not killed_at_flush(lambda: pretrain(data, folder, name, **short), n):
         break
     if (run / "latest").exists():
         if n % 3 == 0:
-            in_a_child(lambda: resume_run(run, "cpu", StopRequest()), n // 3)
-        in_a_child(lambda: resume_run(run, "cpu", StopRequest()), 0)
+            killed_at_flush(lambda: resume_run(run, "cpu", StopRequest()), n // 3)
+        killed_at_flush(lambda: resume_run(run, "cpu", StopRequest()), 0)
 print(n - 1)
 """
 

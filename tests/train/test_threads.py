@@ -10,12 +10,10 @@ from common.dataset import DataFolder
 from common.device import Device
 from common.models.config import ARCHITECTURES, ModelConfig
 from tests.tiny import prepare_text, words
-from train.batches.sources import make_source
+from tests.train.runs import make_trainer
 from train.loop import update
-from train.optim.optimizers import make_optimizer
 from train.presets import PRESETS
 from train.setup.network import initial_model
-from train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +42,7 @@ def test_what_a_network_learns_does_not_depend_on_the_threads(
         config = preset.train_config({})
         model = initial_model(shape, config, None)
         model.train()
-        trainer = Trainer(
-            model,
-            make_optimizer(model, config),
-            make_source(data, config, model.config.block_size),
-            config,
-            cpu,
-            batch_size=8,
-        )
+        trainer = make_trainer(model, data, config, cpu, batch_size=8)
         for step, n_threads in enumerate(numbers):
             torch.set_num_threads(n_threads)
             update(trainer, step, 1e-3)

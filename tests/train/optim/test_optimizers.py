@@ -15,7 +15,7 @@ from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from tests.processes import run_python
-from tests.train.runs import options
+from tests.train.runs import make_trainer, options
 from train.batches.sources import make_source
 from train.config import TrainConfig
 from train.loop import update
@@ -140,15 +140,8 @@ def test_the_state_comes_back_and_goes_on_the_same(
     n_moments: int,
 ) -> None:
     model = fresh_model(tiny_config)
-    optimizer = make_optimizer(model, config)
-    trainer = Trainer(
-        model,
-        optimizer,
-        make_source(data, config, model.config.block_size),
-        config,
-        cpu,
-        batch_size=8,
-    )
+    trainer = make_trainer(model, data, config, cpu, batch_size=8)
+    optimizer = trainer.optimizer
     for step in range(3):
         update(trainer, step, 1e-2)
     tensors = optimizer.state_dict()

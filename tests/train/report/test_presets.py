@@ -16,17 +16,14 @@ from common.device import Device
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT, Attention, Block
 from tests.tiny import prepare_text, random_model, words
-from tests.train.runs import pretrain
-from train.batches.sources import make_source
+from tests.train.runs import make_trainer, pretrain
 from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
 from train.optim.lr_schedule import learning_rate_at
-from train.optim.optimizers import make_optimizer
 from train.presets import AUTO, PRESETS
 from train.report import presets as preset_table
 from train.setup.autotune import choose_batch_size
-from train.trainer import Trainer
 
 # Too large for ten quick steps, or for the memory of a small machine: fewer layers, as wide.
 FEWER_LAYERS = {
@@ -182,15 +179,7 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     settings |= {"max_steps": 10, "tokens_per_step": shape.block_size}
     config = TrainConfig(**settings)
     batch_size = choose_batch_size(config, shape, cpu)
-    optimizer = make_optimizer(model, config)
-    trainer = Trainer(
-        model,
-        optimizer,
-        make_source(long_data, config, model.config.block_size),
-        config,
-        cpu,
-        batch_size=batch_size,
-    )
+    trainer = make_trainer(model, long_data, config, cpu, batch_size=batch_size)
     rates = [learning_rate_at(step, 10, config) for step in range(10)]
     updates = [update(trainer, step, lr) for step, lr in enumerate(rates)]
     assert all(update.finite for update in updates)

@@ -15,10 +15,10 @@ from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import options_for
 from tests.tiny import random_model
+from tests.train.runs import make_trainer
 from train.batches.sources import make_source
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
-from train.optim.optimizers import make_optimizer
 from train.setup.autotune import (
     MeasuredSpeed,
     autotune,
@@ -31,7 +31,6 @@ from train.setup.autotune import (
     summary_lines,
 )
 from train.setup.memory import max_batch_size
-from train.trainer import Trainer
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -236,14 +235,7 @@ def test_the_plan_says_what_is_to_come(
     plan = TrainPlan(
         max_steps=2000, batch_size=2, eval_interval=500, save_interval=500, compile="off"
     )
-    trainer = Trainer(
-        model,
-        make_optimizer(model, config),
-        make_source(data, config, model.config.block_size),
-        config,
-        cpu,
-        batch_size=2,
-    )
+    trainer = make_trainer(model, data, config, cpu, batch_size=2)
     summary = "\n".join(summary_lines(trainer, plan, SPEED, data))
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     for words in (
