@@ -69,7 +69,7 @@ def killed_at_flush(work: Callable[[], object], n: int) -> bool:
     """
     left = n
 
-    def deadly(descriptor: object) -> None:
+    def deadly(fd: object) -> None:
         nonlocal left
         left -= 1
         if left == 0:

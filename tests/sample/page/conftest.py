@@ -1,6 +1,7 @@
 """A browser at the page, and what holds in every test: no request leaves, no error is logged."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.processes import start_python
 from tests.sample.page.server import FakeServer, fake_server
 
 # As root and without a screen or a network; nothing of it changes what a page sees.
@@ -118,6 +120,26 @@ class Visit:
         """Load the page again, as F5 does."""
         self.page.reload()
         self.page.wait_for_function("document.activeElement.id === 'prompt'")
+
+
+@contextmanager
+def serve_command(folder: Path, *options: str) -> Iterator[str]:
+    """Yield the address of `sample serve`, a process that runs in ``folder``."""
+    command = ["-m", "sample", "serve", "--port", "0", *options]
+    with start_python(command, folder) as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
+                    break
+            else:
+                raise AssertionError("".join(said))
+            yield found[0]
+        finally:
+            process.terminate()
+            process.communicate()
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.processes import start_python
 from tests.sample.chats import FORGED, make_chat_run
-from tests.sample.page.conftest import visiting
-from tests.sample.page.test_served import announced, metric
+from tests.sample.page.conftest import serve_command, visiting
+from tests.sample.page.test_served import metric
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +15,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the run that learned five conversations by heart."""
     folder = tmp_path_factory.mktemp("answers")
     make_chat_run(folder / "runs")
-    command = ["-m", "sample", "serve", "--port", "0", "--temperature", "0"]
-    with start_python(command, folder) as process:
-        try:
-            yield announced(process)
-        finally:
-            process.terminate()
-            process.communicate()
+    with serve_command(folder, "--temperature", "0") as address:
+        yield address
 
 
 def test_a_conversation_in_turns(browser: Browser, address: str) -> None:

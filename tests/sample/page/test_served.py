@@ -1,7 +1,6 @@
 """The page as `python -m sample serve` serves it, with a model whose every next letter is known."""
 
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,7 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.processes import start_python
-from tests.sample.page.conftest import visiting
+from tests.sample.page.conftest import serve_command, visiting
 
 CIRCLE = "abcdefgh"
 SOON_S = 20
@@ -21,23 +19,9 @@ N_ENDLESS = 1_000_000  # tokens: minutes of any machine's work
 @pytest.fixture(scope="module")
 def address(workplace: Path) -> Iterator[str]:
     """Serve the run that writes a to h in a circle."""
-    options = ["--port", "0", "--max-tokens", str(N_ENDLESS)]
-    with start_python(["-m", "sample", "serve", "circle", *options], workplace) as process:
-        try:
-            yield announced(process)
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def announced(process: "subprocess.Popen[str]") -> str:
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
-            return found[0]
-    raise AssertionError("".join(said))
+    options = ["--max-tokens", str(N_ENDLESS)]
+    with serve_command(workplace, "circle", *options) as address:
+        yield address
 
 
 def metric(address: str, name: str) -> float:

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.processes import start_python
-from tests.sample.page.conftest import visiting
+from tests.sample.page.conftest import serve_command, visiting
 from tests.sample.page.test_looks import TOO_WIDE, hold_contrast
-from tests.sample.page.test_served import announced
 from tests.sample.traced import SENTENCES, make_traced_runs
 
 GREEDY = ["--temperature", "0", "--max-new-tokens", "60"]
@@ -25,13 +23,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(place: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    arguments = ["-m", "sample", "serve", request.param, "--port", "0", *GREEDY]
-    with start_python(arguments, place) as process:
-        try:
-            yield announced(process)
-        finally:
-            process.terminate()
-            process.communicate()
+    with serve_command(place, request.param, *GREEDY) as address:
+        yield address
 
 
 @pytest.mark.parametrize("address", ["talk"], indirect=True)
