@@ -61,11 +61,6 @@ class Entry:
         call = f"\n\n{self.name}{self.signature}" if self.signature else ""
         return f"{self.name}: {self.text}{call}\n"
 
-    @property
-    def short_name(self) -> str:
-        """The last part of its name."""
-        return self.name.rpartition(".")[2]
-
 
 @cache
 def library() -> tuple[Entry, ...]:
