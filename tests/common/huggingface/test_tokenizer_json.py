@@ -17,6 +17,7 @@ from common.tokenizer import (
     special_ids_after,
 )
 from prepare.tokens.vocab_and_split import published_tokenizer
+from tests.common.huggingface.hostile import hostile_strings
 from tests.prepare.test_chunks import HOSTILE, PATTERNS, encodings, hostile_texts
 from tests.test_imports import ROOT
 from tests.tiny import words
@@ -63,6 +64,12 @@ def assert_same_ids(kind: str, text: str) -> None:
 @example(text=words(200))
 def test_hostile_texts_have_the_same_ids(kind: str, text: str) -> None:
     assert_same_ids(kind, text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_thousand_hostile_strings_have_the_same_ids(kind: str) -> None:
+    for text in hostile_strings(0, 20_000):
+        assert_same_ids(kind, text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
