@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from common.checkpoint import Checkpoint, SkipInit
 from common.errors import CheckpointError
 from common.files import atomic_write
+from common.huggingface.network import Weight
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import from_dict
@@ -42,6 +44,24 @@ class TensorToWrite:
     def n_numbers(self) -> int:
         """How many numbers it holds."""
         return prod(self.shape)
+
+
+def tensors_of(path: Path, weights: list[Weight]) -> list[TensorToWrite]:
+    """Return the tensors that ``weights`` make of those in the file ``path``, not read yet."""
+    tensors = []
+    with safe_open(str(path), framework="pt") as file:
+        for weight in weights:
+            shape = file.get_slice(weight.source).get_shape()
+            found = weight.of(torch.empty(1).expand(shape))  # without memory
+            read = partial(_read, path, weight)
+            tensors.append(TensorToWrite(weight.name, tuple(found.shape), read))
+    return tensors
+
+
+def _read(path: Path, weight: Weight) -> Tensor:
+    """Return a tensor; the file is mapped anew for each, so that none stays in memory."""
+    with safe_open(str(path), framework="pt") as file:
+        return weight.of(file.get_tensor(weight.source))
 
 
 def write_tensors(

@@ -7,14 +7,11 @@ import json
 import os
 import shutil
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
@@ -39,7 +36,7 @@ from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
 from sample.export.card import model_card
 from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import METADATA_KEY, SUFFIX, TensorToWrite, write_tensors
+from sample.weights_file import METADATA_KEY, SUFFIX, TensorToWrite, tensors_of, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
@@ -88,7 +85,7 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
     }
     source = info.folder / MODEL_NAME
     names = [Weight(name, name) for name in loaded.model.state_dict()]
-    write_tensors(path, _tensors(source, names), dtype, {METADATA_KEY: json.dumps(said)})
+    write_tensors(path, tensors_of(source, names), dtype, {METADATA_KEY: json.dumps(said)})
 
 
 def write_folder(
@@ -124,7 +121,7 @@ def write_folder(
     kind, special = settings["architectures"][0], list(tokenizer.special_tokens)
     card = model_card(info, kind, special, called, needs_code=config.ngrams > 0)
     write_text(folder / "README.md", card)
-    _write_shards(_tensors(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
+    _write_shards(tensors_of(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
 
 
 def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> None:
@@ -148,21 +145,3 @@ def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> Non
         weight_map |= {tensor.name: name for tensor in shard}
     index = {"metadata": {"total_size": n_total}, "weight_map": weight_map}
     write_json(folder / INDEX_NAME, index)
-
-
-def _tensors(path: Path, weights: list[Weight]) -> list[TensorToWrite]:
-    """Return the tensors that ``weights`` make of those in the file ``path``, not read yet."""
-    tensors = []
-    with safe_open(str(path), framework="pt") as file:
-        for weight in weights:
-            shape = file.get_slice(weight.source).get_shape()
-            found = weight.of(torch.empty(1).expand(shape))  # without memory
-            read = partial(_read, path, weight)
-            tensors.append(TensorToWrite(weight.name, tuple(found.shape), read))
-    return tensors
-
-
-def _read(path: Path, weight: Weight) -> Tensor:
-    """Return a tensor; the file is mapped anew for each, so that none stays in memory."""
-    with safe_open(str(path), framework="pt") as file:
-        return weight.of(file.get_tensor(weight.source))
