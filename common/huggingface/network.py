@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.models.config import ARCHITECTURES, ModelConfig
-from common.models.positions import ROPE_THETA
 from common.settings import from_dict
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ STOCK: dict[str, dict[str, tuple[Any, ...]]] = {
         "bias": (False,), "head_bias": (False,),
     },
     "layernorm": {
-        "norm_first": (True,), "positions": ("learned",), "mlp": ("gelu", "relu"),
-        "qk_norm": (False,), "head_bias": (False,), "ngrams": (0,),
+        "norm_first": (True,), "positions": ("learned",), "mlp": ("gelu", "gelu_erf", "relu"),
+        "qk_norm": (False,), "head_bias": (False,), "ngrams": (0,), "head_dim": (0,),
     },
 }  # fmt: skip
 SIZES = {  # their words for ours, by --norm
@@ -38,16 +37,27 @@ SIZES = {  # their words for ours, by --norm
         "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
         "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
         "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd", "intermediate_size": "n_inner",
-        "attention_dropout": "dropout",
+        "attention_dropout": "dropout", "head_dim": "head_dim", "rms_norm_eps": "norm_eps",
+        "rope_theta": "rope_theta",
     },
     "layernorm": {
         "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
         "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner", "resid_pdrop": "dropout",
+        "layer_norm_epsilon": "norm_eps",
     },
 }  # fmt: skip
-OPTIONAL = {"n_kv_head", "n_inner", "dropout"}
-ACTIVATIONS = {"swiglu": "silu", "relu2": "relu", "gelu": "gelu_new", "relu": "relu"}
-NO_SWITCH = {"rope_type": "default", "mlp_bias": False, "use_sliding_window": False}
+# What is not said has transformers' own default, where it is none of ours.
+OPTIONAL = {
+    "n_kv_head": 0, "n_inner": 0, "dropout": 0.0, "head_dim": 0, "norm_eps": 0.0,
+    "rope_theta": 10_000.0,
+}  # fmt: skip
+ACTIVATIONS = {
+    "swiglu": "silu", "relu2": "relu", "gelu": "gelu_new", "gelu_erf": "gelu", "relu": "relu"
+}  # fmt: skip
+NO_SWITCH = {
+    "rope_type": "default", "partial_rotary_factor": 1.0, "mlp_bias": False,
+    "use_sliding_window": False,
+}  # fmt: skip
 NOT_COMPARED = {  # what no result depends on, or is compared by a part of it
     "quern", "auto_map", "architectures", "rope_parameters", "attention_dropout", "resid_pdrop",
     "embd_pdrop", "attn_pdrop",
@@ -82,11 +92,12 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     ``quern`` in it holds our settings, by which an import finds what theirs have no word for.
     """
     values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads}
+    values |= {"head_dim": c.head_size, "norm_eps": c.eps}
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in SIZES[c.norm].items()}
     settings |= {"tie_word_embeddings": c.tied_head, "quern": asdict(c)}
     if c.norm == "layernorm":
         return settings | {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "layer_norm_epsilon": 1e-5,
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
             "activation_function": ACTIVATIONS[c.mlp], "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "embd_pdrop": c.dropout, "attn_pdrop": c.dropout,
@@ -103,10 +114,9 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
         settings |= {"ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
     return settings | {
         "model_type": kind, "architectures": [name], "hidden_act": activation,
-        "head_dim": c.head_size, "rms_norm_eps": 1e-6, "attention_bias": False,
-        # the first is read by transformers 4 and llama.cpp, the second by transformers 5
-        "rope_theta": ROPE_THETA,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "attention_bias": False,
+        # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
     }  # fmt: skip
 
 
@@ -121,22 +131,23 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
             f"{where}: is of a {kind}. Imported are gpt2, qwen3, llama and arcee, and what "
             "python -m sample export wrote."
         )
+    rope = said.get("rope_parameters") or said.get("rope_scaling") or {}
+    found = said | rope | {"rope_type": rope.get("rope_type", rope.get("type"))}
     if "quern" in said:
         config = replace(from_dict(ModelConfig, said["quern"], where), pad_vocab=1)
     else:
         is_gpt2 = kind == "gpt2"
         switches = ARCHITECTURES["gpt2" if is_gpt2 else "modern"]
         names = SIZES[str(switches["norm"])]
-        if lacking := [n for n, ours in names.items() if n not in said and ours not in OPTIONAL]:
+        if lacking := [n for n, ours in names.items() if n not in found and ours not in OPTIONAL]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
-        sizes = {ours: said.get(theirs) or 0 for theirs, ours in names.items()}
+        sizes = {ours: found.get(theirs) or OPTIONAL.get(ours) for theirs, ours in names.items()}
         sizes["tied_head"] = said.get("tie_word_embeddings", is_gpt2)
         activation = said.get("activation_function" if is_gpt2 else "hidden_act")
         known = {"silu": "swiglu", "relu": "relu" if is_gpt2 else "relu2", "relu2": "relu2"}
+        known |= {"gelu": "gelu_erf"} if is_gpt2 else {}
         sizes["mlp"] = known.get(str(activation), "gelu" if is_gpt2 else "swiglu")
         config = ModelConfig(**switches | sizes | {"qk_norm": kind == "qwen3"})
-    rope = said.get("rope_parameters") or said.get("rope_scaling") or {}
-    found = said | {name: rope[name] for name in ("rope_theta", "rope_type") if name in rope}
     for name, value in (config_json(config) | NO_SWITCH).items():
         if name not in NOT_COMPARED and found.get(name) not in (None, value):
             raise ConfigError(
@@ -187,7 +198,7 @@ def weights_of(c: ModelConfig) -> list[Weight]:
         Weight("model.norm.weight", "ln_f.weight"),
     ]
     found += [Weight(f"ngrams.{i}.weight", f"wge.{i}.weight") for i in range(c.ngrams - 1)]
-    q_end, k_end = c.n_embd, c.n_embd + c.kv_heads * c.head_size
+    q_end, k_end = c.n_head * c.head_size, (c.n_head + c.kv_heads) * c.head_size
     within = [
         ("self_attn.q_proj", "attn.c_attn", (0, q_end)),
         ("self_attn.k_proj", "attn.c_attn", (q_end, k_end)),

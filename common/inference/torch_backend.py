@@ -18,7 +18,7 @@ from common.inference.row import Logits, Position
 from common.models.gpt import GPT, Block
 from common.models.ngram import ngram_rows, shifted_ids
 
-# of a layer: queries, keys and values, (B, T, nh + 2 n_kv, hs) -> attention's output, (B, T, C)
+# of a layer: queries, keys and values, (B, T, nh + 2 n_kv, hs) -> attention's output, (B, T, nh hs)
 Attend = Callable[[int, Tensor], Tensor]
 
 LOGITS_BYTES = 1 << 26  # logits of a text are computed in parts of this size

@@ -18,19 +18,28 @@ class ModelConfig:
     n_kv_head: int = setting(
         0, "Heads of keys and values, shared among --n-head; 0: as many.", at_least=0
     )
-    n_embd: int = setting(384, "Channels; a multiple of --n-head.", at_least=1)
+    head_dim: int = setting(0, "Channels of a head; 0: --n-embd over --n-head.", at_least=0)
+    n_embd: int = setting(384, "Channels; a multiple of --n-head, but with --head-dim.", at_least=1)
     n_inner: int = setting(
         0,
         "Channels inside the MLP; 0: 4 times --n-embd, or 8/3 rounded up to 64 for swiglu.",
         at_least=0,
     )
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation.")
+    norm_eps: float = setting(
+        0.0, "Added under the root of norms; 0: 1e-6, of layernorm 1e-5.", at_least=0, below=1
+    )
     norm_first: bool = setting(True, "Normalise before each sublayer; off: after its residual sum.")
     positions: Literal["rope", "learned", "sinusoidal"] = setting(
         "rope", "Rotary, learned, or fixed sines and cosines that are added."
     )
-    mlp: Literal["swiglu", "gelu", "relu", "relu2"] = setting(
-        "swiglu", "Kind of MLP; relu2: the square of relu."
+    rope_theta: float = setting(
+        10_000.0, "Base of the angles of rotary positions; longer contexts take more.", at_least=1
+    )
+    mlp: Literal["swiglu", "gelu", "gelu_erf", "relu", "relu2"] = setting(
+        "swiglu",
+        "Kind of MLP; gelu: by tanh, as GPT-2's; gelu_erf: exact, as nanoGPT's; relu2: the square "
+        "of relu.",
     )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys, with weights.")
     bias: bool = setting(False, "Add biases to Linear and LayerNorm, as GPT-2 does.")
@@ -59,7 +68,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.n_embd % self.n_head != 0:
+        if not self.head_dim and self.n_embd % self.n_head != 0:
             raise ConfigError(
                 f"--n-embd is {self.n_embd} and --n-head is {self.n_head}: "
                 "the channels must divide evenly among the heads."
@@ -71,8 +80,8 @@ class ModelConfig:
             )
         if self.positions == "rope" and self.head_size % 2 != 0:
             raise ConfigError(
-                f"--n-embd {self.n_embd} over --n-head {self.n_head} gives heads of "
-                f"{self.head_size} channels: rotary positions need an even number."
+                f"--n-embd {self.n_embd} over --n-head {self.n_head}, or --head-dim, gives heads "
+                f"of {self.head_size} channels: rotary positions need an even number."
             )
         if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
             raise ConfigError(f"--n-embd is {self.n_embd}: sinusoidal positions need an even one.")
@@ -80,7 +89,17 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         """Channels of one head."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def eps(self) -> float:
+        """What is added under the root of norms."""
+        return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
+
+    @property
+    def qk_eps(self) -> float:
+        """The same where queries and keys are normalised, always by RMSNorm."""
+        return self.norm_eps or 1e-6
 
     @property
     def kv_heads(self) -> int:

@@ -32,8 +32,8 @@ MANUAL_TOKENS = 128
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """Return the normalisation that the config names, over ``size`` channels."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=1e-6)
-    return nn.LayerNorm(size, eps=1e-5, bias=config.bias)
+        return nn.RMSNorm(size, eps=config.eps)
+    return nn.LayerNorm(size, eps=config.eps, bias=config.bias)
 
 
 def attention(
@@ -72,13 +72,13 @@ class Attention(nn.Module):
         self.config = config
         C, hs, n_heads = config.n_embd, config.head_size, config.n_head + 2 * config.kv_heads  # noqa: N806
         self.c_attn = nn.Linear(C, n_heads * hs, bias=config.bias)
-        self.c_proj = nn.Linear(C, C, bias=config.bias)
-        self.q_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(hs, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.c_proj = nn.Linear(config.n_head * hs, C, bias=config.bias)
+        self.q_norm = nn.RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None = None) -> Tensor:
         """Return (B, T, C): each token attends to those up to it."""
-        B, T, C = x.shape  # noqa: N806
+        B, T, _ = x.shape  # noqa: N806
         nh, n_kv, hs = self.config.n_head, self.config.kv_heads, self.config.head_size
         q, k, v = self.c_attn(x).split((nh * hs, n_kv * hs, n_kv * hs), dim=-1)
         q = self.q_norm(q.view(B, T, nh, hs)).transpose(1, 2)  # (B, nh, T, hs)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
         dropout = self.config.dropout if self.training else 0.0
         y = attention(q, k, v, mask, self.config.attention, dropout)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -107,8 +107,8 @@ class MLP(nn.Module):
         h = self.c_fc(x)  # (B, T, inner)
         if self.kind == "swiglu":
             h = F.silu(self.c_gate(x)) * h
-        elif self.kind == "gelu":
-            h = F.gelu(h, approximate="tanh")
+        elif self.kind in ("gelu", "gelu_erf"):
+            h = F.gelu(h, approximate="tanh" if self.kind == "gelu" else "none")
         else:
             h = F.relu(h)
             if self.kind == "relu2":  # So et al. 2021, section 4.1 (arXiv:2109.08668)
@@ -157,8 +157,8 @@ class GPT(nn.Module):
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         elif config.positions == "rope":
-            angles = make_angles(config.block_size, config.head_size)  # (block_size, hs/2)
-            self.register_buffer("cos", angles.cos(), persistent=False)
+            angles = make_angles(config.block_size, config.head_size, config.rope_theta)
+            self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, hs/2)
             self.register_buffer("sin", angles.sin(), persistent=False)
         else:  # (block_size, C), sine and cosine in turns
             angles = make_angles(config.block_size, config.n_embd)

@@ -7,13 +7,13 @@ et al. 2021, section 3.4.2 (arXiv:2104.09864), of channels in halves as transfor
 import torch
 from torch import Tensor
 
-ROPE_THETA = 10_000.0  # the published base, of sinusoidal positions too: contexts here are short
+SINUSOIDAL_THETA = 10_000.0  # the published base
 Angles = tuple[Tensor, Tensor] | None  # their cosines and sines, each (1 or B, 1, T, hs/2)
 
 
-def make_angles(n_positions: int, size: int) -> Tensor:
+def make_angles(n_positions: int, size: int, theta: float = SINUSOIDAL_THETA) -> Tensor:
     """Return (n_positions, size / 2) angles: the position times a frequency for each pair."""
-    frequencies = ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
     return torch.outer(torch.arange(n_positions).float(), frequencies)
 
 

@@ -160,7 +160,7 @@ def flops_per_token(model: GPT) -> int:
     head = model.wte if c.tied_head else model.lm_head  # an embedding is looked up for nothing
     matrices = [head.weight, *(p for p in model.h.parameters() if p.dim() == 2)]
     of_matrices = sum(p.numel() * (6 if p.requires_grad else 4) for p in matrices)
-    return of_matrices + 12 * c.n_layer * c.n_embd * c.block_size
+    return of_matrices + 12 * c.n_layer * c.n_head * c.head_size * c.block_size
 
 
 def mfu(model: GPT, device: Device, tokens_per_second: float, *, world_size: int) -> float | None:

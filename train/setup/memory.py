@@ -26,11 +26,13 @@ MAX_ROWS = 1 << 20
 def activation_bytes(config: ModelConfig, n_rows: int, device_type: str) -> int:
     """Estimate what ``n_rows`` rows of block_size tokens keep for their backward pass, in float32.
 
-    Of each token and block: some 16 tensors as wide as the network and 3 as wide as its MLP. Of
-    the tokens whose logits the loss has at once: logits, log-probabilities and their gradient.
+    Of each token and block: some 16 tensors as wide as the network, or as its heads together where
+    that is more, and 3 as wide as its MLP. Of the tokens whose logits the loss has at once: logits,
+    log-probabilities and their gradient.
     """
     n_tokens = n_rows * config.block_size
-    in_blocks = n_tokens * config.n_layer * (16 * config.n_embd + 3 * config.inner_size)
+    width = max(config.n_embd, config.n_head * config.head_size)
+    in_blocks = n_tokens * config.n_layer * (16 * width + 3 * config.inner_size)
     n_classes = config.padded_vocab_size
     in_loss = 3 * n_classes * min(n_tokens, chunk_rows(n_classes, device_type))
     return FLOAT_BYTES * (in_blocks + in_loss)

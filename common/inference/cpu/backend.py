@@ -198,7 +198,8 @@ def _make_workspace(config: ModelConfig, n_rows: int, n_threads: int) -> Workspa
     return Workspace(
         counts=ints(3), rows=ints(B), positions=ints(B), blocks=ints(B + 1),
         logits_indices=ints(B), x=floats(B, C), normed=floats(B, C),
-        qkv=floats(B, padded((config.n_head + 2 * config.kv_heads) * hs)), attn_out=floats(B, C),
+        qkv=floats(B, padded((config.n_head + 2 * config.kv_heads) * hs)),
+        attn_out=floats(B, padded(config.n_head * hs)),
         inner=floats(B, inner), gate=floats(B if config.mlp == "swiglu" else 0, inner),
         queries=floats(n_threads, ROWS, hs), attn_weights=floats(n_threads, ROWS, n_positions),
         attn_sums=floats(n_threads, ROWS, PANEL),

@@ -23,13 +23,11 @@ from common.inference.cpu.gemm import EXACT, K_BLOCK, LOOSE, alloca, exp, gemm, 
 from common.inference.cpu.layout import ADD, NONE, PANEL, ROWS, SWIGLU
 from common.inference.cpu.threads import barrier, read, write
 
-LAYERNORM_EPS, RMSNORM_EPS = 1e-5, 1e-6
-
 
 @njit(fastmath=LOOSE, error_model="numpy")
-def norm(weights, at, x, n, layernorm, y):
+def norm(weights, at, x, n, layernorm, eps, y):
     """Normalise x (n,) into y (n,): RMSNorm, or LayerNorm; ``at`` says where its vectors begin."""
-    mean, eps = np.float32(0), LAYERNORM_EPS if layernorm else RMSNORM_EPS
+    mean = np.float32(0)
     if layernorm:
         for i in range(n):
             mean += x[i]
@@ -105,7 +103,7 @@ def _cache_heads(weights, ws, layer, group):
         if head < nh + n_kv:
             of_norm = at[layout.Q_NORM :] if head < nh else at[layout.K_NORM :]
             if of_norm[0] >= 0:
-                norm(weights, of_norm, own, hs, 0, own)
+                norm(weights, of_norm, own, hs, 0, weights.dims.qk_eps, own)
             if len(weights.cos):
                 apply_rope(own, weights.cos[position], weights.sin[position])
         if nh <= head < nh + n_kv:
@@ -148,8 +146,9 @@ def self_attention(weights, ws, layer, source, group):
 @njit
 def _norms(weights, at, x, n_rows, y, group):
     """Normalise each row of x (n_rows, C) into y; this thread's rows."""
+    dims = weights.dims
     for row in range(group.thread, n_rows, group.n_threads):
-        norm(weights, at, x[row], weights.dims.C, weights.dims.layernorm, y[row])
+        norm(weights, at, x[row], dims.C, dims.layernorm, dims.eps, y[row])
 
 
 @njit(fastmath=LOOSE, error_model="numpy")
@@ -180,18 +179,18 @@ def _mlp(weights, ws, layer, source, group):
 @njit
 def _head(weights, ws, group):
     """Compute the logits after the tokens of ws.logits_indices, and their logsumexp."""
-    C, n, ends = weights.dims.C, ws.counts[1], weights.ends  # noqa: N806
+    dims, n, ends = weights.dims, ws.counts[1], weights.ends
     for i in range(group.thread, n, group.n_threads):
         row = ws.normed[i]
-        for j in range(C):
+        for j in range(dims.C):
             row[j] = ws.x[ws.logits_indices[i], j]
-        if weights.dims.norm_first:
-            norm(weights, ends[layout.LN_F :], row, C, weights.dims.layernorm, row)
+        if dims.norm_first:
+            norm(weights, ends[layout.LN_F :], row, dims.C, dims.layernorm, dims.eps, row)
     barrier(group)
     gemm(weights, ends[layout.HEAD :], ws.normed, n, ws.logits, ws.logits, np.int64(NONE), group)
     barrier(group)
     for i in range(group.thread, n, group.n_threads):
-        ws.logsumexp[i] = logsumexp(ws.logits[i, : weights.dims.V])
+        ws.logsumexp[i] = logsumexp(ws.logits[i, : dims.V])
     barrier(group)
 
 

@@ -15,9 +15,10 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from common.inference.cpu.layout import ADD, GELU, PANEL, RELU, RELU2, ROWS, SWIGLU
+from common.inference.cpu.layout import ADD, GELU, GELU_ERF, PANEL, RELU, RELU2, ROWS, SWIGLU
 
 K_BLOCK = 512  # inputs summed at a time: a panel's are 128 KB, which stay in the cache meanwhile
+SQRT_HALF = np.float32(math.sqrt(0.5))
 LINE_BYTES = 64  # that memory delivers together
 # Sums may be made of several, as vectors do: only where that is the same for every token.
 EXACT, LOOSE = {"contract", "nsz"}, {"contract", "nsz", "reassoc"}
@@ -85,6 +86,23 @@ def exp(x):
     return (y * r * r + r + np.float32(1)) * exp2(n)
 
 
+@njit(fastmath=EXACT, error_model="numpy")
+def erf(x):
+    """Return the error function of x, within 4e-7 of it.
+
+    Source: Abramowitz and Stegun 1964, formula 7.1.26.
+    """
+    a = abs(x)
+    t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * a)
+    y = np.float32(1.061405429)
+    y = y * t - np.float32(1.453152027)
+    y = y * t + np.float32(1.421413741)
+    y = y * t - np.float32(0.284496736)
+    y = y * t + np.float32(0.254829592)
+    y = np.float32(1) - y * t * exp(-a * a)
+    return y if x >= 0 else -y
+
+
 def _gemm_panel(n_rows: int) -> Any:
     """Return what multiplies ``n_rows`` tokens with one panel's weights."""
     n = n_rows * PANEL
@@ -131,6 +149,10 @@ def _epilogue(y, other, n_rows, column, bias, op):
                 v = panel[j]
                 u = np.float32(math.sqrt(2 / math.pi)) * (v + np.float32(0.044715) * v * v * v)
                 panel[j] = v / (np.float32(1) + exp(np.float32(-2) * u))
+        elif op == GELU_ERF:
+            for j in range(PANEL):
+                v = panel[j]
+                panel[j] = v * (np.float32(0.5) + np.float32(0.5) * erf(v * SQRT_HALF))
         elif op == SWIGLU:
             up = other[row, column : column + PANEL]
             for j in range(PANEL):

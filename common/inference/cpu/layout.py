@@ -31,7 +31,7 @@ C_ATTN, ATTN_PROJ, C_FC, C_GATE, MLP_PROJ = range(8, 33, 5)
 LN_F, HEAD = 0, 2  # and at the end
 
 # What a product ends with, beside its bias: nothing, a sum with what was there, an activation.
-NONE, ADD, GELU, RELU, RELU2, SWIGLU = range(6)
+NONE, ADD, GELU, RELU, RELU2, SWIGLU, GELU_ERF = range(7)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -52,7 +52,9 @@ class Dims(NamedTuple):
     V: int
     norm_first: int  # 1: before each sublayer
     layernorm: int  # 1: LayerNorm, 0: RMSNorm
-    activation: int  # GELU, RELU, RELU2 or SWIGLU
+    activation: int  # GELU, GELU_ERF, RELU, RELU2 or SWIGLU
+    eps: float  # of norms, and of those of queries and keys
+    qk_eps: float
 
 
 class PackedWeights(NamedTuple):
@@ -86,7 +88,7 @@ class Workspace(NamedTuple):
     x: Floats  # (B, C)
     normed: Floats  # (B, C)
     qkv: Floats  # (B, (nh + 2 n_kv) hs)
-    attn_out: Floats  # (B, C)
+    attn_out: Floats  # (B, nh hs)
     inner: Floats  # (B, inner)
     gate: Floats  # (B, inner) for swiglu
     queries: Floats  # (threads, ROWS, hs)
@@ -99,7 +101,7 @@ class Workspace(NamedTuple):
     values: Floats  # (n_layer, n_rows, n_kv, panels, block_size, PANEL)
 
 
-ACTIVATIONS = {"gelu": GELU, "relu": RELU, "relu2": RELU2, "swiglu": SWIGLU}
+ACTIVATIONS = {"gelu": GELU, "gelu_erf": GELU_ERF, "relu": RELU, "relu2": RELU2, "swiglu": SWIGLU}
 
 INT8_MAX = 127  # -128 would have no opposite
 MIN_SCALE = 1e-30  # keeps weights of zeros from dividing by 0
@@ -186,6 +188,6 @@ def pack(model: GPT, *, int8: bool) -> PackedWeights:
         dims=Dims(
             C=config.n_embd, nh=config.n_head, n_kv=config.kv_heads, hs=config.head_size, V=V,
             norm_first=int(config.norm_first), layernorm=int(config.norm == "layernorm"),
-            activation=ACTIVATIONS[config.mlp],
+            activation=ACTIVATIONS[config.mlp], eps=config.eps, qk_eps=config.qk_eps,
         ),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The compiled backend: the same bits however a text is computed, in any shape, on any threads."""
 
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from common.inference.cpu.backend import MAX_TOKENS, ONE_THREAD_WEIGHTS, CpuBackend
-from common.inference.cpu.gemm import exp
+from common.inference.cpu.gemm import erf, exp
 from common.inference.row import Logits, Position
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
@@ -28,7 +29,8 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 768, "n_head": 12, "n_inner": 3072, "n_layer": 1},  # sums of several parts
     {"n_embd": 128, "n_kv_head": 2, "ngrams": 3, "ngram_rows": 40},
     {"n_embd": 576, "n_head": 9, "n_inner": 1537, "mlp": "relu2", "norm_first": False},
-    ARCHITECTURES["gpt2"] | {"n_embd": 64, "vocab_size": 257},
+    ARCHITECTURES["gpt2"] | {"n_embd": 64, "vocab_size": 257, "mlp": "gelu_erf"},
+    {"n_embd": 20, "n_head": 3, "n_kv_head": 1, "head_dim": 24, "norm_eps": 0.1, "rope_theta": 7e5},
 ]
 N = 40  # tokens; ROWS at a time leave none and some over
 
@@ -153,6 +155,12 @@ def test_exp_is_that_of_double_precision_within_two_units_of_the_last_place() ->
     assert np.abs(found / expected - 1).max() < 2 * np.finfo(np.float32).eps
     assert exp(np.float32(-1000)) == exp(np.float32(-87))
     assert np.isfinite(exp(np.float32(1000)))
+
+
+def test_erf_is_that_of_the_standard_library_within_4e_7() -> None:
+    x = np.linspace(-5, 5, 20_001).astype(np.float32)
+    found, expected = np.array([erf(v) for v in x]), np.array([math.erf(v) for v in x])
+    assert np.abs(found - expected).max() < 4e-7
 
 
 def kernel_threads() -> list[threading.Thread]:

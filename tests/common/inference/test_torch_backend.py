@@ -29,6 +29,8 @@ SWITCHES: list[dict[str, Any]] = [
     {"head_bias": True, "pad_vocab": 64},
     {"head_bias": True, "pad_vocab": 64, "tied_head": False},
     {"mlp": "gelu"},
+    {"mlp": "gelu_erf", "norm_eps": 0.1},
+    {"head_dim": 6, "n_embd": 30, "norm_eps": 0.1, "rope_theta": 50.0},
     {"mlp": "relu"},
     {"mlp": "relu2"},
     {"ngrams": 4, "ngram_rows": 50},

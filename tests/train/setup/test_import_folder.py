@@ -10,7 +10,14 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+from transformers import LlamaForCausalLM as Llama
 from transformers import Qwen3ForCausalLM as Qwen3
 
 from common.chat_format import CHAT_TEMPLATE
@@ -54,7 +61,10 @@ def save_by_transformers(folder: Path, kind: str, **changed: Any) -> Any:
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
         sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
         sizes |= {"max_position_embeddings": 32}
-        model = Qwen3(Qwen3Config(**{"vocab_size": n} | sizes | changed))
+        settings: Any = {"vocab_size": n} | sizes | changed
+        model = (
+            Qwen3(Qwen3Config(**settings)) if kind == "qwen3" else Llama(LlamaConfig(**settings))
+        )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -70,6 +80,19 @@ def save_by_transformers(folder: Path, kind: str, **changed: Any) -> Any:
         ("gpt2", {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
         ("qwen3", {"vocab_size": 320}),  # more rows than ids
         ("qwen3", {"tie_word_embeddings": True}),
+        (
+            "qwen3",
+            {"head_dim": 24, "rms_norm_eps": 1e-3, "rope_parameters": {"rope_theta": 1e6}},
+        ),
+        # as SmolLM2
+        (
+            "llama",
+            {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}
+            | {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72}
+            | {"tie_word_embeddings": True},
+        ),
+        ("llama", {"rms_norm_eps": 1e-5, "head_dim": None}),  # as TinyLlama
+        ("gpt2", {"activation_function": "gelu", "layer_norm_epsilon": 1e-3}),
     ],
 )
 def test_what_transformers_saved_has_its_logits_and_ids_also_exported_again(
@@ -183,9 +206,19 @@ def swap_merges(said: dict[str, Any]) -> None:
     ("spoil", "named"),
     [
         (edit("config.json", lambda c: c.update(model_type="mamba")), "is of a mamba"),
-        (edit("config.json", lambda c: c.update(rms_norm_eps=1e-5)), "rms_norm_eps is 1e-05"),
-        (edit("config.json", lambda c: c["rope_parameters"].update(rope_theta=1e6)), "rope_theta"),
-        (edit("config.json", lambda c: c.update(head_dim=16)), "head_dim is 16"),
+        (edit("config.json", lambda c: c.update(model_type="qwen3_moe")), "is of a qwen3_moe"),
+        (edit("config.json", lambda c: c.update(attention_bias=True)), "attention_bias is True"),
+        (edit("config.json", lambda c: c.update(use_sliding_window=True)), "use_sliding_window"),
+        (edit("config.json", lambda c: c["rope_parameters"].update(rope_type="llama3")), "llama3"),
+        (edit("config.json", lambda c: c.update(partial_rotary_factor=0.5)), "partial_rotary"),
+        (
+            edit(
+                "config.json",
+                lambda c: [c.pop("rope_parameters"), c.update(rope_scaling={"type": "linear"})],
+            ),
+            "rope_type is linear",
+        ),
+        (edit("config.json", lambda c: c.update(head_dim=16)), "do not fit"),
         (edit("config.json", lambda c: c.update(hidden_act="gelu")), "hidden_act is gelu"),
         (edit("config.json", lambda c: c.update(hidden_act="relu")), "is not the same as its gate"),
         (edit("config.json", lambda c: c.update(intermediate_size=40)), "do not fit"),
