@@ -88,7 +88,7 @@ def exp(x):
 
 @njit(fastmath=EXACT, error_model="numpy")
 def erf(x):
-    """Return the error function of x, within 4e-7 of it.
+    """Return the error function of x, within 5e-7 of it.
 
     Source: Abramowitz and Stegun 1964, formula 7.1.26.
     """

@@ -157,10 +157,10 @@ def test_exp_is_that_of_double_precision_within_two_units_of_the_last_place() ->
     assert np.isfinite(exp(np.float32(1000)))
 
 
-def test_erf_is_that_of_the_standard_library_within_4e_7() -> None:
+def test_erf_is_that_of_the_standard_library_within_5e_7() -> None:
     x = np.linspace(-5, 5, 20_001).astype(np.float32)
     found, expected = np.array([erf(v) for v in x]), np.array([math.erf(v) for v in x])
-    assert np.abs(found - expected).max() < 4e-7
+    assert np.abs(found - expected).max() < 5e-7
 
 
 def kernel_threads() -> list[threading.Thread]:
