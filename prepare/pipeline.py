@@ -34,9 +34,11 @@ from prepare.output.dataset_writer import merge
 from prepare.output.shard import Shard, shard_keys
 from prepare.output.shard_writer import EncodeJob
 from prepare.readers.documents import read_source
+from prepare.readers.json_values import OF_CHATS
 from prepare.report.summary import CUTS
 from prepare.sources.made_from import fingerprint_of, old_meta, stale_reason
 from prepare.sources.source import VAL, Progress, SourceList
+from prepare.sources.vocabulary import check_out
 from prepare.tokens.encode import EncodersDisagreeError
 from prepare.tokens.sample import CorpusSample, SampleJob, make_plan, with_some_val
 from prepare.tokens.vocab_and_split import MIN_DOCUMENTS, Plan, named_tokenizer
@@ -65,6 +67,7 @@ def prepare_corpus(
     Raise UserError for whatever in the sources or settings cannot be used; a data set that was
     there before is then as it was.
     """
+    check_out(out, config.tokenizer, is_chats=config.is_chats)
     unreadable = (source.error for source in sources.others if source.error)
     if config.on_error == "fail" and (error := next(unreadable, "")):
         raise DataError(error)
@@ -78,6 +81,8 @@ def prepare_corpus(
                     pass
             return old
         log.info("%s: made again: %s.", out, reason)
+    if config.text_key.partition(".")[0] in OF_CHATS:
+        log.warning("As text all is learned alike: python -m prepare chats learns the answers.")
     tasks = make_tasks(sources)
     with work_folder(out) as work:
         bound = partial(read, config=config)

@@ -1,12 +1,13 @@
 """train.bin -> train.sa, the index by which a text is found in it (common/suffix_array.py)."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -29,9 +30,15 @@ def write_index(data: DataFolder, new_progress: NewProgress) -> bool:
 
     Raise DataError where there is nothing to index, or the sorting ends before its time.
     """
-    with suppress(DataError):
-        SuffixArray(data)
-        return False
+    with _lock(data.path):
+        with suppress(DataError):
+            SuffixArray(data)
+            return False
+        _write(data, new_progress)
+        return True
+
+
+def _write(data: DataFolder, new_progress: NewProgress) -> None:
     if not data.n_tokens("train"):
         raise DataError(
             f"{data.path / 'train.bin'}: holds no tokens, so there is nothing to index."
@@ -49,7 +56,23 @@ def write_index(data: DataFolder, new_progress: NewProgress) -> bool:
     sha256 = sha256_of(data.path / SA_NAME)
     index = {"format": SA_FORMAT, "bin_sha256": made_of, "bounds": bounds, "sha256": sha256}
     write_json(data.path / SA_META_NAME, index)
-    return True
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other indexings away from a data folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"{folder}: another prepare index is at it. Wait for it."
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def verify_index(data: DataFolder) -> None:

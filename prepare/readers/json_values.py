@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 MAX_RECORD_BYTES = 256 << 20  # of its line, or its characters
 TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes, the limit of a record: split its text"
 AMONG_OTHERS = "Or leave out the records without it, and have them listed: --on-error skip."
+# Keys of conversations (shapes.py)
+OF_CHATS = {"messages", "conversations", "instruction", "question", "prompt", "answer", "chosen"}
 LONGEST_LITERAL = 16  # characters: -Infinity, or an escape, and some
 BLANKS = re.compile(r"[ \t\n\r]*")
 
@@ -22,6 +24,12 @@ def to_utf8(text: str) -> tuple[bytes, bool]:
     except UnicodeEncodeError:
         pairs = text.encode("utf-16", "surrogatepass")
         return pairs.decode("utf-16", "replace").encode("utf-8"), True
+
+
+def advice_on(keys: Iterable[str]) -> str:
+    """Return what to do where none of these keys is --text-key."""
+    chats = " Or learn the answers in it: python -m prepare chats." if OF_CHATS & set(keys) else ""
+    return f"Name the right one: --text-key.{chats}"
 
 
 def is_joined(line: bytes) -> bool:

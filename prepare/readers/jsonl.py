@@ -28,6 +28,7 @@ from prepare.readers.json_values import (
     MAX_RECORD_BYTES,
     TOO_LONG,
     JsonValues,
+    advice_on,
     is_joined,
     to_utf8,
 )
@@ -113,7 +114,7 @@ def record_text(record: Any, text_key: str, where: str) -> str:
     elif value is not NOTHING:
         found = f"{KINDS.get(type(value), value)} there"
     else:
-        found = _keys(record)
+        found, advice = _keys(record), advice_on(record)
     raise NoTextError(f"{where}: no text under the key {text_key!r}; found {found}. {advice}")
 
 
@@ -148,9 +149,7 @@ def value_at(record: Any, text_key: str) -> Any:
 def no_column(name: str, text_key: str, columns: list[str]) -> DataError:
     """Return the error for a table without the column."""
     names = ", ".join(map(repr, columns[:MAX_KEYS]))
-    return DataError(
-        f"{name}: no column {text_key!r}; there are {names}. Name the right one: --text-key."
-    )
+    return DataError(f"{name}: no column {text_key!r}; there are {names}. {advice_on(columns)}")
 
 
 def json_documents(

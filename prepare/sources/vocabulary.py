@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError
 from common.run_dir import CONFIG_NAME, STATE_NAME, checkpoints, read_pointer
 
 META_NAME = "meta.json"  # of a data folder; its module imports numpy
@@ -46,6 +47,18 @@ def vocabulary_file(name: str) -> Path | None:
     if described := described_vocabulary(name):
         return described[0] / str(described[1]["tokenizer"]["file"])
     return Path(name) if Path(name).is_file() else None
+
+
+def check_out(out: Path, tokenizer: str, *, is_chats: bool) -> None:
+    """Raise DataError where what is written would replace a run, or conversations their base."""
+    why = ""
+    if any((out / name).is_file() for name in (CONFIG_NAME, STATE_NAME)):
+        why = "a run, not a data folder"
+    described = described_vocabulary(tokenizer) if is_chats else None
+    if not why and described and described[0].resolve() == out.resolve():
+        why = "--out, and its vocabulary is taken: conversations would replace what is there"
+    if why:
+        raise DataError(f"{out}: is {why}. Choose another --out.")
 
 
 def block_size_of(name: str) -> int | None:

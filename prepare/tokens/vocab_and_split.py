@@ -238,9 +238,11 @@ def published_tokenizer(name: str) -> BytePairTokenizer:
     import tiktoken
 
     if name not in tiktoken.list_encoding_names():
+        run = Path("runs", name)
+        hint = f" The run of that name is {run}." if described_vocabulary(str(run)) else ""
         raise DataError(
             f"--tokenizer {name}: not bpe, not char, no file of that name, and tiktoken knows only "
-            f"{', '.join(sorted(tiktoken.list_encoding_names()))}."
+            f"{', '.join(sorted(tiktoken.list_encoding_names()))}.{hint}"
         )
     try:
         encoding = tiktoken.get_encoding(name)

@@ -76,7 +76,9 @@ def test_it_is_made_again_only_where_something_changed_and_leaves_no_mask_to_tex
         "--text-key",
         "messages.content",
     ]
-    assert run_python(text, folder).returncode == 0
+    said = run_python(text, folder)
+    assert said.returncode == 0
+    assert said.stderr.count("python -m prepare chats learns the answers") == 1
     assert not [*(folder / "out").glob("*.mask"), *(folder / "out").glob("*.jinja")]
     assert not open_data(folder / "out").has_masks
     assert "made again" in run_python(command, folder).stderr
@@ -93,6 +95,8 @@ def test_sentences_for_what_cannot_be_prepared(folder: Path) -> None:
         (["--speakers", "A,"], "--speakers A,: two names are needed"),
         (["--context", "3"], "5 questions without room for an answer in the context"),
         (["bad.jsonl"], "bad.jsonl, line 1: missing turn: there is no message"),
+        (["--out", "data"], "data: is --out, and its vocabulary is taken"),
+        (["--tokenizer", "runs/tiny", "--out", "runs/tiny"], "runs/tiny: is a run"),
     ]:
         command = ["-m", "prepare", "chats", "chats.jsonl", "--out", "out", *arguments]
         ended = run_python(command, folder)

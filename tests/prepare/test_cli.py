@@ -17,7 +17,7 @@ import zstandard
 from common.dataset import NAMES_NAME, SPLITS, open_data
 from common.tokenizer import SPECIAL_TOKENS
 from tests.prepare.making import json_lines, prepare, snapshot, tar_of, texts_of
-from tests.processes import assert_one_sentence, run_python, start_python
+from tests.processes import REPOSITORY, assert_one_sentence, run_python, start_python
 from tests.terminal import Terminal
 
 TEXT = ["text", "--tokenizer", "char", "--out", "data"]
@@ -45,6 +45,7 @@ def sources(tmp_path: Path) -> Path:
         "cut.tar": tar_of({"a": b"text" * 300})[:900],
         "named.xz": b"<html>404</html>",
         "key.jsonl": json_lines(["one"]) + b'{"body": "two"}\n',
+        "chats.jsonl": b'{"messages": [{"role": "user", "content": "one"}]}\n' * 2,
         "bad.txt": BAD_UTF8,
         "image.png": b"\0\1" * 50,
         "binary/image.png": b"\0\1" * 50,
@@ -59,6 +60,7 @@ def sources(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "hollow").mkdir()
+    shutil.copytree(REPOSITORY / "tests/fixtures/trained/tiny", tmp_path / "runs/tiny")
     return tmp_path
 
 
@@ -74,6 +76,12 @@ MENDABLE = {
     "cut tar": (["good.txt", "cut.tar"], ["cut.tar/a: cut short inside its archive, 812 bytes"]),
     "no xz": (["named.xz"], ["named.xz: named as xz, but the content is no archive"]),
     "no key": (["key.jsonl"], ["key.jsonl, line 2", "'text'", "'body'", "--text-key"]),
+    "chats": (["chats.jsonl"], ["'messages'", "Or learn the answers in it: python -m prepare"]),
+    "a run": (["good.txt", "--out", "runs/tiny"], ["runs/tiny: is a run, not a data folder."]),
+    "name of a run": (
+        ["good.txt", "--tokenizer", "tiny"],
+        ["--tokenizer tiny", f"The run of that name is {Path('runs/tiny')}."],
+    ),
     "bad bytes": (
         ["good.txt", "bad.txt", "--on-bad-bytes", "fail"],
         ["bad.txt, byte 13: 0xe9 is not UTF-8", "--on-bad-bytes replace"],

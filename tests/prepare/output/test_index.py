@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from prepare.output import index
 from prepare.output.index import verify_index, write_index
 from tests.prepare.making import prepare, write_data
 from tests.prepare.readers.test_documents import written
-from tests.processes import run_python, start_python
+from tests.processes import assert_one_sentence, run_python, start_python
 from tests.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()
@@ -67,6 +68,20 @@ def test_the_command_does_nothing_twice_and_anew_for_other_ids(tmp_path: Path) -
     done = run_python(["-m", "prepare", "index", "gone"], tmp_path)
     assert done.returncode == 1
     assert "gone: no such folder" in done.stderr
+
+
+def test_only_one_writes_an_index_at_a_time(tmp_path: Path) -> None:
+    data = random_data(tmp_path / "data", [400])
+    said = []
+
+    def other(name: str, size: int) -> Callable[[int], object]:
+        said.append(run_python(["-m", "prepare", "index", "data"], tmp_path))
+        return lambda n_bytes: None
+
+    assert write_index(data, other)
+    assert_one_sentence(said[0], "data: another prepare index is at it. Wait for it.")
+    verify_index(data)
+    assert not write_index(data, other)
 
 
 def test_an_index_with_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
