@@ -162,7 +162,8 @@ def newest_valid(
                 log.warning("Using %s instead.", folder)
             return folder
     raise CheckpointError(
-        f"{run}: holds no checkpoint that verifies. Train it anew: python -m train pretrain"
+        f"{run}: holds no checkpoint that verifies. Train it anew, by the command that began it: "
+        "python -m train pretrain, finetune or preference."
     )
 
 

@@ -42,10 +42,11 @@ def new_run(runs_dir: Path, name: str) -> Path:
             number += 1
 
 
-def find_run(runs_dir: Path, name: str | None) -> Path:
+def find_run(runs_dir: Path, name: str | None, *, imported: bool = True) -> Path:
     """Return the folder of the run called ``name``, or of the one that was last saved to.
 
-    A name may also be the folder itself, as messages print it: runs/NAME.
+    A name may also be the folder itself, as messages print it: runs/NAME. Without ``imported``,
+    none that train import made is the last.
     """
     runs = list_runs(runs_dir)
     if name is not None:
@@ -55,7 +56,11 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
             there = ", ".join(sorted(run.name for run in runs)) or "none"
             raise CheckpointError(f"{runs_dir / name}: no such run. Runs in {runs_dir}: {there}.")
         return runs_dir / name
-    newest = last_saved(runs)
+    newest = last_saved(
+        run
+        for run in runs
+        if imported or b'"imported_from"' not in (run / CONFIG_NAME).read_bytes()
+    )
     if newest is None:
         raise CheckpointError(
             f"{runs_dir}: no run with a checkpoint in it. Train one first: make train, or "

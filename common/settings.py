@@ -107,6 +107,9 @@ def options_for(
                 continue
             name = item.name.replace("_", "-")
             is_flag = kinds[item.name] is bool
+            meaning: str = item.metadata["help"]
+            if preset is not None and item.name in preset:
+                meaning = meaning.partition("  [default: ")[0]  # another one is shown
             command = click.option(
                 f"--{name}/--no-{name}" if is_flag else f"--{name}",
                 type=_click_type(kinds[item.name], item),
@@ -114,7 +117,7 @@ def options_for(
                 show_default=item.default is not None
                 if preset is None
                 else _shown_default(item, preset),
-                help=item.metadata["help"],
+                help=meaning,
             )(command)
         return command
 

@@ -130,3 +130,6 @@ def test_help_names_the_default_that_is_used() -> None:
         ("--momentum", "0.95"), ("--n-layer", "the preset's"), ("--tied-head", "on"),
     ]:  # fmt: skip
         assert f"[default: ({default})" in words.partition(f"{name} ")[2].partition("]")[0] + "]"
+    for command in ("pretrain", "finetune", "preference"):
+        words = " ".join(run_python(["-m", "train", command, "--help"], ROOT).stdout.split())
+        assert "] [default:" not in words

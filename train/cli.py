@@ -221,7 +221,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
         from common.run_dir import find_run
         from train.pretrain import Changes, resume_run
 
-        run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name)))
+        run = group.broadcast_from_rank0(lambda: str(find_run(runs_dir, name, imported=False)))
         stopped_by = resume_run(Path(run), device, stop, Changes(**changes), group)
     sys.exit(128 + stopped_by if stopped_by else 0)
 

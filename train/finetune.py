@@ -89,7 +89,8 @@ def source_of(
 ) -> Source:
     """Return what the run in ``folder`` learns from, as it was when it began."""
     base = opened_as_before(settings["base_data"]) if "base_data" in settings else None
-    reference = reference_for(data, config, shape, folder / REFERENCE_NAME, device)
+    kept, sha256 = folder / REFERENCE_NAME, settings.get("reference_sha256")
+    reference = reference_for(data, config, shape, kept, device, sha256)
     return make_source(data, config, shape.block_size, group, base=base, reference=reference)
 
 

@@ -27,7 +27,7 @@ from common.checkpoint import MODEL_NAME, SkipInit
 from common.dataset import DataFolder
 from common.device import Device
 from common.errors import CheckpointError, DataError
-from common.files import atomic_write, fsync
+from common.files import atomic_write, fsync, sha256_of
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.loss import IGNORED
@@ -112,11 +112,17 @@ def keep_reference(reference: GPT | None, checkpoint: Path, run: Path) -> None:
 
 
 def reference_for(
-    data: DataFolder, config: TrainConfig, shape: ModelConfig, weights: Path | None, device: Device
+    data: DataFolder,
+    config: TrainConfig,
+    shape: ModelConfig,
+    weights: Path | None,
+    device: Device,
+    sha256: str | None = None,
 ) -> GPT | None:
     """Return the network of ``weights``, which learns nothing; None where ``data`` asks for none.
 
-    With adapters it is the network that learns without them. Raise DataError without weights.
+    With adapters it is the network that learns without them. Raise DataError without weights,
+    CheckpointError where they cannot be read, or their ``sha256`` is another.
     """
     if not data.has_pairs:
         return None
@@ -130,6 +136,8 @@ def reference_for(
     with SkipInit():
         model = GPT(shape)
     try:
+        if sha256 not in (None, sha256_of(weights)):
+            raise RuntimeError("its content changed, by its SHA-256")
         model.load_state_dict(load_file(weights), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from common.checkpoint import MODEL_NAME, load_checkpoint, newest_valid
 from common.dataset import DataFolder, open_data
 from common.device import Device, choose_device
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import sha256_of, write_json
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.settings import from_dict
@@ -98,6 +98,8 @@ def new_run(
         "data": location(data),
         **environment(data, base, device),
     }
+    if reference and init_from:
+        settings["reference_sha256"] = sha256_of(init_from / MODEL_NAME)
     folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
     group.broadcast_from_rank0(lambda: write_json(folder / run_dir.CONFIG_NAME, settings))
     log.info("run         %s, preset %s", folder, preset)
@@ -270,8 +272,7 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
         )
     log.info(
         "length      %s steps in place of %s: from here on the learning rate is that of a "
-        "schedule over all of them",
-        f"{n_steps:,}", f"{planned:,}",
+        "schedule over all of them", f"{n_steps:,}", f"{planned:,}",
     )  # fmt: skip
     return n_steps
 

@@ -221,9 +221,13 @@ def test_stopped_and_resumed_it_has_the_same_bits_though_the_run_it_began_from_i
     assert kept.exists() == (not lora)
     if not lora:  # it never learns
         assert kept.read_bytes() == (tuned / "model.safetensors").read_bytes()
+        weights = kept.read_bytes()
         kept.unlink()
         with pytest.raises(CheckpointError, match="Without the weights that a run began with"):
             resume_run(run, "cpu", StopRequest(), Changes(max_steps=12))
+        kept.write_bytes(weights[:-4] + b"1234")
+        with pytest.raises(CheckpointError, match="its content changed, by its SHA-256"):
+            resume_run(run, "cpu", StopRequest(), Changes(max_steps=13))
 
 
 def test_with_adapters_the_reference_is_the_network_without_them(networks: Any) -> None:

@@ -140,7 +140,9 @@ def test_resume_without_a_sound_checkpoint_is_one_sentence(interrupted: Path) ->
     for manifest in interrupted.glob("step-*/manifest.json"):
         manifest.unlink()
     ended = run_python(RESUME, interrupted.parents[1])
-    assert_one_sentence(ended, "runs/tiny: holds no checkpoint that verifies. Train it anew")
+    assert_one_sentence(
+        ended, "runs/tiny: holds no checkpoint that verifies. Train it anew", "finetune"
+    )
 
 
 @pytest.mark.usefixtures("quick_plan")

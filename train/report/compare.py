@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -63,7 +64,13 @@ def _settings(run: Path) -> dict[str, str]:
     settings = {name: config.get(name) for name in ("preset", "device", "init_from")}
     data = config.get("data", {}).get("sha256")  # of an imported run it is not known
     settings |= {"data": data and data[:12], **config["model"], **config["train"]}
-    return {name: NO_VALUE if v is None else str(v)[:MAX_WIDTH] for name, v in settings.items()}
+    return {name: _shown(value) for name, value in settings.items()}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"  # 3e-4 doubled is 0.0006000000000000001
+    return NO_VALUE if value is None else str(value)[:MAX_WIDTH]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -181,5 +181,12 @@ def test_the_table_holds_figures_worked_out_by_hand(runs: Path) -> None:
     assert compare([runs / name for name in ("quern", "other", "empty")]) == TABLE_BY_HAND
 
 
-def test_equal_runs_differ_in_nothing(runs: Path) -> None:
+def test_equal_runs_differ_in_nothing_and_numbers_are_shown_without_their_rounding(
+    runs: Path,
+) -> None:
+    config = json.loads((runs / "other" / "config.json").read_bytes())
+    config["train"]["learning_rate"] = 3 * 2e-4  # 0.0006000000000000001
+    (runs / "other" / "config.json").write_text(json.dumps(config))
+    row = ["learning_rate", "0.001", "0.0006"]
+    assert differing_settings([runs / "quern", runs / "other"]) == [row]
     assert differing_settings([runs / "quern", runs / "quern"]) == []
