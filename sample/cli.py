@@ -142,6 +142,8 @@ def generate(
     config = GenerateConfig(**given(GenerateConfig, options))
     model = load(options)
     notify(f"{model.info.folder}: {model.info.loss_words}")
+    if model.info.is_chat:
+        notify("It was trained to answer, but this continues --prompt: python -m sample chat asks.")
     for notice in missing_notice(model.tokenizer, prompt):
         notify(notice)
     n, room = len(model.tokenizer.encode(prompt)), model.info.config.block_size

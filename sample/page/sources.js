@@ -6,6 +6,7 @@ import { byId, make, placeBeside } from "./dom.js";
 
 const WAIT_MS = 150; // on the way to the panel the pointer leaves the span
 const LONGEST = 240; // characters of a span, in the panel: the answer has them all
+const MIN_IDS = 8; // tokens of a span, as in common/tracing.py
 
 const spanOf = new WeakMap(); // an underlined element -> its span
 let shown = null; // the element that the panel is about
@@ -39,6 +40,7 @@ export function sourcesOf(value) {
 
 /** Return a sentence on the share of an answer that stands in the training text. */
 export function shareOf({ n_tokens, n_traced, spans }) {
+  if (n_tokens < MIN_IDS) return `Pieces of fewer than ${MIN_IDS} tokens are not looked for.`;
   if (n_traced === 0) return "Nothing of it stands word for word in the training text.";
   const percentage = Math.min(Math.max(1, Math.round((100 * n_traced) / n_tokens)), 99);
   const share = n_traced === n_tokens ? 100 : percentage;

@@ -127,5 +127,6 @@ def test_the_commands_know_which_run_answers(place: Path) -> None:
     others = run_each(commands, place)
     assert "It was trained to answer, but with --template raw it does not" in others["raw"].stderr
     assert others["generate"].stdout.startswith("Hello")
+    assert "It was trained to answer, but this continues --prompt" in others["generate"].stderr
     assert_one_sentence(others["base"])
     assert "--template chat: this is a base model, which never" in others["base"].stderr

@@ -154,11 +154,15 @@ def test_names_and_passages_are_text_whatever_they_hold(visit: Visit, indexed: F
     assert name.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "words"),
+    [(8, "Nothing of it stands word for word"), (7, "fewer than 8 tokens are not looked for")],
+)
 def test_an_answer_without_a_match_says_so_and_is_plain_text(
-    visit: Visit, indexed: FakeServer
+    visit: Visit, indexed: FakeServer, n_tokens: int, words: str
 ) -> None:
-    answered(visit, indexed, sources(n_traced=0))
-    expect(visit.messages.last).to_contain_text("Nothing of it stands word for word")
+    answered(visit, indexed, sources(n_traced=0) | {"n_tokens": n_tokens})
+    expect(visit.messages.last).to_contain_text(words)
     expect(visit.page.locator(".source")).to_have_count(0)
 
 
