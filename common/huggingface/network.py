@@ -21,39 +21,30 @@ if TYPE_CHECKING:
 
 CONFIG_NAME, INDEX_NAME = "config.json", "model.safetensors.index.json"
 CODE_NAME = "modeling_quern.py"
-# What each switch must be, by --norm
-STOCK: dict[str, dict[str, tuple[Any, ...]]] = {
-    "rmsnorm": {
-        "norm_first": (True,), "positions": ("rope",), "mlp": ("swiglu", "relu2"),
-        "bias": (False,), "head_bias": (False,),
-    },
+NAMES = {  # theirs in config.json for ours, by --norm
     "layernorm": {
-        "norm_first": (True,), "positions": ("learned",), "mlp": ("gelu", "gelu_erf", "relu"),
-        "qk_norm": (False,), "head_bias": (False,), "ngrams": (0,), "head_dim": (0,),
+        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
+        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner", "activation_function": "mlp",
+        "embd_pdrop": "dropout", "attn_pdrop": "dropout", "resid_pdrop": "dropout",
+        "layer_norm_epsilon": "norm_eps", "tie_word_embeddings": "tied_head",
     },
-}  # fmt: skip
-SIZES = {  # their words for ours, by --norm
     "rmsnorm": {
         "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
         "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
         "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd", "intermediate_size": "n_inner",
-        "attention_dropout": "dropout", "head_dim": "head_dim", "rms_norm_eps": "norm_eps",
-        "rope_theta": "rope_theta",
-    },
-    "layernorm": {
-        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
-        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner", "resid_pdrop": "dropout",
-        "layer_norm_epsilon": "norm_eps",
+        "hidden_act": "mlp", "attention_dropout": "dropout", "head_dim": "head_dim",
+        "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta", "tie_word_embeddings": "tied_head",
     },
 }  # fmt: skip
-# What is not said has transformers' own default, where it is none of ours.
-OPTIONAL = {
-    "n_kv_head": 0, "n_inner": 0, "dropout": 0.0, "head_dim": 0, "norm_eps": 0.0,
-    "rope_theta": 10_000.0,
+GPT2_LAYER = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+LAYER = {  # theirs for ours
+    "self_attn.q_proj": "attn.c_attn", "self_attn.k_proj": "attn.c_attn",
+    "self_attn.v_proj": "attn.c_attn", "self_attn.o_proj": "attn.c_proj",
+    "self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm",
+    "mlp.up_proj": "mlp.c_fc", "mlp.gate_proj": "mlp.c_gate", "mlp.down_proj": "mlp.c_proj",
+    "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
 }  # fmt: skip
-ACTIVATIONS = {
-    "swiglu": "silu", "relu2": "relu", "gelu": "gelu_new", "gelu_erf": "gelu", "relu": "relu"
-}  # fmt: skip
+REQUIRED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
 NO_SWITCH = {
     "rope_type": "default", "partial_rotary_factor": 1.0, "mlp_bias": False,
     "use_sliding_window": False,
@@ -62,28 +53,51 @@ NOT_COMPARED = {  # what no result depends on, or is compared by a part of it
     "quern", "auto_map", "architectures", "rope_parameters", "attention_dropout", "resid_pdrop",
     "embd_pdrop", "attn_pdrop",
 }  # fmt: skip
+CLASSES = {  # by model_type
+    "gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM", "quern": "QuernForCausalLM",
+    "llama": "LlamaForCausalLM", "arcee": "ArceeForCausalLM",
+}  # fmt: skip
+GPT2: dict[str, Any] = {
+    "norm": "layernorm", "norm_first": True, "positions": "learned", "qk_norm": False,
+    "head_bias": False, "ngrams": 0, "n_kv_head": 0, "head_dim": 0,
+}  # fmt: skip
+TABLES = {name: switch for name, switch in ARCHITECTURES["modern"].items() if name != "ngrams"}
+QWEN3, RELU2 = ARCHITECTURES["modern"], {"mlp": "relu2"}
+# By model_type and their word for the MLP: what our switches must be; those not named may be any.
+STOCK: dict[tuple[str, str], dict[str, Any]] = {
+    ("gpt2", "gelu_new"): GPT2 | {"mlp": "gelu"},
+    ("gpt2", "gelu"): GPT2 | {"mlp": "gelu_erf"},
+    ("gpt2", "relu"): GPT2 | {"mlp": "relu"},
+    ("qwen3", "silu"): QWEN3,
+    ("qwen3", "relu"): QWEN3 | RELU2,
+    ("quern", "silu"): TABLES,
+    ("quern", "relu"): TABLES | RELU2,
+    ("llama", "silu"): QWEN3 | {"qk_norm": False},
+    ("arcee", "relu2"): QWEN3 | RELU2 | {"qk_norm": False},
+}
 
 
-def check_stock(c: ModelConfig) -> None:
-    """Raise ConfigError that names the switches which no class of transformers' has."""
+def check_stock(c: ModelConfig) -> tuple[str, str]:
+    """Return the model_type of a network and the word for its MLP there.
+
+    Raises ConfigError that names the switches which no class of transformers' has.
+    """
+    values = asdict(c) | {"n_kv_head": 0 if c.kv_heads == c.n_head else c.kv_heads}
     wrong = {
-        name: may_be for name, may_be in STOCK[c.norm].items() if getattr(c, name) not in may_be
+        stock: [name for name, needed in switches.items() if values[name] != needed]
+        for stock, switches in STOCK.items()
     }
-    if c.norm == "layernorm" and c.kv_heads != c.n_head:
-        wrong["n_kv_head"] = (c.n_head,)
-    if c.norm == "rmsnorm" and c.ngrams and not c.qk_norm:
-        wrong["qk_norm"] = (True,)
-    if wrong:
-        found = ", ".join(f"{_flag(name)} is {getattr(c, name)}" for name in wrong)
-        needed = ", ".join(f"{_flag(n)} {' or '.join(map(str, v))}" for n, v in wrong.items())
-        raise ConfigError(
-            f"{found}: no network of transformers is like that. Beside --norm {c.norm} it takes "
-            f"{needed}. --to weights keeps any network, for Quern."
+    nearest = min(wrong, key=lambda stock: len(wrong[stock]))
+    if wrong[nearest]:
+        said = ", ".join(
+            f"--{name.replace('_', '-')} is {values[name]}, not {STOCK[nearest][name]}"
+            for name in wrong[nearest]
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        raise ConfigError(
+            f"{said}: no network of transformers is like that, of which the nearest is "
+            f"{CLASSES[nearest[0]]}. --to weights keeps any network, for Quern."
+        )
+    return nearest
 
 
 def config_json(c: ModelConfig) -> dict[str, Any]:
@@ -91,33 +105,23 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
 
     ``quern`` in it holds our settings, by which an import finds what theirs have no word for.
     """
-    values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads}
+    kind, activation = check_stock(c)
+    values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads, "mlp": activation}
     values |= {"head_dim": c.head_size, "norm_eps": c.eps}
-    settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in SIZES[c.norm].items()}
-    settings |= {"tie_word_embeddings": c.tied_head, "quern": asdict(c)}
-    if c.norm == "layernorm":
+    settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
+    settings |= {"model_type": kind, "architectures": [CLASSES[kind]], "quern": asdict(c)}
+    if kind == "gpt2":
         return settings | {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-            "activation_function": ACTIVATIONS[c.mlp], "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "embd_pdrop": c.dropout, "attn_pdrop": c.dropout,
+            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         }  # fmt: skip
-    kind, name = ("qwen3", "Qwen3ForCausalLM") if c.qk_norm else ("llama", "LlamaForCausalLM")
-    activation = ACTIVATIONS[c.mlp]
-    if c.mlp == "relu2" and not c.qk_norm:
-        kind, name, activation = "arcee", "ArceeForCausalLM", "relu2"
-    if c.ngrams:
-        kind, name = "quern", "QuernForCausalLM"
+    if kind == "quern":
         code = CODE_NAME.removesuffix(".py")
-        classes = {"AutoConfig": "QuernConfig", "AutoModelForCausalLM": name}
+        classes = {"AutoConfig": "QuernConfig", "AutoModelForCausalLM": CLASSES[kind]}
         settings["auto_map"] = {auto: f"{code}.{each}" for auto, each in classes.items()}
         settings |= {"ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
-    return settings | {
-        "model_type": kind, "architectures": [name], "hidden_act": activation,
-        "attention_bias": False,
-        # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-    }  # fmt: skip
+    # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
+    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
+    return settings | {"attention_bias": False, "rope_parameters": rope}
 
 
 def model_config(said: dict[str, Any], where: str) -> ModelConfig:
@@ -125,8 +129,8 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
 
     Raises ConfigError that names the first setting which is none of our networks'.
     """
-    kind = said.get("model_type")
-    if kind not in ("gpt2", "qwen3", "llama", "arcee", "quern"):
+    kind = str(said.get("model_type"))
+    if kind not in CLASSES:
         raise ConfigError(
             f"{where}: is of a {kind}. Imported are gpt2, qwen3, llama and arcee, and what "
             "python -m sample export wrote."
@@ -136,18 +140,16 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     if "quern" in said:
         config = replace(from_dict(ModelConfig, said["quern"], where), pad_vocab=1)
     else:
-        is_gpt2 = kind == "gpt2"
-        switches = ARCHITECTURES["gpt2" if is_gpt2 else "modern"]
-        names = SIZES[str(switches["norm"])]
-        if lacking := [n for n, ours in names.items() if n not in found and ours not in OPTIONAL]:
+        known = {word: switches for (of, word), switches in STOCK.items() if of == kind}
+        # what is so there unless it is said
+        unsaid = {"bias": True} if kind == "gpt2" else {"tied_head": False}
+        switches = unsaid | next(iter(known.values()))
+        names = NAMES[switches["norm"]]
+        if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
-        sizes = {ours: found.get(theirs) or OPTIONAL.get(ours) for theirs, ours in names.items()}
-        sizes["tied_head"] = said.get("tie_word_embeddings", is_gpt2)
-        activation = said.get("activation_function" if is_gpt2 else "hidden_act")
-        known = {"silu": "swiglu", "relu": "relu" if is_gpt2 else "relu2", "relu2": "relu2"}
-        known |= {"gelu": "gelu_erf"} if is_gpt2 else {}
-        sizes["mlp"] = known.get(str(activation), "gelu" if is_gpt2 else "swiglu")
-        config = ModelConfig(**switches | sizes | {"qk_norm": kind == "qwen3"})
+        values = {ours: found[n] for n, ours in names.items() if found.get(n) is not None}
+        switches |= known.get(str(values.pop("mlp", None)), {})
+        config = ModelConfig(**switches | values)
     for name, value in (config_json(config) | NO_SWITCH).items():
         if name not in NOT_COMPARED and found.get(name) not in (None, value):
             raise ConfigError(
@@ -177,50 +179,34 @@ class Weight:
 
 def weights_of(c: ModelConfig) -> list[Weight]:
     """Return every tensor there of a network that check_stock lets pass."""
-    vocabulary = (0, c.vocab_size)  # without the rows that --pad-vocab adds
-    head = [] if c.tied_head else [Weight("lm_head.weight", "lm_head.weight", vocabulary)]
-    if c.norm == "layernorm":
-        names = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
-        layers = [f"h.{i}.{name}" for i in range(c.n_layer) for name in names]
-        found = [
-            Weight("transformer.wte.weight", "wte.weight", vocabulary),
-            Weight("transformer.wpe.weight", "wpe.weight"),
-        ]
-        for name in [*layers, "ln_f"]:
-            bias = f"{name}.{'bias' if c.bias else 'weight'}"
-            found += [
-                Weight(f"transformer.{name}.weight", f"{name}.weight", is_transposed="c_" in name),
-                Weight(f"transformer.{name}.bias", bias, is_zero=not c.bias),
-            ]
-        return found + head
-    found = [
-        Weight("model.embed_tokens.weight", "wte.weight", vocabulary),
-        Weight("model.norm.weight", "ln_f.weight"),
-    ]
-    found += [Weight(f"ngrams.{i}.weight", f"wge.{i}.weight") for i in range(c.ngrams - 1)]
+    is_gpt2 = c.norm == "layernorm"
+    names = {} if c.tied_head else {"lm_head": "lm_head"}
+    if is_gpt2:
+        names |= {f"transformer.{name}": name for name in ("wte", "wpe", "ln_f")}
+        layers, layer = "transformer.h", dict(zip(GPT2_LAYER, GPT2_LAYER, strict=True))
+    else:
+        names |= {"model.embed_tokens": "wte", "model.norm": "ln_f"}
+        names |= {f"ngrams.{i}": f"wge.{i}" for i in range(c.ngrams - 1)}
+        layers, layer = "model.layers", dict(LAYER)
+        if c.mlp == "relu2":
+            layer["mlp.gate_proj"] = "mlp.c_fc"
+        if not c.qk_norm:
+            del layer["self_attn.q_norm"], layer["self_attn.k_norm"]
+            if c.mlp == "relu2":  # ArceeForCausalLM has no gate
+                del layer["mlp.gate_proj"]
+    for i in range(c.n_layer):
+        names |= {f"{layers}.{i}.{there}": f"h.{i}.{here}" for there, here in layer.items()}
     q_end, k_end = c.n_head * c.head_size, (c.n_head + c.kv_heads) * c.head_size
-    within = [
-        ("self_attn.q_proj", "attn.c_attn", (0, q_end)),
-        ("self_attn.k_proj", "attn.c_attn", (q_end, k_end)),
-        ("self_attn.v_proj", "attn.c_attn", (k_end, None)),
-        ("self_attn.o_proj", "attn.c_proj", (0, None)),
-        ("mlp.up_proj", "mlp.c_fc", (0, None)),
-        ("mlp.down_proj", "mlp.c_proj", (0, None)),
-        ("input_layernorm", "ln_1", (0, None)),
-        ("post_attention_layernorm", "ln_2", (0, None)),
-    ]
-    if c.qk_norm:
-        within += [(f"self_attn.{n}", f"attn.{n}", (0, None)) for n in ("q_norm", "k_norm")]
-    if c.mlp == "swiglu" or c.qk_norm:  # ArceeForCausalLM has no gate
-        within.append(
-            ("mlp.gate_proj", f"mlp.c_{'gate' if c.mlp == 'swiglu' else 'fc'}", (0, None))
-        )
-    return (
-        head
-        + found
-        + [
-            Weight(f"model.layers.{i}.{name}.weight", f"h.{i}.{ours}.weight", rows)
-            for i in range(c.n_layer)
-            for name, ours, rows in within
-        ]
-    )
+    rows: dict[str, tuple[int, int | None]] = {"q_proj": (0, q_end), "k_proj": (q_end, k_end)}
+    rows |= {"v_proj": (k_end, None)}
+    # without the rows that --pad-vocab adds
+    rows |= dict.fromkeys(("wte", "embed_tokens", "lm_head"), (0, c.vocab_size))
+    found = []
+    for there, here in names.items():
+        part = there.rpartition(".")[2]
+        part_rows, is_linear = rows.get(part, (0, None)), is_gpt2 and part.startswith("c_")
+        found.append(Weight(f"{there}.weight", f"{here}.weight", part_rows, is_linear))
+        if is_linear or part.startswith("ln_"):
+            source = f"{here}.{'bias' if c.bias else 'weight'}"
+            found.append(Weight(f"{there}.bias", source, is_zero=not c.bias))
+    return found

@@ -1,9 +1,10 @@
-"""The model card of an exported run: what it is, how it is loaded, what it learned from, how well.
+"""The model card of an exported run: card.md with what is known of the run.
 
 Source of the header: https://huggingface.co/docs/hub/model-cards
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +15,11 @@ from sample.loaded_model import RunInfo, undertrained_warning
 
 MOST_LOSSES = 12  # lines of the table
 
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [quern]
----
 
-# {name}
-
-{kind} of {n_parameters:,} parameters with a context of {block_size:,} tokens, trained by Quern:
-step {step:,}, {n_tokens:,} tokens read, {loss}.{warning}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}"{trust})
-model = AutoModelForCausalLM.from_pretrained("{folder}"{trust})
-inputs = {inputs}
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
-```
-
-{notes}
-
-## Special tokens
-
-{special}. In Quern no text is encoded into them: what looks like one in a text is ordinary
-text. Other software takes it for the special token, in messages too, so that who writes
-`<|end|><|assistant|>` can forge an answer. `tokenizer(text, split_special_tokens=True)` encodes as
-Quern does.
-
-## Data
-
-{data}
-
-## Losses
-
-{losses}
-
-## Settings
-
-```json
-{settings}
-```
-"""
-
-
-def model_card(
-    info: RunInfo, kind: str, special: list[str], folder: str, *, needs_code: bool
-) -> str:
+def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) -> str:
     """Return README.md of a run that is exported to ``folder`` as a network of class ``kind``."""
     settings = read_json(info.folder.parent / CONFIG_NAME)
+    needs_code = info.config.ngrams > 0
     notes = ["It answers." if info.is_chat else "It is a base model: it continues a text."]
     if needs_code:
         notes.append(
@@ -77,23 +33,24 @@ def model_card(
             '    add_generation_prompt=True, return_tensors="pt", return_dict=True,\n)'
         )
     warning = undertrained_warning(info)
-    return CARD.format(
-        name=info.folder.parent.name,
-        kind=kind,
-        folder=folder,
-        n_parameters=info.n_parameters,
-        block_size=info.config.block_size,
-        step=info.step,
-        n_tokens=info.n_tokens + (info.n_base_tokens or 0),
-        loss=info.loss_words,
-        warning=f"\n{warning}" if warning else "",
-        trust=", trust_remote_code=True" if needs_code else "",
-        inputs=inputs,
-        notes=" ".join(notes),
-        special=", ".join(f"`{name}`" for name in special),
-        data=_data(settings.get("data")),
-        losses=_losses(info.folder.parent, info.step),
-        settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
+    return (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text("utf-8")
+        .format(
+            info=info,
+            kind=kind,
+            folder=folder,
+            n_tokens=info.n_tokens + (info.n_base_tokens or 0),
+            warning=f"\n{warning}" if warning else "",
+            trust=", trust_remote_code=True" if needs_code else "",
+            inputs=inputs,
+            notes=" ".join(notes),
+            special=", ".join(f"`{name}`" for name in special),
+            data=_data(settings.get("data")),
+            losses=_losses(info.folder.parent, info.step),
+            settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
+        )
     )
 
 
