@@ -96,10 +96,8 @@ def new_run(
         "train": saved_settings(config, plan),
         "time_limit": new_limit(config),
         "data": location(data),
-        **environment(data, base, device),
+        **environment(data, base, device, init_from if reference else None),
     }
-    if reference and init_from:
-        settings["reference_sha256"] = sha256_of(init_from / MODEL_NAME)
     folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
     group.broadcast_from_rank0(lambda: write_json(folder / run_dir.CONFIG_NAME, settings))
     log.info("run         %s, preset %s", folder, preset)
@@ -114,10 +112,13 @@ def new_run(
         return train_with_rollback(run, progress, stop)
 
 
-def environment(data: DataFolder, base: DataFolder | None, device: Device) -> dict[str, Any]:
+def environment(
+    data: DataFolder, base: DataFolder | None, device: Device, reference: Path | None
+) -> dict[str, Any]:
     """Return the part of config.json that no setting is in."""
     python = platform.python_version()
     return {
+        **({"reference_sha256": sha256_of(reference / MODEL_NAME)} if reference else {}),
         **({"base_data": location(base)} if base else {}),
         "vocabulary_sha256": data.vocabulary_sha256,
         "device": str(device),
@@ -247,10 +248,9 @@ def load_run(
         group.broadcast_from_rank0(lambda: write_json(config_path, settings))
     add_lora(loaded.model, config.lora, config.lora_alpha, config.seed)
     model = parallelize(loaded.model, config, device, group)
-    first_step = plan.after(limit, progress.decisions).first_logged_step(step)
+    first = plan.after(limit, progress.decisions).first_logged_step(step)
     source = source_of(folder, settings, data, config, model.config, device, group)
-    tokenizer = loaded.tokenizer
-    run = make_run(folder, settings, model, source, data, tokenizer, device, group, first_step)
+    run = make_run(folder, settings, model, source, data, loaded.tokenizer, device, group, first)
     progress = restore(run, saved, state)
     log.info("resuming    %s after step %s", saved, f"{step:,}")
     return run, progress
@@ -272,7 +272,8 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
         )
     log.info(
         "length      %s steps in place of %s: from here on the learning rate is that of a "
-        "schedule over all of them", f"{n_steps:,}", f"{planned:,}",
+        "schedule over all of them",
+        f"{n_steps:,}", f"{planned:,}",
     )  # fmt: skip
     return n_steps
 
@@ -282,8 +283,7 @@ def unfinished_on(runs_dir: Path, name: str, data: Path, group: ProcessGroup) ->
     found = group.broadcast_from_rank0(lambda: unfinished_run(runs_dir, name, data))
     if found is None:
         return None
-    message = "%s is unfinished: it goes on, as it was set. --no-resume starts a new run."
-    log.info(message, found)
+    log.info("%s is unfinished: it goes on, as it was set. --no-resume starts a new run.", found)
     return Path(found)
 
 
