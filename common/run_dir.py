@@ -24,10 +24,15 @@ SHARDS_NAME = "optimizer"  # a folder in a checkpoint, a file of each process in
 Pointer = Literal["latest", "best"]
 
 
+def check_name(name: str) -> None:
+    """Raise CheckpointError where a run cannot be called ``name``."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise CheckpointError(f"--run {name}: a plain name is needed; --runs-dir says where.")
+
+
 def new_run(runs_dir: Path, name: str) -> Path:
     """Make the folder of a new run: NAME, or NAME-2, NAME-3 where that exists."""
-    if not name or Path(name).name != name:
-        raise CheckpointError(f"--run {name}: a plain name is needed; --runs-dir says where.")
+    check_name(name)
     number = 1
     while True:
         run = runs_dir / (name if number == 1 else f"{name}-{number}")
@@ -88,8 +93,8 @@ def last_saved(runs: Iterable[Path]) -> Path | None:
 
 
 def list_runs(runs_dir: Path) -> list[Path]:
-    """Return the folders of all runs."""
-    return [config.parent for config in runs_dir.glob(f"*/{CONFIG_NAME}")]
+    """Return the folders of all runs; what is just being imported has a hidden name."""
+    return [config.parent for config in runs_dir.glob(f"[!.]*/{CONFIG_NAME}")]
 
 
 def lock_run(run: Path) -> int:

@@ -168,6 +168,34 @@ class CharTokenizer:
 Tokenizer = BytePairTokenizer | CharTokenizer
 
 
+def tiktoken_tokenizer(name: str, hint: str = "") -> BytePairTokenizer:
+    """Return the vocabulary that tiktoken publishes under this name.
+
+    It keeps its own end-of-text id; the other special tokens come after its last. Raise DataError,
+    with the ``hint``, where tiktoken has no such name, or its file is not to be had.
+    """
+    import tiktoken
+
+    if name not in tiktoken.list_encoding_names():
+        raise DataError(
+            f"--tokenizer {name}: not bpe, not char, no file of that name, and tiktoken knows only "
+            f"{', '.join(sorted(tiktoken.list_encoding_names()))}.{hint}"
+        )
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        raise DataError(
+            f"--tokenizer {name}: its vocabulary is not on this machine and could not be fetched "
+            f"({type(error).__name__}). Set TIKTOKEN_CACHE_DIR to a folder that holds it, or use "
+            "--tokenizer bpe, which needs no network."
+        ) from error
+    # -1: those after its last id, but for the first of them, which it has
+    special_tokens = special_ids_after(encoding.n_vocab - 1) | {END_OF_TEXT: encoding.eot_token}
+    return BytePairTokenizer(
+        name, encoding._pat_str, dict(encoding._mergeable_ranks), special_tokens
+    )
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the vocabulary file into ``folder``; its description goes into the folder's JSON."""
     with atomic_write(folder / tokenizer.file_name) as file:

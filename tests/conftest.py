@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +27,12 @@ def _precision_of_a_fresh_process() -> Iterator[None]:
     yield
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real texts and vocabularies, beside the repository and no part of it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder of real data is not there: ../shared")
+    return folder

@@ -208,10 +208,9 @@ class ResumeCommand(click.Command):
 )
 @click.option("--data", "data_path", type=PATH, help="Where its data is now, if it moved.")
 @click.option(
-    "--allow-data-change",
-    is_flag=True,
+    "--allow-data-change", is_flag=True,
     help="Go on although the data is not what it was; its vocabulary must be.",
-)
+)  # fmt: skip
 @click.option("--shard/--no-shard", default=None, help="Shard the weights from now on, or not.")
 @device_option
 @runs_dir_option
@@ -227,14 +226,15 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
 
 
 @main.command("import")
-@click.argument("source", type=PATH)
+@click.argument("source")
 @click.option("--run", "name", required=True, help="Its name; NAME-2 if it exists.")
+@click.option("--tokenizer", help="If SOURCE has none: nanoGPT's meta.pkl, a data folder, a run.")
 @runs_dir_option
-def import_(source: Path, name: str, runs_dir: Path) -> None:
-    """Make a run of SOURCE, a folder that transformers or sample export wrote, to begin from."""
+def import_(**options: Any) -> None:
+    """Make a run of SOURCE: transformers' folder or hub name, nanoGPT's ckpt.pt, llm.c's .bin."""
     from train.setup.import_folder import import_folder
 
-    import_folder(source, runs_dir, name)
+    import_folder(**options)
 
 
 @main.command()

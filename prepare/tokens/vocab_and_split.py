@@ -27,7 +27,6 @@ from common.dataset import Split
 from common.errors import DataError, defer_signals
 from common.files import write_json
 from common.tokenizer import (
-    END_OF_TEXT,
     GPT2_PATTERN,
     BytePairTokenizer,
     Tokenizer,
@@ -36,6 +35,7 @@ from common.tokenizer import (
     read_ranks,
     save_tokenizer,
     special_ids_after,
+    tiktoken_tokenizer,
 )
 from prepare.chunks import split_prefix_len
 from prepare.config import PrepareConfig
@@ -228,35 +228,12 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 
 def published_tokenizer(name: str) -> BytePairTokenizer:
-    """Return the vocabulary of a .tiktoken file, or tiktoken's of this name.
-
-    tiktoken's keeps its own end-of-text id; the other special tokens come after its last. Raise
-    DataError when tiktoken has no such name, or its file can neither be found nor fetched.
-    """
+    """Return the vocabulary of a .tiktoken file, or tiktoken's of this name."""
     if Path(name).is_file():
         return file_tokenizer(Path(name))
-    import tiktoken
-
-    if name not in tiktoken.list_encoding_names():
-        run = Path("runs", name)
-        hint = f" The run of that name is {run}." if described_vocabulary(str(run)) else ""
-        raise DataError(
-            f"--tokenizer {name}: not bpe, not char, no file of that name, and tiktoken knows only "
-            f"{', '.join(sorted(tiktoken.list_encoding_names()))}.{hint}"
-        )
-    try:
-        encoding = tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        raise DataError(
-            f"--tokenizer {name}: its vocabulary is not on this machine and could not be fetched "
-            f"({type(error).__name__}). Set TIKTOKEN_CACHE_DIR to a folder that holds it, or use "
-            "--tokenizer bpe, which needs no network."
-        ) from error
-    # -1: those after its last id, but for the first of them, which it has
-    special_tokens = special_ids_after(encoding.n_vocab - 1) | {END_OF_TEXT: encoding.eot_token}
-    return BytePairTokenizer(
-        name, encoding._pat_str, dict(encoding._mergeable_ranks), special_tokens
-    )
+    run = Path("runs", name)
+    hint = f" The run of that name is {run}." if described_vocabulary(str(run)) else ""
+    return tiktoken_tokenizer(name, hint)
 
 
 def file_tokenizer(path: Path) -> BytePairTokenizer:

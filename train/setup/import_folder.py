@@ -1,12 +1,15 @@
-"""A folder in Hugging Face's layout -> a run, from whose weights training begins or that talks.
+"""What others trained -> a run, from whose weights training begins or that talks.
 
     config.json, model.safetensors or its shards, tokenizer.json  ->  runs/NAME/step-00000000/
+    nanoGPT's ckpt.pt, llm.c's .bin (import_file.py)
 
 Nothing in it is executed, and what no switch of ours expresses is refused by its name.
 """
 
 import json
 import logging
+import os
+import re
 import shutil
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -23,7 +26,7 @@ from common import run_dir
 from common.chat_format import CHAT_TEMPLATE, TEMPLATE_NAME
 from common.checkpoint import MODEL_NAME, SkipInit, save_checkpoint
 from common.errors import CheckpointError, ConfigError
-from common.files import write_json
+from common.files import fsync, make_folder, write_json
 from common.huggingface.network import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -35,54 +38,90 @@ from common.huggingface.network import (
 from common.huggingface.tokenizer_json import TOKENIZER_NAME, read_tokenizer
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.tokenizer import Tokenizer
 from train.config import TrainConfig
+from train.setup import import_file
+from train.setup.import_file import IGNORED, Imported, tokenizer_named
 
 log = logging.getLogger(__name__)
 
-# Beside the weights: a head that is tied, and the masks that older files of GPT-2 hold.
-IGNORED = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+NEEDED = [CONFIG_NAME, "model*.safetensors", INDEX_NAME, "tokenizer*.json", TEMPLATE_NAME]
 
 
-def import_folder(source: Path, runs_dir: Path, name: str) -> Path:
+def import_folder(
+    source: str | Path, runs_dir: Path, name: str, tokenizer: str | None = None
+) -> Path:
     """Make a run called ``name`` of the network and the vocabulary in ``source``; return it.
 
+    A folder, a file that import_file.py reads, or the name of a repository on Hugging Face's hub.
     Raises CheckpointError, ConfigError or DataError, and makes no run, where one is not to be had.
     """
-    said = _read_json(source / CONFIG_NAME)
-    shape = model_config(said, str(source / CONFIG_NAME))
-    check_stock(shape)
-    tokenizer = read_tokenizer(source / TOKENIZER_NAME)
-    rows = max(shape.vocab_size, tokenizer.vocab_size)
-    pad = rows if rows > tokenizer.vocab_size else 1  # rows without a token stay, as padding
-    config = replace(shape, vocab_size=tokenizer.vocab_size, pad_vocab=pad)
-    weights = _read_weights(source, shape, rows)
+    run_dir.check_name(name)
+    path = Path(source)
+    if not path.exists() and HUB_NAME.fullmatch(str(source)):
+        path = _download(str(source))
+    own = tokenizer_named(tokenizer) if tokenizer else None
+    found = import_file.read(path, own) if path.is_file() else _read_folder(path, own)
+    n_rows = len(found.weights["wte.weight"])
+    rows = max(n_rows, found.tokenizer.vocab_size)
+    if n_added := rows - n_rows:
+        log.info("vocabulary  with %d special tokens more, each as the mean of all", n_added)
+    for key in {"wte.weight", "lm_head.weight"} & found.weights.keys() if n_added else ():
+        mean = found.weights[key].mean(dim=0, keepdim=True)
+        found.weights[key] = torch.cat((found.weights[key], mean.expand(n_added, -1)))
+    n_ids = found.tokenizer.vocab_size
+    pad = rows if rows > n_ids else 1  # rows without a token stay, as padding
+    config = replace(found.shape, vocab_size=n_ids, pad_vocab=pad)
     with SkipInit():
         model = GPT(config)
     try:
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(found.weights, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{source}: its weights do not fit its config.json ({error})."
-        ) from error
-    if n_added := rows - shape.vocab_size:
-        log.info("vocabulary  with %d special tokens more, each as the mean of all", n_added)
-    run = run_dir.new_run(runs_dir, name)
+        raise CheckpointError(f"{path}: its weights do not fit its settings ({error}).") from error
+    settings = {
+        "format": run_dir.FORMAT_VERSION, "imported_from": str(path.resolve()),
+        "model": asdict(config), "train": asdict(TrainConfig()),
+    }  # fmt: skip
+    unfinished = runs_dir / f".{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
     try:
         state = {"progress": {"step": 0, "n_tokens": 0}}
         folder = save_checkpoint(
-            run, 0, model, {}, state, tokenizer, chat_template=_chat_template(source)
+            unfinished, 0, model, {}, state, found.tokenizer, chat_template=found.chat_template
         )
-        run_dir.write_pointer(run, "best", folder)
-        settings = {
-            "format": run_dir.FORMAT_VERSION, "imported_from": str(source.resolve()),
-            "model": asdict(config), "train": asdict(TrainConfig()),
-        }  # fmt: skip
-        write_json(run / run_dir.CONFIG_NAME, settings)  # last: without it it is no run
+        run_dir.write_pointer(unfinished, "best", folder)
+        write_json(unfinished / run_dir.CONFIG_NAME, settings)
+        run = run_dir.new_run(runs_dir, name)
+        os.rename(unfinished, run)  # in the place of an empty folder
     except BaseException:
-        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    fsync(runs_dir)
     log.info("%s: of %s. Talk to it: python -m sample chat %s", run, source, run.name)
     return run
+
+
+def _download(name: str) -> Path:
+    """Return the folder, in the hub's cache, of what is needed of a repository there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=NEEDED))
+    except (OSError, ValueError) as error:  # requests' are OSErrors
+        raise CheckpointError(
+            f"{name}: no file or folder here, and not to be had from Hugging Face's hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
+    said = _read_json(source / CONFIG_NAME)
+    shape = model_config(said, str(source / CONFIG_NAME))
+    check_stock(shape)
+    tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME)
+    return Imported(shape, _read_weights(source, shape), tokenizer, _chat_template(source))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -105,8 +144,8 @@ def _chat_template(source: Path) -> str | None:
     return template
 
 
-def _read_weights(source: Path, shape: ModelConfig, rows: int) -> dict[str, Tensor]:
-    """Return our tensors in float32, made of those there; the vocabulary's with ``rows``."""
+def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
+    """Return our tensors in float32, made of those there."""
     index = source / INDEX_NAME
     place: dict[str, tuple[Path, str]] = {}  # where each is, under its name in the whole network
     try:
@@ -125,10 +164,6 @@ def _read_weights(source: Path, shape: ModelConfig, rows: int) -> dict[str, Tens
     for name in sorted(place.keys() - known):
         if not name.endswith(IGNORED):
             raise ConfigError(f"{source}: holds {name}, for which Quern's networks have no place.")
-    for name in {"wte.weight", "lm_head.weight"} & ours.keys():
-        if n_added := rows - len(ours[name]):
-            mean = ours[name].mean(dim=0, keepdim=True)
-            ours[name] = torch.cat((ours[name], mean.expand(n_added, -1)))
     return ours
 
 
