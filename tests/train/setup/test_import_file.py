@@ -70,7 +70,7 @@ class NanoGPT(nn.Module):
             nn.init.normal_(parameter, std=0.3)
 
     def forward(self, idx: Tensor) -> Tensor:
-        net = self.transformer
+        net: Any = self.transformer
         x = net["wte"](idx) + net["wpe"](torch.arange(idx.shape[1]))
         for block in net["h"].children():
             x = block(x)
