@@ -58,7 +58,8 @@ def main() -> None:
     # for PyTorch: memory in pages of 2 MB, where weights are read up to an eighth faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("torch").setLevel(logging.WARNING)  # it counts its caches as it ends
+    for library in ("torch", "httpx2"):  # caches as they end, requests to the Hub
+        logging.getLogger(library).setLevel(logging.WARNING)
     # whatever the locale says text here is UTF-8; a file that is piped in may begin with a mark
     for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
         if isinstance(stream, io.TextIOWrapper):
@@ -251,9 +252,16 @@ def serve(
     default="float32",
     help="Of the numbers; the last two take half the room and are less exact.",
 )
+@click.option(
+    "--push-to-hub",
+    metavar="NAME",
+    help="Upload OUT into this repository of the Hugging Face Hub as well; a new one is private.",
+)
 @runs_dir_option
 @checkpoint_option
-def export(run: str, out: Path, to: str, dtype: str, **options: Any) -> None:
+def export(
+    run: str, out: Path, to: str, dtype: str, push_to_hub: str | None, **options: Any
+) -> None:
     """Write the network of RUN, its vocabulary and its chat template into OUT, for other software.
 
     OUT must not be there yet. With --to weights it ends in .safetensors, and stands for a run:
@@ -262,3 +270,7 @@ def export(run: str, out: Path, to: str, dtype: str, **options: Any) -> None:
     from sample.export.run import export_run
 
     notify(export_run(run, out, to, dtype, options["runs_dir"], options["checkpoint"]))
+    if push_to_hub is not None:
+        from sample.export import hub
+
+        notify(hub.push_to_hub(out, push_to_hub))
