@@ -80,12 +80,13 @@ def set_matmul_precision(device: torch.device) -> None:
     """Set the fastest precision of float32 matrix products that is good for training.
 
     GPUs: TF32, for what autocast leaves in float32. CPUs: oneDNN in place of MKL, on AMD's twice as
-    fast and float32 all the same; not where there is AMX, for it would round to bfloat16 what it
-    multiplies.
+    fast and float32 all the same; not where there is AMX, or ARM's bfloat16, for it would round to
+    bfloat16 what it multiplies.
     """
     if device.type == "cpu":
-        has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-        torch.set_float32_matmul_precision("highest" if has_amx else "medium")
+        capabilities = torch.cpu.get_capabilities()
+        would_round = any(capabilities.get(name, False) for name in ("amx_bf16", "bf16"))
+        torch.set_float32_matmul_precision("highest" if would_round else "medium")
     else:
         torch.set_float32_matmul_precision("high")
 

@@ -1,21 +1,22 @@
 """Files that are whole or absent to every reader: write under another name, flush, rename."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
+FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS has it
 WAITS_S = (5.0, 15.0, 40.0)  # for room on a full disk: about a minute, while a person sees to it
 
 
@@ -23,9 +24,24 @@ def fsync(path: Path) -> None:
     """Flush a file, or a folder's names: else a rename may not survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_to_disk(file: IO[Any] | RawIOBase) -> None:
+    """Flush what was written into a file, to the disk."""
+    file.flush()
+    _sync(file.fileno())
+
+
+def _sync(descriptor: int) -> None:
+    """Have the disk hold what was written; macOS's fsync leaves it in the disk's own cache."""
+    if FULL_SYNC is not None:
+        with suppress(OSError):  # a file system that cannot, such as a network's
+            fcntl.fcntl(descriptor, FULL_SYNC)
+            return
+    os.fsync(descriptor)
 
 
 def make_folder(path: Path) -> None:
@@ -37,8 +53,8 @@ def make_folder(path: Path) -> None:
 
 
 def drop_page_cache(path: Path) -> None:
-    """Have Linux forget what it holds of a flushed file: the next read is the disk's."""
-    if sys.platform == "linux":
+    """Have the system forget what it holds of a flushed file: the next read is the disk's."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -62,8 +78,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     try:
         with naming(path), unfinished.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ They are written elsewhere and moved there at the end (commit.py). Here alone is
 several equal documents stays: the first, in the order of sources.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import accumulate
@@ -23,6 +22,7 @@ from common.dataset import (
     token_dtype,
 )
 from common.errors import DataError
+from common.files import flush_to_disk
 from prepare.chunks import Stats
 from prepare.output.commit import Files
 from prepare.output.names import NamesWriter
@@ -105,8 +105,7 @@ class TokenWriter(ExitStack):
             files[f"{self._split}.mask"] = self._mask_path
             written.append(self.mask)
         for file in written:
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         self.close()
         return files
 

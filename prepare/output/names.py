@@ -4,7 +4,6 @@ KEY.names    names of files, a line each, as common/dataset.py has them
 KEY.runs     from which document on which file was read: see RUN; the last ends the one before it
 """
 
-import os
 import shutil
 from bisect import bisect_right
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.dataset import NAME_DTYPE, NAMES_NAME, SPLITS
-from common.files import write_all
+from common.files import flush_to_disk, write_all
 from prepare.output.commit import Files
 from prepare.sources.source import JSON_LINES_SUFFIXES
 from prepare.workers.executor import Task
@@ -126,7 +125,6 @@ class NamesWriter(ExitStack):
     def finish(self) -> Files:
         """Flush all to disk."""
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         self.close()
         return {path.name: path for path in self._paths}

@@ -32,10 +32,14 @@ class ReaderDiedError(UserError):
 
 
 def can_fork() -> bool:
-    """Return False in a worker, as each core has one, and beside the threads of pyarrow or Ray."""
-    is_worker = multiprocessing.parent_process() is not None
+    """Return False in a worker, as each core has one, and beside the threads of pyarrow or Ray.
+
+    And on macOS, whose own libraries may not survive a fork: multiprocessing spawns there.
+    """
+    if multiprocessing.parent_process() is not None or sys.platform == "darwin":
+        return False
     # a fork copies the locks that threads hold, and not the threads
-    return not is_worker and sys.modules.keys().isdisjoint({"pyarrow", "ray"})
+    return sys.modules.keys().isdisjoint({"pyarrow", "ray"})
 
 
 def prefetch(chunks: Iterator[Item], counter: ReadCounter, stats: Stats) -> Generator[Item]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.chat_format import ROLES
 from common.errors import ConfigError, DataError
-from common.files import fsync, write_all, write_text
+from common.files import flush_to_disk, fsync, write_all, write_text
 from sample.text.prompt import Message
 
 BEGIN = b'{"kept": 0}\n'
@@ -115,7 +115,7 @@ class Transcript:
             lines = "" if n_kept == len(written) else f'{{"kept": {n_kept}}}\n'
             write_all(self._file, (lines + as_lines(messages[n_kept:])).encode("utf-8"))
             if self._path.is_file():  # neither a pipe nor a device can be flushed
-                os.fsync(self._file.fileno())
+                flush_to_disk(self._file)
         except OSError as error:
             self._written = None
             self._notify(f"{self._path}: this turn cannot be added to it ({error.strerror}).")

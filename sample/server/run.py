@@ -8,8 +8,10 @@ engine fails it ends with 1, so that whatever supervises it starts it again.
 import asyncio
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from types import FrameType
 
@@ -34,8 +36,8 @@ from sample.text.sources import open_training_text
 
 log = logging.getLogger(__name__)
 
-# Below the 1,024 files that a process may usually open: refused with 503, not by a failing accept.
-MAX_CONNECTIONS = 900
+MAX_FILES = 1_024  # that a process may usually have open at once; on macOS 256
+MAX_CONNECTIONS = 900  # below: refused with 503, not by a failing accept
 HEAD_TIMEOUT_S = 30.0  # a connection without a whole request's headers
 KEEP_ALIVE_S = 95  # longer than the pools of common clients keep an idle connection: up to 90 s
 GOING_DOWN = "The server is going down: it takes no more requests, and ends those that take long."
@@ -103,6 +105,10 @@ def describe_model(
 def serve(loaded: LoadedModel, model: ServedModel, bound: socket.socket, access: Access) -> None:
     """Serve until a signal comes; raise CheckpointError where the engine failed."""
     limits = model.limits
+    n_files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= n_files < MAX_FILES:  # below 0: any number
+        with suppress(ValueError, OSError):  # no more are granted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, most))
     engine = Engine(loaded.decoder(limits.rows), n_rows=limits.rows, max_waiting=limits.queue)
     config = uvicorn.Config(
         make_app(engine, model, access),

@@ -9,7 +9,6 @@ Weights beside which adapters learn have no gradient: four.
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from common.device import Device
-from common.files import naming, write_all, write_text
+from common.files import flush_to_disk, naming, write_all, write_text
 from common.models.gpt import GPT
 from common.run_dir import METRICS_NAME, read_metrics
 
@@ -138,7 +137,7 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
         size = file.tell()
         try:
             write_all(file, line.encode())
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         except OSError:
             file.truncate(size)
             raise
