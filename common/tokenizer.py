@@ -4,7 +4,8 @@
 
 A tokenizer is one vocabulary file and a description (kind, pattern, special tokens), which the
 folder's JSON carries. Text is always encoded as ordinary text: what looks like a special token in
-it yields ordinary ids, and a special id only ever comes from the program.
+it yields ordinary ids, and a special id only ever comes from the program. A third kind, which only
+train import makes, is in huggingface/json_tokenizer.py.
 """
 
 import binascii
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from common.files import atomic_write
+from common.huggingface.json_tokenizer import JsonTokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -165,7 +167,7 @@ class CharTokenizer:
         return (json.dumps(self.characters, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-Tokenizer = BytePairTokenizer | CharTokenizer
+Tokenizer = BytePairTokenizer | CharTokenizer | JsonTokenizer
 
 
 def tiktoken_tokenizer(name: str, hint: str = "") -> BytePairTokenizer:
@@ -223,6 +225,8 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
     tokenizer: Tokenizer
     if description["kind"] == "char":
         tokenizer = CharTokenizer(_read_characters(path))
+    elif description["kind"] == "tokenizers":
+        tokenizer = JsonTokenizer(_read(path), description["special_tokens"])
     else:
         name, pattern, special = itemgetter("name", "pattern", "special_tokens")(description)
         tokenizer = BytePairTokenizer(name, pattern, read_ranks(path), special)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonTokenizer
 from common.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -25,21 +26,9 @@ from common.tokenizer import (
 )
 
 TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+# SmolLM2's: each digit alone, then GPT-2's way with what is between digits.
+DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-
-
-def _byte_characters() -> list[str]:
-    """Return the visible character that stands for each byte.
-
-    Source: Radford et al. 2019, released code, encoder.py, bytes_to_unicode.
-    """
-    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in visible]
-    return [chr(b if b in visible else 256 + others.index(b)) for b in range(256)]
-
-
-CHARACTERS = _byte_characters()
-BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -63,6 +52,8 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what tokenizer.json holds for a vocabulary."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return dict(json.loads(tokenizer.file_content))
     model: dict[str, Any] = {"type": "BPE", "fuse_unk": False, "byte_fallback": False}
     before: dict[str, Any] | None = None
     decoder: dict[str, Any] = {"type": "Fuse"}
@@ -73,16 +64,18 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         merges = [[_visible(a), _visible(b)] for a, b in merges_of(tokenizer.ranks)]
         model |= {"vocab": vocab, "merges": merges, "ignore_merges": True}
         before, decoder = _pre_tokenizer(tokenizer.pattern), BYTE_LEVEL | {"use_regex": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": i, "content": name, "special": True, **flags}
-        for name, i in sorted(tokenizer.special_tokens.items(), key=itemgetter(1))
-    ]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": _added(tokenizer.special_tokens),
         "normalizer": None, "pre_tokenizer": before, "post_processor": None, "decoder": decoder,
         "model": model,
     }  # fmt: skip
+
+
+def _added(special: dict[str, int]) -> list[dict[str, Any]]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    in_order = sorted(special.items(), key=itemgetter(1))
+    return [{"id": i, "content": name, "special": True, **flags} for name, i in in_order]
 
 
 def _visible(token: bytes) -> str:
@@ -101,58 +94,78 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
     """Return the vocabulary that a tokenizer.json is, the reverse of tokenizer_json.
 
-    Raises DataError where it is another kind than byte pairs by ranks, or characters as they are
-    exported here. Special tokens that it lacks get the ids behind its last.
+    ``eot_id`` ends documents where it has no token of that name here. Special tokens that it lacks
+    get the ids behind its last. Raises DataError where it is none, or has no ids for some texts.
     """
     try:
         said = json.loads(path.read_bytes())
-        model, before = said["model"], said["pre_tokenizer"]
-        special = {token["content"]: token["id"] for token in said["added_tokens"]}
-        if said["normalizer"] or model["type"] != "BPE":
-            raise ValueError("it changes texts, or is no byte-pair encoding")
-        vocab = {token: i for token, i in model["vocab"].items() if token not in special}
-        tokens = sorted(vocab, key=vocab.__getitem__)
-        if before is None and not model["merges"] and set(map(len, tokens)) == {1}:
-            characters = CharTokenizer(tuple(tokens))
-            if characters.id_of != vocab or characters.special_tokens != special:
-                raise ValueError("its characters have other ids than ours would")
-            return characters
-        ranks = {bytes(BYTES[c] for c in token): i for token, i in vocab.items()}
-        pattern = _pattern(before)
-        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-        expected = [(_visible(a), _visible(b)) for a, b in merges_of(ranks)]
-        is_whole = len(merges) == len(ranks) - 256 or model.get("ignore_merges")
-        if (
-            merges != expected
-            or not is_whole
-            or any(bytes([byte]) not in ranks for byte in BYTES.values())
-        ):
-            raise ValueError("its merges are not those by ranks")
-        if END_OF_TEXT not in special:
-            raise ValueError(f"it has no {END_OF_TEXT}, with which documents end here")
-    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        added = {token["content"]: token["id"] for token in said["added_tokens"]}
+        if END_OF_TEXT not in added:
+            names = {idx: name for name, idx in added.items()}
+            if eot_id not in names:
+                raise ValueError("it has no token with which documents end")
+            text = json.dumps(said).replace(json.dumps(names[eot_id]), json.dumps(END_OF_TEXT))
+            return _read_said(json.loads(text))
+        return _read_said(said)
+    # tokenizers raises Exception itself
+    except Exception as error:
         raise DataError(
-            f"{path}: cannot be taken over ({error}). Imported are byte-level byte pairs that are "
-            "merged in the order of their ids, as GPT-2's, and what sample export wrote."
+            f"{path}: cannot be taken over ({error}). Imported are byte-pair vocabularies with an "
+            "id for each byte, as GPT-2's, Qwen's and Llama's, and what sample export wrote."
         ) from error
+
+
+def _read_said(said: dict[str, Any]) -> Tokenizer:
+    """Return byte pairs by ranks or characters of ours where that is all, else as it is."""
+    special = {token["content"]: token["id"] for token in said["added_tokens"]}
+    model, before = said["model"], said["pre_tokenizer"]
+    if model["type"] != "BPE":
+        raise ValueError(f"it is {model['type']}")
+    vocab = {token: idx for token, idx in model["vocab"].items() if token not in special}
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    if before is None and not model["merges"] and {*map(len, tokens)} == {1}:
+        characters = CharTokenizer(tuple(tokens))
+        if characters.id_of != vocab or characters.special_tokens != special:
+            raise ValueError("its characters have other ids than ours would")
+        return characters
+    is_byte_level = said["decoder"]["type"] == "ByteLevel"
+    if not {*(CHARACTERS if is_byte_level else FALLBACK)} <= vocab.keys():
+        raise ValueError("it has no ids for some bytes")
     end = max(*vocab.values(), *special.values()) + 1
     lacking = [token for token in SPECIAL_TOKENS if token not in special]
     special |= {token: end + i for i, token in enumerate(lacking)}
-    return BytePairTokenizer("imported", pattern, ranks, special)
+    pattern = _pattern(before)
+    if is_byte_level and pattern and not said["normalizer"]:
+        ranks = {bytes(BYTES[c] for c in token): i for token, i in vocab.items()}
+        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        is_whole = len(merges) == len(ranks) - 256 or model.get("ignore_merges")
+        if is_whole and merges == [(_visible(a), _visible(b)) for a, b in merges_of(ranks)]:
+            return BytePairTokenizer("imported", pattern, ranks, special)
+    kept = {token["content"]: token for token in said["added_tokens"]}
+    said["added_tokens"] = [kept.get(t["content"], t) | {"special": True} for t in _added(special)]
+    imported = JsonTokenizer(json.dumps(said, ensure_ascii=False).encode(), special)
+    if [imported.library.token_to_id(name) for name in special] != [*special.values()]:
+        raise ValueError("its special tokens do not get their ids")
+    return imported
 
 
-def _pattern(before: dict[str, Any]) -> str:
-    """Return the pattern of a pre-tokenizer that _pre_tokenizer may have written."""
-    parts = before.get("pretokenizers", [before])
-    byte_level = parts[-1]
-    if byte_level["type"] != "ByteLevel" or byte_level["add_prefix_space"] or len(parts) > 2:
-        raise ValueError("its words are found in another way")
-    if len(parts) == 1 and byte_level.get("use_regex", True):
-        return GPT2_PATTERN
-    split = parts[0]
-    if split["type"] != "Split" or split["behavior"] != "Isolated" or byte_level["use_regex"]:
-        raise ValueError("its words are found in another way")
-    return str(split["pattern"]["Regex"])
+def _pattern(before: dict[str, Any] | None) -> str | None:
+    """Return the pattern by which a pre-tokenizer finds words, None where it is another kind."""
+    parts = (before or {}).get("pretokenizers", [before])
+    match [(part or {}) for part in parts]:
+        case [{"type": "ByteLevel", "add_prefix_space": False} as last] if last.get("use_regex", 1):
+            return GPT2_PATTERN
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False} as last,
+        ] if last.get("use_regex", True):
+            return DIGITS_PATTERN
+        case [
+            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            return str(regex)
+    return None

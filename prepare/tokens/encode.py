@@ -24,6 +24,7 @@ import xxhash
 from common.cpus import available_cpus
 from common.dataset import token_dtype
 from common.errors import DataError, defer_signals
+from common.huggingface.json_tokenizer import JsonTokenizer
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from prepare.chunks import split_prefix_len
 
@@ -58,6 +59,9 @@ def make_encoder(tokenizer: Tokenizer, *, fast: bool = True) -> tuple[str, Encod
     """
     if isinstance(tokenizer, CharTokenizer):
         return "characters", _char_encoder(tokenizer)
+    if isinstance(tokenizer, JsonTokenizer):
+        ids, dtype = tokenizer.encode, token_dtype(tokenizer.vocab_size)
+        return "tokenizers", lambda texts: [np.array(ids(text.decode()), dtype) for text in texts]
     if fast and (gigatoken := _gigatoken(tokenizer)) is not None:
         return "gigatoken", VerifiedEncoder(gigatoken.encode, tokenizer)
     from concurrent.futures import ThreadPoolExecutor

@@ -120,7 +120,10 @@ def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
     said = _read_json(source / CONFIG_NAME)
     shape = model_config(said, str(source / CONFIG_NAME))
     check_stock(shape)
-    tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME)
+    eot_id = said.get("eos_token_id")
+    if tokenizer is None:
+        eot_id = eot_id[0] if isinstance(eot_id, list) else eot_id
+        tokenizer = read_tokenizer(source / TOKENIZER_NAME, eot_id)
     return Imported(shape, _read_weights(source, shape), tokenizer, _chat_template(source))
 
 

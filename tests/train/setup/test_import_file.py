@@ -65,7 +65,8 @@ class NanoGPT(nn.Module):
             }
         )
         self.lm_head = nn.Linear(C, vocab_size, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        wte: Any = self.transformer["wte"]
+        self.lm_head.weight = wte.weight
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.3)
 
