@@ -242,15 +242,17 @@ def serve(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["hf", "weights"]),
+    type=click.Choice(["hf", "gguf", "weights"]),
     required=True,
-    help="hf: a folder that transformers loads; weights: one safetensors file that sample runs.",
+    help="hf: a folder that transformers loads; gguf: a file that llama.cpp runs, and a Modelfile "
+    "for Ollama; weights: one safetensors file that sample runs.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(["float32", "bfloat16", "float16", "q8_0", "q4_0"]),
     default="float32",
-    help="Of the numbers; the last two take half the room and are less exact.",
+    help="Of the numbers; the next two take half the room and are less exact; of gguf also the "
+    "last two, of 8.5 and 4.5 bits.",
 )
 @click.option(
     "--push-to-hub",
@@ -264,8 +266,8 @@ def export(
 ) -> None:
     """Write the network of RUN, its vocabulary and its chat template into OUT, for other software.
 
-    OUT must not be there yet. With --to weights it ends in .safetensors, and stands for a run:
-    python -m sample chat OUT
+    OUT must not be there yet. With --to gguf it ends in .gguf, with --to weights in .safetensors,
+    which stands for a run: python -m sample chat OUT
     """
     from sample.export.run import export_run
 

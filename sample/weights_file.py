@@ -86,12 +86,17 @@ def write_tensors(
         for tensor in tensors:
             found = tensor.read()
             values = found.to(kind).contiguous()
-            if kind == torch.float16 and (values.isinf() > found.isinf()).any():
-                raise CheckpointError(
-                    f"{tensor.name}: holds numbers beyond 65,504, the largest of float16: pass "
-                    "--dtype bfloat16."
-                )
+            if kind == torch.float16:
+                check_range(tensor.name, found)
             file.write(values.flatten().view(torch.uint8).numpy().data)
+
+
+def check_range(name: str, values: Tensor) -> None:
+    """Raise CheckpointError where a number is beyond what float16 holds."""
+    if (values.half().isinf() > values.isinf()).any():
+        raise CheckpointError(
+            f"{name}: holds numbers beyond 65,504, the largest of float16: pass --dtype bfloat16."
+        )
 
 
 def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:

@@ -31,11 +31,17 @@ from common.huggingface.tokenizer_json import (
 from common.models.config import GenerateConfig
 from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
+from sample import weights_file
+from sample.export import gguf
 from sample.export.card import model_card
 from sample.loaded_model import RunInfo, describe_run
 from sample.weights_file import METADATA_KEY, SUFFIX, TensorToWrite, tensors_of, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
+SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
+DTYPES = {
+    "hf": weights_file.DTYPES, "weights": weights_file.DTYPES, "gguf": gguf.FILE_TYPES,
+}  # fmt: skip
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 
 
@@ -44,10 +50,14 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
 
     Raises ConfigError where ``out`` is there, or where the network fits no class of transformers'.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: is there already. Name another place, or delete it first.")
-    if to == "weights" and out.suffix != SUFFIX:
-        raise ConfigError(f"{out}: weights are known by their name: end it in {SUFFIX}.")
+    files = [out, out.with_suffix(gguf.MODELFILE_SUFFIX)] if to == "gguf" else [out]
+    for path in files:
+        if path.exists():
+            raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
+    if to in SUFFIXES and out.suffix != SUFFIXES[to]:
+        raise ConfigError(f"{out}: such a file is known by its name: end it in {SUFFIXES[to]}.")
+    if dtype not in DTYPES[to]:
+        raise ConfigError(f"--dtype is {dtype}, but --to {to} takes {', '.join(DTYPES[to])}.")
     folder = newest_valid(find_run(runs_dir, name), which, skip_optimizer=True)
     loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
     info = describe_run(folder, loaded)
@@ -55,6 +65,10 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
         make_folder(out.parent)
         write_weights(loaded, info, out, dtype)
         return f"{out}: {dtype}, of {folder}. Talk to it: python -m sample chat {out}"
+    if to == "gguf":
+        make_folder(out.parent)
+        kind = gguf.write_gguf(loaded, info, out, dtype)
+        return f"{out}: {kind}, {dtype}, of {folder}. Ollama: ollama create NAME -f {files[1]}"
     kind = config_json(info.config)["architectures"][0]
     with whole_folder(out) as unfinished:
         write_folder(loaded, info, unfinished, dtype, called=out.name)

@@ -1,0 +1,158 @@
+"""A run -> a GGUF file, which llama.cpp and what is made of it run, and a Modelfile for Ollama.
+
+    --architecture modern   qwen3        without --qk-norm   llama
+    --mlp relu2                          without --qk-norm   arcee
+    --architecture gpt2     gpt2
+
+Norms, biases and learned positions stay float32, as llama.cpp has them. Of q8_0 and q4_0, rows that
+are no whole blocks of 32 become float16, as by llama.cpp's own quantizer; of q4_0, embedding and
+head become q8_0, where that one takes 6 bits, which the gguf package cannot write.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from common.chat_format import END_OF_MESSAGE
+from common.checkpoint import MODEL_NAME, Checkpoint
+from common.errors import ConfigError
+from common.files import atomic_write, fsync, write_text
+from common.huggingface.network import check_stock, weights_of
+from common.huggingface.tokenizer_json import CHARACTERS, merges_of
+from common.models.config import GenerateConfig
+from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, CharTokenizer, Tokenizer
+from sample.loaded_model import RunInfo
+from sample.weights_file import check_range, tensors_of
+
+SUFFIX, MODELFILE_SUFFIX = ".gguf", ".Modelfile"
+FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most tensors
+    "float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0",
+}  # fmt: skip
+# Of transformers' networks that ours are, those of llama.cpp, where no other MLP can be asked for
+NETWORKS = (("qwen3", "silu"), ("llama", "silu"), ("arcee", "relu2"), ("gpt2", "gelu_new"))
+PAIRED = ("llama", "arcee")  # it rotates channels 0 and 1, 2 and 3 ...: ours are in two halves
+
+
+def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
+    """Write ``path``, a tensor at a time, and its Modelfile; return what llama.cpp calls it.
+
+    Raises ConfigError where llama.cpp has no such network or vocabulary.
+    """
+    c = info.config
+    kind, activation = check_stock(c)
+    if (kind, activation) not in NETWORKS:
+        raise ConfigError(
+            f"--ngrams is {c.ngrams}, --mlp {c.mlp}, --qk-norm {c.qk_norm}: llama.cpp has no such "
+            "network. GGUF takes --mlp swiglu, or relu2 with --no-qk-norm, and --architecture "
+            "gpt2 as it is; --preset tiny-portable trains one for it. --to hf takes this one."
+        )
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.n_layer)
+    weights = []
+    for weight in weights_of(c):
+        module, _, end = weight.name.rpartition(".")
+        weights.append(replace(weight, name=f"{names[module]}.{end}", is_transposed=False))
+    tensors = tensors_of(info.folder / MODEL_NAME, weights)
+    todo = [(tensor, _type(tensor.name, tensor.shape, dtype)) for tensor in tensors]
+    about = _settings(info, dtype) | _vocabulary(loaded.tokenizer, info)
+    with atomic_write(path) as file, closing(gguf.GGUFWriter(file.name, kind)) as writer:
+        for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
+            getattr(writer, f"add_{key}")(value)
+        for tensor, number in todo:
+            n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
+            size = tensor.n_numbers // n_in_block * n_bytes
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, number)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, number in todo:
+            values = tensor.read().float()
+            if kind in PAIRED and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+                halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
+                values = halves.transpose(1, 2).flatten(0, 2)
+            if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
+                check_range(tensor.name, values)
+            writer.write_tensor_data(gguf.quantize(values.contiguous().numpy(), number))
+        writer.flush()
+        fsync(Path(file.name))  # before the Modelfile is there, so that none is alone
+        modelfile = _modelfile(path.name, loaded.tokenizer, info)
+        write_text(path.with_suffix(MODELFILE_SUFFIX), modelfile)
+    return kind
+
+
+def _type(name: str, shape: tuple[int, ...], dtype: str) -> gguf.GGMLQuantizationType:
+    """Return as what the numbers of a tensor are written."""
+    kind = FILE_TYPES[dtype].partition("_")[2]
+    if len(shape) == 1 or name == "position_embd.weight":
+        kind = "F32"
+    elif kind.startswith("Q") and shape[-1] % 32:
+        kind = "F16"
+    elif kind == "Q4_0" and name in ("token_embd.weight", "output.weight"):
+        kind = "Q8_0"
+    return gguf.GGMLQuantizationType[kind]
+
+
+def _settings(info: RunInfo, dtype: str) -> dict[str, Any]:
+    """Return the settings, by the names of the writer's add_... methods; gpt2 has no rotation."""
+    c = info.config
+    return {
+        "name": info.folder.parent.name, "file_type": gguf.LlamaFileType[FILE_TYPES[dtype]],
+        "quantization_version": gguf.GGML_QUANT_VERSION, "context_length": c.block_size,
+        "block_count": c.n_layer, "embedding_length": c.n_embd, "head_count": c.n_head,
+        "head_count_kv": c.kv_heads, "feed_forward_length": c.inner_size,
+        "key_length": c.head_size, "value_length": c.head_size, "rope_freq_base": c.rope_theta,
+        "layer_norm_eps" if c.norm == "layernorm" else "layer_norm_rms_eps": c.eps,
+    }  # fmt: skip
+
+
+def _vocabulary(tokenizer: Tokenizer, info: RunInfo) -> dict[str, Any]:
+    """Return tokens, a character a byte, and merges: of characters, those of their bytes."""
+    found = tokenizer.token_bytes + [b""] * (info.config.vocab_size - tokenizer.vocab_size)
+    if isinstance(tokenizer, CharTokenizer):
+        pairs = [(c[:i], c[i : i + 1]) for c in found for i in range(1, len(c))]
+        merges = list(dict.fromkeys(pairs))
+    else:
+        merges = merges_of(tokenizer.ranks)
+        if tokenizer.pattern != GPT2_PATTERN or len(merges) < sum(len(c) > 1 for c in found):
+            raise ConfigError(
+                f"Its vocabulary, {tokenizer.name}, cuts texts into words as llama.cpp does not: "
+                "GGUF takes GPT-2's, those learned here, and characters. --to hf takes any."
+            )
+    texts = [_visible(token) or f"[PAD{i}]" for i, token in enumerate(found)]
+    types = [gguf.TokenType.NORMAL if token else gguf.TokenType.UNUSED for token in found]
+    for name, i in tokenizer.special_tokens.items():
+        texts[i], types[i] = name, gguf.TokenType.CONTROL
+    # llama.cpp asks for one merge at least; no UTF-8 has the byte 255
+    lines = [f"{_visible(a)} {_visible(b)}" for a, b in merges or [(b"\xff", b"\xff")]]
+    end = tokenizer.special_tokens[END_OF_MESSAGE if info.is_chat else END_OF_TEXT]
+    return {
+        "tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2", "token_list": texts,
+        "token_types": types, "token_merges": lines, "bos_token_id": tokenizer.eot_id,
+        "pad_token_id": tokenizer.eot_id, "eos_token_id": end, "eot_token_id": end,
+        "add_bos_token": False,
+    }  # fmt: skip
+
+
+def _visible(token: bytes) -> str:
+    return token.decode("latin-1").translate(CHARACTERS)
+
+
+def _modelfile(name: str, tokenizer: Tokenizer, info: RunInfo) -> str:
+    """Return what ``ollama create`` reads: our chat format as a Go template, and our defaults.
+
+    Source: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
+    """
+    template, stops, d = "{{ .Prompt }}", [END_OF_TEXT], GenerateConfig()
+    if info.is_chat:
+        template = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
+        stops = list(tokenizer.special_tokens)
+    values = {"num_ctx": info.config.block_size, "num_predict": d.max_new_tokens}
+    values |= {key: getattr(d, key) for key in ("temperature", "top_k", "top_p", "min_p")}
+    lines = [f"FROM ./{name}", f'TEMPLATE """{template}"""']
+    lines += [f"PARAMETER {key} {value}" for key, value in values.items()]
+    return "\n".join([*lines, *(f'PARAMETER stop "{end}"' for end in stops)]) + "\n"
