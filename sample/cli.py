@@ -58,7 +58,7 @@ def main() -> None:
     # for PyTorch: memory in pages of 2 MB, where weights are read up to an eighth faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for library in ("torch", "httpx2"):  # caches as they end, requests to the Hub
+    for library in ("torch", "httpx2", "gguf"):  # caches as they end, requests, what is written
         logging.getLogger(library).setLevel(logging.WARNING)
     # whatever the locale says text here is UTF-8; a file that is piped in may begin with a mark
     for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):

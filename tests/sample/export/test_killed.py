@@ -30,11 +30,17 @@ def large_run(folder: Path, n_embd: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_export_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("to", "name", "unfinished_name"),
+    [("hf", "out", ".out.unfinished"), ("gguf", "out.gguf", "out.gguf.tmp")],
+)
+def test_a_killed_export_leaves_nothing_under_its_name(
+    to: str, name: str, unfinished_name: str, tmp_path: Path
+) -> None:
     large_run(tmp_path, 256)
-    out = tmp_path / "out"
-    command = ["-m", "sample", "export", "large", out.name, "--to", "hf"]
-    unfinished = out.with_name(".out.unfinished")
+    out = tmp_path / name
+    command = ["-m", "sample", "export", "large", out.name, "--to", to]
+    unfinished = out.with_name(unfinished_name)
     persons = out.with_name("out.tmp")  # past bug: it was deleted
     persons.mkdir()
     with start_python(command, tmp_path) as process:
@@ -43,7 +49,7 @@ def test_a_killed_export_leaves_nothing_under_its_name(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not out.exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "out.tmp", unfinished_name}
     ended = run_python(command, tmp_path)  # what it left is no hindrance
     assert persons.is_dir()
     assert ended.returncode == 0, ended.stderr
@@ -73,4 +79,7 @@ def test_peak_memory_is_below_1_2_of_the_model_and_300_mb(dtype: str, tmp_path: 
     export = ["sample", "export", "large", "--dtype", dtype]
     assert peak_bytes([*export, "out", "--to", "hf"], tmp_path) < most
     assert peak_bytes([*export, "out.safetensors", "--to", "weights"], tmp_path) < most
+    numbers = {"float32": "q4_0"}.get(dtype, dtype)
+    gguf = ["sample", "export", "large", "out.gguf", "--to", "gguf", "--dtype", numbers]
+    assert peak_bytes(gguf, tmp_path) < most
     assert peak_bytes(["train", "import", "out", "--run", "back"], tmp_path) < most
