@@ -104,6 +104,25 @@ def test_what_linux_alone_has_is_taken_away(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.13"])
+@pytest.mark.parametrize("machine", ["macosx_14_0_arm64", "manylinux_2_28_aarch64"])
+def test_the_index_has_a_wheel_of_every_package_for(
+    machine: str, version: str, tmp_path: Path
+) -> None:
+    older = [f"manylinux_2_{n}_aarch64" for n in range(17, 28)] if "linux" in machine else []
+    platforms = [option for tag in [machine, *older] for option in ("--platform", tag)]
+    ended = run_python(
+        ["-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--target", "x",
+         "--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *platforms,
+         f"--requirement={REPOSITORY / 'requirements.txt'}"],
+        tmp_path,
+    )  # fmt: skip
+    if "Retrying" in ended.stderr:
+        pytest.skip("the index of packages cannot be reached")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.slow
 def test_more_connections_are_held_than_macos_lets_a_process_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

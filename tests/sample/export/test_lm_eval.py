@@ -77,9 +77,9 @@ def test_the_harness_finds_what_score_finds_of_the_folder_and_of_the_server(
     drawn = random.Random(0)
     pages = [words(drawn.randint(1, 10), seed).strip() for seed in range(20)]
     books = [words(drawn.randint(100, 300), seed) for seed in range(5)]
-    questions, answers = [], SENTENCE.split()
+    questions: list[dict[str, Any]] = []
     for seed in range(30):
-        choices = [" " + word for word in drawn.sample(answers, 4)]
+        choices = [" " + word for word in drawn.sample(SENTENCE.split(), 4)]
         record = {"question": words(6, seed).strip(), "choices": choices}
         questions.append(record | {"answer": drawn.randrange(4)})
     write_task("pages", "loglikelihood_rolling", PAGES, [{"text": text} for text in pages])
