@@ -35,6 +35,8 @@ COMMANDS = {
     "weights": "sample export quern weights.safetensors --to weights",
     "folder": "sample export quern folder --to hf",
     "import": "train import folder --run again",
+    "gpt2": " ".join(["train pretrain --run gpt2", *options(architecture="gpt2", n_embd=32)]),
+    "gguf": "sample export gpt2 gpt2.gguf --to gguf --dtype q8_0",
 }
 # What names a run, says when it was made or at which speed, or the hash of such a file.
 OF_THIS_RUN = {"config.json", "metrics.jsonl", "state.json", "manifest.json", "README.md"}
