@@ -60,6 +60,19 @@ def drop_page_cache(path: Path) -> None:
 
 
 @contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """Make a folder, hidden beside ``path``, to be renamed when it is whole; else it goes again."""
+    folder = path.with_name(f".{path.name}.unfinished")  # no name that a person gives
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    fsync(path.parent)
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Have an OSError say which file it is about, where it does not: writing has no name."""
     try:

@@ -207,7 +207,7 @@ def test_a_pickle_that_would_run_code_does_not_and_is_one_sentence(tmp_path: Pat
     evil = WritesAFile(touched)
     good = save_nanogpt(ckpt, 5, bias=True)
     meta.write_bytes(pickle.dumps({"itos": evil, "stoi": {}}))
-    with pytest.raises(UserError, match=r"meta.pkl: not a meta.pkl .* names \w+.system"):
+    with pytest.raises(UserError, match=r"--tokenizer: names \w+.system, .* not run"):
         import_folder(ckpt, tmp_path / "runs", "x", str(meta))
     for content in ({"model": good.state_dict(), "model_args": evil}, evil):
         torch.save(content, ckpt)
@@ -225,12 +225,12 @@ def test_a_pickle_that_would_run_code_does_not_and_is_one_sentence(tmp_path: Pat
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda saved: saved["model"].pop("transformer.ln_f.weight"), "do not fit"),
-        (lambda saved: saved["model_args"].pop("bias"), "not as nanoGPT saves"),
+        (lambda saved: saved["model"].pop("transformer.ln_f.weight"), "cannot be imported"),
+        (lambda saved: saved["model_args"].pop("bias"), "not as such are saved"),
         (lambda saved: saved["model_args"].update(n_head=5), "divide evenly"),
-        (lambda saved: saved["model_args"].update(block_size=25), "do not fit"),
-        (lambda saved: saved.update(model=3), "not as nanoGPT saves"),
-        (lambda saved: saved["model"].update(x=3), "not as nanoGPT saves"),
+        (lambda saved: saved["model_args"].update(block_size=25), "cannot be imported"),
+        (lambda saved: saved.update(model=3), "not as such are saved"),
+        (lambda saved: saved["model"].update(x=3), "not as such are saved"),
         (lambda saved: None, "ids, and does not say what they stand for. Pass --tokenizer"),
     ],
 )
@@ -250,7 +250,7 @@ def test_what_is_no_ckpt_of_nanogpt_is_one_sentence(spoil: Any, named: str, tmp_
     ("itos", "named"),
     [
         (list("abcdefghijklm"), "another"),
-        (["ab"] * 9, "no characters"), (5, "not a meta.pkl"),
+        (["ab"] * 9, "does not list characters"), (5, "no len"),
     ],
 )  # fmt: skip
 def test_a_meta_of_other_ids_is_one_sentence(itos: Any, named: str, tmp_path: Path) -> None:
