@@ -211,7 +211,7 @@ def load_run(
     device = choose_device(device_name)
     loaded = load_checkpoint(saved, device.torch_device)
     state, step = loaded.state, int(loaded.state["step"])
-    check_settings(settings, saved, state)
+    check_settings(settings, saved, state, changes.data_path)
     progress = Progress(**state["progress"])
     planned = plan.after(limit, progress.decisions).max_steps
     max_steps = new_max_steps(planned, progress, changes)
@@ -226,7 +226,7 @@ def load_run(
 
     stop.wait_for_steps()
     if changes != Changes():
-        before = {"step": step, "max_steps": plan.max_steps, "data": settings["data"]}
+        before = {"step": step, "max_steps": plan.max_steps, "data": settings.get("data")}
         if changes.shard is not None:
             config = replace(config, shard=changes.shard)
         if changes.batch_size is not None:
@@ -295,6 +295,6 @@ def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
     newest = run_dir.last_saved(named)
     if newest is None:
         return None
-    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME)["data"]["sha256"]
+    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME).get("data", {}).get("sha256")
     is_same = trained_on == open_data(data_path).sha256
     return newest if is_same and run_dir.stop_reason(newest) is None else None

@@ -55,7 +55,7 @@ def check_unchanged(
     data: DataFolder, saved: Path, state: dict[str, Any], *, allow_change: bool
 ) -> None:
     """Raise DataError where the checkpoint ``saved`` was trained on other data, or warn."""
-    if data.sha256 == (trained_on := state["data_sha256"]):
+    if (trained_on := state.get("data_sha256")) in (None, data.sha256):  # None: of an import
         return
     was = f"{data.path}: SHA-256 {data.sha256[:12]}, but {saved} was trained on {trained_on[:12]}"
     if not allow_change:
@@ -66,12 +66,19 @@ def check_unchanged(
     log.warning("%s: going on with other data, as allowed", was)
 
 
-def check_settings(settings: dict[str, Any], saved: Path, state: dict[str, Any]) -> None:
-    """Raise ConfigError where a run's config.json is not what its checkpoint was trained with."""
-    if "imported_from" in settings:
+def check_settings(
+    settings: dict[str, Any], saved: Path, state: dict[str, Any], data: Path | None
+) -> None:
+    """Raise ConfigError where a run's config.json is not what its checkpoint was trained with.
+
+    Or where it names no data, as that of an import, and none is given.
+    """
+    run = saved.parent
+    if data is None and "data" not in settings:
         raise ConfigError(
-            f"{saved.parent}: was imported, so there is no training to go on with. Begin one from "
-            f"its weights: python -m train pretrain --init-from {saved.parent.name}"
+            f"{run}: was imported, and has learned nothing here yet. Say from what, and how long: "
+            f"python -m train resume {run.name} --data DATA --minutes 10, after python -m prepare "
+            f"text SOURCES --tokenizer {run} --out DATA"
         )
     found = settings["model"] | settings["train"]
     # of a longer run that was stopped before it saved anew

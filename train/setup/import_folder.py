@@ -8,7 +8,6 @@ Nothing in it is executed, and what no switch of ours expresses is refused by it
 
 import json
 import logging
-import pickle
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,12 +27,15 @@ from common.huggingface.tokenizer_json import TOKENIZER_NAME, read_tokenizer
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
-from train.config import TrainConfig
+from train.config import TrainConfig, TrainPlan, saved_settings
 from train.setup.import_file import IGNORED, Imported, named_tokenizer, read_file
 
 log = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# How it goes on if it is resumed: a network that has learned takes a tenth of a new one's rate.
+CONFIG = TrainConfig(learning_rate=1e-4)
+PLAN = TrainPlan(max_steps=1_000, batch_size=1, eval_interval=100, save_interval=100, compile="off")
 NEEDED = [CONFIG_NAME, "model*.safetensors", INDEX_NAME, "tokenizer*.json", TEMPLATE_NAME]
 
 
@@ -52,16 +54,17 @@ def import_folder(
         raise
     except Exception as error:  # of a damaged or hostile file it may be any
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        if isinstance(error, pickle.UnpicklingError):
+        if reason.startswith("UnpicklingError"):
             reason = "it would run code when it is loaded, which it was not"
         raise CheckpointError(
             f"{source}: cannot be imported ({reason}). It is damaged, or not as such are saved."
         ) from error
     settings = {
         "format": run_dir.FORMAT_VERSION, "imported_from": str(Path(source).absolute()),
-        "model": asdict(model.config), "train": asdict(TrainConfig()),
+        "model": asdict(model.config), "train": saved_settings(CONFIG, PLAN),
     }  # fmt: skip
-    state = {"progress": {"step": 0, "n_tokens": 0}}
+    stepper = {"batch_size": PLAN.batch_size, "loss_scale": 0.0, "n_unscaled": 0}
+    state = {"progress": {"step": 0, "n_tokens": 0}, "stepper": stepper}
     template = found.chat_template
     with unfinished_folder(runs_dir / name) as run:
         folder = save_checkpoint(run, 0, model, {}, state, found.tokenizer, chat_template=template)

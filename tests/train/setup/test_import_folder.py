@@ -261,11 +261,13 @@ def test_an_imported_run_is_trained_further_and_learns_to_answer(tmp_path: Path)
     assert "python -m sample chat base" in run("train", "import", "theirs", "--run", "base")
     said = run("train", "resume", "base", code=1)
     assert "was imported" in said
-    assert "--init-from base" in said
+    assert "resume base --data DATA" in said
     run("prepare", "chats", "talk.jsonl", "--tokenizer", "runs/base", "--out", "talk")
     run("train", "finetune", "--from", "base", "--data", "talk", "--run", "tuned", *short)
     run("prepare", "text", "text.txt", "--tokenizer", "runs/base", "--out", "data")
     run("train", "pretrain", "--init-from", "base", "--run", "more", *short)
+    run("train", "resume", "base", "--data", "data", "--max-steps", "3", "--device", "cpu")
+    assert "step-00000005" in run("train", "resume", "base", "--max-steps", "5", "--device", "cpu")
     assert "base" in run("train", "compare")
     run("sample", "export", "tuned", "out", "--to", "hf")
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
