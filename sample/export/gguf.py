@@ -22,10 +22,17 @@ from common.chat_format import END_OF_MESSAGE
 from common.checkpoint import MODEL_NAME, Checkpoint
 from common.errors import ConfigError
 from common.files import atomic_write, fsync, write_text
+from common.huggingface.json_tokenizer import CHARACTERS
 from common.huggingface.network import check_stock, weights_of
-from common.huggingface.tokenizer_json import CHARACTERS, merges_of
+from common.huggingface.tokenizer_json import merges_of
 from common.models.config import GenerateConfig
-from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, CharTokenizer, Tokenizer
+from common.tokenizer import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+)
 from sample.loaded_model import RunInfo
 from sample.weights_file import check_range, tensors_of
 
@@ -117,8 +124,10 @@ def _vocabulary(tokenizer: Tokenizer, info: RunInfo) -> dict[str, Any]:
         pairs = [(c[:i], c[i : i + 1]) for c in found for i in range(1, len(c))]
         merges = list(dict.fromkeys(pairs))
     else:
-        merges = merges_of(tokenizer.ranks)
-        if tokenizer.pattern != GPT2_PATTERN or len(merges) < sum(len(c) > 1 for c in found):
+        merges = []
+        if isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern == GPT2_PATTERN:
+            merges = merges_of(tokenizer.ranks)
+        if len(merges) < sum(len(c) > 1 for c in found):
             raise ConfigError(
                 f"Its vocabulary, {tokenizer.name}, cuts texts into words as llama.cpp does not: "
                 "GGUF takes GPT-2's, those learned here, and characters. --to hf takes any."

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from common.chat_format import CHAT_TEMPLATE
 from common.errors import UserError
-from common.huggingface.tokenizer_json import BYTES as BYTE_OF
+from common.huggingface.json_tokenizer import BYTES as BYTE_OF
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import (
