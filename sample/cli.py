@@ -242,10 +242,11 @@ def serve(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["hf", "gguf", "weights"]),
+    type=click.Choice(["hf", "gguf", "onnx", "weights"]),
     required=True,
     help="hf: a folder that transformers loads; gguf: a file that llama.cpp runs, and a Modelfile "
-    "for Ollama; weights: one safetensors file that sample runs.",
+    "for Ollama; onnx: a folder that onnxruntime runs, in browsers too; weights: one safetensors "
+    "file that sample runs.",
 )
 @click.option(
     "--dtype",

@@ -1,4 +1,4 @@
-"""A run -> a folder in Hugging Face's layout, or one file of weights; whole or not there.
+"""A run -> a folder in Hugging Face's layout, or another format; whole or not there.
 
 Weights stay in the checkpoint's file, and go from there into the new one a tensor at a time.
 """
@@ -6,6 +6,7 @@ Weights stay in the checkpoint's file, and go from there into the new one a tens
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
@@ -41,6 +42,7 @@ SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
 DTYPES = {
     "hf": weights_file.DTYPES, "weights": weights_file.DTYPES, "gguf": gguf.FILE_TYPES,
+    "onnx": ("float32",),
 }  # fmt: skip
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 
@@ -69,6 +71,13 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
         make_folder(out.parent)
         kind = gguf.write_gguf(loaded, info, out, dtype)
         return f"{out}: {kind}, {dtype}, of {folder}. Ollama: ollama create NAME -f {files[1]}"
+    if to == "onnx":
+        from sample.export import onnx  # it imports PyTorch's exporter, which takes seconds
+
+        with whole_folder(out) as unfinished:
+            onnx.write_onnx(loaded.model, unfinished)
+            write_settings(loaded, info, unfinished, onnx.settings_of(info.config), dtype)
+        return f"{out}: {onnx.NAME} with {onnx.DATA_NAME}, {dtype}, of {folder}."
     kind = config_json(info.config)["architectures"][0]
     with whole_folder(out) as unfinished:
         write_folder(loaded, info, unfinished, dtype, called=out.name)
@@ -94,8 +103,21 @@ def write_folder(
     loaded: Checkpoint, info: RunInfo, folder: Path, dtype: str, *, called: str
 ) -> None:
     """Write a folder, to be ``called`` otherwise, that transformers' Auto classes load."""
-    config, tokenizer = info.config, loaded.tokenizer
-    settings, eot_id = config_json(config), tokenizer.eot_id
+    config = info.config
+    settings = config_json(config)
+    write_settings(loaded, info, folder, settings, dtype)
+    if config.ngrams:
+        write_text(folder / CODE_NAME, Path(__file__).with_name(CODE_NAME).read_text("utf-8"))
+    card = model_card(info, settings["architectures"][0], loaded.tokenizer.special_tokens, called)
+    write_text(folder / "README.md", card)
+    _write_shards(tensors_of(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
+
+
+def write_settings(
+    loaded: Checkpoint, info: RunInfo, folder: Path, settings: dict[str, Any], dtype: str
+) -> None:
+    """Write config.json of ``settings``, how it is sampled from, its vocabulary and template."""
+    tokenizer, eot_id = loaded.tokenizer, loaded.tokenizer.eot_id
     ends = end_ids(tokenizer) if info.is_chat else [eot_id]
     ids = {"bos_token_id": eot_id, "eos_token_id": ends}
     # the second is what transformers 4 calls it
@@ -106,18 +128,13 @@ def write_folder(
     write_json(folder / "generation_config.json", {**ids, "do_sample": True, **sampling})
     write_json(folder / TOKENIZER_NAME, tokenizer_json(tokenizer))
     described = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.block_size,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
         "clean_up_tokenization_spaces": False, "bos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
         "eos_token": END_OF_MESSAGE if info.is_chat else END_OF_TEXT,
     }  # fmt: skip
     write_json(folder / TOKENIZER_CONFIG_NAME, described)
     if loaded.chat_template is not None:
         write_text(folder / TEMPLATE_NAME, loaded.chat_template)
-    if config.ngrams:
-        write_text(folder / CODE_NAME, Path(__file__).with_name(CODE_NAME).read_text("utf-8"))
-    card = model_card(info, settings["architectures"][0], tokenizer.special_tokens, called)
-    write_text(folder / "README.md", card)
-    _write_shards(tensors_of(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
 
 
 def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> None:

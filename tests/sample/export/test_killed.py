@@ -32,7 +32,11 @@ def large_run(folder: Path, n_embd: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "name", "unfinished_name"),
-    [("hf", "out", ".out.unfinished"), ("gguf", "out.gguf", "out.gguf.tmp")],
+    [
+        ("hf", "out", ".out.unfinished"),
+        ("onnx", "out", ".out.unfinished"),
+        ("gguf", "out.gguf", "out.gguf.tmp"),
+    ],
 )
 def test_a_killed_export_leaves_nothing_under_its_name(
     to: str, name: str, unfinished_name: str, tmp_path: Path
