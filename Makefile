@@ -23,6 +23,8 @@ BY_HEART := --ngram-dropout 0 --weight-decay 0 --learning-rate 0.01 --matrix-lr 
 
 # With a data set there is no file whose age could tell that it changed.
 SOURCES := $(if $(DATASET),,$(SRC))
+# What `tiny-portable` has in place of tables of n-grams, for a corpus of that size: RECIPE.md too.
+VOCABULARY := $(if $(filter tiny-portable-bpe-corpus,$(PRESET)-$(TOKENIZER)-$(SOURCES)),--vocab-size 8192)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -60,7 +62,7 @@ $(QUESTIONS): | corpus
 
 # Files that change when a setting or a source does: so make knows what is stale.
 .make/data-settings: FORCE | $(filter corpus,$(SOURCES)) .make
-	@{ echo '$(SRC)|$(DATASET)|$(TOKENIZER)'; $(if $(SOURCES),ls -lRL $(SOURCES) 2>&1 | cksum;) } > $@.new
+	@{ echo '$(SRC)|$(DATASET)|$(TOKENIZER)$(VOCABULARY)'; $(if $(SOURCES),ls -lRL $(SOURCES) 2>&1 | cksum;) } > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 .make/train-settings: FORCE | .make
 	@echo '$(PRESET)|$(MINUTES)|$(RUN)' > $@.new
@@ -77,7 +79,7 @@ $(QUESTIONS): | corpus
 data: data/meta.json ## Grind SRC (by default the documentation on this machine) into data/
 data/meta.json: .make/data-settings | $(VENV)/ready
 	@# 3: done, with something left out and listed
-	$(PY) -m prepare text $(SOURCES) $(if $(DATASET),--dataset $(DATASET)) --tokenizer $(TOKENIZER) --out data || [ $$? -eq 3 ]
+	$(PY) -m prepare text $(SOURCES) $(if $(DATASET),--dataset $(DATASET)) --tokenizer $(TOKENIZER) $(VOCABULARY) --out data || [ $$? -eq 3 ]
 
 # The suffix array by which a chat tells where its words stand.
 data/train.sa.json: data/meta.json
@@ -98,7 +100,7 @@ chats/meta.json: .make/chats-settings runs/.trained
 finetune: $(if $(CHATS),runs/.finetuned,train) ## Learn to answer, from CHATS
 runs/.finetuned: .make/finetune-settings runs/.trained chats/meta.json $(if $(wildcard runs/*-chat*/latest),,FORCE)
 	@base=$$(cat runs/.trained); \
-	$(if $(filter $(QUESTIONS),$(CHATS)),grep -q '"preset": "tiny"' runs/$$base/config.json && options="$(BY_HEART)";) \
+	$(if $(filter $(QUESTIONS),$(CHATS)),grep -q '"preset": "tiny' runs/$$base/config.json && options="$(BY_HEART)";) \
 	set -x; $(PY) -m train finetune --from $$base --data chats --minutes $(CHAT_MINUTES) $$options --resume
 	@touch $@
 

@@ -56,7 +56,7 @@ CHARACTERS: dict[str, Any] = {"prepare": "--tokenizer char"}  # as many as the t
 # What was tried: tests/bench/RECIPE.md
 TINY = {
     "optimizer": "muon", "weight_decay": 0.1, "grad_clip": 0.0, "zero_init": True,
-    "learning_rate": 1e-2, "matrix_lr": 6e-3, "table_lr": 2e-2,
+    "learning_rate": 1e-2, "matrix_lr": 6e-3,
     "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
     "minutes": 5.0, "tokens_per_step": 1_024, "log_interval": 100,
 }  # fmt: skip
@@ -98,9 +98,16 @@ PRESETS = {
         | _shape(2, 2, 128, 128)
         | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15, "ngram_dropout": 0.25},
         of_characters={"ngrams": 5},  # they are shorter
-        train=TINY,
+        train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
+    ),
+    "tiny-portable": Preset(
+        meaning="tiny for llama.cpp and others: without tables of n-grams, with more ids instead.",
+        model=MODERN | _shape(2, 2, 128, 128) | {"tied_head": False},
+        train=TINY,
+        prepare="--tokenizer bpe --vocab-size 8192",
+        vocab_size=8_197,
     ),
     "small": Preset(
         meaning="One GPU, half an hour.",

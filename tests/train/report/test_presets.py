@@ -9,12 +9,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from common.dataset import DataFolder
 from common.device import Device
+from common.huggingface.network import check_stock, config_json
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT, Attention, Block
+from sample.export.gguf import NETWORKS
 from tests.tiny import prepare_text, random_model, words
 from tests.train.runs import make_trainer, pretrain
 from train.cli import main
@@ -30,7 +32,7 @@ FEWER_LAYERS = {
     "medium": 1, "gpt2": 2, "gpt2-medium": 1, "gpt2-large": 1, "gpt2-xl": 1, "toygpt-small": 2,
     "toygpt-medium": 1, "toygpt-large": 1,
 }  # fmt: skip
-QUICK = ("tiny", "nanogpt-shakespeare-cpu", "custom-llm", "gpt-40k", "hellogpt")
+QUICK = ("tiny", "tiny-portable", "nanogpt-shakespeare-cpu", "custom-llm", "gpt-40k", "hellogpt")
 SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PRESETS]
 
 
@@ -71,6 +73,19 @@ def test_nanogpts_networks_have_the_parameters_that_it_prints(name: str, million
 
 def test_gpt_40k_has_the_parameters_that_it_prints_and_biases_of_queries_keys_values() -> None:
     assert n_parameters("gpt-40k") == 1_862_878 + 4 * 3 * 192
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "char"])
+def test_tiny_portable_is_a_network_of_transformers_and_llama_cpp(tokenizer: str) -> None:
+    preset = PRESETS["tiny-portable"]
+    c = ModelConfig(**preset.model_for(tokenizer), vocab_size=preset.vocab_size)
+    assert check_stock(c) in NETWORKS  # llama.cpp's
+    said = config_json(c)
+    assert "auto_map" not in said  # no code of ours
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**said))
+    assert type(theirs).__name__ == said["architectures"][0]
+    assert theirs.num_parameters() == n_parameters("tiny-portable")
 
 
 class SeparateHeads(nn.Module):
