@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,13 @@ quantize_option = click.option(
 )
 
 
+# Settings of generation that hang on the run, as help says them.
+SHOWN = {item.name: str(item.default) for item in fields(GenerateConfig)} | {
+    "frequency_penalty": "0.1 where it answers, else 0.0",
+    "max_new_tokens": "the context where it answers, else 200",
+}
+
+
 def load_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which checkpoint is loaded, and onto what: those of ``load``."""
     return runs_dir_option(checkpoint_option(device_option(quantize_option(command))))
@@ -69,7 +77,7 @@ def main() -> None:
 @main.command()
 @run_argument
 @load_options
-@options_for(GenerateConfig)
+@options_for(GenerateConfig, preset=SHOWN)
 @template_option
 @click.option(
     "--transcript",
@@ -85,14 +93,14 @@ def chat(template: str | None, transcript: Path | None, **options: Any) -> None:
     from sample.chat.session import Chat
     from sample.chat.terminal import run_chat
     from sample.chat.transcript import Transcript
-    from sample.loaded_model import banner
+    from sample.loaded_model import banner, generate_config
     from sample.text.prompt import find_template
     from sample.text.sources import open_training_text
 
-    config = GenerateConfig(**given(GenerateConfig, options))
     kept = Transcript(transcript, notify) if transcript is not None else None
     model = load(options)
     found = find_template(template, is_chat=model.info.is_chat)
+    config = generate_config(model.info, found, given(GenerateConfig, options))
     notify(banner(model.info, found))
     # Source: XDG Base Directory 0.8, by which a relative one is to be ignored
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -210,7 +218,7 @@ def score(
     help="File that holds the key which clients must send.",
 )
 @template_option
-@options_for(GenerateConfig, without=("seed",))
+@options_for(GenerateConfig, without=("seed",), preset=SHOWN)
 def serve(
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
@@ -222,18 +230,20 @@ def serve(
 
     The settings of generation are what a request that does not say otherwise gets.
     """
+    from sample.loaded_model import generate_config
     from sample.server import run
     from sample.server.security import make_access
     from sample.text.prompt import find_template
 
     config = ServeConfig(**given(ServeConfig, options))
-    defaults = GenerateConfig(**given(GenerateConfig, options))
     bound = run.bind(config)  # before the checkpoint is read, which may take long
     access = make_access(
         bound, config.host, hosts=allow_host, origins=allow_origin, key_file=api_key_file
     )
     model = load(options)
     found = find_template(template, is_chat=model.info.is_chat)
+    own = given(GenerateConfig, options)
+    defaults = generate_config(model.info, found, own, config.max_tokens)
     run.serve(model, run.describe_model(model, found, defaults, config), bound, access)
 
 

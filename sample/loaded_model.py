@@ -4,6 +4,7 @@ With it what is known of it, as JSON for the page, and in words that do not flat
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TOKENS_PER_PARAMETER = 20
 # Share of ln V, the loss of blind guessing, that remains where one knows each token's frequency:
 # measured on English documentation, 0.72 for characters and 0.84 for 2,053 byte pairs.
 FREQUENCIES_ALONE = 0.8
+# Small networks repeat a word for ever, up to 4 % of answers: tests/bench/RECIPE.md
+IN_CHATS = {"frequency_penalty": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,20 @@ def load_model(
     if chosen.torch_device.type == "cuda":
         model.to(chosen.dtype)  # generating reads every weight once a token: halve that
     return LoadedModel(info, loaded.tokenizer, make_backend(model, int8=quantize == "int8"))
+
+
+def generate_config(
+    info: RunInfo, template: Template, given: Mapping[str, Any], most_tokens: int | None = None
+) -> GenerateConfig:
+    """Return the settings ``given``, others as suit a chat where the network answers.
+
+    Raise ConfigError where one is out of its range.
+    """
+    own: dict[str, Any] = {}
+    if template.is_chat:
+        room = info.config.block_size  # an answer ends by itself
+        own = {"max_new_tokens": min(room, most_tokens or room), **IN_CHATS}
+    return GenerateConfig(**own | given)
 
 
 def describe_run(folder: Path, loaded: checkpoint.Checkpoint) -> RunInfo:

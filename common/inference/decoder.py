@@ -96,7 +96,8 @@ class Decoder:
         logits, logsumexp = row.logits
         np.copyto(self._filtered, logits)
         self._filtered[self.banned] = -np.inf
-        idx = sample(*filter_logits(self._filtered, row.config, row.seen), row.rng.random())
+        filtered = filter_logits(self._filtered, row.config, row.seen, row.counts)
+        idx = sample(*filtered, row.rng.random())
         top = top_logprobs(logits, logsumexp, row.top_logprobs)
         return Token(idx, float(logits[idx]) - logsumexp, top)
 

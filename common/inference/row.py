@@ -89,6 +89,9 @@ class Row:
             self.seen = np.zeros(model.vocab_size, np.bool_)
             self.seen[ids] = True
             self.seen[list(ends)] = False  # of earlier messages: or no answer would end
+        self.counts: npt.NDArray[np.float32] | None = None
+        if config.frequency_penalty:
+            self.counts = np.zeros(model.vocab_size, np.float32)
 
     def append(self, idx: int) -> None:
         """Add one id to the text; the logits after it are known where it was drafted."""
@@ -98,6 +101,8 @@ class Row:
         self.ids.append(idx)
         if self.seen is not None:
             self.seen[idx] = True
+        if self.counts is not None:
+            self.counts[idx] += 1
 
     def prompt(self) -> list[int]:
         """Return the ids to prefill, of a new text or of one that is re-based; of others none."""

@@ -2,13 +2,14 @@
 
 The filters work in this order, each on what the one before it left:
 
-    repetition penalty -> temperature -> top-k -> top-p -> min-p
+    repetition penalty -> frequency penalty -> temperature -> top-k -> top-p -> min-p
 
 Top-k and top-p each keep the shortest beginning, in order of probability, that has k ids or that
 share of the probability. Ids are counted into bins by their weight, and only the bin in which the
 beginning ends is sorted: to sort 50,257 ids would take longer than everything else together.
 
-Sources: repetition penalty, Keskar et al. 2019, section 4.1 (arXiv:1909.05858); top-p, Holtzman et
+Sources: repetition penalty, Keskar et al. 2019, section 4.1 (arXiv:1909.05858); frequency penalty,
+OpenAI's API, whose largest is 2; top-p, Holtzman et
 al. 2020, section 3.1 (arXiv:1904.09751); min-p, Nguyen et al. 2024, section 3 (arXiv:2407.01082).
 """
 
@@ -26,15 +27,21 @@ BIN_SHIFT = 18  # of a float32's 32 bits: a bin is 3% wide, and 4,065 hold all u
 
 
 def filter_logits(
-    logits: Floats, config: GenerateConfig, seen: npt.NDArray[np.bool_] | None = None
+    logits: Floats,
+    config: GenerateConfig,
+    seen: npt.NDArray[np.bool_] | None = None,
+    counts: npt.NDArray[np.float32] | None = None,
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Return the ids (n,) to sample from and weights (n,) that are as their probabilities.
 
     From logits (V,); one of -inf is never sampled. They come in no order that means anything, but
-    always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty.
+    always in the same. ``seen`` (V,) says which ids the text holds, for the repetition penalty,
+    ``counts`` (V,) how often the new text does, for the frequency penalty.
     """
     if seen is not None and (penalty := config.repetition_penalty) != 1:
         logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if counts is not None:
+        logits = logits - config.frequency_penalty * counts
     if config.temperature == 0:
         return np.array([logits.argmax()]), np.ones(1)
     # from the largest down: a temperature near 0 must not make infinities to subtract

@@ -147,6 +147,10 @@ class GenerateConfig:
         1.0, "Above 1: make tokens that the text already holds less likely.", at_least=0.01,
         below=1e30,
     )  # fmt: skip
+    frequency_penalty: float = setting(
+        0.0, "Above 0: make a token less likely each time that the new text holds it.",
+        at_least=-2, below=1e30,
+    )  # fmt: skip
     seed: int = setting(
         1337, "The same seed and prompt give the same text.", at_least=0, below=SEEDS_END
     )

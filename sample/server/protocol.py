@@ -66,6 +66,7 @@ class SamplingParameters(Shape):
     top_k: int | None = _of_config("top_k", (1 << 31) - 1)
     min_p: float | None = _of_config("min_p")
     repetition_penalty: float | None = _of_config("repetition_penalty", 10)
+    frequency_penalty: float | None = _of_config("frequency_penalty", 2)
     seed: int | None = _of_config("seed")
 
 
@@ -100,7 +101,6 @@ class GenerationParameters(SamplingParameters):
     """Say where the answer stands word for word in the training text; not of OpenAI's API."""
 
     # known to clients and not done here: only what asks for nothing is accepted
-    frequency_penalty: Nothing | None = None
     presence_penalty: Nothing | None = None
     logit_bias: Nothing | None = None
     best_of: One | None = None

@@ -21,8 +21,8 @@ from pathlib import Path
 from common.chat_format import END_OF_MESSAGE, Role
 from common.models.config import GenerateConfig
 from prepare.questions import asked_about
-from sample.loaded_model import LoadedModel, load_model
-from sample.text.prompt import CHAT, Message, encode
+from sample.loaded_model import LoadedModel, generate_config, load_model
+from sample.text.prompt import CHAT, Message, build_prompt
 
 # None of them is among those that are learned (prepare/questions.yml).
 HELD_OUT = (
@@ -78,7 +78,10 @@ def is_right(answer: str, name: str, references: dict[str, set[str]]) -> bool:
 def ask(
     model: LoadedModel, conversations: Sequence[Sequence[str]], temperature: float = 0.0
 ) -> list[tuple[str, bool]]:
-    """Return each conversation's answer and whether it ended by itself; its user speaks first."""
+    """Return each conversation's answer and whether it ended by itself; its user speaks first.
+
+    With the settings that sample chat has by default, but for the ``temperature``.
+    """
     decoder = model.decoder(N_ROWS)
     end, found = model.tokenizer.special_tokens[END_OF_MESSAGE], dict[int, tuple[str, bool]]()
     waiting, rows = list(enumerate(conversations))[::-1], dict[int, tuple[int, list[int]]]()
@@ -88,8 +91,13 @@ def ask(
                 number, said = waiting.pop()
                 roles = cycle(TURNS)
                 messages = [Message(next(roles), text) for text in said]
-                config = GenerateConfig(temperature=temperature, seed=number)
-                decoder.admit(row, encode(messages, CHAT, model.tokenizer), config)
+                own = {"temperature": temperature, "seed": number}
+                config = generate_config(model.info, CHAT, own)
+                prompt = build_prompt(
+                    messages, template=CHAT, tokenizer=model.tokenizer,
+                    block_size=decoder.block_size, max_new_tokens=config.max_new_tokens,
+                )  # fmt: skip
+                decoder.admit(row, prompt.ids, config)
                 rows[row] = number, []
         for row, token in decoder.step().items():
             number, ids = rows[row]

@@ -13,6 +13,7 @@ from common.models.config import GenerateConfig, ModelConfig
 from sample.loaded_model import (
     RunInfo,
     banner,
+    generate_config,
     load_model,
     model_card,
     undertrained_warning,
@@ -99,6 +100,16 @@ def test_what_a_run_began_from_is_counted_as_read_or_nothing_is_said(tmp_path: P
     info = info_of(tuned)
     assert (info.n_base_tokens, undertrained_warning(info)) == (None, None)
     assert "900 tokens read, val loss" in banner(info, CHAT)
+
+
+def test_settings_are_those_given_then_those_of_a_chat_then_the_declared_ones() -> None:
+    given = {"temperature": 0.5}
+    assert generate_config(WELL_READ, RAW, given) == GenerateConfig(temperature=0.5)
+    found = generate_config(WELL_READ, CHAT, given)  # of a context of 256
+    assert (found.temperature, found.frequency_penalty, found.max_new_tokens) == (0.5, 0.1, 256)
+    assert generate_config(WELL_READ, CHAT, given, most_tokens=99).max_new_tokens == 99
+    own = {"frequency_penalty": 0.0, "max_new_tokens": 5}
+    assert generate_config(WELL_READ, CHAT, own) == GenerateConfig(**own)
 
 
 def test_a_diverged_run_has_a_card_without_what_is_no_number(tmp_path: Path) -> None:

@@ -251,6 +251,13 @@ def test_the_repetition_penalty_counts_prompt_and_new_text() -> None:
     assert ids_after(model, [0], config, ABC) == [1, 2, 0, 0]
 
 
+def test_the_frequency_penalty_counts_new_text_alone_and_breaks_any_loop() -> None:
+    model = successor_model(ABC, {"a": {"a": 2.5}})  # all else has 0
+    config = GenerateConfig(max_new_tokens=9, temperature=0, frequency_penalty=1.0)
+    # the prompt's are not counted; after three of the answer's own a has -0.5
+    assert ids_after(model, [0, 0, 0, 0], config, ABC)[:4] == [0, 0, 0, 1]
+
+
 def test_a_busy_row_takes_no_other_text_and_a_released_one_does() -> None:
     model = successor_model(ABC, {"a": {"b": 9}, "b": {"a": 9}})
     decoder = Decoder(make_backend(model), ABC, n_rows=2)

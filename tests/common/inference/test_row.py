@@ -40,7 +40,7 @@ def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: 
         GenerateConfig(temperature=0),
         GenerateConfig(temperature=0.3, seed=1),
         GenerateConfig(temperature=1.2, seed=2),
-        GenerateConfig(temperature=0.5, repetition_penalty=1.3, seed=3),
+        GenerateConfig(temperature=0.5, repetition_penalty=1.3, frequency_penalty=0.2, seed=3),
     ],
     ids=lambda config: f"{config.temperature}, {config.repetition_penalty}",
 )

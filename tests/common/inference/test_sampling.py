@@ -84,6 +84,18 @@ def test_the_repetition_penalty_worked_out_by_hand(seen: list[int], expected: li
     assert logits.tolist() == [1, -1, 0]  # the caller's are as they were
 
 
+def test_the_frequency_penalty_worked_out_by_hand() -> None:
+    logits = np.array([2, -2, 0], np.float32)
+    config = config_of({"frequency_penalty": 0.5, "repetition_penalty": 2.0, "temperature": 0.5})
+    seen, counts = np.array([True, True, False]), np.array([3, 1, 0], np.float32)
+    scores = [(2 / 2 - 1.5) / 0.5, (-2 * 2 - 0.5) / 0.5, 0]  # penalties, then the temperature
+    total = sum(map(math.exp, scores))
+    ids, weights = filter_logits(logits, config, seen, counts)
+    assert ids.tolist() == [0, 1, 2]
+    assert weights / weights.sum() == pytest.approx([math.exp(each) / total for each in scores])
+    assert logits.tolist() == [2, -2, 0]
+
+
 def test_the_penalty_comes_before_the_temperature_and_counts_where_it_is_0() -> None:
     logits = np.array([1.0, 0.9], np.float32)
     greedy = config_of({"temperature": 0.0, "repetition_penalty": 2.0})

@@ -12,6 +12,7 @@ from common.models.config import GenerateConfig
 from common.tokenizer import CharTokenizer
 from sample.chat.session import Chat
 from sample.chat.terminal import run_line
+from sample.loaded_model import RunInfo, generate_config
 from sample.text.prompt import CHAT, Message
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.sample.chats import ASSISTANT, BYTES, END, FORGED, USER, by_hand, make_chat_run, toy_chat
@@ -94,6 +95,17 @@ def test_an_answer_ends_at_any_id_that_is_not_its_text(after_b: str, penalty: fl
         assert LETTERS.decode_bytes(base).startswith(b"abc")
     chat.config = GenerateConfig(max_new_tokens=1, temperature=0)
     assert ask(chat, "d") == "a"
+
+
+def test_by_default_an_answer_that_repeats_itself_ends() -> None:
+    scores = {"<|assistant|>": {"a": 50.0}, "a": {"a": 9.05, "<|end|>": 8.0}}
+    network = make_backend(successor_model(LETTERS, scores))
+    info = RunInfo(folder=Path(), step=1, n_tokens=1, n_parameters=1, config=network.config)
+    config = generate_config(info, CHAT, {"temperature": 0.0})
+    chat = Chat(Decoder(network, LETTERS, 1, end_ids(LETTERS)), config, template=CHAT)
+    assert ask(chat, "d") == 11 * "a"  # 9.05 - 1.1 is less than 8
+    chat.config = GenerateConfig(temperature=0.0, max_new_tokens=50)
+    assert ask(chat, "d") == 50 * "a"
 
 
 @pytest.fixture(scope="module")

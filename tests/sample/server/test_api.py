@@ -131,7 +131,7 @@ def test_ids_beyond_the_vocabulary_are_not_named(api: InProcess) -> None:
 
 
 def test_logprobs_of_a_chat(api: InProcess) -> None:
-    body = {"messages": HELLO, "seed": 1, "logprobs": True, "top_logprobs": 1, "max_tokens": 2}
+    body = {"messages": HELLO, "seed": 2, "logprobs": True, "top_logprobs": 1, "max_tokens": 2}
     choice = api.client.post(CHAT, json=body).json()["choices"][0]
     top = [{"token": "\n", "bytes": [10], "logprob": 0.0}]
     said = [(each["token"], each["bytes"]) for each in choice["logprobs"]["content"]]
@@ -274,8 +274,9 @@ RANGES: list[tuple[str, Any]] = [
     ("max_tokens", 0), ("max_tokens", -2), ("max_tokens", False), ("stop", 5), ("stop", [5]),
     ("stream", "yes"), ("stream", 1), ("stream_options", []),
     ("stream_options", {"include_usage": 1}), ("model", 5), ("suffix", "x"), ("best_of", 2),
-    ("best_of", True), ("logit_bias", {"5": 1}), ("frequency_penalty", 0.5),
-    ("presence_penalty", -1), ("response_format", {"type": "json_object"}), ("tools", [{}]),
+    ("best_of", True), ("logit_bias", {"5": 1}), ("frequency_penalty", 2.1),
+    ("frequency_penalty", -2.1), ("presence_penalty", -1),
+    ("response_format", {"type": "json_object"}), ("tools", [{}]),
     ("functions", [{}]), ("tool_choice", "required"), ("modalities", ["audio"]),
     ("grammar", "root ::= x"), ("json_schema", {"a": 1}), ("guided_choice", ["a"]),
     ("min_tokens", 3), ("ignore_eos", True), ("stop_token_ids", [5]), ("mirostat", 2),
