@@ -114,7 +114,7 @@ def generate_config(
     if template.is_chat:
         room = info.config.block_size  # an answer ends by itself
         own = {"max_new_tokens": min(room, most_tokens or room), **IN_CHATS}
-    return GenerateConfig(**own | given)
+    return GenerateConfig(**{**own, **given})
 
 
 def describe_run(folder: Path, loaded: checkpoint.Checkpoint) -> RunInfo:

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_settings_are_those_given_then_those_of_a_chat_then_the_declared_ones() 
     found = generate_config(WELL_READ, CHAT, given)  # of a context of 256
     assert (found.temperature, found.frequency_penalty, found.max_new_tokens) == (0.5, 0.1, 256)
     assert generate_config(WELL_READ, CHAT, given, most_tokens=99).max_new_tokens == 99
-    own = {"frequency_penalty": 0.0, "max_new_tokens": 5}
+    own: dict[str, Any] = {"frequency_penalty": 0.0, "max_new_tokens": 5}
     assert generate_config(WELL_READ, CHAT, own) == GenerateConfig(**own)
 
 
