@@ -28,7 +28,7 @@ VOCABULARY := $(if $(filter tiny-portable-bpe-corpus,$(PRESET)-$(TOKENIZER)-$(SO
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev data train finetune chat serve test test-slow setup-browser test-browser check format bench faults smoke clean FORCE
+.PHONY: help setup setup-dev data train finetune chat serve test test-slow setup-browser test-browser setup-llama test-llama check format bench faults smoke clean FORCE
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -129,6 +129,16 @@ setup-browser: ## Install Chromium for make test-browser, where there is none (D
 
 test-browser: setup-dev ## Run the tests that drive the page in Chromium
 	$(PY) -m pytest -m browser
+
+# Built from source, in some minutes: needs a C++ compiler; pip brings CMake.
+setup-llama: $(VENV)/ready-llama ## Build llama.cpp for make test-llama
+$(VENV)/ready-llama: requirements-llama.txt $(VENV)/ready-dev
+	@echo 'Building requirements-llama.txt: some minutes the first time.'
+	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements-llama.txt
+	@touch $@
+
+test-llama: setup-llama ## Run the tests that ask llama.cpp what it makes of GGUF files
+	$(PY) -m pytest -m llama
 
 # A copy of the tracked files, in a folder of its own: what was installed or made here by hand
 # cannot help it along.

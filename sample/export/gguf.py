@@ -24,7 +24,7 @@ from common.errors import ConfigError
 from common.files import atomic_write, fsync, write_text
 from common.huggingface.json_tokenizer import CHARACTERS
 from common.huggingface.network import check_stock, weights_of
-from common.huggingface.tokenizer_json import merges_of
+from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
 from common.models.config import GenerateConfig
 from common.tokenizer import (
     END_OF_TEXT,
@@ -43,6 +43,7 @@ FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most 
 }  # fmt: skip
 # Of transformers' networks that ours are, those of llama.cpp, where no other MLP can be asked for
 NETWORKS = (("qwen3", "silu"), ("llama", "silu"), ("arcee", "relu2"), ("gpt2", "gelu_new"))
+WORDS = {GPT2_PATTERN: "gpt-2", DIGITS_PATTERN: "smollm"}  # its names of patterns
 PAIRED = ("llama", "arcee")  # it rotates channels 0 and 1, 2 and 3 ...: ours are in two halves
 
 
@@ -119,15 +120,14 @@ def _settings(info: RunInfo, dtype: str) -> dict[str, Any]:
 
 def _vocabulary(tokenizer: Tokenizer, info: RunInfo) -> dict[str, Any]:
     """Return tokens, a character a byte, and merges: of characters, those of their bytes."""
-    found = tokenizer.token_bytes + [b""] * (info.config.vocab_size - tokenizer.vocab_size)
+    found, words, merges = tokenizer.token_bytes, "gpt-2", []
     if isinstance(tokenizer, CharTokenizer):
         pairs = [(c[:i], c[i : i + 1]) for c in found for i in range(1, len(c))]
         merges = list(dict.fromkeys(pairs))
     else:
-        merges = []
-        if isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern == GPT2_PATTERN:
-            merges = merges_of(tokenizer.ranks)
-        if len(merges) < sum(len(c) > 1 for c in found):
+        if isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in WORDS:
+            words, merges = WORDS[tokenizer.pattern], merges_of(tokenizer.ranks)
+        if len(merges) < sum(len(token) > 1 for token in found):
             raise ConfigError(
                 f"Its vocabulary, {tokenizer.name}, cuts texts into words as llama.cpp does not: "
                 "GGUF takes GPT-2's, those learned here, and characters. --to hf takes any."
@@ -140,7 +140,7 @@ def _vocabulary(tokenizer: Tokenizer, info: RunInfo) -> dict[str, Any]:
     lines = [f"{_visible(a)} {_visible(b)}" for a, b in merges or [(b"\xff", b"\xff")]]
     end = tokenizer.special_tokens[END_OF_MESSAGE if info.is_chat else END_OF_TEXT]
     return {
-        "tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2", "token_list": texts,
+        "tokenizer_model": "gpt2", "tokenizer_pre": words, "token_list": texts,
         "token_types": types, "token_merges": lines, "bos_token_id": tokenizer.eot_id,
         "pad_token_id": tokenizer.eot_id, "eos_token_id": end, "eot_token_id": end,
         "add_bos_token": False,
