@@ -116,7 +116,8 @@ def test_values_are_ours_bit_for_bit_where_llama_cpp_looks_for_them(
     assert n_there == model.n_parameters + n_zeros - n_padding
     for name, value in {
         "general.architecture": kind, "general.name": "x", "general.file_type": 0,
-        f"{kind}.context_length": 64, f"{kind}.block_count": 2, f"{kind}.embedding_length": 32,
+        f"{kind}.context_length": c.block_size, f"{kind}.block_count": 2,
+        f"{kind}.embedding_length": 32,
         f"{kind}.attention.head_count": 4, f"{kind}.attention.head_count_kv": c.kv_heads,
         f"{kind}.feed_forward_length": c.inner_size, f"{kind}.attention.key_length": c.head_size,
         f"{kind}.rope.freq_base": c.rope_theta,
