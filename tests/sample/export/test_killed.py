@@ -1,7 +1,9 @@
 """An export that is killed leaves nothing under the final name; and it takes little memory."""
 
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,54 +13,70 @@ from common.files import write_json
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
+from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, special_ids_after
 from tests.processes import run_python, start_python
-from tests.tiny import byte_tokenizer
 
-BYTES = byte_tokenizer()
 MB = 1_000_000
+OUT = {"hf": "out", "weights": "out.safetensors", "gguf": "out.gguf", "onnx": "out"}
 
 
-def large_run(folder: Path, n_embd: int) -> int:
-    """Save a run with an embedding of many rows of padding; return the bytes of its weights."""
-    shape = ARCHITECTURES["gpt2"] | {"n_layer": 8, "n_head": 4, "n_embd": n_embd, "block_size": 64}
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Save a run of GPT-2's 124 M numbers and 50,000 tokens; return the folder it is in."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes([i >> 8, i & 0xFF]) for i in range(49_996)]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    tokenizer = BytePairTokenizer("pairs", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
+    shape = ARCHITECTURES["gpt2"] | {"n_layer": 12, "n_head": 12, "n_embd": 768}
+    folder = tmp_path_factory.mktemp("large")
     run = new_run(folder / "runs", "large")
     write_json(run / "config.json", {"format": 1})
-    model = GPT(ModelConfig(vocab_size=BYTES.vocab_size, **shape))
-    progress = {"progress": {"step": 1, "n_tokens": 5}}
-    saved = save_checkpoint(run, 1, model, {}, progress, BYTES)
-    return (saved / MODEL_NAME).stat().st_size
+    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=1_024, **shape))
+    save_checkpoint(run, 1, model, {}, {"progress": {"step": 1, "n_tokens": 5}}, tokenizer)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Return the bytes of everything that exports made there."""
+    made = [path for path in folder.iterdir() if path.name not in ("runs", "out.unfinished")]
+    return {path.name: sum(map(n_bytes, [path, *path.rglob("*")])) for path in made}
+
+
+def n_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it has just got another name
+        return 0
+
+
+def delete(folder: Path) -> None:
+    for name in written(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("to", "name", "unfinished_name"),
-    [
-        ("hf", "out", ".out.unfinished"),
-        ("onnx", "out", ".out.unfinished"),
-        ("gguf", "out.gguf", "out.gguf.tmp"),
-    ],
-)
-def test_a_killed_export_leaves_nothing_under_its_name(
-    to: str, name: str, unfinished_name: str, tmp_path: Path
-) -> None:
-    large_run(tmp_path, 256)
-    out = tmp_path / name
-    command = ["-m", "sample", "export", "large", out.name, "--to", to]
-    unfinished = out.with_name(unfinished_name)
-    persons = out.with_name("out.tmp")  # past bug: it was deleted
-    persons.mkdir()
-    with start_python(command, tmp_path) as process:
-        while not unfinished.exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "out.tmp", unfinished_name}
-    ended = run_python(command, tmp_path)  # what it left is no hindrance
-    assert persons.is_dir()
+@pytest.mark.parametrize("to", OUT)
+def test_a_killed_export_leaves_nothing_under_its_name(to: str, gpt2: Path) -> None:
+    delete(gpt2)
+    command = ["-m", "sample", "export", "large", OUT[to], "--to", to]
+    persons = gpt2 / "out.unfinished"  # past bug: it was deleted
+    persons.mkdir(exist_ok=True)
+    for most in (1, 200 * MB, 400 * MB)[:: 2 if to == "onnx" else 1]:  # of 498
+        delete(gpt2)
+        with start_python(command, gpt2) as process:
+            while sum(written(gpt2).values()) < most and process.poll() is None:
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert written(gpt2)
+        assert not written(gpt2).keys() & {OUT[to], "out.Modelfile"}
+    ended = run_python(command, gpt2)  # what it left is no hindrance
     assert ended.returncode == 0, ended.stderr
-    assert out.exists()
-    assert not unfinished.exists()
+    assert written(gpt2).keys() == {OUT[to]} | ({"out.Modelfile"} if to == "gguf" else set())
+    assert persons.is_dir()
 
 
 MEASURED = """import importlib, pathlib, sys
@@ -77,13 +95,20 @@ def peak_bytes(command: list[str], folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_peak_memory_is_below_1_2_of_the_model_and_300_mb(dtype: str, tmp_path: Path) -> None:
-    most = 1.2 * large_run(tmp_path, 1_024) + 300 * MB
-    export = ["sample", "export", "large", "--dtype", dtype]
-    assert peak_bytes([*export, "out", "--to", "hf"], tmp_path) < most
-    assert peak_bytes([*export, "out.safetensors", "--to", "weights"], tmp_path) < most
-    numbers = {"float32": "q4_0"}.get(dtype, dtype)
-    gguf = ["sample", "export", "large", "out.gguf", "--to", "gguf", "--dtype", numbers]
-    assert peak_bytes(gguf, tmp_path) < most
-    assert peak_bytes(["train", "import", "out", "--run", "back"], tmp_path) < most
+@pytest.mark.parametrize(
+    ("to", "dtype"),
+    [
+        ("hf", "float32"), ("hf", "bfloat16"), ("weights", "float32"), ("weights", "float16"),
+        ("gguf", "float32"), ("gguf", "q4_0"), ("onnx", "float32"),
+    ],
+)  # fmt: skip
+def test_peak_memory_is_little_more_than_the_model(to: str, dtype: str, gpt2: Path) -> None:
+    delete(gpt2)
+    [weights] = gpt2.glob(f"runs/large/*/{MODEL_NAME}")
+    # PyTorch's exporter takes 230 MB more than PyTorch
+    most = 1.2 * weights.stat().st_size + (400 if to == "onnx" else 300) * MB
+    export = ["sample", "export", "large", OUT[to], "--to", to, "--dtype", dtype]
+    assert peak_bytes(export, gpt2) < most
+    if to == "hf":
+        assert peak_bytes(["train", "import", OUT[to], "--run", "back"], gpt2) < most
+        shutil.rmtree(gpt2 / "runs" / "back")
