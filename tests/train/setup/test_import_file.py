@@ -141,7 +141,8 @@ def test_nanogpts_compiled_network_of_gpt2s_ids_has_its_padding(
 def write_llmc(path: Path, version: int) -> Any:
     """Write GPT2LMHeadModel as llm.c's write_model does, 50,257 ids in 50,304 rows."""
     torch.manual_seed(0)
-    sizes = {"n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    T, n_layer, n_head, C = (SIZES[n] for n in ("block_size", "n_layer", "n_head", "n_embd"))  # noqa: N806
+    sizes = {"n_positions": T, "n_embd": C, "n_layer": n_layer, "n_head": n_head}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50_257, **sizes)).eval()
     dtype = torch.float32 if version == 3 else torch.bfloat16
     with torch.no_grad():
@@ -150,14 +151,14 @@ def write_llmc(path: Path, version: int) -> Any:
     state = model.state_dict()
     kinds = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
     header = np.zeros(256, np.int32)
-    header[:8] = 20_240_326, version, 24, 50_257, 2, 4, 32, 50_304
+    header[:8] = 20_240_326, version, T, 50_257, n_layer, n_head, C, 50_304
     tensors = [
         F.pad(state["transformer.wte.weight"], (0, 0, 0, 47)),
         state["transformer.wpe.weight"],
     ]
     for kind in kinds:
         for part in ("weight", "bias"):
-            for layer in range(2):
+            for layer in range(n_layer):
                 tensor = state[f"transformer.h.{layer}.{kind}.{part}"]
                 # nn.Linear's are (out, in), transformers' Conv1D (in, out)
                 tensors.append(tensor.T.contiguous() if tensor.dim() == 2 else tensor)

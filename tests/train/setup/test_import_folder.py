@@ -28,7 +28,6 @@ from common.huggingface.network import INDEX_NAME
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.tokenizer import SPECIAL_TOKENS, CharTokenizer, Tokenizer
 from sample.export.run import export_run
-from tests.processes import run_python
 from tests.sample.chats import BYTES, make_chat_run
 from tests.sample.export.test_hf import make_run
 from tests.tiny import random_model, words
@@ -242,34 +241,3 @@ def test_what_is_not_ours_is_refused_by_its_name_and_makes_no_run(
     with pytest.raises(UserError, match=named):
         import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_an_imported_run_is_trained_further_and_learns_to_answer(tmp_path: Path) -> None:
-    save_by_transformers(tmp_path / "theirs", "gpt2")
-    (tmp_path / "text.txt").write_text(words(3000), "utf-8")
-    talk = [{"role": "user", "content": "stone"}, {"role": "assistant", "content": "a quern"}]
-    lines = [json.dumps({"messages": [{**talk[0], "content": str(i)}, talk[1]]}) for i in range(99)]
-    (tmp_path / "talk.jsonl").write_text("\n".join(lines), "utf-8")
-    short = ["--max-steps", "4", "--device", "cpu", "--eval-interval", "2"]
-
-    def run(*command: str, code: int = 0) -> str:
-        ended = run_python(["-m", *command], tmp_path)
-        assert ended.returncode == code, ended.stderr
-        return ended.stdout + ended.stderr
-
-    assert "python -m sample chat base" in run("train", "import", "theirs", "--run", "base")
-    said = run("train", "resume", "base", code=1)
-    assert "was imported" in said
-    assert "resume base --data DATA" in said
-    run("prepare", "chats", "talk.jsonl", "--tokenizer", "runs/base", "--out", "talk")
-    run("train", "finetune", "--from", "base", "--data", "talk", "--run", "tuned", *short)
-    run("prepare", "text", "text.txt", "--tokenizer", "runs/base", "--out", "data")
-    run("train", "pretrain", "--init-from", "base", "--run", "more", *short)
-    run("train", "resume", "base", "--data", "data", "--max-steps", "3", "--device", "cpu")
-    assert "step-00000005" in run("train", "resume", "base", "--max-steps", "5", "--device", "cpu")
-    assert "base" in run("train", "compare")
-    run("sample", "export", "tuned", "out", "--to", "hf")
-    card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "train: " in card
-    assert "undertrained" not in card
