@@ -78,6 +78,7 @@ def test_the_top_level_is_what_was_agreed() -> None:
     top = {name.split("/")[0] for name in tracked_files()}
     agreed = "common prepare train sample tests Makefile README.md requirements.txt"
     besides = "LICENSE pyproject.toml requirements-dev.txt requirements-ray.txt"
+    besides += " requirements-llama.txt"
     assert {name for name in top if not name.startswith(".")} == set(
         (agreed + " " + besides).split()
     )

@@ -21,18 +21,12 @@ import numpy as np
 from common.chat_format import END_OF_MESSAGE
 from common.checkpoint import MODEL_NAME, Checkpoint
 from common.errors import ConfigError
-from common.files import atomic_write, fsync, write_text
+from common.files import atomic_write, write_text
 from common.huggingface.json_tokenizer import CHARACTERS
 from common.huggingface.network import check_stock, weights_of
 from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
 from common.models.config import GenerateConfig
-from common.tokenizer import (
-    END_OF_TEXT,
-    GPT2_PATTERN,
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-)
+from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from sample.loaded_model import RunInfo
 from sample.weights_file import check_range, tensors_of
 
@@ -68,26 +62,26 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
     tensors = tensors_of(info.folder / MODEL_NAME, weights)
     todo = [(tensor, _type(tensor.name, tensor.shape, dtype)) for tensor in tensors]
     about = _settings(info, dtype) | _vocabulary(loaded.tokenizer, info)
-    with atomic_write(path) as file, closing(gguf.GGUFWriter(file.name, kind)) as writer:
-        for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
-            getattr(writer, f"add_{key}")(value)
-        for tensor, number in todo:
-            n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
-            size = tensor.n_numbers // n_in_block * n_bytes
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, number)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor, number in todo:
-            values = tensor.read().float()
-            if kind in PAIRED and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-                halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
-                values = halves.transpose(1, 2).flatten(0, 2)
-            if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
-                check_range(tensor.name, values)
-            writer.write_tensor_data(gguf.quantize(values.contiguous().numpy(), number))
-        writer.flush()
-        fsync(Path(file.name))  # before the Modelfile is there, so that none is alone
+    with atomic_write(path) as file:
+        with closing(gguf.GGUFWriter(file.name, kind)) as writer:
+            for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
+                getattr(writer, f"add_{key}")(value)
+            for tensor, number in todo:
+                n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
+                size = tensor.n_numbers // n_in_block * n_bytes
+                kept_as = np.dtype(np.float32)  # no matter: number says as what
+                writer.add_tensor_info(tensor.name, tensor.shape, kept_as, size, number)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor, number in todo:
+                values = tensor.read().float()
+                if kind in PAIRED and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+                    halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
+                    values = halves.transpose(1, 2).flatten(0, 2)
+                if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
+                    check_range(tensor.name, values)
+                writer.write_tensor_data(gguf.quantize(values.contiguous().numpy(), number))
         modelfile = _modelfile(path.name, loaded.tokenizer, info)
         write_text(path.with_suffix(MODELFILE_SUFFIX), modelfile)
     return kind
