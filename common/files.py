@@ -102,16 +102,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes ``path``, whole, when the block ends well."""
-    unfinished = path.with_name(f".{path.name}.unfinished")  # no name that a person gives
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)
-    try:
-        yield unfinished
-        os.rename(unfinished, path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    fsync(path.parent)
+    with unfinished_folder(path) as folder:
+        yield folder
+        os.rename(folder, path)
 
 
 def wait_for_space(path: Path, write: Callable[[], object]) -> None:

@@ -39,9 +39,7 @@ PLAN = TrainPlan(max_steps=1_000, batch_size=1, eval_interval=100, save_interval
 NEEDED = [CONFIG_NAME, "model*.safetensors", INDEX_NAME, "tokenizer*.json", TEMPLATE_NAME]
 
 
-def import_folder(
-    source: str | Path, runs_dir: Path, name: str, tokenizer: str | None = None
-) -> Path:
+def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str = "") -> Path:
     """Make a run called ``name`` of the network and the vocabulary in ``source``; return it.
 
     A folder, a file that import_file.py reads, or the name of a repository on Hugging Face's hub.
@@ -63,11 +61,13 @@ def import_folder(
         "format": run_dir.FORMAT_VERSION, "imported_from": str(Path(source).absolute()),
         "model": asdict(model.config), "train": saved_settings(CONFIG, PLAN),
     }  # fmt: skip
-    stepper = {"batch_size": PLAN.batch_size, "loss_scale": 0.0, "n_unscaled": 0}
-    state = {"progress": {"step": 0, "n_tokens": 0}, "stepper": stepper}
-    template = found.chat_template
+    state = {
+        "progress": {"step": 0, "n_tokens": 0},
+        "stepper": {"batch_size": PLAN.batch_size, "loss_scale": 0.0, "n_unscaled": 0},
+    }
+    ids, template = found.tokenizer, found.chat_template
     with unfinished_folder(runs_dir / name) as run:
-        folder = save_checkpoint(run, 0, model, {}, state, found.tokenizer, chat_template=template)
+        folder = save_checkpoint(run, 0, model, {}, state, ids, chat_template=template)
         run_dir.write_pointer(run, "best", folder)
         write_json(run / run_dir.CONFIG_NAME, settings)
         run = run.rename(run_dir.new_run(runs_dir, name))  # in the place of an empty folder
@@ -87,9 +87,8 @@ def _read(source: str | Path, tokenizer: Tokenizer | None) -> tuple[GPT, Importe
     if n_ids > n_rows:
         log.info("vocabulary  with %d ids more, each as the mean of all", n_ids - n_rows)
         for key in {"wte.weight", "lm_head.weight"} & found.weights.keys():
-            mean = found.weights[key].mean(dim=0, keepdim=True)
-            added = mean.expand(n_ids - n_rows, -1)
-            found.weights[key] = torch.cat((found.weights[key], added))
+            rows = found.weights[key]
+            found.weights[key] = torch.cat((rows, rows.mean(0, True).expand(n_ids - n_rows, -1)))
     pad = n_rows if n_rows > n_ids else 1  # rows without a token stay, as padding
     with SkipInit():
         model = GPT(replace(found.shape, vocab_size=n_ids, pad_vocab=pad))
@@ -100,10 +99,9 @@ def _read(source: str | Path, tokenizer: Tokenizer | None) -> tuple[GPT, Importe
 def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
     said = json.loads((source / CONFIG_NAME).read_bytes())
     shape = model_config(said, str(source / CONFIG_NAME))
-    if tokenizer is None:
-        end = said.get("eos_token_id")
-        end = end[0] if isinstance(end, list) else end
-        tokenizer = read_tokenizer(source / TOKENIZER_NAME, end)
+    end = said.get("eos_token_id")  # one, or a list
+    end = end[0] if isinstance(end, list) else end
+    tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME, end)
     path = source / TEMPLATE_NAME
     template = path.read_text("utf-8", "replace") if path.exists() else None
     if template not in (None, CHAT_TEMPLATE):

@@ -241,7 +241,7 @@ def test_what_is_no_ckpt_of_nanogpt_is_one_sentence(spoil: Any, named: str, tmp_
     spoil(saved)
     torch.save(saved, tmp_path / "ckpt.pt")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": list("abcdefghi")}))
-    meta = None if "--tokenizer" in named else str(tmp_path / "meta.pkl")
+    meta = "" if "--tokenizer" in named else str(tmp_path / "meta.pkl")
     with pytest.raises(UserError, match=named):
         import_folder(tmp_path / "ckpt.pt", tmp_path / "runs", "x", meta)
     assert not (tmp_path / "runs").exists()
