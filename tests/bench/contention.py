@@ -24,7 +24,8 @@ from common.models.config import GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from prepare.corpus import documentation
 from tests.bench.prepare import ENVIRONMENT
-from tests.bench.sample import GPT2, any_tokenizer
+from tests.bench.programs import any_tokenizer
+from tests.bench.sample import GPT2
 from tests.bench.serve import SIZES as GPT2_SIZES
 from tests.bench.serve import make_run, speed
 from tests.bench.table import compare

@@ -30,7 +30,8 @@ from common.inference.torch_backend import TorchBackend
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import read_metrics
-from tests.bench.sample import any_tokenizer, generation, their_generation
+from tests.bench.programs import any_tokenizer
+from tests.bench.sample import generation, their_generation
 from tests.bench.table import compare
 from tests.prepare.making import write_data
 from train.monitoring.metrics import flops_per_token

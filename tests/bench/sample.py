@@ -1,4 +1,4 @@
-"""Generation against transformers' generate, and against what memory and arithmetic allow.
+"""Generation against three other programs, and against what memory and arithmetic allow.
 
 The floor of a large network: every weight is read once a token, so memory's bandwidth over the
 weights' bytes. It is measured as the quickest of three ways to read a gigabyte, in the same run.
@@ -19,20 +19,25 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.checkpoint import save_checkpoint
-from common.device import Device, choose_device
+from common.device import Device
 from common.files import write_json
 from common.inference.backend import Backend
 from common.inference.cpu.backend import CpuBackend
 from common.inference.decoder import Decoder
-from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
+from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
-from common.tokenizer import CharTokenizer, Tokenizer
+from tests.bench.programs import (
+    GREEDY,
+    N_NEW,
+    PROMPT,
+    any_tokenizer,
+    export_all,
+    side_by_side,
+)
 from tests.bench.table import compare
+from train.presets import PRESETS
 
-N_NEW = 128
-PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
-GREEDY = GenerateConfig(max_new_tokens=N_NEW, temperature=0)
 GPT2: dict[str, Any] = ARCHITECTURES["gpt2"] | {
     "n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50_257, "block_size": 1024,
 }  # fmt: skip
@@ -40,11 +45,6 @@ TINY: dict[str, Any] = {
     "n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2053, "block_size": 256
 }  # fmt: skip
 READ_BYTES = 1 << 30  # far beyond any cache
-
-
-def any_tokenizer(vocab_size: int) -> Tokenizer:
-    """Return a vocabulary of this size: generation only asks which ids stand for text."""
-    return CharTokenizer(tuple(chr(0x10000 + i) for i in range(vocab_size - 5)))
 
 
 def generation(
@@ -111,20 +111,14 @@ def large() -> None:
     model = GPT(ModelConfig(**GPT2)).eval()
     network = CpuBackend(model)
     ours = generation(model, network)
-    theirs = their_generation(GPT2Config(), choose_device("cpu"))
     n_weights = model.n_parameters - model.wpe.weight.numel()
-    compare(
-        f"Generation, gpt2, {model.n_parameters:,} parameters, {N_NEW} tokens greedily",
-        "tokens/s",
-        {
-            "ours, weights of a byte (--quantize int8)": generation(
-                model, CpuBackend(model, int8=True)
-            ),
-            "ours, float32": ours,
-            "ours, float32, with guesses": generation(model, network, guesses=True),
-            "transformers generate, float32": theirs,
-        },
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        export_all(model, Path(folder))
+        side_by_side("Generation, gpt2", model, Path(folder))
+    compare("The same", "tokens/s", {
+        "ours, float32, with guesses": generation(model, network, guesses=True),
+        "ours, float32": ours,
+    })  # fmt: skip
     compare("The same", "tokens/s", {
         "ours, float32": ours, "memory: reading the weights": reading(n_weights),
     })  # fmt: skip
@@ -165,6 +159,20 @@ def tiny() -> None:
     torch.set_num_threads(n_threads)
 
 
+def presets() -> None:
+    """Print the tables of the presets for CPUs, one thread as sample has for them."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("tiny", "tiny-portable"):
+        torch.manual_seed(0)
+        shape = {"vocab_size": PRESETS[name].vocab_size} | PRESETS[name].model
+        model = GPT(ModelConfig(**shape | {"block_size": len(PROMPT) + N_NEW})).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            export_all(model, Path(folder))
+            side_by_side(f"Generation, {name}", model, Path(folder))
+    torch.set_num_threads(n_threads)
+
+
 def seconds_of(*arguments: str) -> Callable[[], float]:
     """Return what measures how long a Python process takes."""
 
@@ -195,5 +203,6 @@ def main() -> None:
     """Print the tables."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as sample does; for the peers as well
     large()
+    presets()
     tiny()
     whole_process()
