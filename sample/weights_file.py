@@ -6,10 +6,8 @@ the vocabulary, the chat template, and what is known of the run.
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +35,22 @@ class TensorToWrite:
     """A tensor of a file, which is read only when it is its turn."""
 
     name: str
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
+    shape: torch.Size
+    source: Path
+    weight: Weight
 
-    @property
-    def n_numbers(self) -> int:
-        """How many numbers it holds."""
-        return prod(self.shape)
+    def read(self) -> Tensor:
+        """Return it; the file is mapped anew for each, so that none stays in memory."""
+        with safe_open(str(self.source), framework="pt") as file:
+            return self.weight.of(file.get_tensor(self.weight.source))
 
 
 def tensors_of(path: Path, weights: list[Weight]) -> list[TensorToWrite]:
     """Return the tensors that ``weights`` make of those in the file ``path``, not read yet."""
-    tensors = []
     with safe_open(str(path), framework="pt") as file:
-        for weight in weights:
-            shape = file.get_slice(weight.source).get_shape()
-            found = weight.of(torch.empty(1).expand(shape))  # without memory
-            read = partial(_read, path, weight)
-            tensors.append(TensorToWrite(weight.name, tuple(found.shape), read))
-    return tensors
-
-
-def _read(path: Path, weight: Weight) -> Tensor:
-    """Return a tensor; the file is mapped anew for each, so that none stays in memory."""
-    with safe_open(str(path), framework="pt") as file:
-        return weight.of(file.get_tensor(weight.source))
+        shapes = [file.get_slice(weight.source).get_shape() for weight in weights]
+    found = [w.of(torch.empty(1).expand(shape)) for w, shape in zip(weights, shapes, strict=True)]
+    return [TensorToWrite(w.name, f.shape, path, w) for w, f in zip(weights, found, strict=True)]
 
 
 def write_tensors(
@@ -76,19 +65,18 @@ def write_tensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
     end = 0
     for tensor in tensors:
-        begin, end = end, end + tensor.n_numbers * kind.itemsize
-        described = {"dtype": DTYPES[dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
-        header[tensor.name] = described
+        begin, end = end, end + tensor.shape.numel() * kind.itemsize
+        places = {"shape": tensor.shape, "data_offsets": (begin, end)}
+        header[tensor.name] = {"dtype": DTYPES[dtype], **places}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at a multiple of their size
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            found = tensor.read()
-            values = found.to(kind).contiguous()
+            values = tensor.read()
             if kind == torch.float16:
-                check_range(tensor.name, found)
-            file.write(values.flatten().view(torch.uint8).numpy().data)
+                check_range(tensor.name, values)
+            file.write(values.to(kind).flatten().view(torch.uint8).numpy().data)
 
 
 def check_range(name: str, values: Tensor) -> None:

@@ -86,11 +86,8 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     if pattern == GPT2_PATTERN:  # which byte level is known for
         return BYTE_LEVEL | {"use_regex": True}
     # to Oniguruma {1,3}+ is no possessive; before | or the end a greedy one gives the same
-    split: dict[str, Any] = {
-        "type": "Split",
-        "pattern": {"Regex": pattern.replace("{1,3}+", "{1,3}")},
-    }
-    split |= {"behavior": "Isolated", "invert": False}
+    regex = {"Regex": pattern.replace("{1,3}+", "{1,3}")}
+    split = {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
 
 

@@ -45,6 +45,9 @@ def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) ->
             warning=f"\n{warning}" if warning else "",
             trust=", trust_remote_code=True" if needs_code else "",
             inputs=inputs,
+            n_new=min(
+                100, info.config.block_size // 2
+            ),  # the context is the end of learned positions
             notes=" ".join(notes),
             special=", ".join(f"`{name}`" for name in special),
             data=_data(settings.get("data")),
@@ -62,9 +65,9 @@ def _data(data: dict[str, Any] | None) -> str:
     try:
         folder = open_data(Path(data["path"]))
     except DataError:
-        return f"{said}. Its folder is not where it was, so it is not counted here."
-    if folder.sha256 != data["sha256"]:
-        return f"{said}. Its folder holds other data now, so it is not counted here."
+        folder = None
+    if folder is None or folder.sha256 != data["sha256"]:
+        return f"{said}. Its folder is not there, or holds other data now: it is not counted here."
     counts = [
         f"{split}: {folder.meta['splits'][split]['documents']:,} documents, "
         f"{folder.n_tokens(split):,} tokens"

@@ -42,7 +42,7 @@ PAIRED = ("llama", "arcee")  # it rotates channels 0 and 1, 2 and 3 ...: ours ar
 
 
 def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
-    """Write ``path``, a tensor at a time, and its Modelfile; return what llama.cpp calls it.
+    """Write ``path``, a tensor at a time, and its Modelfile; return what it is, in words.
 
     Raises ConfigError where llama.cpp has no such network or vocabulary.
     """
@@ -68,7 +68,7 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
                 getattr(writer, f"add_{key}")(value)
             for tensor, number in todo:
                 n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
-                size = tensor.n_numbers // n_in_block * n_bytes
+                size = tensor.shape.numel() // n_in_block * n_bytes
                 kept_as = np.dtype(np.float32)  # no matter: number says as what
                 writer.add_tensor_info(tensor.name, tensor.shape, kept_as, size, number)
             writer.write_header_to_file()
@@ -82,9 +82,9 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
                 if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
                     check_range(tensor.name, values)
                 writer.write_tensor_data(gguf.quantize(values.contiguous().numpy(), number))
-        modelfile = _modelfile(path.name, loaded.tokenizer, info)
-        write_text(path.with_suffix(MODELFILE_SUFFIX), modelfile)
-    return kind
+        modelfile = path.with_suffix(MODELFILE_SUFFIX)
+        write_text(modelfile, _modelfile(path.name, loaded.tokenizer, info))
+    return f"Network: {kind}. Ollama: ollama create NAME -f {modelfile}"
 
 
 def _type(name: str, shape: tuple[int, ...], dtype: str) -> gguf.GGMLQuantizationType:

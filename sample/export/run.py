@@ -4,7 +4,6 @@ Weights stay in the checkpoint's file, and go from there into the new one a tens
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +62,12 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     folder = newest_valid(find_run(runs_dir, name), which, skip_optimizer=True)
     loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
     info = describe_run(folder, loaded)
-    if to == "weights":
-        make_folder(out.parent)
-        write_weights(loaded, info, out, dtype)
-        return f"{out}: {dtype}, of {folder}. Talk to it: python -m sample chat {out}"
-    if to == "gguf":
-        make_folder(out.parent)
-        kind = gguf.write_gguf(loaded, info, out, dtype)
-        return f"{out}: {kind}, {dtype}, of {folder}. Ollama: ollama create NAME -f {files[1]}"
-    if to == "onnx":
-        from sample.export import onnx  # it imports PyTorch's exporter, which takes seconds
-
-        with whole_folder(out) as unfinished:
-            onnx.write_onnx(loaded.model, unfinished)
-            write_settings(loaded, info, unfinished, onnx.settings_of(info.config), dtype)
-        return f"{out}: {onnx.NAME} with {onnx.DATA_NAME}, {dtype}, of {folder}."
-    kind = config_json(info.config)["architectures"][0]
-    with whole_folder(out) as unfinished:
-        write_folder(loaded, info, unfinished, dtype, called=out.name)
-    code = f"; load it with trust_remote_code=True, which runs {out / CODE_NAME}"
-    return f"{out}: {kind}, {dtype}, of {folder}{code if info.config.ngrams else ''}."
+    make_folder(out.parent)
+    write = {"hf": write_folder, "gguf": gguf.write_gguf, "onnx": write_onnx}.get(to, write_weights)
+    return f"{out}: {dtype}, of {folder}. {write(loaded, info, out, dtype)}"
 
 
-def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> None:
+def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
     """Write one file from which sample runs: weights as we name them, the rest as metadata."""
     kept = ("format", "step", "saved_at", "model", "tokenizer")
     said = {
@@ -97,20 +79,34 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
     weights = [Weight(name, name) for name in loaded.model.state_dict()]
     tensors = tensors_of(info.folder / MODEL_NAME, weights)
     write_tensors(path, tensors, dtype, {METADATA_KEY: json.dumps(said)})
+    return f"Talk to it: python -m sample chat {path}"
 
 
-def write_folder(
-    loaded: Checkpoint, info: RunInfo, folder: Path, dtype: str, *, called: str
-) -> None:
-    """Write a folder, to be ``called`` otherwise, that transformers' Auto classes load."""
-    config = info.config
-    settings = config_json(config)
-    write_settings(loaded, info, folder, settings, dtype)
-    if config.ngrams:
-        write_text(folder / CODE_NAME, Path(__file__).with_name(CODE_NAME).read_text("utf-8"))
-    card = model_card(info, settings["architectures"][0], loaded.tokenizer.special_tokens, called)
-    write_text(folder / "README.md", card)
-    _write_shards(tensors_of(info.folder / MODEL_NAME, weights_of(config)), folder, dtype)
+def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
+    """Write a folder that onnxruntime and transformers.js load."""
+    from sample.export import onnx  # it imports PyTorch's exporter, which takes seconds
+
+    with whole_folder(path) as folder:
+        onnx.write_onnx(loaded.model, folder)
+        write_settings(loaded, info, folder, onnx.settings_of(info.config), dtype)
+    return f"The graph is {onnx.NAME}, its weights {onnx.DATA_NAME}."
+
+
+def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
+    """Write a folder that transformers' Auto classes load."""
+    settings = config_json(info.config)
+    kind = settings["architectures"][0]
+    with whole_folder(path) as folder:
+        write_settings(loaded, info, folder, settings, dtype)
+        if info.config.ngrams:
+            code = Path(__file__).with_name(CODE_NAME).read_text("utf-8")
+            write_text(folder / CODE_NAME, code)
+        card = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
+        write_text(folder / "README.md", card)
+        tensors = tensors_of(info.folder / MODEL_NAME, weights_of(info.config))
+        _write_shards(tensors, folder, dtype)
+    code = f" Load it with trust_remote_code=True, which runs {path / CODE_NAME}."
+    return f"Network: {kind}.{code if info.config.ngrams else ''}"
 
 
 def write_settings(
@@ -119,13 +115,13 @@ def write_settings(
     """Write config.json of ``settings``, how it is sampled from, its vocabulary and template."""
     tokenizer, eot_id = loaded.tokenizer, loaded.tokenizer.eot_id
     ends = end_ids(tokenizer) if info.is_chat else [eot_id]
-    ids = {"bos_token_id": eot_id, "eos_token_id": ends}
+    ids: dict[str, Any] = {"bos_token_id": eot_id, "eos_token_id": ends}
     # the second is what transformers 4 calls it
     write_json(folder / CONFIG_NAME, settings | ids | {"dtype": dtype, "torch_dtype": dtype})
-    chosen = asdict(GenerateConfig())
-    sampling = {key: chosen[key] for key in ("temperature", "top_p", "top_k")}
-    ids["pad_token_id"] = eot_id
-    write_json(folder / "generation_config.json", {**ids, "do_sample": True, **sampling})
+    d = GenerateConfig()
+    sampling = {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
+    ids |= {"pad_token_id": eot_id, "do_sample": True}
+    write_json(folder / "generation_config.json", ids | sampling)
     write_json(folder / TOKENIZER_NAME, tokenizer_json(tokenizer))
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
@@ -142,7 +138,7 @@ def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> Non
     named, itemsize = {tensor.name: tensor for tensor in tensors}, getattr(torch, dtype).itemsize
     shards = split_state_dict_into_shards_factory(
         named,
-        get_storage_size=lambda tensor: tensor.n_numbers * itemsize,
+        get_storage_size=lambda tensor: tensor.shape.numel() * itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )

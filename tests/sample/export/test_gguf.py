@@ -297,6 +297,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     arguments = ["export", "talk", "there/t.gguf", "--to", "gguf", "--dtype", "q8_0"]
     ended = run_python(["-m", "sample", *arguments], tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.startswith("there/t.gguf: qwen3, q8_0, of runs/talk/step-")
+    assert ended.stderr.startswith("there/t.gguf: q8_0, of runs/talk/step-")
+    assert ". Network: qwen3. " in ended.stderr
     assert ended.stderr.endswith("ollama create NAME -f there/t.Modelfile\n")
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["t.Modelfile", "t.gguf"]

@@ -179,20 +179,21 @@ def test_the_tokenizer_and_its_chat_template_give_our_ids(tmp_path: Path) -> Non
     assert answer[0, prompt.shape[1] :].tolist() == [*b"Good day.", END]
 
 
-@pytest.mark.parametrize("name", ["x", "talk"])
+@pytest.mark.parametrize("name", ["x", "talk", "short"])
 def test_what_the_card_says_to_type_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "runs", a_model(**TABLES), BYTES)
+    # past bug: 100 new tokens were asked for, and there are as many positions as it learned
+    make_run(tmp_path / "runs", a_model(**GPT2 | {"block_size": 16}), BYTES, "short")
     make_chat_run(tmp_path / "runs", "talk")
     export_run(name, tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     exec(card.partition("```python\n")[2].partition("```")[0], {})  # noqa: S102
     said = capsys.readouterr().out
-    assert said.startswith(
-        {"x": "Once", "talk": "<|user|>Hello<|end|><|assistant|>Good day."}[name]
-    )
+    talk = "<|user|>Hello<|end|><|assistant|>Good day."
+    assert said.startswith(talk if name == "talk" else "Once")
 
 
 def test_characters_round_trip(tmp_path: Path) -> None:
