@@ -228,7 +228,7 @@ def resume_(name: str | None, device: str, runs_dir: Path, **changes: Any) -> No
 @main.command("import")
 @click.argument("source")
 @click.option("--run", "name", required=True, help="Its name; NAME-2 if it exists.")
-@click.option("--tokenizer", default="", help="Else: nanoGPT's meta.pkl, a data folder, or a run.")
+@click.option("--tokenizer", default="", show_default="its own", help="A meta.pkl, data or run.")
 @runs_dir_option
 def import_(**options: Any) -> None:
     """Make a run of SOURCE: transformers' folder or hub name, nanoGPT's ckpt.pt, llm.c's .bin."""

@@ -2,7 +2,8 @@
 
 It is for what byte pairs by ranks cannot express: SentencePiece's with byte fallback, as Llama's,
 and texts that are normalised first, as Qwen's. Where it puts a blank before each text, as Llama's
-does, that is a part of the text when it is decoded.
+does, that is a part of the text when it is decoded, and one stands before each chunk of 4 MB of a
+longer document.
 """
 
 import json
