@@ -21,6 +21,7 @@ from common import run_dir, tokenizer
 from common.checkpoint import SkipInit
 from common.dataset import META_NAME
 from common.errors import CheckpointError, ConfigError
+from common.huggingface.network import GPT2_LAYER
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ IGNORED = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
 ZIP_MAGIC, LLMC_MAGIC = b"PK\x03\x04", (20_240_326).to_bytes(4, "little")
 LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}  # by the version of the file
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # as both have them
-LAYER = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 class Imported(NamedTuple):
@@ -91,7 +91,7 @@ def _read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         shape = ModelConfig(**ARCHITECTURES["gpt2"] | dict(zip(SIZES, sizes, strict=True)))
         with SkipInit():
             weights = GPT(ModelConfig(**vars(shape) | {"pad_vocab": n_rows})).state_dict()
-        both = [f"{name}.{part}" for name in LAYER for part in ("weight", "bias")]
+        both = [f"{name}.{part}" for name in GPT2_LAYER for part in ("weight", "bias")]
         of_layers = [f"h.{i}.{name}" for name in both for i in range(n_layer)]
         for name in ("wte.weight", "wpe.weight", *of_layers, "ln_f.weight", "ln_f.bias"):
             numbers = np.fromfile(file, f"<i{dtype.itemsize}", weights[name].numel())

@@ -139,6 +139,7 @@ def test_imported_and_exported_again_it_has_the_ids_of_auto_tokenizer(
     ours = read_tokenizer(tmp_path / "theirs" / "tokenizer.json", eos_id)
     assert isinstance(ours, kind)
     again = auto_tokenizer(tokenizer_json(ours), tmp_path / "again")
+    assert read_tokenizer(tmp_path / "again" / "tokenizer.json") == ours
     save_tokenizer(ours, tmp_path)
     saved = load_tokenizer(tmp_path, json.loads(json.dumps(describe_tokenizer(ours))))
     assert saved == ours
