@@ -15,19 +15,8 @@ from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
 from common.errors import ConfigError
 from common.files import make_folder, whole_folder, write_json, write_text
-from common.huggingface.network import (
-    CODE_NAME,
-    CONFIG_NAME,
-    INDEX_NAME,
-    Weight,
-    config_json,
-    weights_of,
-)
-from common.huggingface.tokenizer_json import (
-    TOKENIZER_CONFIG_NAME,
-    TOKENIZER_NAME,
-    tokenizer_json,
-)
+from common.huggingface import network
+from common.huggingface import tokenizer_json as vocabulary
 from common.models.config import GenerateConfig
 from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
@@ -76,7 +65,7 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
         "chat_template": loaded.chat_template,
         "info": {key: getattr(info, key) for key in KNOWN},
     }
-    weights = [Weight(name, name) for name in loaded.model.state_dict()]
+    weights = [network.Weight(name, name) for name in loaded.model.state_dict()]
     tensors = tensors_of(info.folder / MODEL_NAME, weights)
     write_tensors(path, tensors, dtype, {METADATA_KEY: json.dumps(said)})
     return f"Talk to it: python -m sample chat {path}"
@@ -94,18 +83,18 @@ def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
 
 def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
     """Write a folder that transformers' Auto classes load."""
-    settings = config_json(info.config)
+    settings = network.config_json(info.config)
     kind = settings["architectures"][0]
     with whole_folder(path) as folder:
         write_settings(loaded, info, folder, settings, dtype)
         if info.config.ngrams:
-            code = Path(__file__).with_name(CODE_NAME).read_text("utf-8")
-            write_text(folder / CODE_NAME, code)
+            code = Path(__file__).with_name(network.CODE_NAME).read_text("utf-8")
+            write_text(folder / network.CODE_NAME, code)
         card = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
         write_text(folder / "README.md", card)
-        tensors = tensors_of(info.folder / MODEL_NAME, weights_of(info.config))
+        tensors = tensors_of(info.folder / MODEL_NAME, network.weights_of(info.config))
         _write_shards(tensors, folder, dtype)
-    code = f" Load it with trust_remote_code=True, which runs {path / CODE_NAME}."
+    code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
 
 
@@ -116,19 +105,19 @@ def write_settings(
     tokenizer, eot_id = loaded.tokenizer, loaded.tokenizer.eot_id
     ends = end_ids(tokenizer) if info.is_chat else [eot_id]
     ids: dict[str, Any] = {"bos_token_id": eot_id, "eos_token_id": ends}
-    # the second is what transformers 4 calls it
-    write_json(folder / CONFIG_NAME, settings | ids | {"dtype": dtype, "torch_dtype": dtype})
+    dtypes = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5, and 4
+    write_json(folder / network.CONFIG_NAME, settings | ids | dtypes)
     d = GenerateConfig()
     sampling = {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
     ids |= {"pad_token_id": eot_id, "do_sample": True}
     write_json(folder / "generation_config.json", ids | sampling)
-    write_json(folder / TOKENIZER_NAME, tokenizer_json(tokenizer))
+    write_json(folder / vocabulary.TOKENIZER_NAME, vocabulary.tokenizer_json(tokenizer))
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
         "clean_up_tokenization_spaces": False, "bos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
         "eos_token": END_OF_MESSAGE if info.is_chat else END_OF_TEXT,
     }  # fmt: skip
-    write_json(folder / TOKENIZER_CONFIG_NAME, described)
+    write_json(folder / vocabulary.TOKENIZER_CONFIG_NAME, described)
     if loaded.chat_template is not None:
         write_text(folder / TEMPLATE_NAME, loaded.chat_template)
 
@@ -146,4 +135,4 @@ def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> Non
         write_tensors(folder / file, [named[name] for name in names], dtype, {})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_json(folder / INDEX_NAME, index)
+        write_json(folder / network.INDEX_NAME, index)

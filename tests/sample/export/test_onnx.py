@@ -139,7 +139,8 @@ def test_the_command_says_one_line(tmp_path: Path) -> None:
     ended = run_python(["-m", "sample", "export", "talk", "out", "--to", "onnx"], tmp_path)
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
     (said,) = ended.stderr.splitlines()  # and no word of PyTorch's exporter
-    assert said.startswith("out: model.onnx with model.onnx_data, float32, of runs/talk/step-")
+    assert said.startswith("out: float32, of runs/talk/step-")
+    assert said.endswith(". The graph is model.onnx, its weights model.onnx_data.")
 
 
 def test_other_numbers_than_float32_are_refused(tmp_path: Path) -> None:
