@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": "sample chat --seed 3 --transcript talk.jsonl",
     "weights": "sample export quern weights.safetensors --to weights",
     "folder": "sample export quern folder --to hf",
+    "onnx": "sample export quern onnx --to onnx",
     "import": "train import folder --run again",
     "gpt2": " ".join(["train pretrain --run gpt2", *options(architecture="gpt2", n_embd=32)]),
     "gguf": "sample export gpt2 gpt2.gguf --to gguf --dtype q8_0",
