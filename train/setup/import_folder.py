@@ -57,8 +57,9 @@ def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str 
         raise CheckpointError(
             f"{source}: cannot be imported ({reason}). It is damaged, or not as such are saved."
         ) from error
+    place = Path(source).resolve() if Path(source).exists() else source
     settings = {
-        "format": run_dir.FORMAT_VERSION, "imported_from": str(Path(source).absolute()),
+        "format": run_dir.FORMAT_VERSION, "imported_from": str(place),
         "model": asdict(model.config), "train": saved_settings(CONFIG, PLAN),
     }  # fmt: skip
     state = {

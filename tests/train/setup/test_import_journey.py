@@ -89,6 +89,7 @@ def test_an_imported_run_learns_to_answer(tmp_path: Path) -> None:
     assert "undertrained" not in card
 
 
+@pytest.mark.slow
 def test_a_name_of_the_hub_is_the_folder_in_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
