@@ -73,16 +73,17 @@ def write_onnx(model: GPT, folder: Path) -> None:
     # sizes that differ from each other, and from 0 and 1, are not taken for constants
     past = [torch.zeros(2, c.kv_heads, 3, c.head_size) for _ in names]  # one tensor would be one
     inputs: list[Any] = [torch.zeros(2, 5, dtype=torch.int64), past]
-    sizes: list[Any] = [{0: "batch", 1: "new"}, [{0: "batch", 2: "past"}] * len(names)]
+    batch, length = "batch_size", "past_sequence_length"  # transformers.js looks for the first
+    sizes: list[Any] = [{0: batch, 1: "sequence_length"}, [{0: batch, 2: length}] * len(names)]
     if c.ngrams > 1:
         names.append("ids")
         inputs.append(torch.zeros(2, 3, dtype=torch.int64))
-        sizes.append({0: "batch", 1: "past"})
+        sizes.append({0: batch, 1: length})
     for module in ("torch.onnx", "onnxscript", "onnx_ir"):  # what each step has changed
         logging.getLogger(module).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             WithCache(model).eval(),
             tuple(inputs),
             input_names=["input_ids", *(f"past_key_values.{name}" for name in names)],
@@ -92,7 +93,6 @@ def write_onnx(model: GPT, folder: Path) -> None:
             dynamic_shapes=sizes,
             verbose=False,
         )
-    assert program is not None
     onnx_ir.save(program.model, folder / NAME, external_data=DATA_NAME)
 
 

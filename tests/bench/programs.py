@@ -102,7 +102,7 @@ def onnxruntime(path: Path) -> Generation:
     session = InferenceSession(str(path), options)
     inputs = session.get_inputs()[1:]
     dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-    sizes = {"batch": 1, "past": 0}
+    sizes = {"batch_size": 1, "past_sequence_length": 0}
 
     def generate() -> list[int]:
         new, ids = PROMPT, []

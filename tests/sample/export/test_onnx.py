@@ -53,7 +53,7 @@ class Graph:
         self.session = InferenceSession(str(folder / "model.onnx"), options)
 
     def empty(self, n_rows: int) -> Arrays:
-        sizes = {"batch": n_rows, "past": 0}
+        sizes = {"batch_size": n_rows, "past_sequence_length": 0}
         dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         return {
             each.name: np.zeros([sizes.get(n, n) for n in each.shape], dtypes[each.type])
