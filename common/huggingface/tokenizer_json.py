@@ -12,7 +12,7 @@ import json
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from common.errors import DataError
 from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonTokenizer
@@ -31,7 +31,7 @@ DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
-def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+def merges_of(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
     """Return the two tokens that each token is merged from, in order of ranks.
 
     Left out are single bytes, and tokens that no merges lead to: they are found as whole words.

@@ -38,6 +38,7 @@ FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most 
 # Of transformers' networks that ours are, those of llama.cpp, where no other MLP can be asked for
 NETWORKS = (("qwen3", "silu"), ("llama", "silu"), ("arcee", "relu2"), ("gpt2", "gelu_new"))
 WORDS = {GPT2_PATTERN: "gpt-2", DIGITS_PATTERN: "smollm"}  # its names of patterns
+CHAT = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
 PAIRED = ("llama", "arcee")  # it rotates channels 0 and 1, 2 and 3 ...: ours are in two halves
 
 
@@ -69,8 +70,7 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
             for tensor, number in todo:
                 n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
                 size = tensor.shape.numel() // n_in_block * n_bytes
-                kept_as = np.dtype(np.float32)  # no matter: number says as what
-                writer.add_tensor_info(tensor.name, tensor.shape, kept_as, size, number)
+                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), size, number)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -114,35 +114,30 @@ def _settings(info: RunInfo, dtype: str) -> dict[str, Any]:
 
 def _vocabulary(tokenizer: Tokenizer, info: RunInfo) -> dict[str, Any]:
     """Return tokens, a character a byte, and merges: of characters, those of their bytes."""
-    found, words, merges = tokenizer.token_bytes, "gpt-2", []
+    texts = [token.decode("latin-1").translate(CHARACTERS) for token in tokenizer.token_bytes]
+    types = [gguf.TokenType.NORMAL if text else gguf.TokenType.UNUSED for text in texts]
+    words, merges = "gpt-2", []
     if isinstance(tokenizer, CharTokenizer):
-        pairs = [(c[:i], c[i : i + 1]) for c in found for i in range(1, len(c))]
-        merges = list(dict.fromkeys(pairs))
-    else:
-        if isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in WORDS:
-            words, merges = WORDS[tokenizer.pattern], merges_of(tokenizer.ranks)
-        if len(merges) < sum(len(token) > 1 for token in found):
-            raise ConfigError(
-                f"Its vocabulary, {tokenizer.name}, cuts texts into words as llama.cpp does not: "
-                "GGUF takes GPT-2's, those learned here, and characters. --to hf takes any."
-            )
-    texts = [_visible(token) or f"[PAD{i}]" for i, token in enumerate(found)]
-    types = [gguf.TokenType.NORMAL if token else gguf.TokenType.UNUSED for token in found]
+        merges = list({(text[:i], text[i]): 0 for text in texts for i in range(1, len(text))})
+    elif isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in WORDS:
+        ranks = {text: rank for rank, text in enumerate(texts) if text}
+        words, merges = WORDS[tokenizer.pattern], merges_of(ranks)
+    if len(merges) < sum(len(text) > 1 for text in texts):
+        raise ConfigError(
+            f"Its vocabulary, {tokenizer.name}, cuts texts into words as llama.cpp does not: GGUF "
+            "takes GPT-2's, those learned here, and characters. --to hf takes any."
+        )
+    texts = [text or f"[PAD{i}]" for i, text in enumerate(texts)]
     for name, i in tokenizer.special_tokens.items():
         texts[i], types[i] = name, gguf.TokenType.CONTROL
-    # llama.cpp asks for one merge at least; no UTF-8 has the byte 255
-    lines = [f"{_visible(a)} {_visible(b)}" for a, b in merges or [(b"\xff", b"\xff")]]
     end = tokenizer.special_tokens[END_OF_MESSAGE if info.is_chat else END_OF_TEXT]
     return {
         "tokenizer_model": "gpt2", "tokenizer_pre": words, "token_list": texts,
-        "token_types": types, "token_merges": lines, "bos_token_id": tokenizer.eot_id,
+        "token_types": types, "add_bos_token": False, "bos_token_id": tokenizer.eot_id,
         "pad_token_id": tokenizer.eot_id, "eos_token_id": end, "eot_token_id": end,
-        "add_bos_token": False,
+        # llama.cpp asks for one at least; no UTF-8 has the byte 255
+        "token_merges": [" ".join(pair) for pair in merges] or ["\u00ff \u00ff"],
     }  # fmt: skip
-
-
-def _visible(token: bytes) -> str:
-    return token.decode("latin-1").translate(CHARACTERS)
 
 
 def _modelfile(name: str, tokenizer: Tokenizer, info: RunInfo) -> str:
@@ -150,12 +145,10 @@ def _modelfile(name: str, tokenizer: Tokenizer, info: RunInfo) -> str:
 
     Source: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
     """
-    template, stops, d = "{{ .Prompt }}", [END_OF_TEXT], GenerateConfig()
-    if info.is_chat:
-        template = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
-        stops = list(tokenizer.special_tokens)
-    values = {"num_ctx": info.config.block_size, "num_predict": d.max_new_tokens}
-    values |= {key: getattr(d, key) for key in ("temperature", "top_k", "top_p", "min_p")}
-    lines = [f"FROM ./{name}", f'TEMPLATE """{template}"""']
-    lines += [f"PARAMETER {key} {value}" for key, value in values.items()]
-    return "\n".join([*lines, *(f'PARAMETER stop "{end}"' for end in stops)]) + "\n"
+    d = GenerateConfig()
+    lines = [f"FROM ./{name}", f'TEMPLATE """{CHAT if info.is_chat else "{{ .Prompt }}"}"""']
+    lines += [f"PARAMETER num_ctx {info.config.block_size}"]
+    lines += [f"PARAMETER num_predict {d.max_new_tokens}"]
+    lines += [f"PARAMETER {key} {getattr(d, key)}" for key in ("temperature", "top_k", "top_p")]
+    lines += [f'PARAMETER stop "{special}"' for special in tokenizer.special_tokens]
+    return "\n".join(lines) + "\n"
