@@ -19,10 +19,10 @@ from torch import Tensor
 
 from common import run_dir
 from common.chat_format import CHAT_TEMPLATE, TEMPLATE_NAME
-from common.checkpoint import MODEL_NAME, SkipInit, save_checkpoint
+from common.checkpoint import SkipInit, save_checkpoint
 from common.errors import CheckpointError, ConfigError, UserError
 from common.files import unfinished_folder, write_json
-from common.huggingface.network import CONFIG_NAME, INDEX_NAME, model_config, weights_of
+from common.huggingface.network import CONFIG_NAME, model_config, weights_of
 from common.huggingface.tokenizer_json import TOKENIZER_NAME, read_tokenizer
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
@@ -36,7 +36,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # How it goes on if it is resumed: a network that has learned takes a tenth of a new one's rate.
 CONFIG = TrainConfig(learning_rate=1e-4)
 PLAN = TrainPlan(max_steps=1_000, batch_size=1, eval_interval=100, save_interval=100, compile="off")
-NEEDED = [CONFIG_NAME, "model*.safetensors", INDEX_NAME, "tokenizer*.json", TEMPLATE_NAME]
+SHARDS = "model*.safetensors"  # one file, or several
+NEEDED = [CONFIG_NAME, SHARDS, TOKENIZER_NAME, TEMPLATE_NAME]
 
 
 def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str = "") -> Path:
@@ -113,11 +114,8 @@ def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
 
 def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
     """Return our tensors in float32, made of those there."""
-    index, files = source / INDEX_NAME, [MODEL_NAME]
-    if index.exists():
-        files = sorted({*json.loads(index.read_bytes())["weight_map"].values()})
     place: dict[str, tuple[str, str]] = {}  # where each is, under its name in the whole network
-    for path in (str(source / file) for file in files):
+    for path in map(str, sorted(source.glob(SHARDS))):
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
         place |= {key.removeprefix("transformer."): (path, key) for key in keys}
