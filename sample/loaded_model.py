@@ -30,7 +30,7 @@ TOKENS_PER_PARAMETER = 20
 # measured on English documentation, 0.72 for characters and 0.84 for 2,053 byte pairs.
 FREQUENCIES_ALONE = 0.8
 # Small networks repeat a word for ever, up to 4 % of answers: tests/bench/RECIPE.md
-IN_CHATS = {"frequency_penalty": 0.1}
+IN_CHATS: dict[str, Any] = {"frequency_penalty": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Weights in one safetensors file: written a tensor at a time, and read to sample from.
+"""Weights in one safetensors file: written, and read to sample from.
 
 ``export --to weights`` puts into the file's metadata what sampling needs beside them: the shape,
 the vocabulary, the chat template, and what is known of the run.
@@ -6,15 +6,14 @@ the vocabulary, the chat template, and what is known of the run.
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.checkpoint import Checkpoint, SkipInit
@@ -27,56 +26,20 @@ from common.settings import from_dict
 from common.tokenizer import load_tokenizer
 
 SUFFIX, METADATA_KEY = ".safetensors", "quern"
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # their names in the header
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class TensorToWrite:
-    """A tensor of a file, which is read only when it is its turn."""
+def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
+    """Return the tensor that ``weight`` makes of one in the file ``path``.
 
-    name: str
-    shape: torch.Size
-    source: Path
-    weight: Weight
-
-    def read(self) -> Tensor:
-        """Return it; the file is mapped anew for each, so that none stays in memory."""
-        with safe_open(str(self.source), framework="pt") as file:
-            return self.weight.of(file.get_tensor(self.weight.source))
-
-
-def tensors_of(path: Path, weights: list[Weight]) -> list[TensorToWrite]:
-    """Return the tensors that ``weights`` make of those in the file ``path``, not read yet."""
-    with safe_open(str(path), framework="pt") as file:
-        shapes = [file.get_slice(weight.source).get_shape() for weight in weights]
-    found = [w.of(torch.empty(1).expand(shape)) for w, shape in zip(weights, shapes, strict=True)]
-    return [TensorToWrite(w.name, f.shape, path, w) for w, f in zip(weights, found, strict=True)]
-
-
-def write_tensors(
-    path: Path, tensors: Sequence[TensorToWrite], dtype: str, metadata: dict[str, str]
-) -> None:
-    """Write a safetensors file of which one tensor at a time is in memory.
-
-    Raises CheckpointError where a number is beyond what ``dtype`` holds.
-    Source: https://github.com/huggingface/safetensors, README.md, "Format".
+    The file is mapped anew for each, so that none stays in memory beside what is made of it. Raises
+    CheckpointError where a number is beyond what ``dtype`` holds.
     """
-    kind: torch.dtype = getattr(torch, dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.shape.numel() * kind.itemsize
-        places = {"shape": tensor.shape, "data_offsets": (begin, end)}
-        header[tensor.name] = {"dtype": DTYPES[dtype], **places}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of their size
-    with atomic_write(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            values = tensor.read()
-            if kind == torch.float16:
-                check_range(tensor.name, values)
-            file.write(values.to(kind).flatten().view(torch.uint8).numpy().data)
+    with safe_open(str(path), framework="pt") as file:
+        found = weight.of(file.get_tensor(weight.source))
+    if dtype == "float16":
+        check_range(weight.name, found)
+    return found.to(getattr(torch, dtype)).contiguous()
 
 
 def check_range(name: str, values: Tensor) -> None:
@@ -85,6 +48,15 @@ def check_range(name: str, values: Tensor) -> None:
         raise CheckpointError(
             f"{name}: holds numbers beyond 65,504, the largest of float16: pass --dtype bfloat16."
         )
+
+
+def write_tensors(
+    path: Path, source: Path, weights: Iterable[Weight], dtype: str, metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file of what ``weights`` make of the tensors in the file ``source``."""
+    tensors = {weight.name: read_tensor(source, weight, dtype) for weight in weights}
+    with atomic_write(path) as file:
+        save_file(tensors, file.name, {"format": "pt"} | metadata)
 
 
 def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:

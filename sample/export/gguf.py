@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 
 from common.chat_format import END_OF_MESSAGE
 from common.checkpoint import MODEL_NAME, Checkpoint
@@ -27,8 +26,8 @@ from common.huggingface.network import check_stock, weights_of
 from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
 from common.models.config import GenerateConfig
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
-from sample.loaded_model import RunInfo
-from sample.weights_file import check_range, tensors_of
+from sample.loaded_model import IN_CHATS, RunInfo
+from sample.weights_file import check_range, read_tensor
 
 SUFFIX, MODELFILE_SUFFIX = ".gguf", ".Modelfile"
 FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most tensors
@@ -39,11 +38,12 @@ FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most 
 NETWORKS = (("qwen3", "silu"), ("llama", "silu"), ("arcee", "relu2"), ("gpt2", "gelu_new"))
 WORDS = {GPT2_PATTERN: "gpt-2", DIGITS_PATTERN: "smollm"}  # its names of patterns
 CHAT = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
+PARAMETERS = ("temperature", "top_k", "top_p", "frequency_penalty")  # as Ollama has them
 PAIRED = ("llama", "arcee")  # it rotates channels 0 and 1, 2 and 3 ...: ours are in two halves
 
 
 def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
-    """Write ``path``, a tensor at a time, and its Modelfile; return what it is, in words.
+    """Write ``path`` and its Modelfile; return what it is, in words.
 
     Raises ConfigError where llama.cpp has no such network or vocabulary.
     """
@@ -56,32 +56,27 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
             "gpt2 as it is; --preset tiny-portable trains one for it. --to hf takes this one."
         )
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.n_layer)
-    weights = []
-    for weight in weights_of(c):
-        module, _, end = weight.name.rpartition(".")
-        weights.append(replace(weight, name=f"{names[module]}.{end}", is_transposed=False))
-    tensors = tensors_of(info.folder / MODEL_NAME, weights)
-    todo = [(tensor, _type(tensor.name, tensor.shape, dtype)) for tensor in tensors]
     about = _settings(info, dtype) | _vocabulary(loaded.tokenizer, info)
     with atomic_write(path) as file:
         with closing(gguf.GGUFWriter(file.name, kind)) as writer:
             for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
                 getattr(writer, f"add_{key}")(value)
-            for tensor, number in todo:
-                n_in_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
-                size = tensor.shape.numel() // n_in_block * n_bytes
-                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), size, number)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for tensor, number in todo:
-                values = tensor.read().float()
-                if kind in PAIRED and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            for weight in weights_of(c):
+                module, _, end = weight.name.rpartition(".")
+                name = f"{names[module]}.{end}"
+                here = replace(weight, is_transposed=False)
+                values = read_tensor(info.folder / MODEL_NAME, here, "float32")
+                if kind in PAIRED and name.endswith(("attn_q.weight", "attn_k.weight")):
                     halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
                     values = halves.transpose(1, 2).flatten(0, 2)
+                number = _type(name, values.shape, dtype)
                 if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
-                    check_range(tensor.name, values)
-                writer.write_tensor_data(gguf.quantize(values.contiguous().numpy(), number))
+                    check_range(name, values)
+                quantized = gguf.quantize(values.numpy(), number)
+                writer.add_tensor(name, quantized, raw_dtype=number)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         modelfile = path.with_suffix(MODELFILE_SUFFIX)
         write_text(modelfile, _modelfile(path.name, loaded.tokenizer, info))
     return f"Network: {kind}. Ollama: ollama create NAME -f {modelfile}"
@@ -146,9 +141,11 @@ def _modelfile(name: str, tokenizer: Tokenizer, info: RunInfo) -> str:
     Source: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
     """
     d = GenerateConfig()
+    if info.is_chat:
+        d = GenerateConfig(max_new_tokens=info.config.block_size, **IN_CHATS)
     lines = [f"FROM ./{name}", f'TEMPLATE """{CHAT if info.is_chat else "{{ .Prompt }}"}"""']
     lines += [f"PARAMETER num_ctx {info.config.block_size}"]
-    lines += [f"PARAMETER num_predict {d.max_new_tokens}"]
-    lines += [f"PARAMETER {key} {getattr(d, key)}" for key in ("temperature", "top_k", "top_p")]
+    lines += [f"PARAMETER num_predict {d.max_new_tokens}", "PARAMETER repeat_penalty 1.0"]
+    lines += [f"PARAMETER {key} {getattr(d, key)}" for key in PARAMETERS]
     lines += [f'PARAMETER stop "{special}"' for special in tokenizer.special_tokens]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """A run -> a folder in Hugging Face's layout, or another format; whole or not there.
 
-Weights stay in the checkpoint's file, and go from there into the new one a tensor at a time.
+Weights stay in the checkpoint's file: in memory are those of the new one, or of a shard of it.
 """
 
 import json
@@ -18,13 +18,14 @@ from common.files import make_folder, whole_folder, write_json, write_text
 from common.huggingface import network
 from common.huggingface import tokenizer_json as vocabulary
 from common.models.config import GenerateConfig
+from common.models.gpt import GPT
 from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
 from sample import weights_file
 from sample.export import gguf
 from sample.export.card import model_card
 from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import METADATA_KEY, SUFFIX, TensorToWrite, tensors_of, write_tensors
+from sample.weights_file import METADATA_KEY, SUFFIX, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
@@ -66,8 +67,8 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
         "info": {key: getattr(info, key) for key in KNOWN},
     }
     weights = [network.Weight(name, name) for name in loaded.model.state_dict()]
-    tensors = tensors_of(info.folder / MODEL_NAME, weights)
-    write_tensors(path, tensors, dtype, {METADATA_KEY: json.dumps(said)})
+    source = info.folder / MODEL_NAME
+    write_tensors(path, source, weights, dtype, {METADATA_KEY: json.dumps(said)})
     return f"Talk to it: python -m sample chat {path}"
 
 
@@ -92,8 +93,7 @@ def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> s
             write_text(folder / network.CODE_NAME, code)
         card = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
         write_text(folder / "README.md", card)
-        tensors = tensors_of(info.folder / MODEL_NAME, network.weights_of(info.config))
-        _write_shards(tensors, folder, dtype)
+        _write_shards(loaded.model, info.folder / MODEL_NAME, folder, dtype)
     code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
 
@@ -122,17 +122,18 @@ def write_settings(
         write_text(folder / TEMPLATE_NAME, loaded.chat_template)
 
 
-def _write_shards(tensors: list[TensorToWrite], folder: Path, dtype: str) -> None:
+def _write_shards(model: GPT, source: Path, folder: Path, dtype: str) -> None:
     """Write model.safetensors or, of more than SHARD_BYTES, several and their index."""
-    named, itemsize = {tensor.name: tensor for tensor in tensors}, getattr(torch, dtype).itemsize
+    state, itemsize = model.state_dict(), getattr(torch, dtype).itemsize
+    named = {weight.name: weight for weight in network.weights_of(model.config)}
     shards = split_state_dict_into_shards_factory(
         named,
-        get_storage_size=lambda tensor: tensor.shape.numel() * itemsize,
+        get_storage_size=lambda weight: weight.of(state[weight.source]).numel() * itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
     for file, names in shards.filename_to_tensors.items():
-        write_tensors(folder / file, [named[name] for name in names], dtype, {})
+        write_tensors(folder / file, source, [named[name] for name in names], dtype, {})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         write_json(folder / network.INDEX_NAME, index)

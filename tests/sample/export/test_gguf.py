@@ -234,8 +234,9 @@ def test_a_chat_ends_where_a_message_does_and_ollama_writes_our_format(tmp_path:
     assert path.with_suffix(".Modelfile").read_text("utf-8") == (
         'FROM ./talk-float32.gguf\nTEMPLATE """{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}'
         '<|end|>{{ end }}<|assistant|>"""\n'
-        "PARAMETER num_ctx 128\nPARAMETER num_predict 200\nPARAMETER temperature 0.8\n"
-        "PARAMETER top_k 0\nPARAMETER top_p 0.95\n"
+        "PARAMETER num_ctx 128\nPARAMETER num_predict 128\nPARAMETER repeat_penalty 1.0\n"
+        "PARAMETER temperature 0.8\nPARAMETER top_k 0\nPARAMETER top_p 0.95\n"
+        "PARAMETER frequency_penalty 0.1\n"
         'PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|user|>"\n'
         'PARAMETER stop "<|assistant|>"\nPARAMETER stop "<|system|>"\nPARAMETER stop "<|end|>"\n'
     )
