@@ -23,15 +23,15 @@ BY_HEART := --ngram-dropout 0 --weight-decay 0 --learning-rate 0.01 --matrix-lr 
 
 # With a data set there is no file whose age could tell that it changed.
 SOURCES := $(if $(DATASET),,$(SRC))
-# What `tiny-portable` has in place of tables of n-grams, for a corpus of that size: RECIPE.md too.
-VOCABULARY := $(if $(filter tiny-portable-bpe-corpus,$(PRESET)-$(TOKENIZER)-$(SOURCES)),--vocab-size 8192)
+# Of `tiny-portable`, which --preset auto is for so many ids, in place of tables of n-grams: RECIPE.md
+VOCABULARY := $(if $(filter bpe-corpus,$(TOKENIZER)-$(SOURCES)),$(if $(filter tiny,$(PRESET)),,--vocab-size 8192))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup setup-dev data train finetune chat serve test test-slow setup-browser test-browser setup-llama test-llama check format bench faults smoke clean FORCE
 
 help: ## Say what there is to make
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s%s\n", $$1, $$2 }'
 	@echo
 	@echo 'Settings, as in  make chat SRC=notes.tar.xz MINUTES=10 :'
 	@echo '  SRC=corpus DATASET= TOKENIZER=bpe   what to grind, and into which tokens'

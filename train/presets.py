@@ -204,8 +204,17 @@ PRESETS = {
 }
 
 # What --preset auto chooses from, and the settings that it then decides.
-AUTO = ("tiny", "small")
+AUTO = ("tiny", "tiny-portable", "small")
 DECIDED = {name for auto in AUTO for name in (*PRESETS[auto].model, *PRESETS[auto].train)}
+MANY_IDS = 8_000  # from here on tables of n-grams gain nothing: tests/bench/RECIPE.md
+
+
+def auto_preset(device: str, vocab_size: int) -> str:
+    """Return which preset auto is, on this type of device and for a vocabulary of this size."""
+    if device != "cpu":
+        return "small"
+    return "tiny" if vocab_size < MANY_IDS else "tiny-portable"
+
 
 # What fine-tuning takes over from the run it begins with: by what it learned, but for what hangs on
 # its length, its data or its machine. Rates are lower, by this factor for each command. What was

@@ -38,7 +38,7 @@ from train.monitoring.metrics import Progress
 from train.optim.lora import add_lora
 from train.optim.optimizers import make_optimizer
 from train.preference import keep_reference, reference_for
-from train.presets import PRESETS
+from train.presets import PRESETS, auto_preset
 from train.recovery import restore, run_lock, train_with_rollback
 from train.setup.autotune import autotune, summary_lines
 from train.setup.checks import check_settings, check_sizes, check_unchanged, check_vocabulary
@@ -67,7 +67,7 @@ def new_run(
     device, data = choose_device(device_name), open_data(data_path)
     tokenizer = data.tokenizer()
     if preset == "auto":
-        preset = "tiny" if device.torch_device.type == "cpu" else "small"
+        preset = auto_preset(device.torch_device.type, tokenizer.vocab_size)
     config = PRESETS[preset].train_config(train_options)
     if init_from is None:
         chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options

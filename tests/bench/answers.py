@@ -133,8 +133,8 @@ def score(model: LoadedModel, n_questions: int = 500, temperature: float = 0.0) 
 def commands(pretraining: Sequence[str], finetuning: Sequence[str]) -> Iterator[str]:
     """Yield those that make corpus, data, base, chats and base-chat, as make chat does."""
     yield "prepare corpus corpus --chats questions.jsonl.zst"
-    yield "prepare text corpus --out data"
-    yield "train pretrain --data data --run base --preset tiny " + " ".join(pretraining)
+    yield "prepare text corpus --vocab-size 8192 --out data"
+    yield "train pretrain --data data --run base " + " ".join(pretraining)
     yield "prepare chats questions.jsonl.zst --tokenizer runs/base --out chats"
     yield "train finetune --from base --data chats --run base-chat " + " ".join(finetuning)
 

@@ -23,7 +23,7 @@ from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
 from train.optim.lr_schedule import learning_rate_at
-from train.presets import AUTO, PRESETS
+from train.presets import AUTO, PRESETS, auto_preset
 from train.report import presets as preset_table
 from train.setup.autotune import choose_batch_size
 
@@ -163,6 +163,7 @@ def test_an_architecture_leaves_nothing_of_a_presets_switches_behind(
         "ngram_rows",
         "ngram_dropout",
         "pad_vocab",
+        "tied_head",
     )
     preset = PRESETS[name].model
     switches = ARCHITECTURES[architecture]
@@ -250,3 +251,19 @@ def test_help_names_what_auto_decides_by_the_presets() -> None:
     words_of_help = " ".join(text.split())
     assert "[default: (0)" in words_of_help.partition("--patience ")[2][:120]
     assert "[default: (the preset's)" in words_of_help.partition("--minutes ")[2][:200]
+
+
+@pytest.mark.parametrize(
+    ("device", "vocab_size", "preset"),
+    [
+        ("cpu", 2_053, "tiny"),
+        ("cpu", 8_197, "tiny-portable"),
+        ("cpu", 50_261, "tiny-portable"),
+        ("cuda", 2_053, "small"),
+        ("mps", 8_197, "small"),
+    ],
+)
+def test_auto_is_told_by_the_device_and_the_vocabulary(
+    device: str, vocab_size: int, preset: str
+) -> None:
+    assert auto_preset(device, vocab_size) == preset
