@@ -40,8 +40,7 @@ GPT2_LAYER = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_p
 LAYER = {  # theirs for ours
     "self_attn.q_proj": "attn.c_attn", "self_attn.k_proj": "attn.c_attn",
     "self_attn.v_proj": "attn.c_attn", "self_attn.o_proj": "attn.c_proj",
-    "self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm",
-    "mlp.up_proj": "mlp.c_fc", "mlp.gate_proj": "mlp.c_gate", "mlp.down_proj": "mlp.c_proj",
+    "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
     "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
 }  # fmt: skip
 REQUIRED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
@@ -84,18 +83,18 @@ def check_stock(c: ModelConfig) -> tuple[str, str]:
     """
     values = asdict(c) | {"n_kv_head": 0 if c.kv_heads == c.n_head else c.kv_heads}
     wrong = {
-        stock: [name for name, needed in switches.items() if values[name] != needed]
+        stock: [
+            f"--{name.replace('_', '-')} is {values[name]}, not {needed}"
+            for name, needed in switches.items()
+            if values[name] != needed
+        ]
         for stock, switches in STOCK.items()
     }
     nearest = min(wrong, key=lambda stock: len(wrong[stock]))
     if wrong[nearest]:
-        said = ", ".join(
-            f"--{name.replace('_', '-')} is {values[name]}, not {STOCK[nearest][name]}"
-            for name in wrong[nearest]
-        )
         raise ConfigError(
-            f"{said}: no network of transformers is like that, of which the nearest is "
-            f"{CLASSES[nearest[0]]}. --to weights keeps any network, for Quern."
+            f"{', '.join(wrong[nearest])}: no network of transformers is like that, of which the "
+            f"nearest is {CLASSES[nearest[0]]}. --to weights keeps any network, for Quern."
         )
     return nearest
 
@@ -188,12 +187,10 @@ def weights_of(c: ModelConfig) -> list[Weight]:
         names |= {"model.embed_tokens": "wte", "model.norm": "ln_f"}
         names |= {f"ngrams.{i}": f"wge.{i}" for i in range(c.ngrams - 1)}
         layers, layer = "model.layers", dict(LAYER)
-        if c.mlp == "relu2":
-            layer["mlp.gate_proj"] = "mlp.c_fc"
-        if not c.qk_norm:
-            del layer["self_attn.q_norm"], layer["self_attn.k_norm"]
-            if c.mlp == "relu2":  # ArceeForCausalLM has no gate
-                del layer["mlp.gate_proj"]
+        if c.qk_norm:
+            layer |= {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}
+        if c.mlp == "swiglu" or c.qk_norm:  # ArceeForCausalLM has no gate
+            layer["mlp.gate_proj"] = "mlp.c_gate" if c.mlp == "swiglu" else "mlp.c_fc"
     for i in range(c.n_layer):
         names |= {f"{layers}.{i}.{there}": f"h.{i}.{here}" for there, here in layer.items()}
     q_end, k_end = c.n_head * c.head_size, (c.n_head + c.kv_heads) * c.head_size

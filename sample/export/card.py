@@ -5,6 +5,7 @@ Source of the header: https://huggingface.co/docs/hub/model-cards
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from common.errors import DataError
 from common.run_dir import CONFIG_NAME, read_json, read_metrics
 from sample.loaded_model import RunInfo, undertrained_warning
 
+CARD = Path(__file__).with_name("card.md")
 MOST_LOSSES = 12  # lines of the table
 
 
@@ -33,27 +35,21 @@ def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) ->
             '    add_generation_prompt=True, return_tensors="pt", return_dict=True,\n)'
         )
     warning = undertrained_warning(info)
-    return (
-        Path(__file__)
-        .with_name("card.md")
-        .read_text("utf-8")
-        .format(
-            info=info,
-            kind=kind,
-            folder=folder,
-            n_tokens=info.n_tokens + (info.n_base_tokens or 0),
-            warning=f"\n{warning}" if warning else "",
-            trust=", trust_remote_code=True" if needs_code else "",
-            inputs=inputs,
-            n_new=min(
-                100, info.config.block_size // 2
-            ),  # the context is the end of learned positions
-            notes=" ".join(notes),
-            special=", ".join(f"`{name}`" for name in special),
-            data=_data(settings.get("data")),
-            losses=_losses(info.folder.parent, info.step),
-            settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
-        )
+    return CARD.read_text("utf-8").format(
+        info=info,
+        kind=kind,
+        folder=folder,
+        n_tokens=info.n_tokens + (info.n_base_tokens or 0),
+        warning=f"\n{warning}" if warning else "",
+        trust=", trust_remote_code=True" if needs_code else "",
+        inputs=inputs,
+        # the context is the end of learned positions
+        n_new=min(100, info.config.block_size // 2),
+        notes=" ".join(notes),
+        special=", ".join(f"`{name}`" for name in special),
+        data=_data(settings.get("data")),
+        losses=_losses(info.folder.parent, info.step),
+        settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
     )
 
 
@@ -62,18 +58,16 @@ def _data(data: dict[str, Any] | None) -> str:
     if data is None:
         return "Not known."
     said = f"SHA-256 `{data['sha256']}`"
-    try:
+    with suppress(DataError):
         folder = open_data(Path(data["path"]))
-    except DataError:
-        folder = None
-    if folder is None or folder.sha256 != data["sha256"]:
-        return f"{said}. Its folder is not there, or holds other data now: it is not counted here."
-    counts = [
-        f"{split}: {folder.meta['splits'][split]['documents']:,} documents, "
-        f"{folder.n_tokens(split):,} tokens"
-        for split in SPLITS
-    ]
-    return "; ".join([*counts, said]) + "."
+        if folder.sha256 == data["sha256"]:
+            counts = {split: folder.meta["splits"][split] for split in SPLITS}
+            parts = [
+                f"{split}: {n['documents']:,} documents, {n['tokens']:,} tokens"
+                for split, n in counts.items()
+            ]
+            return "; ".join([*parts, said]) + "."
+    return f"{said}. Its folder is not there, or holds other data now: it is not counted here."
 
 
 def _losses(run: Path, step: int) -> str:

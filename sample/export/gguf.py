@@ -24,16 +24,15 @@ from common.files import atomic_write, write_text
 from common.huggingface.json_tokenizer import CHARACTERS
 from common.huggingface.network import check_stock, weights_of
 from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
-from common.models.config import GenerateConfig
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
-from sample.loaded_model import IN_CHATS, RunInfo
+from sample.loaded_model import RunInfo, generate_config
+from sample.text.prompt import find_template
 from sample.weights_file import check_range, read_tensor
 
 SUFFIX, MODELFILE_SUFFIX = ".gguf", ".Modelfile"
-FILE_TYPES = {  # llama.cpp's names; behind the first _ stands the type of most tensors
-    "float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16",
-    "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0",
-}  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16", "q8_0", "q4_0")
+# llama.cpp's files, by the type of most tensors in one
+FILE_TYPES = {each.name.partition("_")[2]: each for each in gguf.LlamaFileType}
 # Of transformers' networks that ours are, those of llama.cpp, where no other MLP can be asked for
 NETWORKS = (("qwen3", "silu"), ("llama", "silu"), ("arcee", "relu2"), ("gpt2", "gelu_new"))
 WORDS = {GPT2_PATTERN: "gpt-2", DIGITS_PATTERN: "smollm"}  # its names of patterns
@@ -55,8 +54,9 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
             "network. GGUF takes --mlp swiglu, or relu2 with --no-qk-norm, and --architecture "
             "gpt2 as it is; --preset tiny-portable trains one for it. --to hf takes this one."
         )
+    most = dtype.upper().replace("FLOAT", "F")  # as ggml names them
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.n_layer)
-    about = _settings(info, dtype) | _vocabulary(loaded.tokenizer, info)
+    about = _settings(info, most) | _vocabulary(loaded.tokenizer, info)
     with atomic_write(path) as file:
         with closing(gguf.GGUFWriter(file.name, kind)) as writer:
             for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
@@ -69,7 +69,7 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
                 if kind in PAIRED and name.endswith(("attn_q.weight", "attn_k.weight")):
                     halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
                     values = halves.transpose(1, 2).flatten(0, 2)
-                number = _type(name, values.shape, dtype)
+                number = _type(name, values.shape, most)
                 if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
                     check_range(name, values)
                 quantized = gguf.quantize(values.numpy(), number)
@@ -82,9 +82,8 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
     return f"Network: {kind}. Ollama: ollama create NAME -f {modelfile}"
 
 
-def _type(name: str, shape: tuple[int, ...], dtype: str) -> gguf.GGMLQuantizationType:
-    """Return as what the numbers of a tensor are written."""
-    kind = FILE_TYPES[dtype].partition("_")[2]
+def _type(name: str, shape: tuple[int, ...], kind: str) -> gguf.GGMLQuantizationType:
+    """Return as what the numbers of a tensor are written, most of them as ``kind``."""
     if len(shape) == 1 or name == "position_embd.weight":
         kind = "F32"
     elif kind.startswith("Q") and shape[-1] % 32:
@@ -94,11 +93,11 @@ def _type(name: str, shape: tuple[int, ...], dtype: str) -> gguf.GGMLQuantizatio
     return gguf.GGMLQuantizationType[kind]
 
 
-def _settings(info: RunInfo, dtype: str) -> dict[str, Any]:
+def _settings(info: RunInfo, most: str) -> dict[str, Any]:
     """Return the settings, by the names of the writer's add_... methods; gpt2 has no rotation."""
     c = info.config
     return {
-        "name": info.folder.parent.name, "file_type": gguf.LlamaFileType[FILE_TYPES[dtype]],
+        "name": info.folder.parent.name, "file_type": FILE_TYPES[most],
         "quantization_version": gguf.GGML_QUANT_VERSION, "context_length": c.block_size,
         "block_count": c.n_layer, "embedding_length": c.n_embd, "head_count": c.n_head,
         "head_count_kv": c.kv_heads, "feed_forward_length": c.inner_size,
@@ -140,9 +139,7 @@ def _modelfile(name: str, tokenizer: Tokenizer, info: RunInfo) -> str:
 
     Source: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
     """
-    d = GenerateConfig()
-    if info.is_chat:
-        d = GenerateConfig(max_new_tokens=info.config.block_size, **IN_CHATS)
+    d = generate_config(info, find_template(None, is_chat=info.is_chat), {})
     lines = [f"FROM ./{name}", f'TEMPLATE """{CHAT if info.is_chat else "{{ .Prompt }}"}"""']
     lines += [f"PARAMETER num_ctx {info.config.block_size}"]
     lines += [f"PARAMETER num_predict {d.max_new_tokens}", "PARAMETER repeat_penalty 1.0"]

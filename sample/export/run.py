@@ -29,10 +29,7 @@ from sample.weights_file import METADATA_KEY, SUFFIX, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
-DTYPES = {
-    "hf": weights_file.DTYPES, "weights": weights_file.DTYPES, "gguf": gguf.FILE_TYPES,
-    "onnx": ("float32",),
-}  # fmt: skip
+DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}  # of others weights_file's
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 
 
@@ -47,8 +44,8 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
             raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
     if to in SUFFIXES and out.suffix != SUFFIXES[to]:
         raise ConfigError(f"{out}: such a file is known by its name: end it in {SUFFIXES[to]}.")
-    if dtype not in DTYPES[to]:
-        raise ConfigError(f"--dtype is {dtype}, but --to {to} takes {', '.join(DTYPES[to])}.")
+    if dtype not in (dtypes := DTYPES.get(to, weights_file.DTYPES)):
+        raise ConfigError(f"--dtype is {dtype}, but --to {to} takes {', '.join(dtypes)}.")
     folder = newest_valid(find_run(runs_dir, name), which, skip_optimizer=True)
     loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
     info = describe_run(folder, loaded)
