@@ -29,6 +29,7 @@ TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json
 # SmolLM2's: each digit alone, then GPT-2's way with what is between digits.
 DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+GPT2_WORDS = BYTE_LEVEL | {"use_regex": True}
 
 
 def merges_of(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
@@ -63,7 +64,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         vocab = {_visible(token): rank for token, rank in tokenizer.ranks.items()}
         merges = [[_visible(a), _visible(b)] for a, b in merges_of(tokenizer.ranks)]
         model |= {"vocab": vocab, "merges": merges, "ignore_merges": True}
-        before, decoder = _pre_tokenizer(tokenizer.pattern), BYTE_LEVEL | {"use_regex": True}
+        before, decoder = _pre_tokenizer(tokenizer.pattern), GPT2_WORDS
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": _added(tokenizer.special_tokens),
@@ -84,11 +85,15 @@ def _visible(token: bytes) -> str:
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     if pattern == GPT2_PATTERN:  # which byte level is known for
-        return BYTE_LEVEL | {"use_regex": True}
-    # to Oniguruma {1,3}+ is no possessive; before | or the end a greedy one gives the same
-    regex = {"Regex": pattern.replace("{1,3}+", "{1,3}")}
-    split = {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
+        return GPT2_WORDS
+    if pattern == DIGITS_PATTERN:
+        parts = [{"type": "Digits", "individual_digits": True}, GPT2_WORDS]
+    else:
+        # to Oniguruma {1,3}+ is no possessive; before | or the end a greedy one gives the same
+        regex = {"Regex": pattern.replace("{1,3}+", "{1,3}")}
+        split = {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
+        parts = [split, BYTE_LEVEL | {"use_regex": False}]
+    return {"type": "Sequence", "pretokenizers": parts}
 
 
 def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
@@ -99,14 +104,12 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
     """
     try:
         said = json.loads(path.read_bytes())
-        added = {token["content"]: token["id"] for token in said["added_tokens"]}
-        if END_OF_TEXT not in added:
-            names = {idx: name for name, idx in added.items()}
-            if eot_id not in names:
-                raise ValueError("it has no token with which documents end")
-            text = json.dumps(said).replace(json.dumps(names[eot_id]), json.dumps(END_OF_TEXT))
-            return _read_said(json.loads(text))
-        return _read_said(said)
+        names = {token["id"]: token["content"] for token in said["added_tokens"]}
+        end = END_OF_TEXT if END_OF_TEXT in names.values() else names.get(eot_id)
+        if end is None:
+            raise ValueError("it has no token with which documents end")
+        text = json.dumps(said).replace(json.dumps(end), json.dumps(END_OF_TEXT))
+        return _read_said(json.loads(text))
     # tokenizers raises Exception itself
     except Exception as error:
         raise DataError(
@@ -118,15 +121,13 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
 def _read_said(said: dict[str, Any]) -> Tokenizer:
     """Return byte pairs by ranks or characters of ours where that is all, else as it is."""
     special = {token["content"]: token["id"] for token in said["added_tokens"]}
-    model, before = said["model"], said["pre_tokenizer"]
+    model = said["model"]
     if model["type"] != "BPE":
         raise ValueError(f"it is {model['type']}")
     vocab = {token: idx for token, idx in model["vocab"].items() if token not in special}
-    tokens = sorted(vocab, key=vocab.__getitem__)
-    if before is None and not model["merges"] and {*map(len, tokens)} == {1}:
-        characters = CharTokenizer(tuple(tokens))
-        if characters.id_of != vocab or characters.special_tokens != special:
-            raise ValueError("its characters have other ids than ours would")
+    characters = CharTokenizer(tuple(sorted(vocab, key=vocab.__getitem__)))
+    is_ours = (characters.id_of, characters.special_tokens) == (vocab, special)
+    if is_ours and not (model["merges"] or said["pre_tokenizer"]):
         return characters
     is_byte_level = said["decoder"]["type"] == "ByteLevel"
     if not {*(CHARACTERS if is_byte_level else FALLBACK)} <= vocab.keys():
@@ -134,35 +135,29 @@ def _read_said(said: dict[str, Any]) -> Tokenizer:
     end = max(*vocab.values(), *special.values()) + 1
     lacking = [token for token in SPECIAL_TOKENS if token not in special]
     special |= {token: end + i for i, token in enumerate(lacking)}
-    pattern = _pattern(before)
-    if is_byte_level and pattern and not said["normalizer"]:
-        ranks = {bytes(BYTES[c] for c in token): i for token, i in vocab.items()}
-        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-        is_whole = len(merges) == len(ranks) - 256 or model.get("ignore_merges")
-        if is_whole and merges == [(_visible(a), _visible(b)) for a, b in merges_of(ranks)]:
-            return BytePairTokenizer("imported", pattern, ranks, special)
     kept = {token["content"]: token for token in said["added_tokens"]}
     said["added_tokens"] = [kept.get(t["content"], t) | {"special": True} for t in _added(special)]
     imported = JsonTokenizer(json.dumps(said, ensure_ascii=False).encode(), special)
+    if is_byte_level and (ours := _by_ranks(imported, vocab)):
+        return ours
     if [imported.library.token_to_id(name) for name in special] != [*special.values()]:
         raise ValueError("its special tokens do not get their ids")
     return imported
 
 
-def _pattern(before: dict[str, Any] | None) -> str | None:
-    """Return the pattern by which a pre-tokenizer finds words, None where it is another kind."""
-    parts = (before or {}).get("pretokenizers", [before])
-    match [(part or {}) for part in parts]:
-        case [{"type": "ByteLevel", "add_prefix_space": False} as last] if last.get("use_regex", 1):
-            return GPT2_PATTERN
-        case [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False} as last,
-        ] if last.get("use_regex", True):
-            return DIGITS_PATTERN
-        case [
-            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": regex}},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            return str(regex)
-    return None
+def _by_ranks(imported: JsonTokenizer, vocab: dict[str, int]) -> BytePairTokenizer | None:
+    """Return byte pairs by ranks where those, written here, are what the library has of it."""
+    said = json.loads(imported.library.to_str())  # with what its file leaves to be understood
+    before, model = said["pre_tokenizer"], said["model"]
+    patterns = [GPT2_PATTERN, DIGITS_PATTERN]
+    match before:
+        case {"pretokenizers": [{"pattern": {"Regex": str(regex)}}, *_]}:
+            patterns.append(regex)
+    pattern = next((each for each in patterns if _pre_tokenizer(each) == before), None)
+    if pattern is None or said["normalizer"]:
+        return None
+    ranks = {bytes(BYTES[c] for c in token): idx for token, idx in vocab.items()}
+    ours = BytePairTokenizer("imported", pattern, ranks, imported.special_tokens)
+    merges = tokenizer_json(ours)["model"]["merges"]
+    is_whole = model["ignore_merges"] or len(merges) == len(ranks) - 256
+    return ours if is_whole and merges == model["merges"] else None
