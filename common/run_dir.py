@@ -51,7 +51,7 @@ def find_run(runs_dir: Path, name: str | None, *, imported: bool = True) -> Path
     """Return the folder of the run called ``name``, or of the one that was last saved to.
 
     A name may also be the folder itself, as messages print it: runs/NAME. Without ``imported``,
-    none that train import made is the last.
+    none is the last that train import made and that has learned nothing here.
     """
     runs = list_runs(runs_dir)
     if name is not None:
@@ -61,17 +61,19 @@ def find_run(runs_dir: Path, name: str | None, *, imported: bool = True) -> Path
             there = ", ".join(sorted(run.name for run in runs)) or "none"
             raise CheckpointError(f"{runs_dir / name}: no such run. Runs in {runs_dir}: {there}.")
         return runs_dir / name
-    newest = last_saved(
-        run
-        for run in runs
-        if imported or b'"imported_from"' not in (run / CONFIG_NAME).read_bytes()
-    )
+    newest = last_saved(run for run in runs if imported or not _is_as_imported(run))
     if newest is None:
+        kind = "run" if imported else "run that was trained here,"
         raise CheckpointError(
-            f"{runs_dir}: no run with a checkpoint in it. Train one first: make train, or "
+            f"{runs_dir}: no {kind} with a checkpoint in it. Train one first: make train, or "
             "python -m train pretrain --data data"
         )
     return newest
+
+
+def _is_as_imported(run: Path) -> bool:
+    settings = (run / CONFIG_NAME).read_bytes()  # not parsed: another run's may be damaged
+    return b'"imported_from"' in settings and b'"data"' not in settings
 
 
 def last_saved(runs: Iterable[Path]) -> Path | None:

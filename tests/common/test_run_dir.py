@@ -111,6 +111,8 @@ def test_the_run_that_was_last_saved_to_is_the_newest(run: Path) -> None:
     assert find_run(run.parent, None) == run
     write_json(run / "config.json", {"format": 1, "imported_from": "elsewhere"})
     assert find_run(run.parent, None, imported=False) == other
+    write_json(run / "config.json", {"format": 1, "imported_from": "elsewhere", "data": {}})
+    assert find_run(run.parent, None, imported=False) == run  # it has learned since
 
 
 def test_a_copy_is_not_newer_than_the_run_that_it_was_made_of(run: Path) -> None:
