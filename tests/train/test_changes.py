@@ -17,6 +17,7 @@ from tests.train.stops import StopAfter
 from train.loop import update
 from train.monitoring.metrics import Update
 from train.pretrain import Changes, resume_run, weights_of
+from train.setup.checks import check_settings
 from train.signals import StopRequest
 from train.trainer import Trainer
 
@@ -199,6 +200,14 @@ def test_settings_edited_by_hand_are_a_sentence(
     assert go_on(run, StopAfter(1), max_steps=20) is not None
     assert go_on(run) is None
     assert metrics(run)[-1]["ended"] == "all 20 steps are made"
+
+
+def test_an_import_without_a_plan_is_a_sentence(tmp_path: Path) -> None:
+    """It was made before those that can be resumed: with no length, and no state of a trainer."""
+    settings = {"imported_from": "elsewhere", "model": {}, "train": {"max_steps": None}}
+    state = {"step": 0, "model": {}}
+    with pytest.raises(ConfigError, match=r"x: was imported by an earlier .* --init-from x, or"):
+        check_settings(settings, tmp_path / "x" / "step-00000000", state, tmp_path)
 
 
 def test_another_vocabulary_is_refused_always(tmp_path: Path, changed: tuple[Path, Path]) -> None:

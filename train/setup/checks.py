@@ -71,9 +71,14 @@ def check_settings(
 ) -> None:
     """Raise ConfigError where a run's config.json is not what its checkpoint was trained with.
 
-    Or where it names no data, as that of an import, and none is given.
+    Or where it names no data, as that of an import, and none is given; or has no plan to go on by.
     """
     run = saved.parent
+    if "stepper" not in state:  # imports before those that can be resumed
+        raise ConfigError(
+            f"{run}: was imported by an earlier version, without a plan for its training. Begin "
+            f"from its weights: python -m train pretrain --init-from {run.name}, or import it anew."
+        )
     if data is None and "data" not in settings:
         raise ConfigError(
             f"{run}: was imported, and has learned nothing here yet. Say from what, and how long: "
