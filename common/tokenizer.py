@@ -227,6 +227,10 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
         tokenizer = CharTokenizer(_read_characters(path))
     elif description["kind"] == "tokenizers":
         tokenizer = JsonTokenizer(_read(path), description["special_tokens"])
+        try:
+            tokenizer.library.get_vocab_size()
+        except Exception as error:  # tokenizers raises Exception itself
+            raise DataError(f"{path}: not a tokenizer.json that can be read ({error}).") from error
     else:
         name, pattern, special = itemgetter("name", "pattern", "special_tokens")(description)
         tokenizer = BytePairTokenizer(name, pattern, read_ranks(path), special)
