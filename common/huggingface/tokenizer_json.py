@@ -14,16 +14,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, AnyStr
 
+from common import tokenizer as ours
 from common.errors import DataError
 from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonTokenizer
-from common.tokenizer import (
-    END_OF_TEXT,
-    GPT2_PATTERN,
-    SPECIAL_TOKENS,
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-)
 
 TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 # SmolLM2's: each digit alone, then GPT-2's way with what is between digits.
@@ -51,14 +44,14 @@ def merges_of(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
     return merges
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_json(tokenizer: ours.Tokenizer) -> dict[str, Any]:
     """Return what tokenizer.json holds for a vocabulary."""
     if isinstance(tokenizer, JsonTokenizer):
         return dict(json.loads(tokenizer.file_content))
     model: dict[str, Any] = {"type": "BPE", "fuse_unk": False, "byte_fallback": False}
     before: dict[str, Any] | None = None
     decoder: dict[str, Any] = {"type": "Fuse"}
-    if isinstance(tokenizer, CharTokenizer):
+    if isinstance(tokenizer, ours.CharTokenizer):
         model |= {"vocab": tokenizer.id_of, "merges": [], "ignore_merges": False}
     else:
         vocab = {_visible(token): rank for token, rank in tokenizer.ranks.items()}
@@ -84,7 +77,7 @@ def _visible(token: bytes) -> str:
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
-    if pattern == GPT2_PATTERN:  # which byte level is known for
+    if pattern == ours.GPT2_PATTERN:  # which byte level is known for
         return GPT2_WORDS
     if pattern == DIGITS_PATTERN:
         parts = [{"type": "Digits", "individual_digits": True}, GPT2_WORDS]
@@ -96,7 +89,7 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": parts}
 
 
-def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
+def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
     """Return the vocabulary that a tokenizer.json is, the reverse of tokenizer_json.
 
     ``eot_id`` ends documents where it has no token of that name here. Special tokens that it lacks
@@ -105,10 +98,10 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
     try:
         said = json.loads(path.read_bytes())
         names = {token["id"]: token["content"] for token in said["added_tokens"]}
-        end = END_OF_TEXT if END_OF_TEXT in names.values() else names.get(eot_id)
+        end = ours.END_OF_TEXT if ours.END_OF_TEXT in names.values() else names.get(eot_id)
         if end is None:
             raise ValueError("it has no token with which documents end")
-        text = json.dumps(said).replace(json.dumps(end), json.dumps(END_OF_TEXT))
+        text = json.dumps(said).replace(json.dumps(end), json.dumps(ours.END_OF_TEXT))
         return _read_said(json.loads(text))
     # tokenizers raises Exception itself
     except Exception as error:
@@ -118,14 +111,14 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> Tokenizer:
         ) from error
 
 
-def _read_said(said: dict[str, Any]) -> Tokenizer:
+def _read_said(said: dict[str, Any]) -> ours.Tokenizer:
     """Return byte pairs by ranks or characters of ours where that is all, else as it is."""
     special = {token["content"]: token["id"] for token in said["added_tokens"]}
     model = said["model"]
     if model["type"] != "BPE":
         raise ValueError(f"it is {model['type']}")
     vocab = {token: idx for token, idx in model["vocab"].items() if token not in special}
-    characters = CharTokenizer(tuple(sorted(vocab, key=vocab.__getitem__)))
+    characters = ours.CharTokenizer(tuple(sorted(vocab, key=vocab.__getitem__)))
     is_ours = (characters.id_of, characters.special_tokens) == (vocab, special)
     if is_ours and not (model["merges"] or said["pre_tokenizer"]):
         return characters
@@ -133,23 +126,23 @@ def _read_said(said: dict[str, Any]) -> Tokenizer:
     if not {*(CHARACTERS if is_byte_level else FALLBACK)} <= vocab.keys():
         raise ValueError("it has no ids for some bytes")
     end = max(*vocab.values(), *special.values()) + 1
-    lacking = [token for token in SPECIAL_TOKENS if token not in special]
+    lacking = [token for token in ours.SPECIAL_TOKENS if token not in special]
     special |= {token: end + i for i, token in enumerate(lacking)}
     kept = {token["content"]: token for token in said["added_tokens"]}
     said["added_tokens"] = [kept.get(t["content"], t) | {"special": True} for t in _added(special)]
     imported = JsonTokenizer(json.dumps(said, ensure_ascii=False).encode(), special)
-    if is_byte_level and (ours := _by_ranks(imported, vocab)):
-        return ours
+    if is_byte_level and (found := _by_ranks(imported, vocab)):
+        return found
     if [imported.library.token_to_id(name) for name in special] != [*special.values()]:
         raise ValueError("its special tokens do not get their ids")
     return imported
 
 
-def _by_ranks(imported: JsonTokenizer, vocab: dict[str, int]) -> BytePairTokenizer | None:
+def _by_ranks(imported: JsonTokenizer, vocab: dict[str, int]) -> ours.BytePairTokenizer | None:
     """Return byte pairs by ranks where those, written here, are what the library has of it."""
     said = json.loads(imported.library.to_str())  # with what its file leaves to be understood
     before, model = said["pre_tokenizer"], said["model"]
-    patterns = [GPT2_PATTERN, DIGITS_PATTERN]
+    patterns = [ours.GPT2_PATTERN, DIGITS_PATTERN]
     match before:
         case {"pretokenizers": [{"pattern": {"Regex": str(regex)}}, *_]}:
             patterns.append(regex)
@@ -157,7 +150,7 @@ def _by_ranks(imported: JsonTokenizer, vocab: dict[str, int]) -> BytePairTokeniz
     if pattern is None or said["normalizer"]:
         return None
     ranks = {bytes(BYTES[c] for c in token): idx for token, idx in vocab.items()}
-    ours = BytePairTokenizer("imported", pattern, ranks, imported.special_tokens)
-    merges = tokenizer_json(ours)["model"]["merges"]
+    made = ours.BytePairTokenizer("imported", pattern, ranks, imported.special_tokens)
+    merges = tokenizer_json(made)["model"]["merges"]
     is_whole = model["ignore_merges"] or len(merges) == len(ranks) - 256
-    return ours if is_whole and merges == model["merges"] else None
+    return made if is_whole and merges == model["merges"] else None

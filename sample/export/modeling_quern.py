@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+Ids = Tensor | None  # (B, T)
 # The hash is that of common/models/ngram.py in Quern: int64 products that wrap around.
 STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
@@ -49,15 +50,10 @@ class QuernForCausalLM(Qwen3ForCausalLM):
         return x
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        all_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: Ids = None, attention_mask: Ids = None, all_ids: Ids = None, **kwargs: Any
     ) -> Any:
         """Return logits; raise ValueError where the ids before ``input_ids`` are not known."""
-        if inputs_embeds is None and input_ids is not None:
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
             past = kwargs.get("past_key_values")
             if all_ids is None and past is not None and past.get_seq_length():
                 raise ValueError(
@@ -67,5 +63,6 @@ class QuernForCausalLM(Qwen3ForCausalLM):
             if attention_mask is not None and attention_mask.shape == ids.shape:
                 ids = torch.where(attention_mask.bool(), ids, 0)  # as before a text
             n_new = input_ids.shape[1]
-            inputs_embeds = self.embed(ids[:, -(n_new + len(self.ngrams)) :])[:, -n_new:]
-        return super().forward(None, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+            embedded = self.embed(ids[:, -(n_new + len(self.ngrams)) :])[:, -n_new:]
+            kwargs["inputs_embeds"] = embedded
+        return super().forward(None, attention_mask, **kwargs)

@@ -81,8 +81,7 @@ def write_onnx(model: GPT, folder: Path) -> None:
         sizes.append({0: batch, 1: length})
     for module in ("torch.onnx", "onnxscript", "onnx_ir"):  # what each step has changed
         logging.getLogger(module).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         program: Any = torch.onnx.export(
             WithCache(model).eval(),
             tuple(inputs),

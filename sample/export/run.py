@@ -15,21 +15,18 @@ from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
 from common.errors import ConfigError
 from common.files import make_folder, whole_folder, write_json, write_text
-from common.huggingface import network
-from common.huggingface import tokenizer_json as vocabulary
+from common.huggingface import network, tokenizer_json
 from common.models.config import GenerateConfig
 from common.models.gpt import GPT
 from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
-from sample import weights_file
-from sample.export import gguf
-from sample.export.card import model_card
+from sample.export import card, gguf
 from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import METADATA_KEY, SUFFIX, write_tensors
+from sample.weights_file import DTYPES, METADATA_KEY, SUFFIX, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
-DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}  # of others weights_file's
+OTHER_DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 
 
@@ -44,7 +41,7 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
             raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
     if to in SUFFIXES and out.suffix != SUFFIXES[to]:
         raise ConfigError(f"{out}: such a file is known by its name: end it in {SUFFIXES[to]}.")
-    if dtype not in (dtypes := DTYPES.get(to, weights_file.DTYPES)):
+    if dtype not in (dtypes := OTHER_DTYPES.get(to, DTYPES)):
         raise ConfigError(f"--dtype is {dtype}, but --to {to} takes {', '.join(dtypes)}.")
     folder = newest_valid(find_run(runs_dir, name), which, skip_optimizer=True)
     loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
@@ -88,8 +85,8 @@ def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> s
         if info.config.ngrams:
             code = Path(__file__).with_name(network.CODE_NAME).read_text("utf-8")
             write_text(folder / network.CODE_NAME, code)
-        card = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
-        write_text(folder / "README.md", card)
+        said = card.model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
+        write_text(folder / "README.md", said)
         _write_shards(loaded.model, info.folder / MODEL_NAME, folder, dtype)
     code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
@@ -105,16 +102,16 @@ def write_settings(
     dtypes = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5, and 4
     write_json(folder / network.CONFIG_NAME, settings | ids | dtypes)
     d = GenerateConfig()
-    sampling = {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
     ids |= {"pad_token_id": eot_id, "do_sample": True}
-    write_json(folder / "generation_config.json", ids | sampling)
-    write_json(folder / vocabulary.TOKENIZER_NAME, vocabulary.tokenizer_json(tokenizer))
+    ids |= {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
+    write_json(folder / "generation_config.json", ids)
+    write_json(folder / tokenizer_json.TOKENIZER_NAME, tokenizer_json.tokenizer_json(tokenizer))
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
         "clean_up_tokenization_spaces": False, "bos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
         "eos_token": END_OF_MESSAGE if info.is_chat else END_OF_TEXT,
     }  # fmt: skip
-    write_json(folder / vocabulary.TOKENIZER_CONFIG_NAME, described)
+    write_json(folder / tokenizer_json.TOKENIZER_CONFIG_NAME, described)
     if loaded.chat_template is not None:
         write_text(folder / TEMPLATE_NAME, loaded.chat_template)
 
