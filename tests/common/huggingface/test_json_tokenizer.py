@@ -177,8 +177,8 @@ def test_an_end_of_another_name_is_the_end_of_text_here(tmp_path: Path) -> None:
 
 
 def test_a_damaged_one_is_one_sentence(tmp_path: Path) -> None:
-    auto_tokenizer(as_tinyllama(), tmp_path)
-    description = describe_tokenizer(read_tokenizer(tmp_path / "tokenizer.json", 2))
-    (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
+    auto_tokenizer(as_tinyllama(), folder := tmp_path / "theirs")
+    description = describe_tokenizer(read_tokenizer(folder / "tokenizer.json", 2))
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer\.json that can be read"):
-        load_tokenizer(tmp_path, description)
+        load_tokenizer(folder, description)
