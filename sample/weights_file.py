@@ -7,23 +7,21 @@ the vocabulary, the chat template, and what is known of the run.
 import json
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from common.checkpoint import Checkpoint, SkipInit
-from common.errors import CheckpointError
+from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint
+from common.errors import CheckpointError, UserError
 from common.files import atomic_write
 from common.huggingface.network import Weight
-from common.models.config import ModelConfig
-from common.models.gpt import GPT
-from common.settings import from_dict
-from common.tokenizer import load_tokenizer
+from common.run_dir import STATE_NAME
 
 SUFFIX, METADATA_KEY = ".safetensors", "quern"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -64,17 +62,16 @@ def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             said = json.loads((file.metadata() or {})[METADATA_KEY])
-        state = said["state"]
-        with SkipInit():
-            model = GPT(from_dict(ModelConfig, state["model"], str(path)))
-        weights = {name: tensor.float() for name, tensor in load_file(path).items()}  # a memory map
-        model.load_state_dict(weights, assign=True)
-        with tempfile.TemporaryDirectory() as folder:
-            vocabulary = Path(folder) / state["tokenizer"]["file"]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            vocabulary = folder / Path(said["state"]["tokenizer"]["file"]).name
             vocabulary.write_text(said["vocabulary"], "utf-8", newline="")
-            tokenizer = load_tokenizer(vocabulary.parent, state["tokenizer"])
-    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError) as error:
+            (folder / STATE_NAME).write_text(json.dumps(said["state"]), "utf-8")
+            (folder / MODEL_NAME).symlink_to(path.resolve())  # last: nothing is written through it
+            loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
+        loaded.model.float()
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, UserError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as weights that sample export --to weights wrote ({error})."
         ) from error
-    return Checkpoint(model, tokenizer, state, said["chat_template"]), said["info"]
+    return replace(loaded, chat_template=said["chat_template"]), said["info"]

@@ -10,7 +10,7 @@ the exported folder brings along (sample/export/modeling_quern.py), is Qwen3's w
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import ConfigError
 from common.models.config import ARCHITECTURES, ModelConfig
@@ -48,31 +48,32 @@ NO_SWITCH = {
     "rope_type": "default", "partial_rotary_factor": 1.0, "mlp_bias": False,
     "use_sliding_window": False,
 }  # fmt: skip
-NOT_COMPARED = {  # what no result depends on, or is compared by a part of it
-    "quern", "auto_map", "architectures", "rope_parameters", "attention_dropout", "resid_pdrop",
-    "embd_pdrop", "attn_pdrop",
-}  # fmt: skip
-CLASSES = {  # by model_type
-    "gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM", "quern": "QuernForCausalLM",
-    "llama": "LlamaForCausalLM", "arcee": "ArceeForCausalLM",
-}  # fmt: skip
+# How settings end which no result depends on, or which are compared by a part of them
+NOT_COMPARED = ("quern", "auto_map", "architectures", "rope_parameters", "dropout", "pdrop")
 GPT2: dict[str, Any] = {
     "norm": "layernorm", "norm_first": True, "positions": "learned", "qk_norm": False,
     "head_bias": False, "ngrams": 0, "n_kv_head": 0, "head_dim": 0,
 }  # fmt: skip
-TABLES = {name: switch for name, switch in ARCHITECTURES["modern"].items() if name != "ngrams"}
-QWEN3, RELU2 = ARCHITECTURES["modern"], {"mlp": "relu2"}
-# By model_type and their word for the MLP: what our switches must be; those not named may be any.
-STOCK: dict[tuple[str, str], dict[str, Any]] = {
-    ("gpt2", "gelu_new"): GPT2 | {"mlp": "gelu"},
-    ("gpt2", "gelu"): GPT2 | {"mlp": "gelu_erf"},
-    ("gpt2", "relu"): GPT2 | {"mlp": "relu"},
-    ("qwen3", "silu"): QWEN3,
-    ("qwen3", "relu"): QWEN3 | RELU2,
-    ("quern", "silu"): TABLES,
-    ("quern", "relu"): TABLES | RELU2,
-    ("llama", "silu"): QWEN3 | {"qk_norm": False},
-    ("arcee", "relu2"): QWEN3 | RELU2 | {"qk_norm": False},
+QWEN3, GATED = ARCHITECTURES["modern"], {"silu": "swiglu", "relu": "relu2"}
+TABLES = {name: switch for name, switch in QWEN3.items() if name != "ngrams"}
+
+
+class Stock(NamedTuple):
+    """A class of transformers', and which of our networks it is."""
+
+    name: str
+    switches: dict[str, Any]  # what ours must be; those not named may be any
+    words: dict[str, str]  # our --mlp by their word for it
+
+
+STOCK = {  # by model_type
+    "gpt2": Stock(
+        "GPT2LMHeadModel", GPT2, {"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"}
+    ),
+    "qwen3": Stock("Qwen3ForCausalLM", QWEN3, GATED),
+    "quern": Stock("QuernForCausalLM", TABLES, GATED),
+    "llama": Stock("LlamaForCausalLM", QWEN3 | {"qk_norm": False}, {"silu": "swiglu"}),
+    "arcee": Stock("ArceeForCausalLM", QWEN3 | {"qk_norm": False}, {"relu2": "relu2"}),
 }
 
 
@@ -83,18 +84,19 @@ def check_stock(c: ModelConfig) -> tuple[str, str]:
     """
     values = asdict(c) | {"n_kv_head": 0 if c.kv_heads == c.n_head else c.kv_heads}
     wrong = {
-        stock: [
+        (kind, word): [
             f"--{name.replace('_', '-')} is {values[name]}, not {needed}"
-            for name, needed in switches.items()
+            for name, needed in (stock.switches | {"mlp": mlp}).items()
             if values[name] != needed
         ]
-        for stock, switches in STOCK.items()
+        for kind, stock in STOCK.items()
+        for word, mlp in stock.words.items()
     }
-    nearest = min(wrong, key=lambda stock: len(wrong[stock]))
+    nearest = min(wrong, key=lambda each: len(wrong[each]))
     if wrong[nearest]:
         raise ConfigError(
             f"{', '.join(wrong[nearest])}: no network of transformers is like that, of which the "
-            f"nearest is {CLASSES[nearest[0]]}. --to weights keeps any network, for Quern."
+            f"nearest is {STOCK[nearest[0]].name}. --to weights keeps any network, for Quern."
         )
     return nearest
 
@@ -108,14 +110,14 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads, "mlp": activation}
     values |= {"head_dim": c.head_size, "norm_eps": c.eps}
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
-    settings |= {"model_type": kind, "architectures": [CLASSES[kind]], "quern": asdict(c)}
+    settings |= {"model_type": kind, "architectures": [STOCK[kind].name], "quern": asdict(c)}
     if kind == "gpt2":
         return settings | {
             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         }  # fmt: skip
     if kind == "quern":
         code = CODE_NAME.removesuffix(".py")
-        classes = {"AutoConfig": "QuernConfig", "AutoModelForCausalLM": CLASSES[kind]}
+        classes = {"AutoConfig": "QuernConfig", "AutoModelForCausalLM": STOCK[kind].name}
         settings["auto_map"] = {auto: f"{code}.{each}" for auto, each in classes.items()}
         settings |= {"ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
     # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
@@ -129,7 +131,7 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     Raises ConfigError that names the first setting which is none of our networks'.
     """
     kind = str(said.get("model_type"))
-    if kind not in CLASSES:
+    if kind not in STOCK:
         raise ConfigError(
             f"{where}: is of a {kind}. Imported are gpt2, qwen3, llama and arcee, and what "
             "python -m sample export wrote."
@@ -139,18 +141,17 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     if "quern" in said:
         config = replace(from_dict(ModelConfig, said["quern"], where), pad_vocab=1)
     else:
-        known = {word: switches for (of, word), switches in STOCK.items() if of == kind}
+        stock = STOCK[kind]
         # what is so there unless it is said
         unsaid = {"bias": True} if kind == "gpt2" else {"tied_head": False}
-        switches = unsaid | next(iter(known.values()))
-        names = NAMES[switches["norm"]]
+        names = NAMES[stock.switches["norm"]]
         if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
         values = {ours: found[n] for n, ours in names.items() if found.get(n) is not None}
-        switches |= known.get(str(values.pop("mlp", None)), {})
-        config = ModelConfig(**switches | values)
+        mlp = stock.words.get(str(values.get("mlp")), next(iter(stock.words.values())))
+        config = ModelConfig(**unsaid | stock.switches | values | {"mlp": mlp})
     for name, value in (config_json(config) | NO_SWITCH).items():
-        if name not in NOT_COMPARED and found.get(name) not in (None, value):
+        if not name.endswith(NOT_COMPARED) and found.get(name) not in (None, value):
             raise ConfigError(
                 f"{where}: {name} is {found[name]}, but of Quern's networks with its other "
                 f"settings it is {value}: this one would compute something else."
