@@ -90,8 +90,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         with naming(path), unfinished.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
             yield file
-            flush_to_disk(file)
+            file.flush()
+            # by its name: safetensors puts another file there, of mode 0600
+            unfinished.chmod(mode)
+            fsync(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -104,6 +108,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes ``path``, whole, when the block ends well."""
     with unfinished_folder(path) as folder:
         yield folder
+        for written in (*folder.iterdir(), folder):  # by libraries that flush nothing
+            fsync(written)
         os.rename(folder, path)
 
 
