@@ -48,21 +48,21 @@ def tokenizer_json(tokenizer: ours.Tokenizer) -> dict[str, Any]:
     """Return what tokenizer.json holds for a vocabulary."""
     if isinstance(tokenizer, JsonTokenizer):
         return dict(json.loads(tokenizer.file_content))
-    model: dict[str, Any] = {"type": "BPE", "fuse_unk": False, "byte_fallback": False}
     before: dict[str, Any] | None = None
     decoder: dict[str, Any] = {"type": "Fuse"}
     if isinstance(tokenizer, ours.CharTokenizer):
-        model |= {"vocab": tokenizer.id_of, "merges": [], "ignore_merges": False}
+        vocab = tokenizer.id_of
     else:
-        vocab = {_visible(token): rank for token, rank in tokenizer.ranks.items()}
-        merges = [[_visible(a), _visible(b)] for a, b in merges_of(tokenizer.ranks)]
-        model |= {"vocab": vocab, "merges": merges, "ignore_merges": True}
+        vocab = {t.decode("latin-1").translate(CHARACTERS): i for t, i in tokenizer.ranks.items()}
         before, decoder = _pre_tokenizer(tokenizer.pattern), GPT2_WORDS
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": _added(tokenizer.special_tokens),
         "normalizer": None, "pre_tokenizer": before, "post_processor": None, "decoder": decoder,
-        "model": model,
+        "model": {
+            "type": "BPE", "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+            "vocab": vocab, "merges": [*map(list, merges_of(vocab))],
+        },
     }  # fmt: skip
 
 
@@ -70,10 +70,6 @@ def _added(special: dict[str, int]) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     in_order = sorted(special.items(), key=itemgetter(1))
     return [{"id": i, "content": name, "special": True, **flags} for name, i in in_order]
-
-
-def _visible(token: bytes) -> str:
-    return "".join(CHARACTERS[byte] for byte in token)
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:

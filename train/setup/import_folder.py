@@ -117,8 +117,7 @@ def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
     place: dict[str, tuple[str, str]] = {}  # where each is, under its name in the whole network
     for path in map(str, sorted(source.glob(SHARDS))):
         with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-        place |= {key.removeprefix("transformer."): (path, key) for key in keys}
+            place |= {key.removeprefix("transformer."): (path, key) for key in file.offset_keys()}
     with SkipInit():
         ours = GPT(shape).state_dict()
     filled = set()
