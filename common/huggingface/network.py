@@ -37,10 +37,9 @@ NAMES = {  # theirs in config.json for ours, by --norm
     },
 }  # fmt: skip
 GPT2_LAYER = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-LAYER = {  # theirs for ours
-    "self_attn.q_proj": "attn.c_attn", "self_attn.k_proj": "attn.c_attn",
-    "self_attn.v_proj": "attn.c_attn", "self_attn.o_proj": "attn.c_proj",
-    "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
+# Theirs for ours
+LAYER = {f"self_attn.{part}_proj": "attn.c_attn" for part in "qkv"} | {
+    "self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
     "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
 }  # fmt: skip
 REQUIRED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
@@ -50,12 +49,12 @@ NO_SWITCH = {
 }  # fmt: skip
 # How settings end which no result depends on, or which are compared by a part of them
 NOT_COMPARED = ("quern", "auto_map", "architectures", "rope_parameters", "dropout", "pdrop")
-GPT2: dict[str, Any] = {
-    "norm": "layernorm", "norm_first": True, "positions": "learned", "qk_norm": False,
-    "head_bias": False, "ngrams": 0, "n_kv_head": 0, "head_dim": 0,
-}  # fmt: skip
-QWEN3, GATED = ARCHITECTURES["modern"], {"silu": "swiglu", "relu": "relu2"}
-TABLES = {name: switch for name, switch in QWEN3.items() if name != "ngrams"}
+QWEN3 = ARCHITECTURES["modern"]
+# Without those that may be any
+TABLES = {n: s for n, s in QWEN3.items() if n != "ngrams"}
+GPT2 = {n: s for n, s in ARCHITECTURES["gpt2"].items() if n not in ("bias", "tied_head")}
+GATED = {"silu": "swiglu", "relu": "relu2"}
+PLAIN = {"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"}
 
 
 class Stock(NamedTuple):
@@ -67,9 +66,7 @@ class Stock(NamedTuple):
 
 
 STOCK = {  # by model_type
-    "gpt2": Stock(
-        "GPT2LMHeadModel", GPT2, {"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"}
-    ),
+    "gpt2": Stock("GPT2LMHeadModel", GPT2 | {"n_kv_head": 0, "head_dim": 0}, PLAIN),
     "qwen3": Stock("Qwen3ForCausalLM", QWEN3, GATED),
     "quern": Stock("QuernForCausalLM", TABLES, GATED),
     "llama": Stock("LlamaForCausalLM", QWEN3 | {"qk_norm": False}, {"silu": "swiglu"}),
