@@ -52,13 +52,14 @@ class QuernForCausalLM(Qwen3ForCausalLM):
     def forward(
         self, input_ids: Ids = None, attention_mask: Ids = None, all_ids: Ids = None, **kwargs: Any
     ) -> Any:
-        """Return logits; raise ValueError where the ids before ``input_ids`` are not known."""
+        """Return logits of ``input_ids``, the last of ``all_ids`` (B, all so far).
+
+        Raise ValueError where those before are not known.
+        """
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             past = kwargs.get("past_key_values")
             if all_ids is None and past is not None and past.get_seq_length():
-                raise ValueError(
-                    "with a cache, n-grams need all_ids (B, all so far): use generate()"
-                )
+                raise ValueError("with a cache, n-grams need all_ids: use generate()")
             ids = input_ids if all_ids is None else all_ids
             if attention_mask is not None and attention_mask.shape == ids.shape:
                 ids = torch.where(attention_mask.bool(), ids, 0)  # as before a text

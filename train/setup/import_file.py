@@ -44,8 +44,7 @@ class Imported(NamedTuple):
 
 def read_file(path: Path, given: Tokenizer | None) -> Imported:
     """Return the network in a file, told by its first bytes, with the ``given`` ids or GPT-2's."""
-    with path.open("rb") as file:
-        magic = file.read(4)
+    magic = np.fromfile(path, np.uint8, 4).tobytes()
     if magic not in (ZIP_MAGIC, LLMC_MAGIC):
         raise CheckpointError(
             f"{path}: neither a ckpt.pt of nanoGPT, which begins with PK, nor a .bin of llm.c, "
