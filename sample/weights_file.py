@@ -24,6 +24,7 @@ from common.huggingface.network import Weight
 from common.run_dir import STATE_NAME
 
 SUFFIX, METADATA_KEY = ".safetensors", "quern"
+KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -70,8 +71,9 @@ def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
             (folder / MODEL_NAME).symlink_to(path.resolve())  # last: nothing is written through it
             loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
         loaded.model.float()
+        template, info = said["chat_template"], {key: said["info"][key] for key in KNOWN}
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, UserError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as weights that sample export --to weights wrote ({error})."
         ) from error
-    return replace(loaded, chat_template=said["chat_template"]), said["info"]
+    return replace(loaded, chat_template=template), info

@@ -127,7 +127,8 @@ def test_help_names_the_default_that_is_used() -> None:
     )  # fmt: skip
     words = " ".join(run.stdout.split())
     for name, default in [
-        ("--momentum", "0.95"), ("--n-layer", "the preset's"), ("--activation-checkpointing", "off"),
+        ("--momentum", "0.95"), ("--n-layer", "the preset's"),
+        ("--activation-checkpointing", "off"),
     ]:  # fmt: skip
         assert f"[default: ({default})" in words.partition(f"{name} ")[2].partition("]")[0] + "]"
     for command in ("pretrain", "finetune", "preference"):

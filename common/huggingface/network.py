@@ -140,7 +140,9 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     else:
         stock = STOCK[kind]
         # what is so there unless it is said
-        unsaid = {"bias": True} if kind == "gpt2" else {"tied_head": False}
+        unsaid: dict[str, Any] = {"bias": True} if kind == "gpt2" else {"tied_head": False}
+        if kind == "arcee":
+            unsaid["norm_eps"] = 1e-5
         names = NAMES[stock.switches["norm"]]
         if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")

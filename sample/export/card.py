@@ -39,6 +39,7 @@ def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) ->
         info=info,
         kind=kind,
         folder=folder,
+        made="imported into" if "imported_from" in settings else "trained by",
         n_tokens=info.n_tokens + (info.n_base_tokens or 0),
         warning=f"\n{warning}" if warning else "",
         trust=", trust_remote_code=True" if needs_code else "",

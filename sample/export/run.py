@@ -22,12 +22,11 @@ from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
 from sample.export import card, gguf
 from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import DTYPES, METADATA_KEY, SUFFIX, write_tensors
+from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, write_tensors
 
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
 OTHER_DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}
-KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
 
 
 def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which: Pointer) -> str:

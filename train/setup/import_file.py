@@ -26,8 +26,7 @@ from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import Tokenizer
 
-# Beside the weights: a head that is tied, and the masks that older files of GPT-2 hold.
-IGNORED = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+MASKS = (".attn.bias", ".attn.masked_bias")  # in older files of GPT-2
 ZIP_MAGIC, LLMC_MAGIC = b"PK\x03\x04", (20_240_326).to_bytes(4, "little")
 LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}  # by the version of the file
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # as both have them
@@ -56,10 +55,7 @@ def read_file(path: Path, given: Tokenizer | None) -> Imported:
             f"{path}: has {shape.vocab_size:,} ids, and does not say what they stand for. Pass "
             "--tokenizer with nanoGPT's meta.pkl, or a data folder or run of that vocabulary."
         )
-    ids, n_rows = given or tokenizer.tiktoken_tokenizer("gpt2"), len(weights["wte.weight"])
-    if (n_ids := ids.vocab_size - len(tokenizer.SPECIAL_TOKENS)) > n_rows:
-        raise ConfigError(f"{path}: has {n_rows:,} ids, but --tokenizer {n_ids:,}: it is another.")
-    return Imported(shape, weights, ids)
+    return Imported(shape, weights, given or tokenizer.tiktoken_tokenizer("gpt2"))
 
 
 def _read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -69,9 +65,13 @@ def _read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     weights = {
         name.removeprefix("_orig_mod.").removeprefix("transformer."): tensor.float()
         for name, tensor in saved["model"].items()
-        if not name.endswith(IGNORED)
+        if not name.endswith(MASKS)
     }
-    return ModelConfig(**ARCHITECTURES["gpt2"] | args | {"mlp": "gelu_erf"}), weights
+    head = weights.get("lm_head.weight")  # the embedding once more, unless somebody changed that
+    if head is not None and torch.equal(head, weights["wte.weight"]):
+        del weights["lm_head.weight"]
+    args |= {"tied_head": "lm_head.weight" not in weights, "mlp": "gelu_erf"}
+    return ModelConfig(**ARCHITECTURES["gpt2"] | args), weights
 
 
 def _read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -103,7 +103,7 @@ class _PlainUnpickler(pickle.Unpickler):  # noqa: S301
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse whatever else would be named."""
-        raise ConfigError(f"--tokenizer: names {module}.{name}, which would run. It was not run.")
+        raise ValueError(f"it names {module}.{name}, which would run, and was not run")
 
 
 def named_tokenizer(name: str) -> Tokenizer:
@@ -113,8 +113,9 @@ def named_tokenizer(name: str) -> Tokenizer:
         with path.open("rb") as file:
             itos = _PlainUnpickler(file).load()["itos"]
         characters = tuple(itos[i] for i in range(len(itos)))
-        if not all(isinstance(each, str) and len(each) == 1 for each in characters):
-            raise ConfigError(f"{path}: its itos does not list characters, as nanoGPT's meta.pkl.")
+        are_characters = all(len(each.encode("utf-32-le")) == 4 for each in characters)
+        if not are_characters or len({*characters}) < len(characters):
+            raise ValueError("its itos does not list characters, each once, as nanoGPT's meta.pkl")
         return tokenizer.CharTokenizer(characters)
     for said in (path / META_NAME, (run_dir.read_pointer(path, "best") or path) / "state.json"):
         if said.is_file():

@@ -9,6 +9,8 @@ Nothing in it is executed, and what no switch of ours expresses is refused by it
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,12 +25,16 @@ from common.checkpoint import SkipInit, save_checkpoint
 from common.errors import CheckpointError, ConfigError, UserError
 from common.files import unfinished_folder, write_json
 from common.huggingface.network import CONFIG_NAME, model_config, weights_of
-from common.huggingface.tokenizer_json import TOKENIZER_NAME, read_tokenizer
+from common.huggingface.tokenizer_json import (
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    read_tokenizer,
+)
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.tokenizer import Tokenizer
+from common.tokenizer import SPECIAL_TOKENS, Tokenizer
 from train.config import TrainConfig, TrainPlan, saved_settings
-from train.setup.import_file import IGNORED, Imported, named_tokenizer, read_file
+from train.setup.import_file import MASKS, Imported, named_tokenizer, read_file
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +43,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = TrainConfig(learning_rate=1e-4)
 PLAN = TrainPlan(max_steps=1_000, batch_size=1, eval_interval=100, save_interval=100, compile="off")
 SHARDS = "model*.safetensors"  # one file, or several
-NEEDED = [CONFIG_NAME, SHARDS, TOKENIZER_NAME, TEMPLATE_NAME]
+NEEDED = [CONFIG_NAME, SHARDS, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME]
+MOST_PADDING = 128  # rows without an id, for speed
 
 
 def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str = "") -> Path:
@@ -47,17 +54,10 @@ def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str 
     Raises CheckpointError, ConfigError or DataError, and makes no run, where one is not to be had.
     """
     run_dir.check_name(name)
-    try:
-        model, found = _read(source, named_tokenizer(tokenizer) if tokenizer else None)
-    except UserError:
-        raise
-    except Exception as error:  # of a damaged or hostile file it may be any
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        if reason.startswith("UnpicklingError"):
-            reason = "it would run code when it is loaded, which it was not"
-        raise CheckpointError(
-            f"{source}: cannot be imported ({reason}). It is damaged, or not as such are saved."
-        ) from error
+    with explained(f"--tokenizer {tokenizer}"):
+        given = named_tokenizer(tokenizer) if tokenizer else None
+    with explained(str(source)):
+        model, found = _read(source, given)
     place = Path(source).resolve() if Path(source).exists() else source
     settings = {
         "format": run_dir.FORMAT_VERSION, "imported_from": str(place),
@@ -77,6 +77,22 @@ def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str 
     return run
 
 
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Say in a sentence what a damaged or hostile file raises, which may be anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if "GLOBAL" in reason:  # PyTorch's word for a name in a pickle
+            reason = "it would run code when it is loaded, which it was not"
+        raise CheckpointError(
+            f"{what}: cannot be imported ({reason}). It is damaged, or not as such are saved."
+        ) from error
+
+
 def _read(source: str | Path, tokenizer: Tokenizer | None) -> tuple[GPT, Imported]:
     """Return the network there with rows for all ids, as many as it had or more, and its parts."""
     path = Path(source)
@@ -86,6 +102,11 @@ def _read(source: str | Path, tokenizer: Tokenizer | None) -> tuple[GPT, Importe
         path = Path(snapshot_download(str(source), allow_patterns=NEEDED))
     found = read_file(path, tokenizer) if path.is_file() else _read_folder(path, tokenizer)
     n_ids, n_rows = found.tokenizer.vocab_size, len(found.weights["wte.weight"])
+    n_ordinary = n_ids - len(SPECIAL_TOKENS)
+    if tokenizer and not n_ordinary <= n_rows < n_ordinary + MOST_PADDING:
+        raise ConfigError(
+            f"{source}: has rows for {n_rows:,} ids, but --tokenizer {n_ordinary:,}: it is another."
+        )
     if n_ids > n_rows:
         log.info("vocabulary  with %d ids more, each as the mean of all", n_ids - n_rows)
         for key in {"wte.weight", "lm_head.weight"} & found.weights.keys():
@@ -106,6 +127,8 @@ def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
     tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME, end)
     path = source / TEMPLATE_NAME
     template = path.read_text("utf-8", "replace") if path.exists() else None
+    if template is None and (path := source / TOKENIZER_CONFIG_NAME).exists():  # of older ones
+        template = json.loads(path.read_bytes()).get("chat_template")
     if template not in (None, CHAT_TEMPLATE):
         log.warning("%s: not the chat format of this program: it continues texts.", path)
         template = None
@@ -139,6 +162,6 @@ def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
                 )
             here.copy_(there)
     for name in sorted(place):
-        if not name.endswith(IGNORED):
+        if not name.endswith(("lm_head.weight", *MASKS)):
             raise ConfigError(f"{source}: holds {name}, for which Quern's networks have no place.")
     return ours

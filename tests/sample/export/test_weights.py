@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from common.errors import CheckpointError
 from common.files import sha256_of
@@ -72,4 +72,15 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
             load_model(str(path), tmp_path, "best", "cpu", "none")
     path.write_bytes(whole)
     with safe_open(str(path), framework="pt") as file:
-        assert json.loads(file.metadata()["quern"])["state"]["step"] == 10
+        said = json.loads(file.metadata()["quern"])
+    assert said["state"]["step"] == 10
+    del said["info"]
+    save_file(load_file(path), path, {"quern": json.dumps(said)})
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        load_model(str(path), tmp_path, "best", "cpu", "none")
+    outside = tmp_path / "outside.json"
+    said |= {"info": {}, "state": said["state"] | {"tokenizer": {"file": f"../../..{outside}"}}}
+    save_file(load_file(path), path, {"quern": json.dumps(said)})
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        load_model(str(path), tmp_path, "best", "cpu", "none")
+    assert not outside.exists()

@@ -208,7 +208,7 @@ def test_a_pickle_that_would_run_code_does_not_and_is_one_sentence(tmp_path: Pat
     evil = WritesAFile(touched)
     good = save_nanogpt(ckpt, 5, bias=True)
     meta.write_bytes(pickle.dumps({"itos": evil, "stoi": {}}))
-    with pytest.raises(UserError, match=r"--tokenizer: names \w+.system, .* not run"):
+    with pytest.raises(UserError, match=r"--tokenizer .*meta.pkl: .* names \w+.system, .* not run"):
         import_folder(ckpt, tmp_path / "runs", "x", str(meta))
     for content in ({"model": good.state_dict(), "model_args": evil}, evil):
         torch.save(content, ckpt)
@@ -252,6 +252,7 @@ def test_what_is_no_ckpt_of_nanogpt_is_one_sentence(spoil: Any, named: str, tmp_
     [
         (list("abcdefghijklm"), "another"),
         (["ab"] * 9, "does not list characters"), (5, "no len"),
+        (list("aabcdefgh"), "characters, each once"), (["\ud800", *"bcdefghi"], "surrogates"),
     ],
 )  # fmt: skip
 def test_a_meta_of_other_ids_is_one_sentence(itos: Any, named: str, tmp_path: Path) -> None:
@@ -259,3 +260,25 @@ def test_a_meta_of_other_ids_is_one_sentence(itos: Any, named: str, tmp_path: Pa
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": itos}))
     with pytest.raises(UserError, match=named):
         import_folder(tmp_path / "ckpt.pt", tmp_path / "runs", "x", str(tmp_path / "meta.pkl"))
+
+
+def test_a_vocabulary_that_cannot_be_read_is_what_is_named(tmp_path: Path) -> None:
+    save_nanogpt(tmp_path / "ckpt.pt", 9, bias=True)
+    (tmp_path / "meta.pkl").write_text("hello", "utf-8")
+    with pytest.raises(UserError) as raised:
+        import_folder(tmp_path / "ckpt.pt", tmp_path / "runs", "x", str(tmp_path / "meta.pkl"))
+    assert str(raised.value).startswith(f"--tokenizer {tmp_path / 'meta.pkl'}: ")
+    assert "would run" not in str(raised.value)
+
+
+def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
+    characters = "abcdefghi"
+    theirs = save_nanogpt(tmp_path / "ckpt.pt", len(characters), bias=True)
+    saved = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    head = torch.randn(saved["model"]["lm_head.weight"].shape)
+    saved["model"]["lm_head.weight"] = head
+    torch.save(saved, tmp_path / "ckpt.pt")
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": list(characters)}))
+    theirs.lm_head.weight = torch.nn.Parameter(head)
+    run = import_folder(tmp_path / "ckpt.pt", tmp_path / "runs", "x", str(tmp_path / "meta.pkl"))
+    assert_same_logits(run, theirs, len(characters))

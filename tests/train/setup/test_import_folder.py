@@ -152,6 +152,23 @@ def test_a_run_that_answers_answers_when_it_comes_back(tmp_path: Path) -> None:
     assert load_checkpoint(newest_valid(run, "best"), CPU).chat_template == CHAT_TEMPLATE
 
 
+def test_the_older_place_of_a_chat_template_is_read_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_by_transformers(tmp_path / "in", "gpt2")
+    said = json.loads((tmp_path / "in" / "tokenizer_config.json").read_bytes())
+    write_json(tmp_path / "in" / "tokenizer_config.json", said | {"chat_template": "{{ 1 }}"})
+    import_folder(tmp_path / "in", tmp_path / "runs", "x")
+    assert "not the chat format of this program" in caplog.text
+
+
+def test_a_vocabulary_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_by_transformers(tmp_path / "in", "gpt2")
+    with pytest.raises(UserError, match="it is another"):
+        import_folder(tmp_path / "in", tmp_path / "runs", "x", "gpt2")
+    assert not (tmp_path / "runs").exists()
+
+
 def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def edit_file(folder: Path) -> None:
         value = json.loads((folder / name).read_bytes())
