@@ -90,12 +90,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         with naming(path), unfinished.open("wb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
             yield file
-            file.flush()
-            # by its name: safetensors puts another file there, of mode 0600
-            unfinished.chmod(mode)
-            fsync(unfinished)
+            flush_to_disk(file)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

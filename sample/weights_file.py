@@ -6,7 +6,7 @@ the vocabulary, the chat template, and what is known of the run.
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint
@@ -25,7 +24,7 @@ from common.run_dir import STATE_NAME
 
 SUFFIX, METADATA_KEY = ".safetensors", "quern"
 KNOWN = ("step", "n_tokens", "n_base_tokens", "val_loss", "val_bpb")  # of a RunInfo
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # their names in the header
 
 
 def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
@@ -50,12 +49,29 @@ def check_range(name: str, values: Tensor) -> None:
 
 
 def write_tensors(
-    path: Path, source: Path, weights: Iterable[Weight], dtype: str, metadata: dict[str, str]
+    path: Path, source: Path, weights: Sequence[Weight], dtype: str, metadata: dict[str, str]
 ) -> None:
-    """Write a safetensors file of what ``weights`` make of the tensors in the file ``source``."""
-    tensors = {weight.name: read_tensor(source, weight, dtype) for weight in weights}
-    with atomic_write(path) as file:
-        save_file(tensors, file.name, {"format": "pt"} | metadata)
+    """Write a safetensors file of what ``weights`` make of the tensors in the file ``source``.
+
+    One tensor at a time is in memory; save_file would hold all, and leave a file if it is killed.
+    Source: https://github.com/huggingface/safetensors, README.md, "Format".
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
+    end = 0
+    with safe_open(str(source), framework="pt") as file:
+        for weight in weights:
+            stored = torch.empty(1).expand(file.get_slice(weight.source).get_shape())
+            shape = weight.of(stored).shape  # without memory
+            begin, end = end, end + shape.numel() * getattr(torch, dtype).itemsize
+            about = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": (begin, end)}
+            header[weight.name] = about
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of their size
+    with atomic_write(path) as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights:
+            values = read_tensor(source, weight, dtype)
+            out.write(values.flatten().view(torch.uint8).numpy().data)
 
 
 def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:

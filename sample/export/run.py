@@ -1,6 +1,6 @@
 """A run -> a folder in Hugging Face's layout, or another format; whole or not there.
 
-Weights stay in the checkpoint's file: in memory are those of the new one, or of a shard of it.
+Weights stay in the checkpoint's file, and go from there into the new one a tensor at a time.
 """
 
 import json
