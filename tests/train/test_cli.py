@@ -121,7 +121,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no runs at all": (
         ["resume", "--runs-dir", "nowhere"],
-        ["nowhere: no run that was trained here, with a checkpoint in it. Train one first: make train"],
+        ["nowhere: no run that was trained here, with a checkpoint in it. Train one first"],
     ),
     "data that changed": (
         ["resume", "changed"],
