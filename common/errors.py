@@ -65,6 +65,11 @@ def run(group: click.Group, stage: str) -> None:
         # the reader of our output went away, as head does; flushing again at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        # Python's own clean-up prints the traceback of a handler that raises
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.exit(code if isinstance(code, int) else 0)
 
 
