@@ -14,20 +14,22 @@ Traced is what generates by PyTorch's operators, so that every network can be ex
 import logging
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
+import onnx_ir.passes.common
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigError
-from common.huggingface.network import config_json
+from common.huggingface.network import Weight, config_json
 from common.inference.torch_backend import TorchBackend
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.ngram import shifted_ids
+from sample.weights_file import read_tensor
 
 NAME, DATA_NAME = "model.onnx", "model.onnx_data"  # as transformers.js knows them
 OPSET = 20  # of 2023: onnxruntime 1.17 and newer
@@ -53,8 +55,7 @@ class WithCache(nn.Module):
         present: list[Tensor] = []
 
         def attend(layer: int, heads: Tensor) -> Tensor:
-            sizes = [c.n_head, c.kv_heads, c.kv_heads]
-            q, k, v = torch.split(heads.transpose(1, 2), sizes, dim=1)
+            q, k, v = torch.split(heads.transpose(1, 2), [c.n_head, c.kv_heads, c.kv_heads], dim=1)
             k = torch.cat((past[2 * layer], k), dim=2)
             v = torch.cat((past[2 * layer + 1], v), dim=2)
             present.extend((k, v))
@@ -66,8 +67,11 @@ class WithCache(nn.Module):
         return (logits, *present, *([] if past_ids is None else [ids]))
 
 
-def write_onnx(model: GPT, folder: Path) -> None:
-    """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights."""
+def write_onnx(model: GPT, source: Path, folder: Path) -> None:
+    """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights.
+
+    They are read from ``source``, a checkpoint's file, into which the model's are mapped.
+    """
     c = model.config
     names = [f"{layer}.{kind}" for layer in range(c.n_layer) for kind in ("key", "value")]
     # sizes that differ from each other, and from 0 and 1, are not taken for constants
@@ -92,7 +96,20 @@ def write_onnx(model: GPT, folder: Path) -> None:
             dynamic_shapes=sizes,
             verbose=False,
         )
+    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # paths of our code
+    weights = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
+    for value in program.model.graph.initializers.values():
+        view = torch.from_numpy(value.const_value.numpy())  # linear maps have been transposed
+        if name := weights.get(view.data_ptr()):
+            read = partial(read_view, source, name, view)
+            value.const_value = onnx_ir.LazyTensor(read, value.dtype, value.shape, name=value.name)
     onnx_ir.save(program.model, folder / NAME, external_data=DATA_NAME)
+
+
+def read_view(source: Path, name: str, view: Tensor) -> onnx_ir.TensorProtocol:
+    """Return what ``view`` is of a tensor in a file, read anew: what is mapped stays in memory."""
+    whole = read_tensor(source, Weight(name, name), "float32")
+    return onnx_ir.tensor(whole.as_strided(view.shape, view.stride()).contiguous())
 
 
 def settings_of(c: ModelConfig) -> dict[str, Any]:

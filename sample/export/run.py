@@ -70,7 +70,7 @@ def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
     from sample.export import onnx  # it imports PyTorch's exporter, which takes seconds
 
     with whole_folder(path) as folder:
-        onnx.write_onnx(loaded.model, folder)
+        onnx.write_onnx(loaded.model, info.folder / MODEL_NAME, folder)
         write_settings(loaded, info, folder, onnx.settings_of(info.config), dtype)
     return f"The graph is {onnx.NAME}, its weights {onnx.DATA_NAME}."
 

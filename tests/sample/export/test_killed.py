@@ -105,8 +105,7 @@ def peak_bytes(command: list[str], folder: Path) -> int:
 def test_peak_memory_is_little_more_than_the_model(to: str, dtype: str, gpt2: Path) -> None:
     delete(gpt2)
     [weights] = gpt2.glob(f"runs/large/*/{MODEL_NAME}")
-    # PyTorch's exporter takes 230 MB more than PyTorch
-    most = 1.2 * weights.stat().st_size + (400 if to == "onnx" else 300) * MB
+    most = 1.2 * weights.stat().st_size + 300 * MB
     export = ["sample", "export", "large", OUT[to], "--to", to, "--dtype", dtype]
     assert peak_bytes(export, gpt2) < most
     if to == "hf":

@@ -19,7 +19,7 @@ from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from sample.export.run import export_run
 from sample.text.prompt import CHAT, Message, encode
 from tests.common.huggingface.hostile import hostile_strings
-from tests.processes import run_python
+from tests.processes import REPOSITORY, run_python
 from tests.sample.chats import BYTES, END, make_chat_run
 from tests.sample.export.test_hf import make_run
 from tests.tiny import random_model
@@ -112,6 +112,7 @@ def test_a_run_that_answers_is_run_from_its_folder_alone(tmp_path: Path) -> None
     out = tmp_path / "out"
     export_run("talk", out, "onnx", "float32", tmp_path / "runs", "best")
     (tmp_path / "runs").rename(tmp_path / "gone")
+    assert str(REPOSITORY).encode() not in (out / "model.onnx").read_bytes()  # of code traced
     tokenizer = TheirTokenizer.from_file(str(out / "tokenizer.json"))
     prompt = tokenizer.encode("<|user|>Hello<|end|><|assistant|>").ids
     assert prompt == encode([Message("user", "Hello")], CHAT, BYTES)
