@@ -70,7 +70,8 @@ class WithCache(nn.Module):
 def write_onnx(model: GPT, source: Path, folder: Path) -> None:
     """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights.
 
-    They are read from ``source``, a checkpoint's file, into which the model's are mapped.
+    They are read from ``source``, a checkpoint's file, into which the model's are mapped. PyTorch's
+    exporter takes 180 MB beside the 250 that PyTorch and the program take, of small networks too.
     """
     c = model.config
     names = [f"{layer}.{kind}" for layer in range(c.n_layer) for kind in ("key", "value")]
