@@ -161,7 +161,7 @@ format: setup-dev ## Mend style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|endurance|answers|tracing|sample|serve|contention|gpu for one
+bench: setup-dev ## Print what is measured against its peers: BENCH=prepare|train|learning|compressors|endurance|answers|tracing|sample|serve|contention|gpu for one
 	$(PY) -m tests.bench $(BENCH)
 
 faults: setup-dev ## Count what cannot be lost: power cuts, full disks, signals, kills, flipped bits (15 minutes)

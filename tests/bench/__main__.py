@@ -7,6 +7,7 @@ STAGES = (
     "prepare",
     "train",
     "learning",
+    "compressors",
     "endurance",
     "answers",
     "sample",
