@@ -25,11 +25,7 @@ from common.checkpoint import SkipInit, save_checkpoint
 from common.errors import CheckpointError, ConfigError, UserError
 from common.files import unfinished_folder, write_json
 from common.huggingface.network import CONFIG_NAME, model_config, weights_of
-from common.huggingface.tokenizer_json import (
-    TOKENIZER_CONFIG_NAME,
-    TOKENIZER_NAME,
-    read_tokenizer,
-)
+from common.huggingface.tokenizer_json import TOKENIZER_NAME, read_tokenizer
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -43,7 +39,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = TrainConfig(learning_rate=1e-4)
 PLAN = TrainPlan(max_steps=1_000, batch_size=1, eval_interval=100, save_interval=100, compile="off")
 SHARDS = "model*.safetensors"  # one file, or several
-NEEDED = [CONFIG_NAME, SHARDS, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME]
+NEEDED = [CONFIG_NAME, SHARDS, TOKENIZER_NAME, TEMPLATE_NAME]
 MOST_PADDING = 128  # rows without an id, for speed
 
 
@@ -89,7 +85,7 @@ def explained(what: str) -> Iterator[None]:
         if "GLOBAL" in reason:  # PyTorch's word for a name in a pickle
             reason = "it would run code when it is loaded, which it was not"
         raise CheckpointError(
-            f"{what}: cannot be imported ({reason}). It is damaged, or not as such are saved."
+            f"{what}: cannot be imported ({reason}). It is damaged, cut short, or of another kind."
         ) from error
 
 
@@ -125,13 +121,11 @@ def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
     end = said.get("eos_token_id")  # one, or a list
     end = end[0] if isinstance(end, list) else end
     tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME, end)
-    path = source / TEMPLATE_NAME
-    template = path.read_text("utf-8", "replace") if path.exists() else None
-    if template is None and (path := source / TOKENIZER_CONFIG_NAME).exists():  # of older ones
-        template = json.loads(path.read_bytes()).get("chat_template")
-    if template not in (None, CHAT_TEMPLATE):
-        log.warning("%s: not the chat format of this program: it continues texts.", path)
-        template = None
+    path, template = source / TEMPLATE_NAME, None
+    if path.exists() and path.read_text("utf-8", "replace") == CHAT_TEMPLATE:
+        template = CHAT_TEMPLATE
+    else:
+        log.info("It continues texts: no chat format but this program's own is taken over.")
     return Imported(shape, _read_weights(source, shape), tokenizer, template)
 
 
@@ -157,8 +151,8 @@ def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
             if there.shape != here.shape or (is_known and not torch.equal(there.float(), here)):
                 same = f", {'0' if weight.is_zero else 'the same as its gate'}" if is_known else ""
                 raise ConfigError(
-                    f"{source}: {weight.name} is of {[*there.shape]}, but it does not fit its "
-                    f"config.json, by which it is of {[*here.shape]}{same}."
+                    f"{source}: {weight.name}, {[*there.shape]}, does not fit its config.json, by "
+                    f"which it is {[*here.shape]}{same}."
                 )
             here.copy_(there)
     for name in sorted(place):

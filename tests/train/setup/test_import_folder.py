@@ -152,14 +152,15 @@ def test_a_run_that_answers_answers_when_it_comes_back(tmp_path: Path) -> None:
     assert load_checkpoint(newest_valid(run, "best"), CPU).chat_template == CHAT_TEMPLATE
 
 
-def test_the_older_place_of_a_chat_template_is_read_too(
+def test_that_a_chat_template_of_others_is_not_taken_over_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     save_by_transformers(tmp_path / "in", "gpt2")
-    said = json.loads((tmp_path / "in" / "tokenizer_config.json").read_bytes())
-    write_json(tmp_path / "in" / "tokenizer_config.json", said | {"chat_template": "{{ 1 }}"})
-    import_folder(tmp_path / "in", tmp_path / "runs", "x")
-    assert "not the chat format of this program" in caplog.text
+    (tmp_path / "in" / "chat_template.jinja").write_text("{{ 1 }}", "utf-8")
+    run = import_folder(tmp_path / "in", tmp_path / "runs", "x")
+    assert load_checkpoint(newest_valid(run, "best"), CPU).chat_template is None
+    assert "no chat format but this program's own is taken over" in caplog.text
 
 
 def test_a_vocabulary_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
         (edit("config.json", lambda c: c.update(hidden_act="relu")), "the same as its gate"),
         (edit("config.json", lambda c: c.update(intermediate_size=40)), "does not fit"),
         (edit("config.json", lambda c: c.pop("hidden_size")), "says nothing of hidden_size"),
-        (edit("tokenizer.json", lambda t: t["model"].update(type="WordPiece")), "it is WordPiece"),
+        (edit("tokenizer.json", lambda t: t["model"].update(type="WordPiece")), "be taken over"),
         (edit("tokenizer.json", lambda t: t["model"]["vocab"].pop("a")), "no ids for some bytes"),
         (edit("tokenizer.json", lambda t: t.update(normalizer={"type": "x"})), "be taken over"),
         (edit("tokenizer.json", lambda t: t.update(added_tokens=[])), "with which documents end"),
