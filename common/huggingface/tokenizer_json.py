@@ -14,6 +14,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, AnyStr
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
 from common import tokenizer as ours
 from common.errors import DataError
 from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonTokenizer
@@ -21,8 +23,6 @@ from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonT
 TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 # SmolLM2's: each digit alone, then GPT-2's way with what is between digits.
 DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-GPT2_WORDS = BYTE_LEVEL | {"use_regex": True}
 
 
 def merges_of(ranks: dict[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
@@ -48,41 +48,30 @@ def tokenizer_json(tokenizer: ours.Tokenizer) -> dict[str, Any]:
     """Return what tokenizer.json holds for a vocabulary."""
     if isinstance(tokenizer, JsonTokenizer):
         return dict(json.loads(tokenizer.file_content))
-    before: dict[str, Any] | None = None
-    decoder: dict[str, Any] = {"type": "Fuse"}
+    special = tokenizer.special_tokens
     if isinstance(tokenizer, ours.CharTokenizer):
-        vocab = tokenizer.id_of
+        made = Tokenizer(models.BPE(tokenizer.id_of, [], ignore_merges=True))
+        made.decoder = decoders.Fuse()
     else:
         vocab = {t.decode("latin-1").translate(CHARACTERS): i for t, i in tokenizer.ranks.items()}
-        before, decoder = _pre_tokenizer(tokenizer.pattern), GPT2_WORDS
-    return {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": _added(tokenizer.special_tokens),
-        "normalizer": None, "pre_tokenizer": before, "post_processor": None, "decoder": decoder,
-        "model": {
-            "type": "BPE", "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-            "vocab": vocab, "merges": [*map(list, merges_of(vocab))],
-        },
-    }  # fmt: skip
+        # special tokens among others or behind gaps have their ids by being in the vocabulary too
+        made = Tokenizer(models.BPE(vocab | special, merges_of(vocab), ignore_merges=True))
+        made.pre_tokenizer, made.decoder = _words(tokenizer.pattern), decoders.ByteLevel()
+    made.add_special_tokens(sorted(special, key=special.__getitem__))
+    return dict(json.loads(made.to_str()))
 
 
-def _added(special: dict[str, int]) -> list[dict[str, Any]]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    in_order = sorted(special.items(), key=itemgetter(1))
-    return [{"id": i, "content": name, "special": True, **flags} for name, i in in_order]
-
-
-def _pre_tokenizer(pattern: str) -> dict[str, Any]:
-    if pattern == ours.GPT2_PATTERN:  # which byte level is known for
-        return GPT2_WORDS
+def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Return what cuts texts into words as ``pattern`` does."""
+    by_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern == ours.GPT2_PATTERN:
+        return by_gpt2
     if pattern == DIGITS_PATTERN:
-        parts = [{"type": "Digits", "individual_digits": True}, GPT2_WORDS]
-    else:
-        # to Oniguruma {1,3}+ is no possessive; before | or the end a greedy one gives the same
-        regex = {"Regex": pattern.replace("{1,3}+", "{1,3}")}
-        split = {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
-        parts = [split, BYTE_LEVEL | {"use_regex": False}]
-    return {"type": "Sequence", "pretokenizers": parts}
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_gpt2])
+    # to Oniguruma {1,3}+ is no possessive; before | or the end a greedy one gives the same
+    split = pre_tokenizers.Split(Regex(pattern.replace("{1,3}+", "{1,3}")), "isolated")
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, bytes_alone])
 
 
 def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
@@ -109,44 +98,40 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
 
 def _read_said(said: dict[str, Any]) -> ours.Tokenizer:
     """Return byte pairs by ranks or characters of ours where that is all, else as it is."""
-    special = {token["content"]: token["id"] for token in said["added_tokens"]}
-    model = said["model"]
-    if model["type"] != "BPE":
-        raise ValueError(f"it is {model['type']}")
-    vocab = {token: idx for token, idx in model["vocab"].items() if token not in special}
+    added = [token | {"special": True} for token in said["added_tokens"]]
+    special = {token["content"]: token["id"] for token in added}
+    vocab = {t: idx for t, idx in said["model"]["vocab"].items() if t not in special}
     characters = ours.CharTokenizer(tuple(sorted(vocab, key=vocab.__getitem__)))
-    is_ours = (characters.id_of, characters.special_tokens) == (vocab, special)
-    if is_ours and not (model["merges"] or said["pre_tokenizer"]):
+    if characters.special_tokens == special and said["decoder"]["type"] == "Fuse":
         return characters
     is_byte_level = said["decoder"]["type"] == "ByteLevel"
     if not {*(CHARACTERS if is_byte_level else FALLBACK)} <= vocab.keys():
         raise ValueError("it has no ids for some bytes")
+    library = Tokenizer.from_str(json.dumps(said | {"added_tokens": added}))
     end = max(*vocab.values(), *special.values()) + 1
     lacking = [token for token in ours.SPECIAL_TOKENS if token not in special]
     special |= {token: end + i for i, token in enumerate(lacking)}
-    kept = {token["content"]: token for token in said["added_tokens"]}
-    said["added_tokens"] = [kept.get(t["content"], t) | {"special": True} for t in _added(special)]
-    imported = JsonTokenizer(json.dumps(said, ensure_ascii=False).encode(), special)
-    if is_byte_level and (found := _by_ranks(imported, vocab)):
+    library.add_special_tokens(lacking)
+    if is_byte_level and (found := _by_ranks(library, vocab, special)):
         return found
-    if [imported.library.token_to_id(name) for name in special] != [*special.values()]:
+    if [library.token_to_id(name) for name in special] != [*special.values()]:
         raise ValueError("its special tokens do not get their ids")
-    return imported
+    return JsonTokenizer(library.to_str().encode(), special)
 
 
-def _by_ranks(imported: JsonTokenizer, vocab: dict[str, int]) -> ours.BytePairTokenizer | None:
+def _by_ranks(
+    library: Tokenizer, vocab: dict[str, int], special: dict[str, int]
+) -> ours.BytePairTokenizer | None:
     """Return byte pairs by ranks where those, written here, are what the library has of it."""
-    said = json.loads(imported.library.to_str())  # with what its file leaves to be understood
-    before, model = said["pre_tokenizer"], said["model"]
+    said = json.loads(library.to_str())
     patterns = [ours.GPT2_PATTERN, DIGITS_PATTERN]
-    match before:
+    match said["pre_tokenizer"]:
         case {"pretokenizers": [{"pattern": {"Regex": str(regex)}}, *_]}:
             patterns.append(regex)
-    pattern = next((each for each in patterns if _pre_tokenizer(each) == before), None)
-    if pattern is None or said["normalizer"]:
+    pattern = next((p for p in patterns if repr(_words(p)) == repr(library.pre_tokenizer)), None)
+    merges, model = [*map(list, merges_of(vocab))], said["model"]
+    is_whole = model["ignore_merges"] or len(merges) == len(vocab) - 256
+    if pattern is None or said["normalizer"] or not is_whole or merges != model["merges"]:
         return None
     ranks = {bytes(BYTES[c] for c in token): idx for token, idx in vocab.items()}
-    made = ours.BytePairTokenizer("imported", pattern, ranks, imported.special_tokens)
-    merges = tokenizer_json(made)["model"]["merges"]
-    is_whole = model["ignore_merges"] or len(merges) == len(ranks) - 256
-    return made if is_whole and merges == model["merges"] else None
+    return ours.BytePairTokenizer("imported", pattern, ranks, special)

@@ -140,6 +140,8 @@ def test_imported_and_exported_again_it_has_the_ids_of_auto_tokenizer(
     assert isinstance(ours, kind)
     again = auto_tokenizer(tokenizer_json(ours), tmp_path / "again")
     assert read_tokenizer(tmp_path / "again" / "tokenizer.json") == ours
+    special_ids = again.convert_tokens_to_ids([*ours.special_tokens])
+    assert special_ids == [*ours.special_tokens.values()]  # past bug: SmolLM2's came last
     save_tokenizer(ours, tmp_path)
     saved = load_tokenizer(tmp_path, json.loads(json.dumps(describe_tokenizer(ours))))
     assert saved == ours

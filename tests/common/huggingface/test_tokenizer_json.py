@@ -74,8 +74,10 @@ def test_every_character_is_seen_alike_by_the_patterns(kind: str) -> None:
 
 
 def test_special_tokens_are_where_ours_are() -> None:
-    for kind in ("char", "gpt2"):
-        ours, theirs = vocabulary(kind)
+    ranks = encodings()[0]._mergeable_ranks
+    gap = BytePairTokenizer("x", GPT2_PATTERN, ranks, special_ids_after(len(ranks) + 1))
+    of_gap = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(gap)))
+    for ours, theirs in (vocabulary("char"), vocabulary("gpt2"), (gap, of_gap)):
         theirs.encode_special_tokens = False
         assert theirs.encode("".join(SPECIAL_TOKENS)).ids == [*ours.special_tokens.values()]
 
