@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MODEL_NAME, OPTIMIZER_NAME = "model.safetensors", "optimizer.safetensors"
 MANIFEST_NAME = "manifest.json"
+CPU = torch.device("cpu")
 
 
 def save_checkpoint(
@@ -189,7 +190,9 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, device: torch.device = CPU, *, mapped: bool = False
+) -> Checkpoint:
     """Load a checkpoint that was verified: nothing outside its folder is needed.
 
     With ``mapped``, weights on the CPU stay in the file until they are read; for who only reads.

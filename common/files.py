@@ -100,13 +100,19 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which becomes ``path``, whole, when the block ends well."""
+def whole_folder(path: Path, only: str = "") -> Iterator[Path]:
+    """Yield a folder to write into, which becomes ``path``, whole, when the block ends well.
+
+    With ``only``, the file of that name in it does.
+    """
     with unfinished_folder(path) as folder:
         yield folder
-        for written in (*folder.iterdir(), folder):  # by libraries that flush nothing
+        mode = folder.stat().st_mode & 0o666  # what the umask gives: safetensors' own is 0600
+        for written in folder.iterdir():  # by libraries that flush nothing
+            written.chmod(mode)
             fsync(written)
-        os.rename(folder, path)
+        fsync(folder)
+        os.rename(folder / only, path)
 
 
 def wait_for_space(path: Path, write: Callable[[], object]) -> None:

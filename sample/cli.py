@@ -65,9 +65,9 @@ def main() -> None:
     """Talk to a trained GPT."""
     # for PyTorch: memory in pages of 2 MB, where weights are read up to an eighth faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for library in ("torch", "httpx2", "gguf"):  # caches as they end, requests, what is written
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # of libraries only warnings
+    for ours in ("common", "sample"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     # whatever the locale says text here is UTF-8; a file that is piped in may begin with a mark
     for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
         if isinstance(stream, io.TextIOWrapper):

@@ -27,7 +27,7 @@ from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from sample.loaded_model import RunInfo, generate_config
 from sample.text.prompt import find_template
-from sample.weights_file import check_range, read_tensor
+from sample.weights_file import read_tensor
 
 SUFFIX, MODELFILE_SUFFIX = ".gguf", ".Modelfile"
 DTYPES = ("float32", "float16", "bfloat16", "q8_0", "q4_0")
@@ -62,16 +62,13 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
             for key, value in (about | {"chat_template": loaded.chat_template or ""}).items():
                 getattr(writer, f"add_{key}")(value)
             for weight in weights_of(c):
-                module, _, end = weight.name.rpartition(".")
-                name = f"{names[module]}.{end}"
+                name = names.get_name(weight.name, (".weight", ".bias")) or weight.name
                 here = replace(weight, is_transposed=False)
                 values = read_tensor(info.folder / MODEL_NAME, here, "float32")
                 if kind in PAIRED and name.endswith(("attn_q.weight", "attn_k.weight")):
                     halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
                     values = halves.transpose(1, 2).flatten(0, 2)
                 number = _type(name, values.shape, most)
-                if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
-                    check_range(name, values)
                 quantized = gguf.quantize(values.numpy(), number)
                 writer.add_tensor(name, quantized, raw_dtype=number)
             writer.write_header_to_file()

@@ -1,15 +1,11 @@
 """A run -> a folder in Hugging Face's layout, or another format; whole or not there.
 
-Weights stay in the checkpoint's file, and go from there into the new one a tensor at a time.
+Weights stay in the checkpoint's file until they are written: once, as they will be, in memory.
 """
 
 import json
 from pathlib import Path
 from typing import Any
-
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
-import torch
-from huggingface_hub import split_state_dict_into_shards_factory
 
 from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
@@ -17,14 +13,13 @@ from common.errors import ConfigError
 from common.files import make_folder, whole_folder, write_json, write_text
 from common.huggingface import network, tokenizer_json
 from common.models.config import GenerateConfig
-from common.models.gpt import GPT
 from common.run_dir import Pointer, find_run
 from common.tokenizer import END_OF_TEXT
 from sample.export import card, gguf
 from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, write_tensors
+from sample.weights_file import DTYPES, KNOWN, SUFFIX, write_tensors
 
-SHARD_BYTES = 5_000_000_000  # of one file, as transformers divides them
+SHARD_BYTES, ANY_SIZE = 5_000_000_000, 1 << 62  # of one file; the first as transformers has them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
 OTHER_DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}
 
@@ -43,8 +38,10 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     if dtype not in (dtypes := OTHER_DTYPES.get(to, DTYPES)):
         raise ConfigError(f"--dtype is {dtype}, but --to {to} takes {', '.join(dtypes)}.")
     folder = newest_valid(find_run(runs_dir, name), which, skip_optimizer=True)
-    loaded = load_checkpoint(folder, torch.device("cpu"), mapped=True)
+    loaded = load_checkpoint(folder, mapped=True)
     info = describe_run(folder, loaded)
+    if to != "onnx":
+        loaded.model.to("meta")  # its weights are read from the file anew, a tensor at a time
     make_folder(out.parent)
     write = {"hf": write_folder, "gguf": gguf.write_gguf, "onnx": write_onnx}.get(to, write_weights)
     return f"{out}: {dtype}, of {folder}. {write(loaded, info, out, dtype)}"
@@ -61,7 +58,8 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
     }
     weights = [network.Weight(name, name) for name in loaded.model.state_dict()]
     source = info.folder / MODEL_NAME
-    write_tensors(path, source, weights, dtype, {METADATA_KEY: json.dumps(said)})
+    with whole_folder(path, only=MODEL_NAME) as folder:
+        write_tensors(folder, source, weights, dtype, ANY_SIZE, json.dumps(said))
     return f"Talk to it: python -m sample chat {path}"
 
 
@@ -79,14 +77,15 @@ def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> s
     """Write a folder that transformers' Auto classes load."""
     settings = network.config_json(info.config)
     kind = settings["architectures"][0]
+    source, weights = info.folder / MODEL_NAME, network.weights_of(info.config)
     with whole_folder(path) as folder:
+        write_tensors(folder, source, weights, dtype, SHARD_BYTES, "")
         write_settings(loaded, info, folder, settings, dtype)
         if info.config.ngrams:
             code = Path(__file__).with_name(network.CODE_NAME).read_text("utf-8")
             write_text(folder / network.CODE_NAME, code)
         said = card.model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
         write_text(folder / "README.md", said)
-        _write_shards(loaded.model, info.folder / MODEL_NAME, folder, dtype)
     code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
 
@@ -95,12 +94,11 @@ def write_settings(
     loaded: Checkpoint, info: RunInfo, folder: Path, settings: dict[str, Any], dtype: str
 ) -> None:
     """Write config.json of ``settings``, how it is sampled from, its vocabulary and template."""
-    tokenizer, eot_id = loaded.tokenizer, loaded.tokenizer.eot_id
+    tokenizer, eot_id, d = loaded.tokenizer, loaded.tokenizer.eot_id, GenerateConfig()
     ends = end_ids(tokenizer) if info.is_chat else [eot_id]
     ids: dict[str, Any] = {"bos_token_id": eot_id, "eos_token_id": ends}
     dtypes = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5, and 4
     write_json(folder / network.CONFIG_NAME, settings | ids | dtypes)
-    d = GenerateConfig()
     ids |= {"pad_token_id": eot_id, "do_sample": True}
     ids |= {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
     write_json(folder / "generation_config.json", ids)
@@ -113,20 +111,3 @@ def write_settings(
     write_json(folder / tokenizer_json.TOKENIZER_CONFIG_NAME, described)
     if loaded.chat_template is not None:
         write_text(folder / TEMPLATE_NAME, loaded.chat_template)
-
-
-def _write_shards(model: GPT, source: Path, folder: Path, dtype: str) -> None:
-    """Write model.safetensors or, of more than SHARD_BYTES, several and their index."""
-    state, itemsize = model.state_dict(), getattr(torch, dtype).itemsize
-    named = {weight.name: weight for weight in network.weights_of(model.config)}
-    shards = split_state_dict_into_shards_factory(
-        named,
-        get_storage_size=lambda weight: weight.of(state[weight.source]).numel() * itemsize,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=SHARD_BYTES,
-    )
-    for file, names in shards.filename_to_tensors.items():
-        write_tensors(folder / file, source, [named[name] for name in names], dtype, {})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_json(folder / network.INDEX_NAME, index)

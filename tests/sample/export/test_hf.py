@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Any
 
 import pytest
@@ -245,19 +246,23 @@ def test_what_no_class_expresses_is_refused_by_the_name_of_the_switch(
 
 
 def test_refusals_of_the_command_are_sentences(tmp_path: Path) -> None:
-    model = a_model(**MODERN)
-    with torch.no_grad():
-        model.wte.weight[0, 0] = 1e5
-    make_run(tmp_path / "runs", model, BYTES)
+    make_run(tmp_path / "runs", a_model(**MODERN), BYTES)
     (tmp_path / "there").mkdir()
     for arguments, said in [
         (("there", "hf", "float32"), "there: is there already. Name another"),
         (("out", "weights", "float32"), "end it in .safetensors"),
-        (("out", "hf", "float16"), "the largest of float16"),
     ]:
         out, to, dtype = arguments
         with pytest.raises(UserError, match=said):
             export_run("x", tmp_path / out, to, dtype, tmp_path / "runs", "best")
+    _, most = limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (20_000, most))  # as if the disk were full
+    try:
+        for to, name in (("hf", "full"), ("weights", "full.safetensors")):
+            with pytest.raises(UserError, match=r"cannot be written \(.*too large"):
+                export_run("x", tmp_path / name, to, "float32", tmp_path / "runs", "best")
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
     ended = run_python(["-m", "sample", "export", "none", "out", "--to", "hf"], tmp_path)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("Error: runs/none: no such run.")
