@@ -19,8 +19,11 @@ from common.settings import from_dict
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG_NAME, INDEX_NAME = "config.json", "model.safetensors.index.json"
-CODE_NAME = "modeling_quern.py"
+CONFIG_NAME, CODE_NAME = "config.json", "modeling_quern.py"
+AUTO_MAP = {
+    "AutoConfig": "modeling_quern.QuernConfig",
+    "AutoModelForCausalLM": "modeling_quern.QuernForCausalLM",
+}
 NAMES = {  # theirs in config.json for ours, by --norm
     "layernorm": {
         "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
@@ -43,9 +46,10 @@ LAYER = {f"self_attn.{part}_proj": "attn.c_attn" for part in "qkv"} | {
     "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
 }  # fmt: skip
 REQUIRED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
-NO_SWITCH = {
-    "rope_type": "default", "partial_rotary_factor": 1.0, "mlp_bias": False,
-    "use_sliding_window": False,
+NO_SWITCH = {  # what they have no other of, and transformers takes where nothing is said
+    "rope_type": "default", "partial_rotary_factor": 1.0, "attention_bias": False,
+    "mlp_bias": False, "use_sliding_window": False, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
 }  # fmt: skip
 # How settings end which no result depends on, or which are compared by a part of them
 NOT_COMPARED = ("quern", "auto_map", "architectures", "rope_parameters", "dropout", "pdrop")
@@ -108,18 +112,12 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     values |= {"head_dim": c.head_size, "norm_eps": c.eps}
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
     settings |= {"model_type": kind, "architectures": [STOCK[kind].name], "quern": asdict(c)}
-    if kind == "gpt2":
-        return settings | {
-            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-        }  # fmt: skip
     if kind == "quern":
-        code = CODE_NAME.removesuffix(".py")
-        classes = {"AutoConfig": "QuernConfig", "AutoModelForCausalLM": STOCK[kind].name}
-        settings["auto_map"] = {auto: f"{code}.{each}" for auto, each in classes.items()}
-        settings |= {"ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
-    # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
-    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-    return settings | {"attention_bias": False, "rope_parameters": rope}
+        settings |= {"auto_map": AUTO_MAP, "ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
+    if kind != "gpt2":
+        # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
+        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    return settings
 
 
 def model_config(said: dict[str, Any], where: str) -> ModelConfig:
@@ -140,9 +138,8 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     else:
         stock = STOCK[kind]
         # what is so there unless it is said
-        unsaid: dict[str, Any] = {"bias": True} if kind == "gpt2" else {"tied_head": False}
-        if kind == "arcee":
-            unsaid["norm_eps"] = 1e-5
+        unsaid: dict[str, Any] = {"bias": True, "tied_head": kind == "gpt2"}
+        unsaid["norm_eps"] = 1e-5 if kind == "arcee" else 0.0
         names = NAMES[stock.switches["norm"]]
         if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
