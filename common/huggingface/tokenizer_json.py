@@ -17,7 +17,6 @@ from typing import Any, AnyStr
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from common import tokenizer as ours
-from common.errors import DataError
 from common.huggingface.json_tokenizer import BYTES, CHARACTERS, FALLBACK, JsonTokenizer
 
 TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
@@ -78,22 +77,16 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
     """Return the vocabulary that a tokenizer.json is, the reverse of tokenizer_json.
 
     ``eot_id`` ends documents where it has no token of that name here. Special tokens that it lacks
-    get the ids behind its last. Raises DataError where it is none, or has no ids for some texts.
+    get the ids behind its last. Raises ValueError, or what the library raises, where it is none, or
+    has no ids for some texts.
     """
-    try:
-        said = json.loads(path.read_bytes())
-        names = {token["id"]: token["content"] for token in said["added_tokens"]}
-        end = ours.END_OF_TEXT if ours.END_OF_TEXT in names.values() else names.get(eot_id)
-        if end is None:
-            raise ValueError("it has no token with which documents end")
-        text = json.dumps(said).replace(json.dumps(end), json.dumps(ours.END_OF_TEXT))
-        return _read_said(json.loads(text))
-    # tokenizers raises Exception itself
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot be taken over ({error}). Imported are byte-pair vocabularies with an "
-            "id for each byte, as GPT-2's, Qwen's and Llama's, and what sample export wrote."
-        ) from error
+    said = json.loads(path.read_bytes())
+    names = {token["id"]: token["content"] for token in said["added_tokens"]}
+    end = ours.END_OF_TEXT if ours.END_OF_TEXT in names.values() else names.get(eot_id)
+    if end is None:
+        raise ValueError("it has no token with which documents end")
+    text = json.dumps(said).replace(json.dumps(end), json.dumps(ours.END_OF_TEXT))
+    return _read_said(json.loads(text))
 
 
 def _read_said(said: dict[str, Any]) -> ours.Tokenizer:
@@ -106,7 +99,7 @@ def _read_said(said: dict[str, Any]) -> ours.Tokenizer:
         return characters
     is_byte_level = said["decoder"]["type"] == "ByteLevel"
     if not {*(CHARACTERS if is_byte_level else FALLBACK)} <= vocab.keys():
-        raise ValueError("it has no ids for some bytes")
+        raise ValueError("it has no ids for some bytes, as GPT-2's, Qwen's and Llama's have")
     library = Tokenizer.from_str(json.dumps(said | {"added_tokens": added}))
     end = max(*vocab.values(), *special.values()) + 1
     lacking = [token for token in ours.SPECIAL_TOKENS if token not in special]

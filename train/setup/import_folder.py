@@ -120,7 +120,8 @@ def _read_folder(source: Path, tokenizer: Tokenizer | None) -> Imported:
     shape = model_config(said, str(source / CONFIG_NAME))
     end = said.get("eos_token_id")  # one, or a list
     end = end[0] if isinstance(end, list) else end
-    tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME, end)
+    with explained(str(source / TOKENIZER_NAME)):
+        tokenizer = tokenizer or read_tokenizer(source / TOKENIZER_NAME, end)
     path, template = source / TEMPLATE_NAME, None
     if path.exists() and path.read_text("utf-8", "replace") == CHAT_TEMPLATE:
         template = CHAT_TEMPLATE

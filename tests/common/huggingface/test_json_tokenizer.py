@@ -174,7 +174,7 @@ def test_an_end_of_another_name_is_the_end_of_text_here(tmp_path: Path) -> None:
     assert isinstance(ours, JsonTokenizer)
     assert replace(ours).token_bytes[2] == b""
     for end in (None, 7):
-        with pytest.raises(DataError, match="no token with which documents end"):
+        with pytest.raises(ValueError, match="no token with which documents end"):
             read_tokenizer(path, end)
 
 
