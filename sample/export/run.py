@@ -1,6 +1,6 @@
 """A run -> a folder in Hugging Face's layout, or another format; whole or not there.
 
-Weights stay in the checkpoint's file until they are written: once, as they will be, in memory.
+Weights are read from the checkpoint's file as they are written, and are in memory once.
 """
 
 import json
@@ -95,13 +95,11 @@ def write_settings(
 ) -> None:
     """Write config.json of ``settings``, how it is sampled from, its vocabulary and template."""
     tokenizer, eot_id, d = loaded.tokenizer, loaded.tokenizer.eot_id, GenerateConfig()
-    ends = end_ids(tokenizer) if info.is_chat else [eot_id]
-    ids: dict[str, Any] = {"bos_token_id": eot_id, "eos_token_id": ends}
+    ids = {"bos_token_id": eot_id, "eos_token_id": end_ids(tokenizer) if info.is_chat else [eot_id]}
     dtypes = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5, and 4
     write_json(folder / network.CONFIG_NAME, settings | ids | dtypes)
-    ids |= {"pad_token_id": eot_id, "do_sample": True}
-    ids |= {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
-    write_json(folder / "generation_config.json", ids)
+    chosen = {"do_sample": True, "temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
+    write_json(folder / "generation_config.json", ids | chosen | {"pad_token_id": eot_id})
     write_json(folder / tokenizer_json.TOKENIZER_NAME, tokenizer_json.tokenizer_json(tokenizer))
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
