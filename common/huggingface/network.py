@@ -10,7 +10,7 @@ the exported folder brings along (sample/export/modeling_quern.py), is Qwen3's w
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.models.config import ARCHITECTURES, ModelConfig
@@ -57,24 +57,19 @@ QWEN3 = ARCHITECTURES["modern"]
 # Without those that may be any
 TABLES = {n: s for n, s in QWEN3.items() if n != "ngrams"}
 GPT2 = {n: s for n, s in ARCHITECTURES["gpt2"].items() if n not in ("bias", "tied_head")}
-GATED = {"silu": "swiglu", "relu": "relu2"}
-PLAIN = {"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"}
-
-
-class Stock(NamedTuple):
-    """A class of transformers', and which of our networks it is."""
-
-    name: str
-    switches: dict[str, Any]  # what ours must be; those not named may be any
-    words: dict[str, str]  # our --mlp by their word for it
-
-
-STOCK = {  # by model_type
-    "gpt2": Stock("GPT2LMHeadModel", GPT2 | {"n_kv_head": 0, "head_dim": 0}, PLAIN),
-    "qwen3": Stock("Qwen3ForCausalLM", QWEN3, GATED),
-    "quern": Stock("QuernForCausalLM", TABLES, GATED),
-    "llama": Stock("LlamaForCausalLM", QWEN3 | {"qk_norm": False}, {"silu": "swiglu"}),
-    "arcee": Stock("ArceeForCausalLM", QWEN3 | {"qk_norm": False}, {"relu2": "relu2"}),
+GPT2 |= {"n_kv_head": 0, "head_dim": 0}
+RELU2 = {"mlp": "relu2"}
+# By model_type and the word for the MLP: the class, and what our switches must be for it
+STOCK: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("gpt2", "gelu_new"): ("GPT2LMHeadModel", GPT2),
+    ("gpt2", "gelu"): ("GPT2LMHeadModel", GPT2 | {"mlp": "gelu_erf"}),
+    ("gpt2", "relu"): ("GPT2LMHeadModel", GPT2 | {"mlp": "relu"}),
+    ("qwen3", "silu"): ("Qwen3ForCausalLM", QWEN3),
+    ("qwen3", "relu"): ("Qwen3ForCausalLM", QWEN3 | RELU2),
+    ("quern", "silu"): ("QuernForCausalLM", TABLES),
+    ("quern", "relu"): ("QuernForCausalLM", TABLES | RELU2),
+    ("llama", "silu"): ("LlamaForCausalLM", QWEN3 | {"qk_norm": False}),
+    ("arcee", "relu2"): ("ArceeForCausalLM", QWEN3 | RELU2 | {"qk_norm": False}),
 }
 
 
@@ -85,19 +80,18 @@ def check_stock(c: ModelConfig) -> tuple[str, str]:
     """
     values = asdict(c) | {"n_kv_head": 0 if c.kv_heads == c.n_head else c.kv_heads}
     wrong = {
-        (kind, word): [
+        stock: [
             f"--{name.replace('_', '-')} is {values[name]}, not {needed}"
-            for name, needed in (stock.switches | {"mlp": mlp}).items()
+            for name, needed in switches.items()
             if values[name] != needed
         ]
-        for kind, stock in STOCK.items()
-        for word, mlp in stock.words.items()
+        for stock, (_, switches) in STOCK.items()
     }
     nearest = min(wrong, key=lambda each: len(wrong[each]))
     if wrong[nearest]:
         raise ConfigError(
             f"{', '.join(wrong[nearest])}: no network of transformers is like that, of which the "
-            f"nearest is {STOCK[nearest[0]].name}. --to weights keeps any network, for Quern."
+            f"nearest is {STOCK[nearest][0]}. --to weights keeps any network, for Quern."
         )
     return nearest
 
@@ -107,11 +101,11 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
 
     ``quern`` in it holds our settings, by which an import finds what theirs have no word for.
     """
-    kind, activation = check_stock(c)
-    values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads, "mlp": activation}
+    kind, word = check_stock(c)
+    values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads, "mlp": word}
     values |= {"head_dim": c.head_size, "norm_eps": c.eps}
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
-    settings |= {"model_type": kind, "architectures": [STOCK[kind].name], "quern": asdict(c)}
+    settings |= {"model_type": kind, "architectures": [STOCK[kind, word][0]], "quern": asdict(c)}
     if kind == "quern":
         settings |= {"auto_map": AUTO_MAP, "ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
     if kind != "gpt2":
@@ -125,27 +119,26 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
 
     Raises ConfigError that names the first setting which is none of our networks'.
     """
-    kind = str(said.get("model_type"))
-    if kind not in STOCK:
+    kind, word = said.get("model_type"), said.get("hidden_act", said.get("activation_function"))
+    if (kind, word) not in STOCK:
         raise ConfigError(
-            f"{where}: is of a {kind}. Imported are gpt2, qwen3, llama and arcee, and what "
-            "python -m sample export wrote."
+            f"{where}: is of a {kind} with {word}. Imported are gpt2, qwen3, llama and arcee with "
+            "their own activations, and what python -m sample export wrote."
         )
     rope = said.get("rope_parameters") or said.get("rope_scaling") or {}
     found = said | rope | {"rope_type": rope.get("rope_type", rope.get("type"))}
     if "quern" in said:
         config = replace(from_dict(ModelConfig, said["quern"], where), pad_vocab=1)
     else:
-        stock = STOCK[kind]
+        _, switches = STOCK[kind, word]
         # what is so there unless it is said
         unsaid: dict[str, Any] = {"bias": True, "tied_head": kind == "gpt2"}
         unsaid["norm_eps"] = 1e-5 if kind == "arcee" else 0.0
-        names = NAMES[stock.switches["norm"]]
+        names = NAMES[switches["norm"]]
         if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
             raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
         values = {ours: found[n] for n, ours in names.items() if found.get(n) is not None}
-        mlp = stock.words.get(str(values.get("mlp")), next(iter(stock.words.values())))
-        config = ModelConfig(**unsaid | stock.switches | values | {"mlp": mlp})
+        config = ModelConfig(**unsaid | values | switches)
     for name, value in (config_json(config) | NO_SWITCH).items():
         if not name.endswith(NOT_COMPARED) and found.get(name) not in (None, value):
             raise ConfigError(

@@ -241,7 +241,7 @@ def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
             "rope_type is linear",
         ),
         (edit("config.json", lambda c: c.update(head_dim=16)), "does not fit"),
-        (edit("config.json", lambda c: c.update(hidden_act="gelu")), "hidden_act is gelu"),
+        (edit("config.json", lambda c: c.update(hidden_act="gelu")), "of a qwen3 with gelu"),
         (edit("config.json", lambda c: c.update(hidden_act="relu")), "the same as its gate"),
         (edit("config.json", lambda c: c.update(intermediate_size=40)), "does not fit"),
         (edit("config.json", lambda c: c.pop("hidden_size")), "says nothing of hidden_size"),
