@@ -22,10 +22,9 @@ MOST_LOSSES = 12  # lines of the table
 
 def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) -> str:
     """Return README.md of a run that is exported to ``folder`` as a network of class ``kind``."""
-    run = info.folder.parent
-    settings = read_json(run / CONFIG_NAME)
-    losses = [m for m in read_metrics(run) if m.get("val_loss") is not None]
-    losses = [m for m in losses if m["step"] <= info.step]
+    settings = read_json(info.folder.parent / CONFIG_NAME)
+    metrics = read_metrics(info.folder.parent)
+    losses = [m for m in metrics if m.get("val_loss") is not None and m["step"] <= info.step]
     card = ModelCard.from_template(
         ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["quern"]),
         template_path=str(CARD),
@@ -33,11 +32,10 @@ def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) ->
         kind=kind,
         folder=folder,
         special=special,
-        is_imported="imported_from" in settings,
         warning=undertrained_warning(info),
+        run=settings,
         # the context is the end of learned positions
         n_new=min(100, info.config.block_size // 2),
-        data=settings.get("data"),
         splits=_splits(settings.get("data")),
         # the last, and some before it
         losses=losses[:: -(len(losses) // MOST_LOSSES + 1)][::-1],
