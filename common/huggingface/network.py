@@ -60,7 +60,7 @@ GPT2 = {n: s for n, s in ARCHITECTURES["gpt2"].items() if n not in ("bias", "tie
 GPT2 |= {"n_kv_head": 0, "head_dim": 0}
 RELU2 = {"mlp": "relu2"}
 # By model_type and the word for the MLP: the class, and what our switches must be for it
-STOCK: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+STOCK: dict[tuple[Any, Any], tuple[str, dict[str, Any]]] = {
     ("gpt2", "gelu_new"): ("GPT2LMHeadModel", GPT2),
     ("gpt2", "gelu"): ("GPT2LMHeadModel", GPT2 | {"mlp": "gelu_erf"}),
     ("gpt2", "relu"): ("GPT2LMHeadModel", GPT2 | {"mlp": "relu"}),
