@@ -93,7 +93,7 @@ def test_a_pipe_or_a_folder_of_that_name_stays_what_it_is(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
-def test_what_a_library_writes_into_a_folder_is_flushed(
+def test_what_a_library_writes_into_a_folder_is_flushed_and_others_may_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed, fsync = set(), os.fsync
@@ -106,5 +106,10 @@ def test_what_a_library_writes_into_a_folder_is_flushed(
     monkeypatch.setattr(os, "fsync", note)
     with whole_folder(tmp_path / "y") as folder:
         (folder / "z").write_text("z", "utf-8")
-    for path in (tmp_path / "y", tmp_path / "y" / "z"):
+    with whole_folder(tmp_path / "one", only="z") as folder:
+        (folder / "z").write_text("z", "utf-8")
+        (folder / "z").chmod(0o600)  # as safetensors' are
+    for path in (tmp_path / "y", tmp_path / "y" / "z", tmp_path / "one"):
         assert path.stat().st_ino in flushed
+    assert (tmp_path / "one").stat().st_mode == (tmp_path / "y" / "z").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "y"]
