@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint
-from common.errors import CheckpointError, UserError
+from common.errors import CheckpointError, ConfigError, UserError
 from common.huggingface.network import Weight
 from common.run_dir import STATE_NAME
 
@@ -33,7 +33,17 @@ def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
     """
     with safe_open(str(path), framework="pt") as file:
         found = weight.of(file.get_tensor(weight.source))
+    if dtype == "float16":
+        check_range(weight.name, found)
     return found.to(getattr(torch, dtype)).contiguous()
+
+
+def check_range(name: str, values: Tensor) -> None:
+    """Raise ConfigError where a number is beyond what float16 holds."""
+    if values.half().isinf().any():
+        raise ConfigError(
+            f"{name}: holds numbers beyond 65,504, the largest of float16: pass --dtype bfloat16."
+        )
 
 
 def write_tensors(

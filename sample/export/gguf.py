@@ -27,7 +27,7 @@ from common.huggingface.tokenizer_json import DIGITS_PATTERN, merges_of
 from common.tokenizer import END_OF_TEXT, GPT2_PATTERN, BytePairTokenizer, CharTokenizer, Tokenizer
 from sample.loaded_model import RunInfo, generate_config
 from sample.text.prompt import find_template
-from sample.weights_file import read_tensor
+from sample.weights_file import check_range, read_tensor
 
 SUFFIX, MODELFILE_SUFFIX = ".gguf", ".Modelfile"
 DTYPES = ("float32", "float16", "bfloat16", "q8_0", "q4_0")
@@ -69,6 +69,8 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
                     halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
                     values = halves.transpose(1, 2).flatten(0, 2)
                 number = _type(name, values.shape, most)
+                if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
+                    check_range(name, values)
                 quantized = gguf.quantize(values.numpy(), number)
                 writer.add_tensor(name, quantized, raw_dtype=number)
             writer.write_header_to_file()

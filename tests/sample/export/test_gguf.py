@@ -268,17 +268,21 @@ def test_a_network_that_llama_cpp_has_not_is_refused_by_the_names_of_switches(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_other_words_and_names_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_other_words_numbers_and_names_are_refused_in_a_sentence(tmp_path: Path) -> None:
     ours = learned()
     model = tiny_model(ours)
     make_run(tmp_path / "runs", model, replace(ours, pattern=PATTERNS["cl100k_base"]), "words")
     whole = replace(ours, ranks=ours.ranks | {b"xqzj": len(ours.ranks)})  # that no merges lead to
     make_run(tmp_path / "runs", model, whole, "tokens")
     make_run(tmp_path / "runs", model, ours, "good")
+    with torch.no_grad():
+        model.wte.weight[0, 0] = 1e5
+    make_run(tmp_path / "runs", model, ours, "large")
     (tmp_path / "there.Modelfile").write_text("mine", encoding="utf-8")
     for run, out, dtype, said in [
         ("words", "a.gguf", "float32", "cuts texts into words as llama.cpp does not"),
         ("tokens", "a.gguf", "float32", "cuts texts into words as llama.cpp does not"),
+        ("large", "a.gguf", "float16", "token_embd.weight: holds numbers beyond 65,504"),
         ("good", "a.bin", "float32", "end it in .gguf"),
         ("good", "there.gguf", "float32", "there.Modelfile: is there already"),
     ]:
