@@ -19,6 +19,7 @@ from common.errors import CheckpointError
 from common.files import fsync, make_folder, write_text
 
 FORMAT_VERSION = 1
+RUN_VERSION = 2  # of a run's config.json; in 1 windows were drawn with replacement
 CONFIG_NAME, METRICS_NAME, STATE_NAME = "config.json", "metrics.jsonl", "state.json"
 SHARDS_NAME = "optimizer"  # a folder in a checkpoint, a file of each process in it
 Pointer = Literal["latest", "best"]
@@ -120,8 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads.")
+    newest = RUN_VERSION if path.name == CONFIG_NAME else FORMAT_VERSION
+    if not isinstance(value, dict) or value.get("format") not in range(1, newest + 1):
+        raise CheckpointError(f"{path}: not of format 1 to {newest}, which this version reads.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Training windows: where each begins is a pure function of (seed, step).
+"""Training windows; where each begins (batches/windows.py) is a pure function of (seed, step).
 
 So a resumed run needs only its step to go on with the same data, and neither the micro-batch nor
 evaluations change the order. Being known beforehand, they can be cut in the background.
@@ -25,19 +25,6 @@ class Batch(NamedTuple):
 def model_inputs(rows: Tensor) -> tuple[Tensor, ...]:
     """Return a batch's x and y (B, T), y moved on by a token, and of conversations their starts."""
     return (rows[:, :-1], rows[:, 1:]) if rows.dim() == 2 else rows.unbind(1)
-
-
-def window_starts(
-    seed: int, step: int, n_rows: int, n_tokens: int, block_size: int
-) -> npt.NDArray[np.int64]:
-    """Return (n_rows,) starts, each with block_size + 1 tokens from there on.
-
-    Drawn by a counter-based generator, raw, so that numpy's version does not matter either.
-    Source: Philox, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
-    """
-    # the step is the counter's highest word: no run draws enough to reach the next step's
-    raw = np.random.Philox(key=seed, counter=[0, 0, 0, step]).random_raw(n_rows)
-    return (raw % np.uint64(n_tokens - block_size)).astype(np.int64)
 
 
 def dropout_seed(seed: int, step: int, rank: int = 0) -> int:

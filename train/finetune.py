@@ -91,7 +91,10 @@ def source_of(
     base = opened_as_before(settings["base_data"]) if "base_data" in settings else None
     kept, sha256 = folder / REFERENCE_NAME, settings.get("reference_sha256")
     reference = reference_for(data, config, shape, kept, device, sha256)
-    return make_source(data, config, shape.block_size, group, base=base, reference=reference)
+    return make_source(
+        data, config, shape.block_size, group, base=base, reference=reference,
+        draws=settings["format"] == 1,
+    )  # fmt: skip
 
 
 def opened_as_before(where: dict[str, str]) -> DataFolder:

@@ -89,7 +89,7 @@ def new_run(
         )  # fmt: skip
     stop.wait_for_steps()
     settings = {
-        "format": run_dir.FORMAT_VERSION,
+        "format": run_dir.RUN_VERSION,
         "preset": preset,
         "init_from": None if init_from is None else str(init_from.resolve()),
         "model": asdict(model.config),

@@ -14,7 +14,7 @@ from prepare.report.conversations import verify_masks
 from tests.prepare.chats import BPE, CHAR, documents_in, lines_of, messages, prepare_chats
 from tests.processes import REPOSITORY, assert_one_sentence, run_python
 
-TINY = REPOSITORY / "tests/fixtures/trained/tiny"
+TINY = REPOSITORY / "tests/fixtures/runs-2/tiny"
 SAID = [[("system", "be good"), ("user", f"what is {i}?"), ("assistant", "it is")] for i in "abcde"]
 PAIRS = [{"prompt": f"what is {i}?", "chosen": "it is", "rejected": "is it"} for i in "abcde"]
 

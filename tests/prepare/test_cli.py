@@ -60,7 +60,7 @@ def sources(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "hollow").mkdir()
-    shutil.copytree(REPOSITORY / "tests/fixtures/trained/tiny", tmp_path / "runs/tiny")
+    shutil.copytree(REPOSITORY / "tests/fixtures/runs-2/tiny", tmp_path / "runs/tiny")
     return tmp_path
 
 

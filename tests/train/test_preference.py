@@ -146,11 +146,11 @@ def test_rows_hold_every_pair_once_an_epoch_side_by_side(pairs: DataFolder) -> N
 SHAPE: dict[str, Any] = {"n_embd": 32, "block_size": 32, "dropout": 0.0, "ngram_dropout": 0.0}
 COMMON = SHAPE | {
     "tokens_per_step": 512, "batch_size": 4, "save_interval": 5, "log_interval": 1,
-    "eval_tokens": 100_000,
+    "eval_tokens": 100_000, "weight_decay": 0.1,
 }  # fmt: skip
 FINETUNE = COMMON | {"max_steps": 60, "eval_interval": 20}
 RATES = {"learning_rate": 5e-4, "matrix_lr": 6e-3, "table_lr": 1e-3}
-PREFERENCE = COMMON | RATES | {"max_steps": 10, "eval_interval": 5}
+PREFERENCE = COMMON | RATES | {"max_steps": 4, "eval_interval": 2}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,9 @@ def tuned(data: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chats = prepare_chats(both, folder, "chats", data.path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.setup.autotune.MEASURE_S", 0.0)
-        base = newest_valid(pretrain(data.path, folder, "base", **COMMON, max_steps=2), "best")
+        base = newest_valid(
+            pretrain(data.path, folder, "base", **COMMON, max_steps=2, seed=1), "best"
+        )
         run = pretrain(chats.path, folder, "tuned", init_from=base, **FINETUNE)
         return newest_valid(run, "best")
 

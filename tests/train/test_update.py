@@ -16,8 +16,8 @@ from common.errors import ConfigError
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from train.batches.sources import make_source
+from train.batches.windows import window_starts
 from train.config import TrainConfig
-from train.data import window_starts
 from train.loop import update
 from train.optim.gradients import GROWTH_INTERVAL, INITIAL_SCALE
 from train.optim.lr_schedule import learning_rate_at
@@ -113,7 +113,7 @@ def test_a_step_equals_one_written_in_plain_torch(
     ids = torch.from_numpy(data.tokens("train").astype("int64"))
     for step in range(3):
         result = update(trainer, step, 0.5 * learning_rate_at(step, 5, config))
-        starts = window_starts(CONFIG.seed, step, 8, len(ids), 16)
+        starts = window_starts(CONFIG.seed, 8 * step, 8, len(ids), 16)
         x = torch.stack([ids[s : s + 16] for s in starts])
         y = torch.stack([ids[s + 1 : s + 17] for s in starts])
         logits = plain(x)

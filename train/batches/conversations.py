@@ -12,7 +12,6 @@ Source: best-fit decreasing, Ding et al. 2024, section 2 (arXiv:2404.10830).
 from bisect import bisect_left, insort
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,9 +19,7 @@ from common.chat_format import LEARNED, REJECTED
 from common.dataset import DataFolder, Split
 from common.errors import DataError
 from common.models.loss import IGNORED
-
-Positions = npt.NDArray[np.int64]
-TIES, EPOCHS = 2, 3  # words of the counter: apart from those of windows and dropout (data.py)
+from train.batches.windows import EPOCHS, TIES, Positions, shuffled
 
 
 class Conversations:
@@ -42,7 +39,7 @@ class Conversations:
                 f"prepare chats FILE --context {block_size}. Or pass --block-size {longest}, where "
                 "positions are not learned."
             )
-        order = _shuffled(len(lengths), seed, TIES, 0)
+        order = shuffled(len(lengths), seed, TIES, 0)
         order = order[lengths[order] > 0]
         order = order[np.argsort(-lengths[order], kind="stable")]
         row_of = best_fit(lengths[order], block_size)
@@ -60,7 +57,7 @@ class Conversations:
         while len(found) < n:
             epoch, at = divmod(first + len(found), self.n_rows)
             if epoch != self._epoch:
-                self._epoch, self._order = epoch, _shuffled(self.n_rows, self.seed, EPOCHS, epoch)
+                self._epoch, self._order = epoch, shuffled(self.n_rows, self.seed, EPOCHS, epoch)
             found = np.concatenate((found, self._order[at : at + n - len(found)]))
         return found
 
@@ -122,9 +119,3 @@ def conversation_ends(data: DataFolder, split: Split) -> Positions:
     is_rejected = (data.mask(split) & REJECTED) != 0
     middle = last - np.add.reduceat(is_rejected, first, dtype=np.int64)
     return np.stack((first, middle, middle + 1, last), axis=1).reshape(-1, 2, 2)
-
-
-def _shuffled(n: int, seed: int, use: int, number: int) -> Positions:
-    """Return a permutation of range(n); drawn raw, so that numpy's version does not matter."""
-    raw = np.random.Philox(key=seed, counter=[0, 0, use, number]).random_raw(n)
-    return np.argsort(raw, kind="stable")

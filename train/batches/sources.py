@@ -15,22 +15,30 @@ from common.dataset import SPLITS, DataFolder, Split
 from common.models.gpt import GPT
 from common.models.loss import IGNORED
 from train.batches.conversations import Conversations
+from train.batches.windows import drawn_starts, window_starts
 from train.config import TrainConfig
-from train.data import Batch, cut_windows, window_starts
+from train.data import Batch, cut_windows
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.evaluate import Objective, next_token, window_batches
 from train.preference import Preference, is_pair
 
 
 class WindowSource:
-    """Windows that begin anywhere in the text."""
+    """Windows of a text, each token once an epoch; or, as in runs of before, drawn anywhere."""
 
     objective: Objective = staticmethod(next_token)
 
     def __init__(
-        self, data: DataFolder, config: TrainConfig, block_size: int, group: ProcessGroup
+        self,
+        data: DataFolder,
+        config: TrainConfig,
+        block_size: int,
+        group: ProcessGroup,
+        *,
+        draws: bool,
     ) -> None:
         self._data, self._seed, self._block_size = data, config.seed, block_size
+        self._draws = draws
         self._n_all = config.rows_per_step(block_size)
         self._group = group
         self.tokens_per_epoch = float(data.n_tokens("train"))
@@ -38,10 +46,14 @@ class WindowSource:
     def batch(self, step: int) -> Batch:
         """Return this rank's windows of a step."""
         ids, T = self._data.tokens("train"), self._block_size  # noqa: N806
-        starts = window_starts(self._seed, step, self._n_all, len(ids), T)
         n_rows = self._n_all // self._group.world_size
-        rows = cut_windows(ids, starts[self._group.rank * n_rows :][:n_rows], T)
-        return Batch(rows, n_rows * T)
+        own = slice(self._group.rank * n_rows, (self._group.rank + 1) * n_rows)
+        if self._draws:
+            starts = drawn_starts(self._seed, step, self._n_all, len(ids), T)[own]
+        else:
+            first = step * self._n_all + own.start
+            starts = window_starts(self._seed, first, n_rows, len(ids), T)
+        return Batch(cut_windows(ids, starts, T), n_rows * T)
 
     def eval_batches(
         self, split: Split, max_tokens: int, n_rows: int
@@ -64,7 +76,10 @@ class ConversationSource:
         config: TrainConfig,
         block_size: int,
         group: ProcessGroup,
+        *,
+        draws: bool,
     ) -> None:
+        self._draws = draws  # windows of base, as in runs of before
         self._splits = {s: Conversations(data, s, block_size, config.seed) for s in SPLITS}
         self.objective: Objective = next_token
         if data.has_pairs:
@@ -83,7 +98,12 @@ class ConversationSource:
         rows = train.rows(train.in_turn(first, end - first))
         if self._base is not None and (n_base := self._n_all - len(rows)):
             ids = self._base.tokens("train")
-            windows = cut_windows(ids, window_starts(self._seed, step, n_base, len(ids), T), T)
+            if self._draws:
+                starts = drawn_starts(self._seed, step, n_base, len(ids), T)
+            else:
+                n_before = step * self._n_all - first
+                starts = window_starts(self._seed, n_before, n_base, len(ids), T)
+            windows = cut_windows(ids, starts, T)
             x, y = windows[:, :-1], windows[:, 1:]
             rows = torch.cat((rows, torch.stack((x, y, torch.zeros_like(x)), dim=1)))
         n_ranks = self._group.world_size
@@ -112,8 +132,12 @@ def make_source(
     *,
     base: DataFolder | None = None,
     reference: GPT | None = None,
+    draws: bool = False,
 ) -> Source:
-    """Return what ``data`` holds; ``base`` is the text that --mix adds to conversations."""
+    """Return what ``data`` holds; ``base`` is the text that --mix adds to conversations.
+
+    With ``draws`` windows are drawn with replacement, as in runs of format 1.
+    """
     if data.has_masks:
-        return ConversationSource(data, base, reference, config, block_size, group)
-    return WindowSource(data, config, block_size, group)
+        return ConversationSource(data, base, reference, config, block_size, group, draws=draws)
+    return WindowSource(data, config, block_size, group, draws=draws)
