@@ -119,7 +119,9 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
 
     Raises ConfigError that names the first setting which is none of our networks'.
     """
-    kind, word = said.get("model_type"), said.get("hidden_act", said.get("activation_function"))
+    kind = said.get("model_type")
+    word = said.get("hidden_act", said.get("activation_function"))
+    word = word or next((theirs for each, theirs in STOCK if each == kind), None)  # their default
     if (kind, word) not in STOCK:
         raise ConfigError(
             f"{where}: is of a {kind} with {word}. Imported are gpt2, qwen3, llama and arcee with "
