@@ -15,7 +15,7 @@ import click
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.settings import CONTEXT, Command, device_option, given, options_for, runs_dir_option
 from train.config import FREE_UNLESS_LEARNED, TrainConfig
-from train.presets import DECIDED, PRESETS, SHOWN, WITHOUT
+from train.presets import DECIDED, PRESETS, SHOWN, SHOWN_OF_MODEL
 from train.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def tuning_options(command: str, *, without: Sequence[str]) -> Callable[[Command
         options_for(
             ModelConfig,
             without=ModelConfig.__annotations__.keys() - FREE_UNLESS_LEARNED,
-            preset=dict.fromkeys(FREE_UNLESS_LEARNED, "the run's")
-            | dict.fromkeys(WITHOUT[command], "0"),
+            preset=SHOWN_OF_MODEL[command],
         ),
         options_for(TrainConfig, without=without, preset=SHOWN[command]),
     ]  # fmt: skip
@@ -170,7 +169,7 @@ def _tune(
             weights = start.weights_of(runs_dir, base)
             stopped_by = start.new_run(
                 data, runs_dir, name, tuning.preset_of(weights), device, stop,
-                model_options=WITHOUT[command] | given(ModelConfig, options),
+                model_options=tuning.dropouts(command, weights, given(ModelConfig, options)),
                 train_options=tuning.finetune_options(
                     command, weights, open_data(data), given(TrainConfig, options)
                 ),

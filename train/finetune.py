@@ -9,11 +9,16 @@ from common.device import Device
 from common.errors import ConfigError, DataError
 from common.models.config import ModelConfig
 from train.batches.sources import Source, make_source
-from train.config import LENGTHS, TrainConfig
+from train.config import FREE, LENGTHS, TrainConfig
 from train.distributed.comm import ProcessGroup
 from train.preference import REFERENCE_NAME, reference_for
-from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED
+from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED, WITHOUT
 from train.setup.checks import check_sizes, check_vocabulary
+from train.setup.regularization import regularization
+
+# Of networks whose dropouts and weight decay follow the epochs fine-tuning has those of as many,
+# whatever its own number is, and that of the run before.
+FEW_EPOCHS = 3.0
 
 
 def finetune_options(
@@ -36,6 +41,7 @@ def finetune_options(
         )
     before = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME)["train"]
     taken = {name: before[name] for name in TAKEN_OVER & before.keys()}
+    taken |= regularization(PRESETS[preset_of(checkpoint)].by_epochs & taken.keys(), FEW_EPOCHS)
     for name in RATES:
         if taken.get(name) is not None:
             taken[name] *= LOWER[command] * (LORA_HIGHER if options.get("lora") else 1)
@@ -47,10 +53,16 @@ def finetune_options(
     return taken | defaults | options
 
 
+def dropouts(command: str, checkpoint: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the network: ``options``, or what suits this command."""
+    names = PRESETS[preset_of(checkpoint)].by_epochs & FREE
+    return regularization(names, FEW_EPOCHS) | WITHOUT[command] | options
+
+
 def preset_of(checkpoint: Path) -> str:
-    """Return the preset that the run of a checkpoint was made with."""
+    """Return the preset that the run of a checkpoint was made with; small: it was imported."""
     preset = run_dir.read_json(checkpoint.parent / run_dir.CONFIG_NAME).get("preset")
-    return preset if preset in PRESETS else "auto"
+    return preset if preset in PRESETS else "small"
 
 
 def location(data: DataFolder) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.models.config import ARCHITECTURES
-from train.config import LENGTHS, TrainConfig
+from train.config import FREE_UNLESS_LEARNED, LENGTHS, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Preset:
 
     ``prepare`` makes data that fit, with ``vocab_size`` ids or, of a published vocabulary, a few
     special ones more. Other data train as well; where their ids are characters, ``of_characters``
-    wins over ``model``.
+    wins over ``model``. Settings in ``by_epochs`` follow the run's (setup/regularization.py).
     """
 
     meaning: str
@@ -31,6 +31,7 @@ class Preset:
     prepare: str
     vocab_size: int
     of_characters: dict[str, Any] = field(default_factory=dict)
+    by_epochs: frozenset[str] = frozenset()
 
     def model_for(self, kind: str) -> dict[str, Any]:
         """Return the settings of the network for ids of this kind of tokenizer."""
@@ -55,7 +56,7 @@ CHARACTERS: dict[str, Any] = {"prepare": "--tokenizer char"}  # as many as the t
 
 # What was tried: tests/bench/RECIPE.md
 TINY = {
-    "optimizer": "muon", "weight_decay": 0.1, "grad_clip": 0.0, "zero_init": True,
+    "optimizer": "muon", "grad_clip": 0.0, "zero_init": True,
     "learning_rate": 1e-2, "matrix_lr": 6e-3,
     "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
     "minutes": 5.0, "tokens_per_step": 1_024, "log_interval": 100,
@@ -93,14 +94,14 @@ def _as_gpt3(
 PRESETS = {
     "tiny": Preset(
         meaning="A CPU, some minutes.",
-        # ngram_dropout: of two epochs and more (setup/autotune.py)
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15, "ngram_dropout": 0.25},
+        | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15},
         of_characters={"ngrams": 5},  # they are shorter
         train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
+        by_epochs=frozenset({"dropout", "ngram_dropout", "weight_decay"}),
     ),
     "tiny-portable": Preset(
         meaning="tiny for llama.cpp and others: without tables of n-grams, with more ids instead.",
@@ -108,6 +109,7 @@ PRESETS = {
         train=TINY,
         prepare="--tokenizer bpe --vocab-size 8192",
         vocab_size=8_197,
+        by_epochs=frozenset({"dropout", "weight_decay"}),
     ),
     "small": Preset(
         meaning="One GPU, half an hour.",
@@ -205,7 +207,8 @@ PRESETS = {
 
 # What --preset auto chooses from, and the settings that it then decides.
 AUTO = ("tiny", "tiny-portable", "small")
-DECIDED = {name for auto in AUTO for name in (*PRESETS[auto].model, *PRESETS[auto].train)}
+_AUTO = [PRESETS[name] for name in AUTO]
+DECIDED = {name for each in _AUTO for name in (*each.model, *each.train, *each.by_epochs)}
 MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 
 
@@ -236,9 +239,17 @@ TUNED = {"finetune": FINETUNE, "preference": FINETUNE | {"epochs": 1.0}}
 WITHOUT: dict[str, dict[str, Any]] = {
     "finetune": {}, "preference": {"dropout": 0.0, "ngram_dropout": 0.0}
 }  # fmt: skip
+THE_RUNS = "the run's, of tiny as for 3 epochs"
 SHOWN = {
     command: dict.fromkeys(TAKEN_OVER, "the run's")
+    | {"weight_decay": THE_RUNS}
     | dict.fromkeys(RATES, f"{lower:g} of the run's")
     | {name: str(value) for name, value in TUNED[command].items()}
     for command, lower in LOWER.items()
+}
+SHOWN_OF_MODEL = {
+    command: dict.fromkeys(FREE_UNLESS_LEARNED, "the run's")
+    | dict.fromkeys(("dropout", "ngram_dropout"), THE_RUNS)
+    | dict.fromkeys(without, "0")
+    for command, without in WITHOUT.items()
 }

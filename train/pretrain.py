@@ -68,7 +68,7 @@ def new_run(
     tokenizer = data.tokenizer()
     if preset == "auto":
         preset = auto_preset(device.torch_device.type, tokenizer.vocab_size)
-    config = PRESETS[preset].train_config(train_options)
+    config, given = PRESETS[preset].train_config(train_options), {*model_options, *train_options}
     if init_from is None:
         chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options
         shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
@@ -83,9 +83,9 @@ def new_run(
     with explain_out_of_memory("making and measuring the network"):
         model = initial_model(shape, config, init_from).to(device.torch_device)
         model = parallelize(model, config, device, group)
-        plan, speed = autotune(
+        config, plan, speed = autotune(
             config, model, source, device, group, start_s=stop.clock.start,
-            scale_ngram_dropout=init_from is None and "ngram_dropout" not in model_options,
+            by_epochs=set() if init_from else PRESETS[preset].by_epochs - given,
         )  # fmt: skip
     stop.wait_for_steps()
     settings = {

@@ -11,6 +11,8 @@ attention, arXiv:2305.13245; normalised queries and keys, arXiv:2302.05442.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -192,6 +194,15 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD / narrower)
                 if zero_init and is_residual:
                     nn.init.zeros_(parameter)
+
+    def set_dropout(self, **shares: Any) -> None:
+        """Change ``dropout`` and ``ngram_dropout``, on which the weights do not depend."""
+        self.config = replace(self.config, **shares)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.config.dropout
+            elif isinstance(module, Attention):
+                module.config = self.config
 
     @property
     def added_positions(self) -> Tensor | None:

@@ -23,6 +23,7 @@ from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.cli import main
 from train.presets import PRESETS
 from train.pretrain import unfinished_run
+from train.setup.regularization import regularization
 
 RESUME = ["-m", "train", "resume", "--device", "cpu"]
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
@@ -202,9 +203,11 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     written = json.loads((run / "config.json").read_bytes())
     config = written["train"]
     max_steps = config["max_steps"]
-    share = PRESETS["tiny"].model["ngram_dropout"] * 64 * max_steps / data.n_tokens("train") / 2
-    share = min(share, PRESETS["tiny"].model["ngram_dropout"])
-    assert written["model"]["ngram_dropout"] == pytest.approx(share, abs=1e-4)
+    n_epochs = 64 * max_steps / data.n_tokens("train")
+    settings_of_both = config | written["model"]
+    followed = PRESETS["tiny"].by_epochs - {"dropout"}  # which was given
+    for name, value in regularization(followed, n_epochs).items():
+        assert settings_of_both[name] == pytest.approx(value, abs=1e-4), name
     last_step = metrics(run)[-1]["step"]  # that of the plan, or what the clock made of it
     state = json.loads((run / f"step-{last_step:08d}" / "state.json").read_bytes())
     assert state["model"] == written["model"]

@@ -64,7 +64,8 @@ def preset_lines(name: str) -> Iterator[str]:
     for key, value in (asdict(model.config) | asdict(TrainConfig(**preset.train))).items():
         if key == "vocab_size" or value is None:
             continue
-        mark = "*" if key in preset.model | preset.train else " "
+        mark = "*" if key in preset.model | preset.train or key in preset.by_epochs else " "
+        value = "(by the number of epochs)" if key in preset.by_epochs else value
         option = key.replace("_", "-")
         if isinstance(value, bool):
             yield f"{mark} --{'' if value else 'no-'}{option}"

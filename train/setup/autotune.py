@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
@@ -22,6 +23,7 @@ from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.optimizers import make_optimizer
 from train.setup.memory import max_batch_size
+from train.setup.regularization import regularization
 from train.trainer import Trainer
 
 # Trial steps take this share of --minutes, or of a run whose steps are known; at most so long.
@@ -30,7 +32,6 @@ EVAL_SHARE = 0.05  # of --minutes, at most, for evaluations and the saves before
 MAX_EVALS = 10
 # A rough guess: 12 bytes a parameter with its optimizer's state are written, hashed, read back.
 SAVE_BYTES_PER_S = 3e8
-FULL_DROPOUT_EPOCHS = 2.0
 N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memory allocated
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
@@ -58,12 +59,13 @@ def autotune(
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     *,
-    scale_ngram_dropout: bool = False,
+    by_epochs: Collection[str] = (),
     start_s: float | None = None,
-) -> tuple[TrainPlan, MeasuredSpeed]:
-    """Return a run's plan and the speed behind it, by updates at a learning rate of 0.
+) -> tuple[TrainConfig, TrainPlan, MeasuredSpeed]:
+    """Return settings, the plan and the speed behind it, by updates at a learning rate of 0.
 
-    They leave the weights alone; ``scale_ngram_dropout`` sets the model's to the run's length.
+    They leave the weights alone. Settings in ``by_epochs`` are made to suit the run's length, the
+    model's dropouts too.
     With --compile auto compiled updates are tried too, where the run is long enough to repay it.
     The run's own Trainer compiles the same network again, which PyTorch then has in its cache.
     --minutes are those since ``start_s``, by perf_counter.
@@ -73,7 +75,7 @@ def autotune(
     trainer = Trainer(
         model, make_optimizer(model, config), source, config, device, group,
         batch_size=choose_batch_size(config, model.config, device, group),
-        compiled=config.compile == "on",
+        compiled=False,
     )  # fmt: skip
     max_steps = known_max_steps(config, trainer.tokens_per_step, source.tokens_per_epoch)
     trainer.warmup(0, backward)
@@ -83,31 +85,33 @@ def autotune(
     eval_s = _eval_time(trainer)
 
     def measured(step_s: float, *, compiled: bool) -> MeasuredSpeed:
+        spent_s, save_s = time.perf_counter() - start, 12 * model.n_parameters / SAVE_BYTES_PER_S
         speed = MeasuredSpeed(
-            step_s=step_s,
-            eval_s=eval_s,
-            save_s=12 * model.n_parameters / SAVE_BYTES_PER_S,
-            spent_s=time.perf_counter() - start,
-            batch_size=trainer.batch_size,
-            compiled=compiled,
-        )
+            step_s=step_s, eval_s=eval_s, save_s=save_s, spent_s=spent_s,
+            batch_size=trainer.batch_size, compiled=compiled,
+        )  # fmt: skip
         # what follows from it must be the same on all ranks
         return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
 
     speed = measured(step_s, compiled=trainer.compiled)
     plan = make_plan(config, max_steps, speed)
-    if scale_ngram_dropout:  # before compiling: its value is part of what is compiled
-        n_epochs = plan.max_steps * trainer.tokens_per_step / source.tokens_per_epoch
-        model.config = replace(model.config, ngram_dropout=ngram_dropout(model.config, n_epochs))
-    if compile_pays_off(config, max_steps, device, step_s):
+    # before compiling: dropouts are part of what is compiled
+    epoch_steps = source.tokens_per_epoch / trainer.tokens_per_step
+    config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
+    if "dropout" in by_epochs and model.config.dropout:  # it takes a fifth of an update's time
+        step_s = step_time(trainer, config, max_steps)
+        speed = measured(step_s, compiled=trainer.compiled)
+        plan = make_plan(config, max_steps, speed)
+        config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
+    if (is_asked := config.compile == "on") or compile_pays_off(config, max_steps, device, step_s):
         trainer.compile()
         compiled_s = step_time(trainer, config, max_steps)
-        is_faster = trainer.compiled and compiled_s <= step_s
-        speed = measured(min(compiled_s, step_s), compiled=is_faster)
+        is_taken = trainer.compiled and (is_asked or compiled_s <= step_s)
+        speed = measured(compiled_s if is_taken else step_s, compiled=is_taken)
         plan = make_plan(config, max_steps, speed)
     trainer.batches.close()
     trainer.model.zero_grad()
-    return plan, speed
+    return config, plan, speed
 
 
 def choose_batch_size(
@@ -157,13 +161,14 @@ def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) 
     )
 
 
-def ngram_dropout(shape: ModelConfig, n_epochs: float) -> float:
-    """Return the preset's share of tokens without n-grams, for a run of that many epochs.
-
-    A text read for the first time is not memorized yet: below two epochs the share is smaller, in
-    proportion. Measured at half an epoch: tests/bench/RECIPE.md.
-    """
-    return round(shape.ngram_dropout * min(1.0, n_epochs / FULL_DROPOUT_EPOCHS), 4)
+def regularized(
+    config: TrainConfig, model: GPT, names: Collection[str], n_epochs: float
+) -> TrainConfig:
+    """Make the settings ``names`` suit that many epochs, the model's own and those returned."""
+    chosen = regularization(names, n_epochs)
+    weight_decay = chosen.pop("weight_decay", config.weight_decay)
+    model.set_dropout(**chosen)
+    return replace(config, weight_decay=weight_decay)
 
 
 def compile_pays_off(

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "n_layer": 2, "dropout": 0.0, "optimizer": "muon", "min_lr": 1e-2, "warmup_steps": 0,
     "log_interval": 1, "n_kv_head": 1, "ngrams": 3, "ngram_rows": 64, "ngram_dropout": 0.0,
 }  # fmt: skip
+NO_DROPOUT = ["--dropout", "0", "--ngram-dropout", "0"]  # each process draws its own
 DROPPED = {"dropout": 0.2, "max_steps": 6}
 LONG = {"max_steps": 10_000, "eval_interval": 10_000, "save_interval": 10, "compile": "off"}
 
@@ -128,7 +129,7 @@ def quick(data: DataFolder, place: Path) -> dict[str, Ended]:
         """Return a job that goes on from run "one" with conversations and a share of its text."""
         command = ["finetune", "--from", "one:latest", "--data", "chats", "--run", name]
         settings = ["--max-steps", "6", "--mix", "0.25", "--log-interval", "1", "--device", "cpu"]
-        return Job(world_size, [*command, *settings, "--batch-size", "1"])
+        return Job(world_size, [*command, *settings, "--batch-size", "1", *NO_DROPOUT])
 
     jobs = {
         "one": new(data, 0, "one"),
@@ -185,7 +186,8 @@ def ended(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, E
 def tuned(data: DataFolder, place: Path, quick: dict[str, Ended]) -> dict[str, Ended]:
     """Return how jobs ended that go on from a run that has learned conversations."""
     prepare_chats(two_answers(40), place, "pairs", data.path)
-    more = "--from tuned-one:latest --device cpu --max-steps 6 --log-interval 1 --run"
+    more = "--from tuned-one:latest --device cpu --max-steps 6 --log-interval 1"
+    more = " ".join([more, *NO_DROPOUT, "--run"])
     pairs, adapters = "preference --data pairs --block-size 32", "finetune --data chats --lora 2"
     commands = {
         "pairs-one": (0, pairs),

@@ -161,7 +161,6 @@ def test_an_architecture_leaves_nothing_of_a_presets_switches_behind(
         "n_embd",
         "block_size",
         "ngram_rows",
-        "ngram_dropout",
         "pad_vocab",
         "tied_head",
     )

@@ -26,11 +26,11 @@ from train.setup.autotune import (
     compile_pays_off,
     known_max_steps,
     make_plan,
-    ngram_dropout,
     step_time,
     summary_lines,
 )
 from train.setup.memory import max_batch_size
+from train.setup.regularization import regularization
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -95,12 +95,31 @@ def test_epochs_read_the_data_as_often(data: DataFolder, epochs: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "share"), [(0.5, 0.075), (1.0, 0.15), (2.0, 0.3), (9.0, 0.3)], ids=str
+    ("epochs", "share"), [(0.5, 0.0625), (1.0, 0.125), (2.0, 0.25), (3.0, 0.25)], ids=str
 )
-def test_runs_below_two_epochs_leave_out_fewer_n_grams(
-    tiny_config: ModelConfig, epochs: float, share: float
-) -> None:
-    assert ngram_dropout(replace(tiny_config, ngrams=2, ngram_dropout=0.3), epochs) == share
+def test_runs_below_two_epochs_leave_out_fewer_n_grams(epochs: float, share: float) -> None:
+    assert regularization(["ngram_dropout"], epochs) == {"ngram_dropout": share}
+
+
+@pytest.mark.parametrize("name", ["dropout", "ngram_dropout", "weight_decay"])
+def test_what_is_read_more_often_is_regularized_no_less(name: str) -> None:
+    values = [regularization([name], n / 4)[name] for n in range(400)]
+    assert values == sorted(values)
+
+
+def test_dropouts_set_later_are_those_of_a_network_made_with_them(tiny_config: ModelConfig) -> None:
+    shares: dict[str, Any] = {"dropout": 0.3, "ngram_dropout": 0.5}
+    config = replace(tiny_config, ngrams=2, ngram_rows=20, attention="manual")
+    later = random_model(config).train()
+    made = GPT(replace(config, **shares)).train()
+    made.load_state_dict(later.state_dict())
+    later.set_dropout(**shares)
+    logits = []
+    for model in (made, later):
+        torch.manual_seed(1)
+        logits.append(model(torch.arange(8)[None] % config.vocab_size))
+    assert torch.equal(*logits)
+    assert later.config == made.config
 
 
 def test_what_is_compiled_has_the_dropout_of_the_run(
@@ -119,9 +138,11 @@ def test_what_is_compiled_has_the_dropout_of_the_run(
     monkeypatch.setattr("train.setup.autotune.COMPILE_S", {"cpu": 0.0})
     model = GPT(replace(tiny_config, ngrams=2, ngram_rows=20, ngram_dropout=0.3))
     config = TrainConfig(tokens_per_step=64, epochs=1.0)
-    autotune(config, model, make_source(data, config, 16), cpu, scale_ngram_dropout=True)
+    autotune(config, model, make_source(data, config, 16), cpu, by_epochs=["ngram_dropout"])
     assert set(compiled_with) == {model.config.ngram_dropout}
-    assert model.config.ngram_dropout == pytest.approx(0.15, abs=0.3 * 64 / data.n_tokens("train"))
+    assert model.config.ngram_dropout == pytest.approx(
+        0.125, abs=0.25 * 64 / data.n_tokens("train")
+    )
 
 
 def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
@@ -218,7 +239,7 @@ def test_trial_steps_leave_no_trace(
     model = random_model(replace(tiny_config, dropout=0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = TrainConfig(tokens_per_step=64, batch_size=2, max_steps=1)
-    plan, speed = autotune(config, model, make_source(data, config, 16), cpu)
+    _, plan, speed = autotune(config, model, make_source(data, config, 16), cpu)
     assert min(speed.step_s, speed.eval_s) > 0
     assert speed.spent_s > speed.step_s
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,23 @@
+"""What keeps a network from learning its text by heart, by how often it reads it.
+
+A text read for the first time is not memorized yet, one read ten times is. Dropout of a network of
+more layers and channels: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks
+from overfitting". Weight decay that grows with the epochs: Kim et al. 2025 (arXiv:2509.14786).
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+
+# At so many epochs these settings did best (tests/bench/RECIPE.md); between them, in proportion.
+EPOCHS = (0, 2, 4, 9, 12, 26)
+BY_EPOCHS = {
+    "ngram_dropout": (0.0, 0.25, 0.25, 0.5, 0.6, 0.75),
+    "dropout": (0.0, 0.0, 0.0, 0.0, 0.12, 0.2),
+    "weight_decay": (0.1, 0.1, 0.1, 0.1, 1.0, 1.0),
+}
+
+
+def regularization(names: Collection[str], n_epochs: float) -> dict[str, float]:
+    """Return those settings for a run of that many epochs."""
+    return {name: round(float(np.interp(n_epochs, EPOCHS, BY_EPOCHS[name])), 4) for name in names}
