@@ -81,7 +81,11 @@ def _read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         _, version, *sizes, n_rows = (np.fromfile(file, "<i4", 256).tolist() + [0] * 8)[:8]
         if version not in LLMC_DTYPES:
             raise CheckpointError(f"{path}: of version {version}; read are 3 and 5 of llm.c's.")
-        dtype, n_layer = LLMC_DTYPES[version], sizes[2]
+        (T, V, n_layer, _, C), dtype = sizes, LLMC_DTYPES[version]  # noqa: N806
+        # before a network is made, which a damaged header would make without end
+        promised = 1024 + dtype.itemsize * C * (n_rows + T + n_layer * (12 * C + 13) + 2)
+        if path.stat().st_size != promised or min(sizes) < 1 or n_rows < V:
+            raise ValueError(f"its header promises {promised:,} bytes")
         shape = ModelConfig(**ARCHITECTURES["gpt2"] | dict(zip(SIZES, sizes, strict=True)))
         with SkipInit():
             weights = GPT(replace(shape, pad_vocab=n_rows)).state_dict()
@@ -90,8 +94,6 @@ def _read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         for name in ("wte.weight", "wpe.weight", *of_layers, "ln_f.weight", "ln_f.bias"):
             numbers = np.fromfile(file, f"<i{dtype.itemsize}", weights[name].numel())
             weights[name].copy_(torch.from_numpy(numbers).view(dtype).view_as(weights[name]))
-        if file.read(1):
-            raise ValueError("it is longer than its header promises")
     return shape, weights
 
 

@@ -180,9 +180,10 @@ def test_llmcs_network_has_its_logits_and_a_cut_one_is_a_sentence(
     assert_same_logits(import_folder(path, tmp_path / "runs", "x"), theirs, 50_257)
     whole = path.read_bytes()
     for spoilt, named in [
-        (whole[:-1], "damaged, cut short"),
-        (whole[:500], "damaged, cut short"),
-        (whole + b"x", "longer than its header promises"),
+        (whole[:-1], "its header promises"),
+        (whole[:500], "its header promises"),
+        (whole + b"x", "its header promises"),
+        (whole[:16] + b"\xff\xff\xff\x7f" + whole[20:], "its header promises"),  # of layers
         (whole[:4], "version 0"),
         (whole[:4] + b"\1" + whole[5:], "version 1"),
         (b"\0" + whole[1:], "neither a ckpt"),
