@@ -16,8 +16,8 @@ from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED,
 from train.setup.checks import check_sizes, check_vocabulary
 from train.setup.regularization import regularization
 
-# Of networks whose dropouts and weight decay follow the epochs fine-tuning has those of as many,
-# whatever its own number is, and that of the run before.
+# Where dropouts and weight decay follow the epochs, fine-tuning takes those of so many, its own by
+# default: --patience ends what begins to learn by heart, and the run before read another text.
 FEW_EPOCHS = 3.0
 
 

@@ -56,7 +56,7 @@ def import_folder(source: str | Path, runs_dir: Path, name: str, tokenizer: str 
         model, found = _read(source, given)
     place = Path(source).resolve() if Path(source).exists() else source
     settings = {
-        "format": run_dir.FORMAT_VERSION, "imported_from": str(place),
+        "format": run_dir.RUN_VERSION, "imported_from": str(place),
         "model": asdict(model.config), "train": saved_settings(CONFIG, PLAN),
     }  # fmt: skip
     state = {

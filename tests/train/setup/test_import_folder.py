@@ -25,6 +25,7 @@ from common.checkpoint import MODEL_NAME, load_checkpoint, newest_valid
 from common.errors import UserError
 from common.files import write_json
 from common.models.config import ARCHITECTURES, ModelConfig
+from common.run_dir import CONFIG_NAME, RUN_VERSION, read_json
 from common.tokenizer import SPECIAL_TOKENS, CharTokenizer, Tokenizer
 from sample.export.run import export_run
 from tests.sample.chats import BYTES, make_chat_run
@@ -149,6 +150,7 @@ def test_a_run_that_answers_answers_when_it_comes_back(tmp_path: Path) -> None:
     make_chat_run(tmp_path / "runs", "talk")
     export_run("talk", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
     run = import_folder(tmp_path / "out", tmp_path / "runs", "back")
+    assert read_json(run / CONFIG_NAME)["format"] == RUN_VERSION
     assert load_checkpoint(newest_valid(run, "best"), CPU).chat_template == CHAT_TEMPLATE
 
 
