@@ -197,8 +197,9 @@ def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Dev
     trainer = make_trainer(model, long_data, config, cpu, batch_size=batch_size)
     rates = [learning_rate_at(step, 10, config) for step in range(10)]
     updates = [update(trainer, step, lr) for step, lr in enumerate(rates)]
-    assert all(update.finite for update in updates)
-    assert updates[-1].loss < updates[0].loss
+    assert all(done.finite for done in updates)
+    # the first row once more, as rows are not equally hard
+    assert update(trainer, 0, rates[-1]).loss < updates[0].loss
 
 
 def test_the_table_has_a_line_for_each_preset() -> None:
