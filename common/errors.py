@@ -39,6 +39,25 @@ class CheckpointError(UserError):
     """A run or a checkpoint that cannot be used as it is."""
 
 
+@contextmanager
+def explained(
+    what: str, remedy: str = "", kind: type[UserError] = CheckpointError
+) -> Iterator[None]:
+    """Say in a sentence what a library raises in the block, which may be anything.
+
+    ``what`` says what was not to be had; it is followed by the reason and the ``remedy``. A
+    UserError is a sentence already.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500].rstrip(".")
+        sentence = f"{what} ({type(error).__name__}: {reason}). {remedy}".rstrip()
+        raise kind(sentence) from error
+
+
 def run(group: click.Group, stage: str) -> None:
     """Run a stage's commands and exit: 0, 1 for a UserError, 2 for usage, 128 + a signal."""
     gc.set_threshold(COLLECT_AFTER)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DataError
+from common.errors import DataError, explained
 from common.files import atomic_write
 from common.huggingface.json_tokenizer import JsonTokenizer
 
@@ -227,10 +227,8 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
         tokenizer = CharTokenizer(_read_characters(path))
     elif description["kind"] == "tokenizers":
         tokenizer = JsonTokenizer(_read(path), description["special_tokens"])
-        try:
+        with explained(f"{path}: not a tokenizer.json that can be read", kind=DataError):
             tokenizer.library.get_vocab_size()
-        except Exception as error:  # tokenizers raises Exception itself
-            raise DataError(f"{path}: not a tokenizer.json that can be read ({error}).") from error
     else:
         name, pattern, special = itemgetter("name", "pattern", "special_tokens")(description)
         tokenizer = BytePairTokenizer(name, pattern, read_ranks(path), special)

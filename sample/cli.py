@@ -267,23 +267,22 @@ def serve(
 )
 @click.option(
     "--push-to-hub",
+    "repository",
     metavar="NAME",
     help="Upload OUT into this repository of the Hugging Face Hub as well; a new one is private.",
 )
 @runs_dir_option
 @checkpoint_option
 def export(
-    run: str, out: Path, to: str, dtype: str, push_to_hub: str | None, **options: Any
+    run: str, out: Path, to: str, dtype: str, repository: str | None, **options: Any
 ) -> None:
     """Write the network of RUN, its vocabulary and its chat template into OUT, for other software.
 
     OUT must not be there yet. With --to gguf it ends in .gguf, with --to weights in .safetensors,
     which stands for a run: python -m sample chat OUT
     """
-    from sample.export.run import export_run
+    from sample.export.run import export_run, push_to_hub
 
     notify(export_run(run, out, to, dtype, options["runs_dir"], options["checkpoint"]))
-    if push_to_hub is not None:
-        from sample.export import hub
-
-        notify(hub.push_to_hub(out, push_to_hub))
+    if repository is not None:
+        notify(push_to_hub(out, repository))

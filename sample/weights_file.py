@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint
-from common.errors import CheckpointError, ConfigError, UserError
+from common.errors import ConfigError, explained
 from common.huggingface.network import Weight
 from common.run_dir import STATE_NAME
 
@@ -46,30 +46,17 @@ def check_range(name: str, values: Tensor) -> None:
         )
 
 
-def write_tensors(
-    folder: Path, source: Path, weights: Iterable[Weight], dtype: str, most_bytes: int, said: str
-) -> None:
-    """Write model.safetensors or, of more than ``most_bytes``, several files and their index.
-
-    All that ``weights`` make of the tensors in ``source`` is in memory, once. What is ``said`` of
-    them stands in the file.
-    """
-    from huggingface_hub import save_torch_state_dict  # here: who chats needs none of it
-
-    tensors = {weight.name: read_tensor(source, weight, dtype).clone() for weight in weights}
-    metadata = {METADATA_KEY: said} if said else {}
-    try:
-        save_torch_state_dict(tensors, folder, max_shard_size=most_bytes, metadata=metadata)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error}).") from error
+def read_tensors(path: Path, weights: Iterable[Weight], dtype: str) -> dict[str, Tensor]:
+    """Return all that ``weights`` make of the tensors in the file ``path``, in memory once."""
+    return {weight.name: read_tensor(path, weight, dtype).clone() for weight in weights}
 
 
 def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the network in float32 with its vocabulary, and what is known of the run."""
-    try:
+    with explained(f"{path}: cannot be read as weights that sample export --to weights wrote"):
         with safe_open(str(path), framework="pt") as file:
             said = json.loads((file.metadata() or {})[METADATA_KEY])
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(suffix=f"-{path.name}") as name:  # which errors name
             folder = Path(name)
             vocabulary = folder / Path(said["state"]["tokenizer"]["file"]).name
             vocabulary.write_text(said["vocabulary"], "utf-8", newline="")
@@ -78,8 +65,4 @@ def read_weights(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
             loaded = load_checkpoint(folder, mapped=True)
         loaded.model.float()
         template, info = said["chat_template"], {key: said["info"][key] for key in KNOWN}
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, UserError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as weights that sample export --to weights wrote ({error})."
-        ) from error
     return replace(loaded, chat_template=template), info

@@ -19,11 +19,9 @@ from common.settings import from_dict
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG_NAME, CODE_NAME = "config.json", "modeling_quern.py"
-AUTO_MAP = {
-    "AutoConfig": "modeling_quern.QuernConfig",
-    "AutoModelForCausalLM": "modeling_quern.QuernForCausalLM",
-}
+CONFIG_NAME, CODE = "config.json", "modeling_quern"
+CODE_NAME = f"{CODE}.py"
+AUTO_MAP = {"AutoConfig": f"{CODE}.QuernConfig", "AutoModelForCausalLM": f"{CODE}.QuernForCausalLM"}
 NAMES = {  # theirs in config.json for ours, by --norm
     "layernorm": {
         "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
@@ -79,19 +77,16 @@ def check_stock(c: ModelConfig) -> tuple[str, str]:
     Raises ConfigError that names the switches which no class of transformers' has.
     """
     values = asdict(c) | {"n_kv_head": 0 if c.kv_heads == c.n_head else c.kv_heads}
-    wrong = {
-        stock: [
-            f"--{name.replace('_', '-')} is {values[name]}, not {needed}"
-            for name, needed in switches.items()
-            if values[name] != needed
-        ]
+    others = {
+        stock: {name: needed for name, needed in switches.items() if values[name] != needed}
         for stock, (_, switches) in STOCK.items()
     }
-    nearest = min(wrong, key=lambda each: len(wrong[each]))
-    if wrong[nearest]:
+    nearest = min(others, key=lambda each: len(others[each]))
+    if other := others[nearest]:
+        said = [f"--{n.replace('_', '-')} is {values[n]}, not {need}" for n, need in other.items()]
         raise ConfigError(
-            f"{', '.join(wrong[nearest])}: no network of transformers is like that, of which the "
-            f"nearest is {STOCK[nearest][0]}. --to weights keeps any network, for Quern."
+            f"{', '.join(said)}: no network of transformers is like that, of which the nearest is "
+            f"{STOCK[nearest][0]}. --to weights keeps any network, for Quern."
         )
     return nearest
 
@@ -117,7 +112,8 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
 def model_config(said: dict[str, Any], where: str) -> ModelConfig:
     """Return the shape of the network that a config.json describes, the reverse of config_json.
 
-    Raises ConfigError that names the first setting which is none of our networks'.
+    Raises ConfigError that names the first setting which is none of our networks', and KeyError of
+    one that it does not say.
     """
     kind = said.get("model_type")
     word = said.get("hidden_act", said.get("activation_function"))
@@ -129,6 +125,7 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
         )
     rope = said.get("rope_parameters") or said.get("rope_scaling") or {}
     found = said | rope | {"rope_type": rope.get("rope_type", rope.get("type"))}
+    found = {name: value for name, value in found.items() if value is not None}
     if "quern" in said:
         config = replace(from_dict(ModelConfig, said["quern"], where), pad_vocab=1)
     else:
@@ -137,12 +134,10 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
         unsaid: dict[str, Any] = {"bias": True, "tied_head": kind == "gpt2"}
         unsaid["norm_eps"] = 1e-5 if kind == "arcee" else 0.0
         names = NAMES[switches["norm"]]
-        if lacking := [n for n, ours in names.items() if n not in found and ours in REQUIRED]:
-            raise ConfigError(f"{where}: says nothing of {', '.join(lacking)}.")
-        values = {ours: found[n] for n, ours in names.items() if found.get(n) is not None}
+        values = {ours: found[n] for n, ours in names.items() if n in found or ours in REQUIRED}
         config = ModelConfig(**unsaid | values | switches)
     for name, value in (config_json(config) | NO_SWITCH).items():
-        if not name.endswith(NOT_COMPARED) and found.get(name) not in (None, value):
+        if not name.endswith(NOT_COMPARED) and found.get(name, value) != value:
             raise ConfigError(
                 f"{where}: {name} is {found[name]}, but of Quern's networks with its other "
                 f"settings it is {value}: this one would compute something else."
@@ -186,15 +181,14 @@ def weights_of(c: ModelConfig) -> list[Weight]:
     for i in range(c.n_layer):
         names |= {f"{layers}.{i}.{there}": f"h.{i}.{here}" for there, here in layer.items()}
     q_end, k_end = c.n_head * c.head_size, (c.n_head + c.kv_heads) * c.head_size
-    rows: dict[str, tuple[int, int | None]] = {"q_proj": (0, q_end), "k_proj": (q_end, k_end)}
-    rows |= {"v_proj": (k_end, None)}
+    cut: dict[str, Any] = {"q_proj": (0, q_end), "k_proj": (q_end, k_end), "v_proj": (k_end, None)}
     # without the rows that --pad-vocab adds
-    rows |= dict.fromkeys(("wte", "embed_tokens", "lm_head"), (0, c.vocab_size))
+    cut |= dict.fromkeys(("wte", "embed_tokens", "lm_head"), (0, c.vocab_size))
     found = []
     for there, here in names.items():
         part = there.rpartition(".")[2]
-        part_rows, is_linear = rows.get(part, (0, None)), is_gpt2 and part.startswith("c_")
-        found.append(Weight(f"{there}.weight", f"{here}.weight", part_rows, is_linear))
+        rows, is_linear = cut.get(part, (0, None)), is_gpt2 and part.startswith("c_")
+        found.append(Weight(f"{there}.weight", f"{here}.weight", rows, is_linear))
         if is_linear or part.startswith("ln_"):
             source = f"{here}.{'bias' if c.bias else 'weight'}"
             found.append(Weight(f"{there}.bias", source, is_zero=not c.bias))

@@ -76,6 +76,7 @@ def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
 def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
     """Return the vocabulary that a tokenizer.json is, the reverse of tokenizer_json.
 
+    Byte pairs by ranks or characters of ours where that is all, else what runs it as it is.
     ``eot_id`` ends documents where it has no token of that name here. Special tokens that it lacks
     get the ids behind its last. Raises ValueError, or what the library raises, where it is none, or
     has no ids for some texts.
@@ -85,12 +86,7 @@ def read_tokenizer(path: Path, eot_id: int | None = None) -> ours.Tokenizer:
     end = ours.END_OF_TEXT if ours.END_OF_TEXT in names.values() else names.get(eot_id)
     if end is None:
         raise ValueError("it has no token with which documents end")
-    text = json.dumps(said).replace(json.dumps(end), json.dumps(ours.END_OF_TEXT))
-    return _read_said(json.loads(text))
-
-
-def _read_said(said: dict[str, Any]) -> ours.Tokenizer:
-    """Return byte pairs by ranks or characters of ours where that is all, else as it is."""
+    said = json.loads(json.dumps(said).replace(json.dumps(end), json.dumps(ours.END_OF_TEXT)))
     added = [token | {"special": True} for token in said["added_tokens"]]
     special = {token["content"]: token["id"] for token in added}
     vocab = {t: idx for t, idx in said["model"]["vocab"].items() if t not in special}

@@ -93,7 +93,6 @@ def write_onnx(model: GPT, source: Path, folder: Path) -> None:
             input_names=["input_ids", *(f"past_key_values.{name}" for name in names)],
             output_names=["logits", *(f"present.{name}" for name in names)],
             opset_version=OPSET,
-            dynamo=True,
             dynamic_shapes=sizes,
             verbose=False,
         )

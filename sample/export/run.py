@@ -1,26 +1,35 @@
-"""A run -> a folder in Hugging Face's layout, or another format; whole or not there.
+"""A run -> a folder in Hugging Face's layout, or another format; whole or not there; to the Hub.
 
-Weights are read from the checkpoint's file as they are written, and are in memory once.
+Weights are read from the checkpoint's file as they are written, and are in memory once. A folder
+has a model card: card.md, a template in Jinja, with what is known of the run.
+Source: https://huggingface.co/docs/hub/model-cards
 """
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, ModelCard, ModelCardData, save_torch_state_dict
+
 from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
-from common.errors import ConfigError
+from common.dataset import open_data
+from common.errors import ConfigError, DataError, explained
 from common.files import make_folder, whole_folder, write_json, write_text
 from common.huggingface import network, tokenizer_json
 from common.models.config import GenerateConfig
-from common.run_dir import Pointer, find_run
+from common.run_dir import CONFIG_NAME, Pointer, find_run, read_json, read_metrics
 from common.tokenizer import END_OF_TEXT
-from sample.export import card, gguf
-from sample.loaded_model import RunInfo, describe_run
-from sample.weights_file import DTYPES, KNOWN, SUFFIX, write_tensors
+from sample.export import gguf
+from sample.loaded_model import RunInfo, describe_run, undertrained_warning
+from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, read_tensors
 
-SHARD_BYTES, ANY_SIZE = 5_000_000_000, 1 << 62  # of one file; the first as transformers has them
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
+ONE_FILE = 1 << 62  # more bytes than there are
+CARD = Path(__file__).with_name("card.md")
+MOST_LOSSES = 12  # lines of its table
 OTHER_DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}
 
 
@@ -44,7 +53,9 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
         loaded.model.to("meta")  # its weights are read from the file anew, a tensor at a time
     make_folder(out.parent)
     write = {"hf": write_folder, "gguf": gguf.write_gguf, "onnx": write_onnx}.get(to, write_weights)
-    return f"{out}: {dtype}, of {folder}. {write(loaded, info, out, dtype)}"
+    with explained(f"{out}: cannot be written"):
+        said = write(loaded, info, out, dtype)
+    return f"{out}: {dtype}, of {folder}. {said}"
 
 
 def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
@@ -57,9 +68,10 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
         "info": {key: getattr(info, key) for key in KNOWN},
     }
     weights = [network.Weight(name, name) for name in loaded.model.state_dict()]
-    source = info.folder / MODEL_NAME
+    tensors = read_tensors(info.folder / MODEL_NAME, weights, dtype)
     with whole_folder(path, only=MODEL_NAME) as folder:
-        write_tensors(folder, source, weights, dtype, ANY_SIZE, json.dumps(said))
+        metadata = {METADATA_KEY: json.dumps(said)}
+        save_torch_state_dict(tensors, folder, max_shard_size=ONE_FILE, metadata=metadata)
     return f"Talk to it: python -m sample chat {path}"
 
 
@@ -69,7 +81,7 @@ def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
 
     with whole_folder(path) as folder:
         onnx.write_onnx(loaded.model, info.folder / MODEL_NAME, folder)
-        write_settings(loaded, info, folder, onnx.settings_of(info.config), dtype)
+        write_settings(loaded, folder, onnx.settings_of(info.config), dtype)
     return f"The graph is {onnx.NAME}, its weights {onnx.DATA_NAME}."
 
 
@@ -79,33 +91,82 @@ def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> s
     kind = settings["architectures"][0]
     source, weights = info.folder / MODEL_NAME, network.weights_of(info.config)
     with whole_folder(path) as folder:
-        write_tensors(folder, source, weights, dtype, SHARD_BYTES, "")
-        write_settings(loaded, info, folder, settings, dtype)
+        # into several files beyond 5 GB; no name keeps in memory what is written
+        save_torch_state_dict(read_tensors(source, weights, dtype), folder)
+        write_settings(loaded, folder, settings, dtype)
         if info.config.ngrams:
             code = Path(__file__).with_name(network.CODE_NAME).read_text("utf-8")
             write_text(folder / network.CODE_NAME, code)
-        said = card.model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
+        said = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
         write_text(folder / "README.md", said)
     code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
 
 
-def write_settings(
-    loaded: Checkpoint, info: RunInfo, folder: Path, settings: dict[str, Any], dtype: str
-) -> None:
+def write_settings(loaded: Checkpoint, folder: Path, settings: dict[str, Any], dtype: str) -> None:
     """Write config.json of ``settings``, how it is sampled from, its vocabulary and template."""
-    tokenizer, eot_id, d = loaded.tokenizer, loaded.tokenizer.eot_id, GenerateConfig()
-    ids = {"bos_token_id": eot_id, "eos_token_id": end_ids(tokenizer) if info.is_chat else [eot_id]}
+    tokenizer, c, template = loaded.tokenizer, loaded.model.config, loaded.chat_template
+    eot_id, d = tokenizer.eot_id, GenerateConfig()
+    ids = {"bos_token_id": eot_id, "eos_token_id": end_ids(tokenizer) if template else [eot_id]}
     dtypes = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5, and 4
     write_json(folder / network.CONFIG_NAME, settings | ids | dtypes)
     chosen = {"do_sample": True, "temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k}
     write_json(folder / "generation_config.json", ids | chosen | {"pad_token_id": eot_id})
     write_json(folder / tokenizer_json.TOKENIZER_NAME, tokenizer_json.tokenizer_json(tokenizer))
     described = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": info.config.block_size,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": c.block_size,
         "clean_up_tokenization_spaces": False, "bos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
-        "eos_token": END_OF_MESSAGE if info.is_chat else END_OF_TEXT,
+        "eos_token": END_OF_MESSAGE if template else END_OF_TEXT,
     }  # fmt: skip
     write_json(folder / tokenizer_json.TOKENIZER_CONFIG_NAME, described)
-    if loaded.chat_template is not None:
-        write_text(folder / TEMPLATE_NAME, loaded.chat_template)
+    if template:
+        write_text(folder / TEMPLATE_NAME, template)
+
+
+def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) -> str:
+    """Return README.md of a run that is exported to ``folder`` as a network of class ``kind``."""
+    settings = read_json(info.folder.parent / CONFIG_NAME)
+    metrics = read_metrics(info.folder.parent)
+    losses = [m for m in metrics if m.get("val_loss") is not None and m["step"] <= info.step]
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["quern"]),
+        template_path=str(CARD),
+        info=info,
+        kind=kind,
+        folder=folder,
+        special=special,
+        warning=undertrained_warning(info),
+        run=settings,
+        # the context is the end of learned positions
+        n_new=min(100, info.config.block_size // 2),
+        splits=_splits(settings.get("data")),
+        # the last, and some before it
+        losses=losses[:: -(len(losses) // MOST_LOSSES + 1)][::-1],
+        settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
+    )
+    return f"{card}\n"
+
+
+def _splits(data: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the counts of what a run learned from; none where its folder holds it no more."""
+    with suppress(DataError):
+        if data and (found := open_data(Path(data["path"]))).sha256 == data["sha256"]:
+            return dict(found.meta["splits"])
+    return {}
+
+
+def push_to_hub(out: Path, name: str) -> str:
+    """Upload what was exported into the repository ``name``; return where it is, in words.
+
+    A repository that is not there yet is made, and is private. Raises ConfigError where the Hub
+    cannot be reached or refuses, or where nobody is logged in.
+    """
+    api = HfApi()
+    remedy = f"Once that is mended: hf auth login, then hf upload {name} {out} --private"
+    with explained(f"{out}: is written, but was not uploaded to {name}", remedy, ConfigError):
+        url = api.create_repo(name, private=True, exist_ok=True)
+        if out.is_dir():
+            api.upload_folder(repo_id=url.repo_id, folder_path=out)
+        else:
+            api.upload_file(repo_id=url.repo_id, path_or_fileobj=out, path_in_repo=out.name)
+    return f"{url}: {out.name} is there. A new repository is private: its page can change that."

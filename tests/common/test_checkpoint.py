@@ -198,7 +198,7 @@ def test_no_pickle_is_written_or_read() -> None:
     sources = {path for stage in stages for path in stage.rglob("*.py")}
     assert len(sources) > 30
     # others' files, in which tests/train/setup/test_import_file.py has code that does not run
-    imports = REPOSITORY / "train" / "setup" / "import_file.py"
+    imports = REPOSITORY / "train" / "setup" / "import_folder.py"
     assert "weights_only=True" in imports.read_text(encoding="utf-8")
     for path in sources - {imports}:
         code = re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -80,8 +80,12 @@ def test_the_hub_gets_what_was_written_where_it_is_asked_for_and_refusals_are_se
         .endswith("/me/mine: b is there. A new repository is private: its page can change that.")
     )
     assert_one_sentence(ended["c"], "c: is written", "You are not me", "hf upload me/theirs c")
-    assert_one_sentence(ended["d"], "d: is written", "not uploaded to me/gone (Server discon")
-    assert_one_sentence(ended["e"], "e: is written", "not uploaded to a b (Repo id must")
+    assert_one_sentence(
+        ended["d"], "d: is written", "not uploaded to me/gone (RemoteProtocolError: Server discon"
+    )
+    assert_one_sentence(
+        ended["e"], "e: is written", "not uploaded to a b (HFValidationError: Repo id must"
+    )
     created = [lines[0] for path, lines in asked if path == "/api/repos/create"]
     assert [repository["name"] for repository in created] == ["mine", "theirs", "gone", "mine"]
     assert {repository["visibility"] for repository in created} == {"private"}
