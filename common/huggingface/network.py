@@ -102,7 +102,9 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
     settings |= {"model_type": kind, "architectures": [STOCK[kind, word][0]], "quern": asdict(c)}
     if kind == "quern":
-        settings |= {"auto_map": AUTO_MAP, "ngrams": c.ngrams, "ngram_rows": c.ngram_rows}
+        settings |= {
+            "auto_map": AUTO_MAP,
+        } | {name: getattr(c, name) for name in ("ngrams", "ngram_rows", "ngram_dim")}
     if kind != "gpt2":
         # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
@@ -173,6 +175,7 @@ def weights_of(c: ModelConfig) -> list[Weight]:
     else:
         names |= {"model.embed_tokens": "wte", "model.norm": "ln_f"}
         names |= {f"ngrams.{i}": f"wge.{i}" for i in range(c.ngrams - 1)}
+        names |= {"ngram_map": "wgp"} if c.ngram_dim and c.ngrams > 1 else {}
         layers, layer = "model.layers", dict(LAYER)
         if c.qk_norm:
             layer |= {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from common.inference.row import Logits, Position
 from common.models.gpt import GPT, Block
-from common.models.ngram import ngram_rows, shifted_ids
+from common.models.ngram import embed_ngrams, shifted_ids
 
 # of a layer: queries, keys and values, (B, T, nh + 2 n_kv, hs) -> attention's output, (B, T, nh hs)
 Attend = Callable[[int, Tensor], Tensor]
@@ -47,7 +47,7 @@ class TorchBackend:
     def __init__(self, model: GPT) -> None:
         self.config = model.config
         self.wte = model.wte.weight.detach()
-        self.tables = [table.detach() for table in model.wge.parameters()]
+        self.embed_ngrams = partial(embed_ngrams, tables=model.wge, narrow=model.wgp)
         self.layers = [Layer(block) for block in model.h]  # type: ignore[arg-type]
         self.ln_f: Callable[[Tensor], Tensor] = model.ln_f.forward
         V, bias = model.config.vocab_size, model.head_bias  # noqa: N806
@@ -70,10 +70,8 @@ class TorchBackend:
         config.n_recent says.
         """
         x = F.embedding(recent[0], self.wte)  # (B, T, C)
-        if self.tables:
-            rows = ngram_rows(recent, self.config.ngram_rows)
-            for table, of_table in zip(self.tables, rows, strict=True):
-                x = x + F.embedding(of_table, table)
+        for each in self.embed_ngrams(recent):
+            x = x + each
         angles = None
         if self.config.positions == "rope":
             angles = (self.cos[positions], self.sin[positions])  # (B, T, 1, hs)

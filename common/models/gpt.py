@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.models.config import ModelConfig
 from common.models.loss import next_token_loss
-from common.models.ngram import ngram_rows, shifted_ids
+from common.models.ngram import embed_ngrams, make_tables, shifted_ids
 from common.models.packing import packed_mask, packed_positions, packed_recent
 from common.models.positions import Angles, make_angles, rotate
 
@@ -145,6 +145,7 @@ class GPT(nn.Module):
     cos: Tensor
     sin: Tensor
     waves: Tensor
+    wgp: nn.Linear | None
     head_bias: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, *, zero_init: bool = False) -> None:
@@ -154,8 +155,7 @@ class GPT(nn.Module):
         # beside sines and cosines fresh embeddings would be lost: arXiv:1706.03762, section 3.4
         self.embed_scale = math.sqrt(config.n_embd) if config.positions == "sinusoidal" else 1.0
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        tables = [torch.zeros(config.ngram_rows, config.n_embd) for _ in range(config.ngrams - 1)]
-        self.wge = nn.ModuleList(nn.Embedding(len(t), t.shape[1], _weight=t) for t in tables)
+        self.wge, self.wgp = make_tables(config)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         elif config.positions == "rope":
@@ -191,7 +191,9 @@ class GPT(nn.Module):
             elif parameter.dim() == 2 and not name.startswith("wge."):
                 is_residual = name.endswith("c_proj.weight")
                 narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
-                nn.init.normal_(parameter, std=INIT_STD / narrower)
+                # what a row learns is as large behind the map as before
+                std = self.config.ngram_dim**-0.5 if name.startswith("wgp.") else INIT_STD
+                nn.init.normal_(parameter, std=std / narrower)
                 if zero_init and is_residual:
                     nn.init.zeros_(parameter)
 
@@ -217,8 +219,8 @@ class GPT(nn.Module):
         recent = shifted_ids(idx, self.config.n_recent)
         recent = recent if starts is None else packed_recent(recent, starts)
         kept = F.dropout(x.new_ones(*idx.shape, 1), self.config.ngram_dropout, self.training)
-        for table, rows in zip(self.wge, ngram_rows(recent, self.config.ngram_rows), strict=True):
-            x = x + kept * table(rows)
+        for each in embed_ngrams(recent, self.wge, self.wgp):
+            x = x + kept * each
         return x  # type: ignore[no-any-return]
 
     def hidden(self, idx: Tensor, starts: Tensor | None = None) -> Tensor:

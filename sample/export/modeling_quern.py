@@ -17,11 +17,12 @@ STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
 
 
 class QuernConfig(Qwen3Config):
-    """Qwen3's settings, and the tables': the longest n-gram, and the rows of each."""
+    """Qwen3's settings, and the tables': the longest n-gram, rows of each, and their channels."""
 
     model_type = "quern"
     ngrams: int = 0
     ngram_rows: int = 1
+    ngram_dim: int = 0
 
 
 class QuernForCausalLM(Qwen3ForCausalLM):
@@ -31,8 +32,10 @@ class QuernForCausalLM(Qwen3ForCausalLM):
 
     def __init__(self, config: QuernConfig) -> None:
         super().__init__(config)
-        sizes = (config.ngram_rows, config.hidden_size)
-        self.ngrams = nn.ModuleList(nn.Embedding(*sizes) for _ in range(config.ngrams - 1))
+        sizes, n = (config.ngram_rows, config.ngram_dim or config.hidden_size), config.ngrams - 1
+        self.ngrams = nn.ModuleList(nn.Embedding(*sizes) for _ in range(n))
+        if config.ngram_dim and n:
+            self.ngram_map = nn.Linear(n * sizes[1], config.hidden_size, bias=False)
         self.post_init()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -43,10 +46,14 @@ class QuernForCausalLM(Qwen3ForCausalLM):
     def embed(self, ids: Tensor) -> Tensor:
         """Return (B, T, C) for ids (B, T): the embeddings of each, and of the n-grams it ends."""
         x: Tensor = self.model.embed_tokens(ids)
-        key = ids
+        key, found = ids, []
         for n_before, table in enumerate(self.ngrams, start=1):
             key = key * STEP + F.pad(ids, (n_before, 0))[..., : ids.shape[-1]] + 1
-            x = x + table((key * MIX >> 33 & 0x7FFFFFFF) % self.config.ngram_rows)
+            found.append(table((key * MIX >> 33 & 0x7FFFFFFF) % self.config.ngram_rows))
+        if self.config.ngram_dim and found:
+            found = [self.ngram_map(torch.cat(found, dim=-1))]
+        for each in found:
+            x = x + each
         return x
 
     def forward(

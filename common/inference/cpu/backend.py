@@ -44,6 +44,7 @@ class CpuBackend:
         self.config = model.config
         self.wte: Floats = model.wte.weight.detach().numpy()
         self.tables: list[Floats] = [table.detach().numpy() for table in model.wge.parameters()]
+        self.ngram_map = None if model.wgp is None else model.wgp.weight.detach().numpy()
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
         self.embed_scale = np.float32(model.embed_scale)
@@ -58,10 +59,14 @@ class CpuBackend:
     def embed(self, recent: Ints, positions: Ints) -> Floats:
         """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
         x = self.wte[recent[:, 0]]
-        if self.tables:
-            rows = ngram_rows([*recent.T], self.config.ngram_rows)
-            for table, of_table in zip(self.tables, rows, strict=True):
-                x += table[of_table]
+        rows = ngram_rows([*recent.T], self.config.ngram_rows) if self.tables else []
+        found = [table[of_table] for table, of_table in zip(self.tables, rows, strict=True)]
+        if (
+            self.ngram_map is not None
+        ):  # einsum: BLAS sums a row otherwise where it is beside others
+            found = [np.einsum("bi,ci->bc", np.concatenate(found, axis=1), self.ngram_map)]
+        for each in found:
+            x += each
         if self.added is not None:
             x = x * self.embed_scale + self.added[positions]
         return x

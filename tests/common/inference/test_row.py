@@ -33,7 +33,9 @@ def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: 
     assert window_start(n_tokens, block_size) == start
 
 
-@pytest.mark.parametrize("changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 64}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 9, "ngram_dim": 8}], ids=str
+)
 @pytest.mark.parametrize(
     "config",
     [

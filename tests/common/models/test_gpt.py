@@ -31,6 +31,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"mlp": "relu"},
     {"mlp": "relu2"},
     {"ngrams": 3, "ngram_rows": 40},
+    {"ngrams": 3, "ngram_rows": 40, "ngram_dim": 7},
     {"qk_norm": False},
     {"bias": True},
     {"tied_head": False},

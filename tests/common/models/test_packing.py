@@ -22,7 +22,7 @@ SWITCHES: list[dict[str, Any]] = [
     {},
     {"positions": "learned"},
     {"positions": "sinusoidal"},
-    {"ngrams": 4, "ngram_rows": 40},
+    {"ngrams": 4, "ngram_rows": 40, "ngram_dim": 7},
     {"n_kv_head": 2},
     {"norm_first": False, "pad_vocab": 16, "head_bias": True},
     ARCHITECTURES["gpt2"],

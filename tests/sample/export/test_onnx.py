@@ -26,7 +26,7 @@ from tests.tiny import random_model
 
 MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
 SIZES: dict[str, Any] = {"block_size": 256, "n_layer": 1, "n_head": 4, "n_embd": 32}
-TINY = MODERN | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 97}
+TINY = MODERN | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 97, "ngram_dim": 7}
 POST_NORM = GPT2 | {
     "norm_first": False, "positions": "sinusoidal", "mlp": "relu", "head_bias": True,
     "n_kv_head": 1,
@@ -39,7 +39,8 @@ MORE_CASES: dict[str, dict[str, Any]] = {
     "llama": MODERN | {"qk_norm": False, "norm_eps": 1e-5},
     "arcee": TINY | {"ngrams": 0, "qk_norm": False},
     "post-norm": POST_NORM,
-    "longer n-grams": GPT2 | {"ngrams": 5, "mlp": "gelu_erf", "bias": False, "pad_vocab": 64},
+    "longer n-grams": GPT2
+    | {"ngrams": 5, "ngram_dim": 7, "mlp": "gelu_erf", "bias": False, "pad_vocab": 64},
 }
 Arrays = dict[str, npt.NDArray[Any]]
 
