@@ -33,6 +33,8 @@ def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
     """
     with safe_open(str(path), framework="pt") as file:
         found = weight.of(file.get_tensor(weight.source))
+    if not found.is_floating_point():
+        return found
     if dtype == "float16":
         check_range(weight.name, found)
     return found.to(getattr(torch, dtype)).contiguous()

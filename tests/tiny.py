@@ -8,6 +8,7 @@ import torch
 from common.dataset import DataFolder, open_data
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.models.ngram import tag_ngrams
 from common.tokenizer import GPT2_PATTERN, BytePairTokenizer, CharTokenizer, special_ids_after
 from prepare.config import PrepareConfig
 from prepare.pipeline import prepare_corpus
@@ -49,6 +50,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> GPT:
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(0.3 * noise)
+    if config.ngram_min_count and config.ngrams > 1:
+        ids = torch.randint(config.vocab_size, (2_000,), generator=generator).numpy()
+        tag_ngrams(model.wge, ids, 1)
     return model
 
 

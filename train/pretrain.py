@@ -81,8 +81,8 @@ def new_run(
     import_package(config.tracker)  # missing, it is to be said before a run is made
 
     with explain_out_of_memory("making and measuring the network"):
-        model = initial_model(shape, config, init_from).to(device.torch_device)
-        model = parallelize(model, config, device, group)
+        model = initial_model(shape, config, init_from, data.tokens("train"))
+        model = parallelize(model.to(device.torch_device), config, device, group)
         config, plan, speed = autotune(
             config, model, source, device, group, start_s=stop.clock.start,
             by_epochs=set() if init_from else PRESETS[preset].by_epochs - given,

@@ -104,7 +104,10 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     if kind == "quern":
         settings |= {
             "auto_map": AUTO_MAP,
-        } | {name: getattr(c, name) for name in ("ngrams", "ngram_rows", "ngram_dim")}
+        } | {
+            name: getattr(c, name)
+            for name in ("ngrams", "ngram_rows", "ngram_dim", "ngram_min_count")
+        }
     if kind != "gpt2":
         # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
@@ -195,4 +198,6 @@ def weights_of(c: ModelConfig) -> list[Weight]:
         if is_linear or part.startswith("ln_"):
             source = f"{here}.{'bias' if c.bias else 'weight'}"
             found.append(Weight(f"{there}.bias", source, is_zero=not c.bias))
+    if c.ngram_min_count:
+        found += [Weight(f"ngrams.{i}.tags", f"wge.{i}.tags") for i in range(c.ngrams - 1)]
     return found

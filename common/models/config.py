@@ -51,6 +51,9 @@ class ModelConfig:
         at_least=0,
     )
     ngram_rows: int = setting(1 << 15, "Rows of each of these tables.", at_least=1)
+    ngram_min_count: int = setting(
+        0, "Rows only for n-grams that the text has so often; 0: for all, shared.", at_least=0
+    )
     ngram_dim: int = setting(
         0, "Channels of these rows, which a linear map takes to --n-embd; 0: that many.", at_least=0
     )

@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 Ids = Tensor | None  # (B, T)
 # The hash is that of common/models/ngram.py in Quern: int64 products that wrap around.
-STEP, MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB
+STEP, MIX, TAG_MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB, 0x2545F4914F6CDD1D
 
 
 class QuernConfig(Qwen3Config):
@@ -23,6 +23,26 @@ class QuernConfig(Qwen3Config):
     ngrams: int = 0
     ngram_rows: int = 1
     ngram_dim: int = 0
+    ngram_min_count: int = 0
+
+
+class NgramTable(nn.Embedding):
+    """Rows for n-grams of one length; with tags, only for those whose tag their row has."""
+
+    tags: Tensor | None
+
+    def __init__(self, n_rows: int, width: int, is_tagged: bool) -> None:
+        super().__init__(n_rows, width)
+        tags = torch.full((n_rows,), -1, dtype=torch.int32) if is_tagged else None
+        self.register_buffer("tags", tags)
+
+    def forward(self, key: Tensor) -> Tensor:
+        """Return (..., width) for keys (...)."""
+        rows = (key * MIX >> 33 & 0x7FFFFFFF) % self.num_embeddings
+        found = super().forward(rows)
+        if self.tags is None:
+            return found
+        return found * (self.tags[rows] == key * TAG_MIX >> 33 & 0x7FFFFFFF).unsqueeze(-1)
 
 
 class QuernForCausalLM(Qwen3ForCausalLM):
@@ -32,10 +52,11 @@ class QuernForCausalLM(Qwen3ForCausalLM):
 
     def __init__(self, config: QuernConfig) -> None:
         super().__init__(config)
-        sizes, n = (config.ngram_rows, config.ngram_dim or config.hidden_size), config.ngrams - 1
-        self.ngrams = nn.ModuleList(nn.Embedding(*sizes) for _ in range(n))
+        n, width = config.ngrams - 1, config.ngram_dim or config.hidden_size
+        sizes = (config.ngram_rows, width, config.ngram_min_count > 0)
+        self.ngrams = nn.ModuleList(NgramTable(*sizes) for _ in range(n))
         if config.ngram_dim and n:
-            self.ngram_map = nn.Linear(n * sizes[1], config.hidden_size, bias=False)
+            self.ngram_map = nn.Linear(n * width, config.hidden_size, bias=False)
         self.post_init()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +70,7 @@ class QuernForCausalLM(Qwen3ForCausalLM):
         key, found = ids, []
         for n_before, table in enumerate(self.ngrams, start=1):
             key = key * STEP + F.pad(ids, (n_before, 0))[..., : ids.shape[-1]] + 1
-            found.append(table((key * MIX >> 33 & 0x7FFFFFFF) % self.config.ngram_rows))
+            found.append(table(key))
         if self.config.ngram_dim and found:
             found = [self.ngram_map(torch.cat(found, dim=-1))]
         for each in found:

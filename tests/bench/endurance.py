@@ -60,7 +60,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         preset, tokenizer = PRESETS["tiny"], data.tokenizer()
         shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
         config = TrainConfig(**preset.train | {"log_interval": 100})
-        model = initial_model(shape, config, None).train()
+        model = initial_model(shape, config, None, data.tokens("train")).train()
         plan = TrainPlan(
             max_steps=n_steps, batch_size=choose_batch_size(config, shape, device),
             eval_interval=n_steps, save_interval=n_steps, compile="off",

@@ -40,7 +40,7 @@ def test_what_a_network_learns_does_not_depend_on_the_threads(
         settings = preset.model_for(tokenizer.kind) | more
         shape = ModelConfig(**settings, vocab_size=tokenizer.vocab_size)
         config = preset.train_config({})
-        model = initial_model(shape, config, None)
+        model = initial_model(shape, config, None, data.tokens("train"))
         model.train()
         trainer = make_trainer(model, data, config, cpu, batch_size=8)
         for step, n_threads in enumerate(numbers):

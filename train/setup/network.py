@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from common.checkpoint import MODEL_NAME
+from common.dataset import Ids
 from common.device import Device
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
+from common.models.ngram import tag_ngrams
 from train.config import TrainConfig
 from train.distributed import fsdp
 from train.distributed.comm import ProcessGroup
@@ -18,12 +20,19 @@ from train.optim.lora import add_lora
 log = logging.getLogger(__name__)
 
 
-def initial_model(shape: ModelConfig, config: TrainConfig, init_from: Path | None) -> GPT:
-    """Return the network before its first step: drawn from the seed, or another run's."""
+def initial_model(
+    shape: ModelConfig, config: TrainConfig, init_from: Path | None, ids: Ids | None = None
+) -> GPT:
+    """Return the network before its first step: drawn from the seed, or another run's.
+
+    Of ``ids``, those to train on, tables hold the n-grams that --ngram-min-count names.
+    """
     torch.manual_seed(config.seed)
     model = GPT(shape, zero_init=config.zero_init)
     if init_from is not None:
         model.load_state_dict(load_file(init_from / MODEL_NAME))
+    elif shape.ngram_min_count and ids is not None:
+        tag_ngrams(model.wge, ids, shape.ngram_min_count)
     add_lora(model, config.lora, config.lora_alpha, config.seed)
     return model
 

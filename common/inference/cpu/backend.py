@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from common.inference.cpu import layout
@@ -22,7 +24,7 @@ from common.inference.cpu.threads import start_thread
 from common.inference.row import Logits, Position
 from common.models.config import ModelConfig
 from common.models.gpt import GPT
-from common.models.ngram import ngram_rows
+from common.models.ngram import NgramTable, ngram_keys, row_of, tag_of
 from common.thread_tuner import ThreadTuner
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,10 @@ class CpuBackend:
         """Pack ``model``, whose weights are float32; ``n_threads`` as suits its size by default."""
         self.config = model.config
         self.wte: Floats = model.wte.weight.detach().numpy()
-        self.tables: list[Floats] = [table.detach().numpy() for table in model.wge.parameters()]
+        tables = cast("list[NgramTable]", model.wge)
+        self.tables: list[tuple[Floats, npt.NDArray[np.int32] | None]] = [
+            (t.weight.detach().numpy(), None if t.tags is None else t.tags.numpy()) for t in tables
+        ]
         self.ngram_map = None if model.wgp is None else model.wgp.weight.detach().numpy()
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
@@ -59,8 +64,12 @@ class CpuBackend:
     def embed(self, recent: Ints, positions: Ints) -> Floats:
         """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
         x = self.wte[recent[:, 0]]
-        rows = ngram_rows([*recent.T], self.config.ngram_rows) if self.tables else []
-        found = [table[of_table] for table, of_table in zip(self.tables, rows, strict=True)]
+        found = []
+        for (table, tags), keys in zip(self.tables, ngram_keys([*recent.T]), strict=True):
+            rows = row_of(keys, len(table))
+            found.append(table[rows])
+            if tags is not None:
+                found[-1][tags[rows] != tag_of(keys)] = 0
         if (
             self.ngram_map is not None
         ):  # einsum: BLAS sums a row otherwise where it is beside others

@@ -28,7 +28,14 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 1, "n_head": 1, "positions": "learned", "n_inner": 1, "vocab_size": 1},
     {"n_embd": 768, "n_head": 12, "n_inner": 3072, "n_layer": 1},  # sums of several parts
     {"n_embd": 128, "n_kv_head": 2, "ngrams": 3, "ngram_rows": 40},
-    {"n_embd": 36, "n_head": 3, "ngrams": 4, "ngram_rows": 40, "ngram_dim": 7},
+    {
+        "n_embd": 36,
+        "n_head": 3,
+        "ngrams": 4,
+        "ngram_rows": 40,
+        "ngram_dim": 7,
+        "ngram_min_count": 2,
+    },
     {"n_embd": 576, "n_head": 9, "n_inner": 1537, "mlp": "relu2", "norm_first": False},
     ARCHITECTURES["gpt2"] | {"n_embd": 64, "vocab_size": 257, "mlp": "gelu_erf"},
     {"n_embd": 20, "n_head": 3, "n_kv_head": 1, "head_dim": 24, "norm_eps": 0.1, "rope_theta": 7e5},

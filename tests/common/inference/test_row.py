@@ -34,7 +34,9 @@ def test_window_start_worked_out_by_hand(block_size: int, n_tokens: int, start: 
 
 
 @pytest.mark.parametrize(
-    "changed", [*SHAPES, {"ngrams": 3, "ngram_rows": 9, "ngram_dim": 8}], ids=str
+    "changed",
+    [*SHAPES, {"ngrams": 3, "ngram_rows": 9, "ngram_dim": 8, "ngram_min_count": 2}],
+    ids=str,
 )
 @pytest.mark.parametrize(
     "config",

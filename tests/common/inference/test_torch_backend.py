@@ -34,7 +34,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"mlp": "relu"},
     {"mlp": "relu2"},
     {"ngrams": 4, "ngram_rows": 50},
-    {"ngrams": 4, "ngram_rows": 50, "ngram_dim": 7},
+    {"ngrams": 4, "ngram_rows": 50, "ngram_dim": 7, "ngram_min_count": 2},
     {"qk_norm": False},
     {"bias": True},
     {"tied_head": False},

@@ -31,7 +31,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"mlp": "relu"},
     {"mlp": "relu2"},
     {"ngrams": 3, "ngram_rows": 40},
-    {"ngrams": 3, "ngram_rows": 40, "ngram_dim": 7},
+    {"ngrams": 3, "ngram_rows": 40, "ngram_dim": 7, "ngram_min_count": 2},
     {"qk_norm": False},
     {"bias": True},
     {"tied_head": False},

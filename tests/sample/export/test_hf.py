@@ -33,7 +33,7 @@ MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
 SIZES: dict[str, Any] = {"block_size": 256, "n_layer": 2, "n_head": 4, "n_embd": 32}
 RELU2 = MODERN | {"mlp": "relu2"}
 TABLES = RELU2 | {"ngrams": 3, "ngram_rows": 97}
-NARROW = TABLES | {"ngrams": 5, "ngram_dim": 7}
+NARROW = TABLES | {"ngrams": 5, "ngram_dim": 7, "ngram_min_count": 2}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", MODERN | {"n_kv_head": 2}),
     "qwen3, large": (

@@ -26,7 +26,13 @@ from tests.tiny import random_model
 
 MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
 SIZES: dict[str, Any] = {"block_size": 256, "n_layer": 1, "n_head": 4, "n_embd": 32}
-TINY = MODERN | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 97, "ngram_dim": 7}
+TINY = MODERN | {
+    "mlp": "relu2",
+    "ngrams": 3,
+    "ngram_rows": 97,
+    "ngram_dim": 7,
+    "ngram_min_count": 2,
+}
 POST_NORM = GPT2 | {
     "norm_first": False, "positions": "sinusoidal", "mlp": "relu", "head_bias": True,
     "n_kv_head": 1,

@@ -123,7 +123,7 @@ def test_what_transformers_saved_has_its_logits_and_ids_also_exported_again(
         MODERN | {"n_kv_head": 2, "dropout": 0.1}, MODERN | {"tied_head": False, "qk_norm": False},
         GPT2, GPT2 | {"tied_head": False, "bias": False, "mlp": "relu"},
         MODERN | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 97, "ngram_dim": 7,
-        "ngram_dropout": 0.25},
+        "ngram_min_count": 2,        "ngram_dropout": 0.25},
         MODERN | {"mlp": "relu2", "qk_norm": False},
     ],
 )  # fmt: skip
