@@ -29,7 +29,8 @@ SHAPE = (
     "--save-interval 6 --log-interval 1 --device cpu --compile off --learning-rate 1e-2"
 )
 RUNS = {
-    "tiny": "--data small-char --preset tiny --ngram-rows 32",
+    "tiny": "--data small-char --preset tiny --ngrams 5 --ngram-rows 32 --ngram-dim 0 "
+    "--ngram-min-count 0",
     "modern": "--data small-bpe --preset small --architecture modern",
     "gpt2": "--data small-char --preset small --architecture gpt2 --optimizer muon",
 }

@@ -22,7 +22,8 @@ class Preset:
 
     ``prepare`` makes data that fit, with ``vocab_size`` ids or, of a published vocabulary, a few
     special ones more. Other data train as well; where their ids are characters, ``of_characters``
-    wins over ``model``. Settings in ``by_epochs`` follow the run's (setup/regularization.py).
+    wins over ``model``. Tables of n-grams have ``ngram_rows`` at most, in proportion to the text.
+    Settings in ``by_epochs`` follow the run's (setup/regularization.py).
     """
 
     meaning: str
@@ -33,9 +34,13 @@ class Preset:
     of_characters: dict[str, Any] = field(default_factory=dict)
     by_epochs: frozenset[str] = frozenset()
 
-    def model_for(self, kind: str) -> dict[str, Any]:
-        """Return the settings of the network for ids of this kind of tokenizer."""
-        return self.model | (self.of_characters if kind == "char" else {})
+    def model_for(self, kind: str, n_tokens: int) -> dict[str, Any]:
+        """Return the settings of the network for so many tokens of this kind of tokenizer."""
+        model = self.model | (self.of_characters if kind == "char" else {})
+        if "ngram_rows" in model:  # one for some five tokens, a power of two
+            rows = 1 << max(LEAST_ROWS_BITS, (n_tokens // TOKENS_A_ROW).bit_length())
+            model["ngram_rows"] = min(model["ngram_rows"], rows)
+        return model
 
     def train_config(self, options: dict[str, Any]) -> TrainConfig:
         """Return its settings with ``options`` in their place."""
@@ -43,6 +48,9 @@ class Preset:
         if set(LENGTHS) & set(options):  # a length given takes the place of the preset's own
             settings = {name: value for name, value in settings.items() if name not in LENGTHS}
         return TrainConfig(**settings | options)
+
+
+TOKENS_A_ROW, LEAST_ROWS_BITS = 8, 10
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, block_size: int) -> dict[str, Any]:
@@ -96,8 +104,9 @@ PRESETS = {
         meaning="A CPU, some minutes.",
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"mlp": "relu2", "ngrams": 3, "ngram_rows": 1 << 15},
-        of_characters={"ngrams": 5},  # they are shorter
+        | {"mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
+        | {"ngram_dim": 32, "ngram_min_count": 2},
+        of_characters={"ngrams": 8},  # they are shorter
         train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
@@ -209,14 +218,22 @@ PRESETS = {
 AUTO = ("tiny", "tiny-portable", "small")
 _AUTO = [PRESETS[name] for name in AUTO]
 DECIDED = {name for each in _AUTO for name in (*each.model, *each.train, *each.by_epochs)}
+LARGER: dict[str, Any] = _shape(4, 4, 256, 256) | {"attention": "manual"}
+LARGER_MINUTES = 20
 MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 
 
-def auto_preset(device: str, vocab_size: int) -> str:
-    """Return which preset auto is, on this type of device and for a vocabulary of this size."""
+def auto_preset(
+    device: str, vocab_size: int, options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return which preset auto is, on this type of device and for a vocabulary of this size.
+
+    And sizes in place of its own, where --minutes among the ``options`` leave time for more.
+    """
     if device != "cpu":
-        return "small"
-    return "tiny" if vocab_size < MANY_IDS else "tiny-portable"
+        return "small", {}
+    name = "tiny" if vocab_size < MANY_IDS else "tiny-portable"
+    return name, LARGER if (options.get("minutes") or 0) >= LARGER_MINUTES else {}
 
 
 # What fine-tuning takes over from the run it begins with: by what it learned, but for what hangs on

@@ -65,13 +65,13 @@ def new_run(
 ) -> int | None:
     """Train a network from new weights or a checkpoint's; return the signal that stopped it."""
     device, data = choose_device(device_name), open_data(data_path)
-    tokenizer = data.tokenizer()
+    tokenizer, sizes = data.tokenizer(), dict[str, Any]()
     if preset == "auto":
-        preset = auto_preset(device.torch_device.type, tokenizer.vocab_size)
+        preset, sizes = auto_preset(device.torch_device.type, tokenizer.vocab_size, train_options)
     config, given = PRESETS[preset].train_config(train_options), {*model_options, *train_options}
     if init_from is None:
-        chosen = PRESETS[preset].model_for(tokenizer.kind) | model_options
-        shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
+        chosen = PRESETS[preset].model_for(tokenizer.kind, data.n_tokens("train"))
+        shape = ModelConfig(**chosen | sizes | model_options, vocab_size=tokenizer.vocab_size)
     else:
         shape = shape_of(init_from, data, model_options)
     check_sizes(data, shape.block_size)

@@ -58,7 +58,8 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
         )  # fmt: skip
         data, device = open_data(folder / "data"), choose_device("cpu")
         preset, tokenizer = PRESETS["tiny"], data.tokenizer()
-        shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
+        chosen = preset.model_for(tokenizer.kind, data.n_tokens("train"))
+        shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
         config = TrainConfig(**preset.train | {"log_interval": 100})
         model = initial_model(shape, config, None, data.tokens("train")).train()
         plan = TrainPlan(

@@ -221,6 +221,9 @@ def assert_same_to_rounding(run: Path, other: Path) -> None:
             value = expected.get(key)
             assert line.get(key) == (value and pytest.approx(value, rel=1e-3)), line["step"]
     for name, tensor in weights(run).items():
+        if not tensor.is_floating_point():  # tags of n-grams
+            assert tensor.equal(weights(other)[name])
+            continue
         # not by element: AdamW and Muon make full steps of gradients that are but rounding
         distance = (tensor - weights(other)[name]).norm() / tensor.norm()
         assert distance < 0.05, name

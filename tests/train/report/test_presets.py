@@ -78,7 +78,7 @@ def test_gpt_40k_has_the_parameters_that_it_prints_and_biases_of_queries_keys_va
 @pytest.mark.parametrize("tokenizer", ["bpe", "char"])
 def test_tiny_portable_is_a_network_of_transformers_and_llama_cpp(tokenizer: str) -> None:
     preset = PRESETS["tiny-portable"]
-    c = ModelConfig(**preset.model_for(tokenizer), vocab_size=preset.vocab_size)
+    c = ModelConfig(**preset.model_for(tokenizer, 1 << 20), vocab_size=preset.vocab_size)
     assert check_stock(c) in NETWORKS  # llama.cpp's
     said = config_json(c)
     assert "auto_map" not in said  # no code of ours
@@ -185,7 +185,8 @@ def long_data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
 @pytest.mark.parametrize("name", SLOW)
 def test_every_preset_takes_ten_steps(name: str, long_data: DataFolder, cpu: Device) -> None:
     preset, tokenizer = PRESETS[name], long_data.tokenizer()
-    shape = ModelConfig(**preset.model_for(tokenizer.kind), vocab_size=tokenizer.vocab_size)
+    chosen = preset.model_for(tokenizer.kind, long_data.n_tokens("train"))
+    shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)
     shape = replace(shape, n_layer=FEWER_LAYERS.get(name, shape.n_layer))
     settings: dict[str, Any] = {k: v for k, v in preset.train.items() if k not in LENGTHS}
     torch.manual_seed(1)
@@ -224,7 +225,7 @@ def test_a_preset_by_name_says_all_that_a_run_would_have() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "given", "n_grams"), [("char", {}, 5), ("bpe", {}, 3), ("char", {"ngrams": 2}, 2)]
+    ("tokenizer", "given", "n_grams"), [("char", {}, 8), ("bpe", {}, 5), ("char", {"ngrams": 2}, 2)]
 )
 def test_of_characters_tiny_looks_up_longer_n_grams(
     tokenizer: str, given: dict[str, Any], n_grams: int, tmp_path: Path
@@ -234,8 +235,8 @@ def test_of_characters_tiny_looks_up_longer_n_grams(
     shape = json.loads((run / "config.json").read_bytes())["model"]
     assert (shape["ngrams"], shape["ngram_rows"]) == (n_grams, 8)
     said = CliRunner().invoke(main, ["presets", "tiny"]).output.splitlines()
-    assert "* --ngrams 3" in said
-    assert "* --ngrams 5 where the ids of the data are characters" in said
+    assert "* --ngrams 5" in said
+    assert "* --ngrams 8 where the ids of the data are characters" in said
 
 
 def test_a_preset_says_its_length_as_it_sets_it() -> None:
@@ -254,16 +255,27 @@ def test_help_names_what_auto_decides_by_the_presets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "vocab_size", "preset"),
+    ("device", "vocab_size", "minutes", "preset", "n_layer"),
     [
-        ("cpu", 2_053, "tiny"),
-        ("cpu", 8_197, "tiny-portable"),
-        ("cpu", 50_261, "tiny-portable"),
-        ("cuda", 2_053, "small"),
-        ("mps", 8_197, "small"),
+        ("cpu", 2_053, None, "tiny", None),
+        ("cpu", 2_053, 5.0, "tiny", None),
+        ("cpu", 2_053, 60.0, "tiny", 4),
+        ("cpu", 8_197, None, "tiny-portable", None),
+        ("cpu", 50_261, 60.0, "tiny-portable", 4),
+        ("cuda", 2_053, None, "small", None),
+        ("mps", 8_197, 60.0, "small", None),
     ],
 )
-def test_auto_is_told_by_the_device_and_the_vocabulary(
-    device: str, vocab_size: int, preset: str
+def test_auto_is_told_by_the_device_the_vocabulary_and_the_time(
+    device: str, vocab_size: int, minutes: float | None, preset: str, n_layer: int | None
 ) -> None:
-    assert auto_preset(device, vocab_size) == preset
+    name, sizes = auto_preset(device, vocab_size, {"minutes": minutes})
+    assert (name, sizes.get("n_layer")) == (preset, n_layer)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "rows"), [(0, 1 << 10), (600_000, 1 << 17), (1 << 40, 1 << 19)]
+)
+def test_tables_have_rows_in_proportion_to_the_text(n_tokens: int, rows: int) -> None:
+    assert PRESETS["tiny"].model_for("bpe", n_tokens)["ngram_rows"] == rows
+    assert PRESETS["tiny"].model["ngram_rows"] == 1 << 19
