@@ -37,7 +37,7 @@ class Preset:
     def model_for(self, kind: str, n_tokens: int) -> dict[str, Any]:
         """Return the settings of the network for so many tokens of this kind of tokenizer."""
         model = self.model | (self.of_characters if kind == "char" else {})
-        if "ngram_rows" in model:  # one for some five tokens, a power of two
+        if "ngram_rows" in model:  # a power of two: one for four to eight tokens
             rows = 1 << max(LEAST_ROWS_BITS, (n_tokens // TOKENS_A_ROW).bit_length())
             model["ngram_rows"] = min(model["ngram_rows"], rows)
         return model
@@ -104,10 +104,10 @@ PRESETS = {
         meaning="A CPU, some minutes.",
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
+        | {"tied_head": False, "mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
         | {"ngram_dim": 32, "ngram_min_count": 2},
         of_characters={"ngrams": 8},  # they are shorter
-        train=TINY | {"table_lr": 2e-2},
+        train=TINY | {"table_lr": 2e-2, "tokens_per_step": 2_048, "batch_size": 16},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
         by_epochs=frozenset({"dropout", "ngram_dropout", "weight_decay"}),

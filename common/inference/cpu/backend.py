@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from common.inference.cpu import layout
@@ -46,9 +45,9 @@ class CpuBackend:
         self.config = model.config
         self.wte: Floats = model.wte.weight.detach().numpy()
         tables = cast("list[NgramTable]", model.wge)
-        self.tables: list[tuple[Floats, npt.NDArray[np.int32] | None]] = [
-            (t.weight.detach().numpy(), None if t.tags is None else t.tags.numpy()) for t in tables
-        ]
+        self.tables: list[Floats] = [t.weight.detach().numpy() for t in tables]
+        tags = [t.tags.numpy() for t in tables if t.tags is not None]
+        self.tags = np.stack(tags) if tags else None  # (tables, rows)
         self.ngram_map = None if model.wgp is None else model.wgp.weight.detach().numpy()
         added = model.added_positions
         self.added: Floats | None = None if added is None else added.detach().numpy()
@@ -64,21 +63,25 @@ class CpuBackend:
     def embed(self, recent: Ints, positions: Ints) -> Floats:
         """Return (B, C) for ids and those before them, (B, n_recent), at ``positions`` (B,)."""
         x = self.wte[recent[:, 0]]
-        found = []
-        for (table, tags), keys in zip(self.tables, ngram_keys([*recent.T]), strict=True):
-            rows = row_of(keys, len(table))
-            found.append(table[rows])
-            if tags is not None:
-                found[-1][tags[rows] != tag_of(keys)] = 0
-        if (
-            self.ngram_map is not None
-        ):  # einsum: BLAS sums a row otherwise where it is beside others
-            found = [np.einsum("bi,ci->bc", np.concatenate(found, axis=1), self.ngram_map)]
-        for each in found:
-            x += each
+        if self.tables:
+            for each in self._embed_ngrams(np.array(ngram_keys([*recent.T]))):
+                x += each
         if self.added is not None:
             x = x * self.embed_scale + self.added[positions]
         return x
+
+    def _embed_ngrams(self, keys: Ints) -> list[Floats]:
+        """Return what is added, (B, C) each, for n-grams (tables, B): few calls, all tables'."""
+        rows = row_of(keys, self.config.ngram_rows)
+        found = [table[of_table] for table, of_table in zip(self.tables, rows, strict=True)]
+        if self.tags is not None:
+            known = self.tags[np.arange(len(rows))[:, None], rows] == tag_of(keys)
+            for each, of_table in zip(found, known, strict=True):
+                each *= of_table[:, None]
+        if self.ngram_map is None:
+            return found
+        # einsum, as BLAS sums a row otherwise where it is beside others
+        return [np.einsum("bi,ci->bc", np.concatenate(found, axis=1), self.ngram_map)]
 
 
 class CpuKVCache:
