@@ -106,7 +106,8 @@ PRESETS = {
         | _shape(2, 2, 128, 128)
         | {"tied_head": False, "mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
         | {"ngram_dim": 32, "ngram_min_count": 2},
-        of_characters={"ngrams": 8},  # they are shorter
+        # few pairs, triples ... of characters are met only once
+        of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0},
         train=TINY | {"table_lr": 2e-2, "tokens_per_step": 2_048, "batch_size": 16},
         prepare="--tokenizer bpe",
         vocab_size=2_053,

@@ -127,5 +127,5 @@ def measure(name: str, source: Path, tokenizer: str, target: float | None, n_ste
 
 def main() -> None:
     """Print both tables."""
-    measure("tinyshakespeare", SHARED / "tinyshakespeare.txt", "char", NANOGPT_LOSS, 150)
-    measure("wikitext-2", SHARED / "wikitext-2", "bpe", None, 320)
+    measure("tinyshakespeare", SHARED / "tinyshakespeare.txt", "char", NANOGPT_LOSS, 40)
+    measure("wikitext-2", SHARED / "wikitext-2", "bpe", None, 108)

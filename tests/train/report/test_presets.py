@@ -225,18 +225,20 @@ def test_a_preset_by_name_says_all_that_a_run_would_have() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "given", "n_grams"), [("char", {}, 8), ("bpe", {}, 5), ("char", {"ngrams": 2}, 2)]
+    ("tokenizer", "given", "n_grams", "min_count"),
+    [("char", {}, 5, 0), ("bpe", {}, 5, 2), ("char", {"ngrams": 2}, 2, 0)],
 )
-def test_of_characters_tiny_looks_up_longer_n_grams(
-    tokenizer: str, given: dict[str, Any], n_grams: int, tmp_path: Path
+def test_of_characters_tiny_looks_up_all_n_grams(
+    tokenizer: str, given: dict[str, Any], n_grams: int, min_count: int, tmp_path: Path
 ) -> None:
     data = prepare_text(words(500), tmp_path, tokenizer)
     run = pretrain(data.path, tmp_path, max_steps=1, ngram_rows=8, **given)
     shape = json.loads((run / "config.json").read_bytes())["model"]
-    assert (shape["ngrams"], shape["ngram_rows"]) == (n_grams, 8)
+    found = (shape["ngrams"], shape["ngram_rows"], shape["ngram_min_count"])
+    assert found == (n_grams, 8, min_count)
     said = CliRunner().invoke(main, ["presets", "tiny"]).output.splitlines()
     assert "* --ngrams 5" in said
-    assert "* --ngrams 8 where the ids of the data are characters" in said
+    assert "* --ngram-min-count 0 where the ids of the data are characters" in said
 
 
 def test_a_preset_says_its_length_as_it_sets_it() -> None:
