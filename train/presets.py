@@ -67,7 +67,7 @@ TINY = {
     "optimizer": "muon", "grad_clip": 0.0, "zero_init": True,
     "learning_rate": 1e-2, "matrix_lr": 6e-3,
     "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
-    "minutes": 5.0, "tokens_per_step": 1_024, "log_interval": 100,
+    "minutes": 5.0, "tokens_per_step": 2_048, "batch_size": 16, "log_interval": 100,
 }  # fmt: skip
 # AdamW as PyTorch has it, at one rate: how small systems are often trained
 PLAIN_ADAMW = {
@@ -108,7 +108,7 @@ PRESETS = {
         | {"ngram_dim": 32, "ngram_min_count": 2},
         # few pairs, triples ... of characters are met only once
         of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0},
-        train=TINY | {"table_lr": 2e-2, "tokens_per_step": 2_048, "batch_size": 16},
+        train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
         by_epochs=frozenset({"dropout", "ngram_dropout", "weight_decay"}),
