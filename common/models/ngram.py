@@ -100,7 +100,7 @@ def embed_ngrams(
 
 
 def tag_ngrams(tables: nn.ModuleList, ids: npt.NDArray[Any], min_count: int) -> None:
-    """Give rows to the n-grams that stand in ``ids`` (N,) so often, above others the frequent ones.
+    """Give free rows to the n-grams that stand in ``ids`` (N,) so often, the frequent ones first.
 
     Those of a text met once would only be learned by heart. Of a long text stretches of
     MOST_COUNTED ids in all are counted, evenly spread.
@@ -109,7 +109,7 @@ def tag_ngrams(tables: nn.ModuleList, ids: npt.NDArray[Any], min_count: int) -> 
     stretches = np.array_split(ids, n_stretches)
     ids = np.concatenate([s[: MOST_COUNTED // n_stretches] for s in stretches]).astype(np.int64)
     n = len(tables) + 1
-    recent = [ids[n - 1 - j : len(ids) - j] for j in range(n)]
+    recent = [ids[n - 1 - j :][: max(0, len(ids) - n + 1)] for j in range(n)]
     for table, keys in zip(cast("list[NgramTable]", tables), ngram_keys(recent), strict=True):
         unique, counts = np.unique(keys, return_counts=True)
         by_count = np.argsort(counts, kind="stable")
@@ -117,4 +117,5 @@ def tag_ngrams(tables: nn.ModuleList, ids: npt.NDArray[Any], min_count: int) -> 
         assert table.tags is not None
         tags = np.full(table.num_embeddings, NO_TAG, np.int32)
         tags[row_of(often, len(tags))] = tag_of(often)  # of those with the same row the last stays
-        table.tags.copy_(torch.from_numpy(tags))
+        is_free = table.tags == NO_TAG
+        table.tags[is_free] = torch.from_numpy(tags).to(table.tags.device)[is_free]

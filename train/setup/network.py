@@ -25,13 +25,14 @@ def initial_model(
 ) -> GPT:
     """Return the network before its first step: drawn from the seed, or another run's.
 
-    Of ``ids``, those to train on, tables hold the n-grams that --ngram-min-count names.
+    Of ``ids``, those to train on, tables hold the n-grams that --ngram-min-count names, beside
+    another run's.
     """
     torch.manual_seed(config.seed)
     model = GPT(shape, zero_init=config.zero_init)
     if init_from is not None:
         model.load_state_dict(load_file(init_from / MODEL_NAME))
-    elif shape.ngram_min_count and ids is not None:
+    if shape.ngram_min_count and ids is not None:
         tag_ngrams(model.wge, ids, shape.ngram_min_count)
     add_lora(model, config.lora, config.lora_alpha, config.seed)
     return model

@@ -1,6 +1,6 @@
 from collections import Counter
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -95,5 +95,19 @@ def test_those_that_the_text_has_often_enough_have_rows_the_most_frequent_first(
                 assert has_row[i] == (count >= 3)
             assert not has_row[i] or count == most[int(row_of(keys[i], n_rows))]
         assert sum(has_row) > 50
-    tag_ngrams(made, ids, 3_001)
-    assert all(tag == NO_TAG for table in tables for tag in cast("Tensor", table.tags)[:99])
+    # of another text only those that find a free row have one; what had a row keeps it
+    before = [cast("Tensor", table.tags).clone() for table in tables]
+    tag_ngrams(made, ids[::-1].copy(), 1)
+    for table, tags in zip(tables, before, strict=True):
+        added = (tags == NO_TAG) & (table.tags != NO_TAG)
+        assert torch.equal(cast("Tensor", table.tags)[~added], tags[~added])
+        assert bool(added.any()) == bool((tags == NO_TAG).any())
+
+
+# shorter than the longest n-gram, and one whose n-grams all come once
+@pytest.mark.parametrize("n", [3, 40])
+def test_of_a_short_text_no_n_gram_has_a_row(n: int) -> None:
+    shape = ModelConfig(vocab_size=50, ngrams=5, ngram_rows=64, ngram_dim=2, ngram_min_count=2)
+    tables, _ = make_tables(shape)
+    tag_ngrams(tables, np.arange(n, dtype=np.uint16), 2)
+    assert all((table.tags == NO_TAG).all() for table in cast("list[Any]", tables))
