@@ -17,7 +17,7 @@ SMALL = gpu.Sizes(
     n_copied=1 << 16,
     repeats=1,
     compile=False,
-    recipe=("--preset", "tiny", "--max-steps", "2", "--eval-interval", "2"),
+    recipe=("--preset", "tiny", "--tokens-per-step", "512", "--max-steps", "1"),
 )
 
 
