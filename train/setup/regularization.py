@@ -13,7 +13,7 @@ import numpy as np
 # 14, and looked at once at 30 (tests/bench/RECIPE.md).
 EPOCHS = (0, 2, 4, 9, 12, 26)
 BY_EPOCHS = {
-    "ngram_dropout": (0.0, 0.25, 0.25, 0.5, 0.6, 0.75),
+    "ngram_dropout": (0.0, 0.25, 0.45, 0.5, 0.6, 0.75),
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.12, 0.2),
     "weight_decay": (0.1, 0.1, 0.1, 0.1, 1.0, 1.0),
 }
