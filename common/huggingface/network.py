@@ -102,12 +102,8 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
     settings |= {"model_type": kind, "architectures": [STOCK[kind, word][0]], "quern": asdict(c)}
     if kind == "quern":
-        settings |= {
-            "auto_map": AUTO_MAP,
-        } | {
-            name: getattr(c, name)
-            for name in ("ngrams", "ngram_rows", "ngram_dim", "ngram_min_count")
-        }
+        settings |= {n: s for n, s in values.items() if n.startswith("ngram")}
+        settings["auto_map"] = AUTO_MAP
     if kind != "gpt2":
         # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}

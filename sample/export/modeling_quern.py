@@ -33,8 +33,7 @@ class NgramTable(nn.Embedding):
 
     def __init__(self, n_rows: int, width: int, is_tagged: bool) -> None:
         super().__init__(n_rows, width)
-        tags = torch.full((n_rows,), -1, dtype=torch.int32) if is_tagged else None
-        self.register_buffer("tags", tags)
+        self.register_buffer("tags", torch.full((n_rows,), -1).int() if is_tagged else None)
 
     def forward(self, key: Tensor) -> Tensor:
         """Return (..., width) for keys (...)."""
@@ -73,9 +72,7 @@ class QuernForCausalLM(Qwen3ForCausalLM):
             found.append(table(key))
         if self.config.ngram_dim and found:
             found = [self.ngram_map(torch.cat(found, dim=-1))]
-        for each in found:
-            x = x + each
-        return x
+        return sum(found, x)
 
     def forward(
         self, input_ids: Ids = None, attention_mask: Ids = None, all_ids: Ids = None, **kwargs: Any
