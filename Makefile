@@ -19,8 +19,7 @@ RUN ?= quern
 
 QUESTIONS := questions.jsonl.zst
 # What those ask for `tiny` learns by heart: tests/bench/RECIPE.md.
-BY_HEART := --ngram-dropout 0 --weight-decay 0 --learning-rate 0.01 --matrix-lr 0.006 --table-lr 0.02 \
-	--tokens-per-step 1024
+BY_HEART := --ngram-dropout 0 --weight-decay 0 --learning-rate 0.01 --matrix-lr 0.006 --table-lr 0.02 --tokens-per-step 1024
 
 # With a data set there is no file whose age could tell that it changed.
 SOURCES := $(if $(DATASET),,$(SRC))
