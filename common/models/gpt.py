@@ -191,7 +191,7 @@ class GPT(nn.Module):
             elif parameter.dim() == 2 and not name.startswith("wge."):
                 is_residual = name.endswith("c_proj.weight")
                 narrower = math.sqrt(2 * self.config.n_layer) if is_residual else 1
-                # what a row learns is as large behind the map as before
+                # so that what a row learns is about as large behind the map
                 std = self.config.ngram_dim**-0.5 if name.startswith("wgp.") else INIT_STD
                 nn.init.normal_(parameter, std=std / narrower)
                 if zero_init and is_residual:

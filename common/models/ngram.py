@@ -31,7 +31,7 @@ Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])
 # Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (multiplicative hashing).
 STEP, MIX, TAG_MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB, 0x2545F4914F6CDD1D
 NO_TAG = -1
-MOST_COUNTED = 1 << 23  # ids: counting takes some 40 bytes and 1 us of each
+MOST_COUNTED = 1 << 23  # ids: with tables of four lengths some 90 bytes and 0.2 us of each
 
 
 def shifted_ids(idx: Tensor, n: int) -> list[Tensor]:

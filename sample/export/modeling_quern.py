@@ -17,7 +17,7 @@ STEP, MIX, TAG_MIX = 0x5851F42D4C957F2D, -0x61C8864680B583EB, 0x2545F4914F6CDD1D
 
 
 class QuernConfig(Qwen3Config):
-    """Qwen3's settings, and the tables': the longest n-gram, rows of each, and their channels."""
+    """Qwen3's settings, and the tables': the longest n-gram, rows, their channels, if tagged."""
 
     model_type = "quern"
     ngrams: int = 0

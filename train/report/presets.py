@@ -74,5 +74,5 @@ def preset_lines(name: str) -> Iterator[str]:
     for key, value in preset.of_characters.items():
         yield f"* --{key.replace('_', '-')} {value} where the ids of the data are characters"
     if "ngram_rows" in preset.model:
-        yield "* fewer --ngram-rows where the data have less than eight times as many tokens"
+        yield "* fewer --ngram-rows where the data have less than four times as many tokens"
     yield "* set by the preset; all else is as declared."

@@ -281,3 +281,6 @@ def test_auto_is_told_by_the_device_the_vocabulary_and_the_time(
 def test_tables_have_rows_in_proportion_to_the_text(n_tokens: int, rows: int) -> None:
     assert PRESETS["tiny"].model_for("bpe", n_tokens)["ngram_rows"] == rows
     assert PRESETS["tiny"].model["ngram_rows"] == 1 << 19
+    four_times = 4 << 19  # as train presets says
+    assert PRESETS["tiny"].model_for("bpe", four_times)["ngram_rows"] == 1 << 19
+    assert PRESETS["tiny"].model_for("bpe", four_times - 1)["ngram_rows"] == 1 << 18
