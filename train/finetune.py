@@ -16,9 +16,9 @@ from train.presets import LORA_HIGHER, LOWER, PRESETS, RATES, TAKEN_OVER, TUNED,
 from train.setup.checks import check_sizes, check_vocabulary
 from train.setup.regularization import regularization
 
-# Where dropouts and weight decay follow the epochs, fine-tuning takes those of so many, its own by
-# default: --patience ends what begins to learn by heart, and the run before read another text.
-FEW_EPOCHS = 3.0
+# Where dropouts and weight decay follow the epochs, fine-tuning takes those of so many, by which
+# its rates were chosen: --patience ends what begins to learn by heart.
+FEW_EPOCHS = 2.0
 
 
 def finetune_options(

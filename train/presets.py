@@ -257,7 +257,7 @@ TUNED = {"finetune": FINETUNE, "preference": FINETUNE | {"epochs": 1.0}}
 WITHOUT: dict[str, dict[str, Any]] = {
     "finetune": {}, "preference": {"dropout": 0.0, "ngram_dropout": 0.0}
 }  # fmt: skip
-THE_RUNS = "the run's, of tiny as for 3 epochs"
+THE_RUNS = "the run's, of tiny as for 2 epochs"
 SHOWN = {
     command: dict.fromkeys(TAKEN_OVER, "the run's")
     | {"weight_decay": THE_RUNS}

@@ -89,7 +89,7 @@ def test_it_begins_with_the_runs_weights_and_lower_rates_and_answers(
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
         for folder in (run, place / "runs" / "base")
     )
-    # the run's own followed its epochs; these are of three
+    # the run's own followed its epochs; these are of two
     assert settings["model"] == before["model"] | {"dropout": 0.0, "ngram_dropout": 0.25}
     assert Path(settings["init_from"]) == newest_valid(place / "runs" / "base", "best")
     assert settings["base_data"] == before["data"]
