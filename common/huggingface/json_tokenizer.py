@@ -29,7 +29,6 @@ def _byte_characters() -> list[str]:
 CHARACTERS = _byte_characters()
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 FALLBACK = {f"<0x{byte:02X}>": byte for byte in range(256)}
-BLANK = "\u2581"  # SentencePiece's
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,7 @@ class JsonTokenizer:
     file_content: bytes
     special_tokens: dict[str, int]
 
-    kind = "tokenizers"
-    name = "imported"
-    file_name = "tokenizer.json"
+    kind, name, file_name = "tokenizers", "imported", "tokenizer.json"
 
     @cached_property
     def library(self) -> "tokenizers.Tokenizer":
@@ -76,7 +73,7 @@ class JsonTokenizer:
             if all(part in byte_of for part in parts):
                 table[idx] = bytes(byte_of[part] for part in parts)
             else:
-                table[idx] = token.replace(BLANK, " ").encode()
+                table[idx] = token.replace("\u2581", " ").encode()  # SentencePiece's blank
         return table
 
     def encode(self, text: str) -> list[int]:

@@ -19,8 +19,7 @@ from common.settings import from_dict
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG_NAME, CODE = "config.json", "modeling_quern"
-CODE_NAME = f"{CODE}.py"
+CONFIG_NAME, CODE, CODE_NAME = "config.json", "modeling_quern", "modeling_quern.py"
 AUTO_MAP = {"AutoConfig": f"{CODE}.QuernConfig", "AutoModelForCausalLM": f"{CODE}.QuernForCausalLM"}
 NAMES = {  # theirs in config.json for ours, by --norm
     "layernorm": {

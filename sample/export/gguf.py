@@ -71,8 +71,7 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
                 number = _type(name, values.shape, most)
                 if number.name not in ("F32", "BF16"):  # float16, also as the scale of a block
                     check_range(name, values)
-                quantized = gguf.quantize(values.numpy(), number)
-                writer.add_tensor(name, quantized, raw_dtype=number)
+                writer.add_tensor(name, gguf.quantize(values.numpy(), number), raw_dtype=number)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()

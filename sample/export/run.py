@@ -6,12 +6,15 @@ Source: https://huggingface.co/docs/hub/model-cards
 """
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, save_torch_state_dict
+import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import split_state_dict_into_shards_factory as split_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
 
 from common.chat_format import END_OF_MESSAGE, TEMPLATE_NAME, end_ids
 from common.checkpoint import MODEL_NAME, Checkpoint, load_checkpoint, newest_valid
@@ -27,8 +30,6 @@ from sample.loaded_model import RunInfo, describe_run, undertrained_warning
 from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, read_tensors
 
 SUFFIXES = {"weights": SUFFIX, "gguf": gguf.SUFFIX}  # of formats that are one file
-ONE_FILE = 1 << 62  # more bytes than there are
-CARD = Path(__file__).with_name("card.md")
 MOST_LOSSES = 12  # lines of its table
 OTHER_DTYPES = {"gguf": gguf.DTYPES, "onnx": ("float32",)}
 
@@ -54,8 +55,7 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     make_folder(out.parent)
     write = {"hf": write_folder, "gguf": gguf.write_gguf, "onnx": write_onnx}.get(to, write_weights)
     with explained(f"{out}: cannot be written"):
-        said = write(loaded, info, out, dtype)
-    return f"{out}: {dtype}, of {folder}. {said}"
+        return f"{out}: {dtype}, of {folder}. {write(loaded, info, out, dtype)}"
 
 
 def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
@@ -70,8 +70,7 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
     weights = [network.Weight(name, name) for name in loaded.model.state_dict()]
     tensors = read_tensors(info.folder / MODEL_NAME, weights, dtype)
     with whole_folder(path, only=MODEL_NAME) as folder:
-        metadata = {METADATA_KEY: json.dumps(said)}
-        save_torch_state_dict(tensors, folder, max_shard_size=ONE_FILE, metadata=metadata)
+        save_file(tensors, folder / MODEL_NAME, {"format": "pt", METADATA_KEY: json.dumps(said)})
     return f"Talk to it: python -m sample chat {path}"
 
 
@@ -91,16 +90,29 @@ def write_folder(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> s
     kind = settings["architectures"][0]
     source, weights = info.folder / MODEL_NAME, network.weights_of(info.config)
     with whole_folder(path) as folder:
-        # into several files beyond 5 GB; no name keeps in memory what is written
-        save_torch_state_dict(read_tensors(source, weights, dtype), folder)
+        # no name keeps in memory what is written
+        write_shards(read_tensors(source, weights, dtype), folder)
         write_settings(loaded, folder, settings, dtype)
         if info.config.ngrams:
             code = Path(__file__).with_name(network.CODE_NAME).read_text("utf-8")
             write_text(folder / network.CODE_NAME, code)
-        said = model_card(info, kind, loaded.tokenizer.special_tokens, path.name)
-        write_text(folder / "README.md", said)
+        write_text(folder / "README.md", model_card(loaded, info, kind, path.name))
     code = f" Load it with trust_remote_code=True, which runs {path / network.CODE_NAME}."
     return f"Network: {kind}.{code if info.config.ngrams else ''}"
+
+
+def write_shards(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write model.safetensors or, beyond 5 GB, several files and which tensor is in which.
+
+    Hugging Face's own save_torch_state_dict imports PyTorch's DTensor: 43 MB more.
+    """
+    names = MODEL_NAME.replace(".", "{suffix}.")
+    split = split_into_shards(tensors, get_storage_size=lambda t: t.nbytes, filename_pattern=names)
+    for name, within in split.filename_to_tensors.items():
+        save_file({each: tensors[each] for each in within}, folder / name, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{MODEL_NAME}.index.json", index)
 
 
 def write_settings(loaded: Checkpoint, folder: Path, settings: dict[str, Any], dtype: str) -> None:
@@ -123,18 +135,18 @@ def write_settings(loaded: Checkpoint, folder: Path, settings: dict[str, Any], d
         write_text(folder / TEMPLATE_NAME, template)
 
 
-def model_card(info: RunInfo, kind: str, special: Iterable[str], folder: str) -> str:
+def model_card(loaded: Checkpoint, info: RunInfo, kind: str, folder: str) -> str:
     """Return README.md of a run that is exported to ``folder`` as a network of class ``kind``."""
     settings = read_json(info.folder.parent / CONFIG_NAME)
     metrics = read_metrics(info.folder.parent)
     losses = [m for m in metrics if m.get("val_loss") is not None and m["step"] <= info.step]
     card = ModelCard.from_template(
         ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["quern"]),
-        template_path=str(CARD),
+        template_path=str(Path(__file__).with_name("card.md")),
         info=info,
         kind=kind,
         folder=folder,
-        special=special,
+        special=loaded.tokenizer.special_tokens,
         warning=undertrained_warning(info),
         run=settings,
         # the context is the end of learned positions

@@ -181,7 +181,7 @@ def _read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if names := get_unsafe_globals_in_checkpoint(path):
         raise ValueError(f"it names {', '.join(names)}, which would run, and was not run")
     saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    args = {name: saved["model_args"][name] for name in (*SIZES, "bias")}
+    args = {name: saved["model_args"][name] for name in (*SIZES, "bias")} | {"mlp": "gelu_erf"}
     weights = {
         name.removeprefix("_orig_mod.").removeprefix("transformer."): tensor.float()
         for name, tensor in saved["model"].items()
@@ -190,8 +190,7 @@ def _read_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     # the embedding once more, unless somebody changed that
     if is_tied := torch.equal(weights["lm_head.weight"], weights["wte.weight"]):
         del weights["lm_head.weight"]
-    args |= {"tied_head": is_tied, "mlp": "gelu_erf"}
-    return ModelConfig(**ARCHITECTURES["gpt2"] | args), weights
+    return ModelConfig(**ARCHITECTURES["gpt2"] | args | {"tied_head": is_tied}), weights
 
 
 def _read_llmc(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

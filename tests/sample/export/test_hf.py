@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -219,8 +219,8 @@ def test_large_networks_are_divided_into_several_files(
 ) -> None:
     model = a_model(**MODERN)
     make_run(tmp_path / "runs", model, BYTES)
-    small = partial(save_torch_state_dict, max_shard_size=20_000)
-    monkeypatch.setattr(export, "save_torch_state_dict", small)
+    small = partial(split_state_dict_into_shards_factory, max_shard_size=20_000)
+    monkeypatch.setattr(export, "split_into_shards", small)
     export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 3

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,18 +24,23 @@ OUT = {"hf": "out", "weights": "out.safetensors", "gguf": "out.gguf", "onnx": "o
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Save a run of GPT-2's 124 M numbers and 50,000 tokens; return the folder it is in."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    tokens += [bytes([i >> 8, i & 0xFF]) for i in range(49_996)]
-    ranks = {token: i for i, token in enumerate(tokens)}
-    tokenizer = BytePairTokenizer("pairs", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
     shape = ARCHITECTURES["gpt2"] | {"n_layer": 12, "n_head": 12, "n_embd": 768}
     folder = tmp_path_factory.mktemp("large")
-    run = new_run(folder / "runs", "large")
-    write_json(run / "config.json", {"format": 1})
-    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=1_024, **shape))
-    save_checkpoint(run, 1, model, {}, {"progress": {"step": 1, "n_tokens": 5}}, tokenizer)
+    make_pairs_run(folder, 49_996, block_size=1_024, **shape)
     yield folder
     shutil.rmtree(folder)
+
+
+def make_pairs_run(folder: Path, n_pairs: int, **shape: Any) -> None:
+    """Save a run of so many tokens of two bytes."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes([i >> 8, i & 0xFF]) for i in range(n_pairs)]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    tokenizer = BytePairTokenizer("pairs", GPT2_PATTERN, ranks, special_ids_after(len(ranks)))
+    run = new_run(folder / "runs", "large")
+    write_json(run / "config.json", {"format": 1})
+    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    save_checkpoint(run, 1, model, {}, {"progress": {"step": 1, "n_tokens": 5}}, tokenizer)
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -111,3 +117,14 @@ def test_peak_memory_is_little_more_than_the_model(to: str, dtype: str, gpt2: Pa
     if to == "hf":
         assert peak_bytes(["train", "import", OUT[to], "--run", "back"], gpt2) < most
         shutil.rmtree(gpt2 / "runs" / "back")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "weights", "gguf"])  # PyTorch's exporter to ONNX takes more
+def test_peak_memory_is_below_the_limit_of_small_networks_too(to: str, tmp_path: Path) -> None:
+    make_pairs_run(tmp_path, 7_936, n_layer=2, n_head=2, n_embd=128)
+    [weights] = tmp_path.glob(f"runs/large/*/{MODEL_NAME}")
+    most = 1.2 * weights.stat().st_size + 300 * MB
+    assert peak_bytes(["sample", "export", "large", OUT[to], "--to", to], tmp_path) < most
+    if to == "hf":
+        assert peak_bytes(["train", "import", OUT[to], "--run", "back"], tmp_path) < most
