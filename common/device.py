@@ -34,8 +34,12 @@ class Device:
         return f"{self.torch_device}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def choose_device(name: str) -> Device:
-    """Return the device called ``name``; ``auto`` takes CUDA, else MPS, else the CPU."""
+def choose_device(name: str, train_dtype: str | None = None) -> Device:
+    """Return the device called ``name``; ``auto`` takes CUDA, else MPS, else the CPU.
+
+    For training ``train_dtype`` says what matrices are multiplied in; of it, too, ``auto`` takes
+    the fastest in hardware. What is not for training computes on CPUs in float32.
+    """
     reason = "as asked for"
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -49,17 +53,31 @@ def choose_device(name: str) -> Device:
         raise ConfigError(
             f"--device {name}: this machine cannot use it ({first_line}). Pass --device auto."
         ) from error
+    dtype, n_threads = torch.float32, 1
     if device.type == "cuda":
         with torch.cuda.device(device):  # in hardware from Ampere on
             has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if has_bfloat16 else torch.float16
-        return Device(device, dtype, f"{torch.cuda.get_device_name(device)}, {reason}")
-    if device.type == "cpu":
+        reason = f"{torch.cuda.get_device_name(device)}, {reason}"
+    elif device.type == "cpu":
         _tune_malloc()
         n_threads = min(MOST_THREADS, available_cpus())
         torch.set_num_threads(n_threads)
-        return Device(device, torch.float32, f"{n_threads} threads, {reason}", n_threads)
-    return Device(device, torch.float32, reason)
+        if train_dtype == "auto" and cpu_has_bfloat16():
+            dtype = torch.bfloat16
+        reason = f"{n_threads} threads, {reason}"
+    if train_dtype not in (None, "auto"):
+        dtype = getattr(torch, train_dtype)
+    return Device(device, dtype, reason, n_threads)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware.
+
+    Training is a quarter to a half faster for it, and learns as much (tests/bench/RECIPE.md).
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _tune_malloc() -> None:

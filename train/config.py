@@ -35,6 +35,9 @@ class TrainConfig:
         at_least=0,
         auto=True,
     )
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Of matrix products; auto: the fastest that the device has in hardware."
+    )
     optimizer: Literal["muon", "adamw"] = setting(
         "adamw", "muon: hidden matrices by Muon, all else by AdamW; adamw: everything by AdamW."
     )

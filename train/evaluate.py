@@ -6,6 +6,7 @@ with different vocabularies compare.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -118,6 +119,7 @@ def evaluate(
     Each rank scores its share of the batches; all return the loss over all of them.
     """
     lengths = torch.from_numpy(token_bytes)
+    on_cpu = device.torch_device.type == "cpu"  # there in float32, as it generates
     totals = dict.fromkeys(("n", "loss", "nats", "n_bytes", "margin", "accuracy"), 0.0)
     model.eval()
     # gathered weights that were made in inference mode could not be trained with later
@@ -127,7 +129,7 @@ def evaluate(
             own = first + group.rank
             counts = own < len(batches)
             rows = batches[own if counts else first]()
-            with device.autocast():
+            with nullcontext() if on_cpu else device.autocast():
                 loss, tensors = objective(model, model, rows.to(device.torch_device))
             sums = {name: float(value) for name, value in tensors.items()}
             sums["loss"] = float(loss) * sums["n"]

@@ -64,8 +64,9 @@ def new_run(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> int | None:
     """Train a network from new weights or a checkpoint's; return the signal that stopped it."""
-    device, data = choose_device(device_name), open_data(data_path)
-    tokenizer, sizes = data.tokenizer(), dict[str, Any]()
+    device = choose_device(device_name, train_options.get("dtype", "auto"))
+    data, sizes = open_data(data_path), dict[str, Any]()
+    tokenizer = data.tokenizer()
     if preset == "auto":
         preset, sizes = auto_preset(device.torch_device.type, tokenizer.vocab_size, train_options)
     config, given = PRESETS[preset].train_config(train_options), {*model_options, *train_options}
@@ -208,7 +209,7 @@ def load_run(
     config, plan = load_settings(settings["train"], str(config_path))
     limit = load_limit(settings)
     saved = Path(group.broadcast_from_rank0(lambda: str(newest_valid(folder, "latest"))))
-    device = choose_device(device_name)
+    device = choose_device(device_name, config.dtype)
     loaded = load_checkpoint(saved, device.torch_device)
     state, step = loaded.state, int(loaded.state["step"])
     check_settings(settings, saved, state, changes.data_path)
@@ -272,8 +273,7 @@ def new_max_steps(planned: int, progress: Progress, changes: Changes) -> int:
         )
     log.info(
         "length      %s steps in place of %s: from here on the learning rate is that of a "
-        "schedule over all of them",
-        f"{n_steps:,}", f"{planned:,}",
+        "schedule over all of them", f"{n_steps:,}", f"{planned:,}",
     )  # fmt: skip
     return n_steps
 

@@ -31,10 +31,18 @@ INIT_STD = 0.02  # GPT-2's
 MANUAL_TOKENS = 128
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square normalisation, in one kernel under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., size), normalised."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """Return the normalisation that the config names, over ``size`` channels."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=config.eps)
+        return RMSNorm(size, eps=config.eps)
     return nn.LayerNorm(size, eps=config.eps, bias=config.bias)
 
 
@@ -75,8 +83,8 @@ class Attention(nn.Module):
         C, hs, n_heads = config.n_embd, config.head_size, config.n_head + 2 * config.kv_heads  # noqa: N806
         self.c_attn = nn.Linear(C, n_heads * hs, bias=config.bias)
         self.c_proj = nn.Linear(config.n_head * hs, C, bias=config.bias)
-        self.q_norm = nn.RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hs, eps=config.qk_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None = None) -> Tensor:
         """Return (B, T, C): each token attends to those up to it."""

@@ -21,6 +21,19 @@ def test_the_cpu_computes_in_float32() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_on_a_cpu_one_trains_in_bfloat16_where_it_multiplies_that_or_as_asked(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+) -> None:
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16, "amx_bf16": False}
+    )
+    chosen = {dtype: choose_device("cpu", dtype).dtype for dtype in ("auto", "float32", "bfloat16")}
+    fastest = torch.bfloat16 if has_bfloat16 else torch.float32
+    assert chosen == {"auto": fastest, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    assert choose_device("cpu").dtype == torch.float32, "of what does not train"
+
+
 FAULTS = """
 import resource
 import torch

@@ -222,7 +222,7 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     plan = "\n".join(lines[:first_step])
     for words_of_plan in (
         "run         runs/quern, preset tiny",
-        "device      cpu, float32: ",
+        "device      cpu, ",
         " parameters: 1 layers, 2 heads, 16 channels, context 16",
         f"{data.n_tokens('train'):,} tokens to train on",
         "64 tokens: 2 x 2 rows of 16",

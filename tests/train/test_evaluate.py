@@ -102,8 +102,9 @@ def test_a_larger_split_is_scored_on_windows_spread_evenly_over_it(
         assert gaps.max() - gaps.min() <= 1
 
 
-def test_the_loss_is_the_mean_over_tokens_not_over_windows(
-    data: DataFolder, tiny_config: ModelConfig, cpu: Device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # that it trains in
+def test_the_loss_is_the_mean_over_tokens_not_over_windows_and_on_a_cpu_in_float32(
+    data: DataFolder, tiny_config: ModelConfig, cpu: Device, dtype: torch.dtype
 ) -> None:
     model = random_model(tiny_config)
     ids = data.tokens("val")[:36]  # windows of 16, 16 and 3 predictions
@@ -113,7 +114,8 @@ def test_the_loss_is_the_mean_over_tokens_not_over_windows(
             row = torch.from_numpy(ids[start : start + 17].astype("int64"))
             logits = model(row[None, :-1])
             nats += float(F.cross_entropy(logits[0], row[1:], reduction="sum"))
-    score = evaluate_text(model, ids, token_lengths(data.tokenizer()), cpu, max_tokens=ALL)
+    device, lengths = replace(cpu, dtype=dtype), token_lengths(data.tokenizer())
+    score = evaluate_text(model, ids, lengths, device, max_tokens=ALL)
     assert score.loss == pytest.approx(nats / 35, rel=1e-5)
 
 

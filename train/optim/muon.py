@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.device import cpu_has_bfloat16
 from train.distributed.fsdp import gather_like, shard_like, to_local
 
 # p(x) = a x + b x^3 + c x^5, one after another: Jordan's quintic, five times. Singular values of at
@@ -148,10 +149,5 @@ def _dtype(x: Tensor) -> torch.dtype:
     if x.is_cuda:
         fast = torch.cuda.get_device_capability(x.device) >= (8, 0)
     else:
-        fast = x.device.type == "cpu" and _cpu_has_bfloat16()
+        fast = x.device.type == "cpu" and cpu_has_bfloat16()
     return torch.bfloat16 if fast else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

@@ -20,11 +20,12 @@ from train.distributed.comm import ProcessGroup, RankInfo, rank_device, rank_inf
 from train.pretrain import resume_run
 from train.signals import StopRequest
 
-# no step's rate depends on the length, and every step is logged
+# no step's rate depends on the length, and every step is logged; float32, whose sums are compared
 SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
     "n_layer": 2, "dropout": 0.0, "optimizer": "muon", "min_lr": 1e-2, "warmup_steps": 0,
     "log_interval": 1, "n_kv_head": 1, "ngrams": 3, "ngram_rows": 64, "ngram_dim": 8,
-    "ngram_min_count": 2,     "ngram_dropout": 0.0,
+    "ngram_min_count": 2, "ngram_dropout": 0.0,
 }  # fmt: skip
 NO_DROPOUT = ["--dropout", "0", "--ngram-dropout", "0"]  # each process draws its own
 DROPPED = {"dropout": 0.2, "max_steps": 6}

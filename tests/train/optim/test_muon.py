@@ -13,7 +13,7 @@ from train.optim.muon import ERROR, LOWEST, POLYNOMIALS, RMS, Muon, orthogonalis
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in float32 also on CPUs that have bfloat16: the tolerances are narrow."""
-    monkeypatch.setattr(muon, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(muon, "cpu_has_bfloat16", lambda: False)
 
 
 SHAPES = [(16, 16), (16, 24), (16, 32), (16, 100), (1, 7)]  # the last three by the small square
@@ -144,7 +144,7 @@ def test_in_bfloat16_the_update_is_nearly_the_same_and_the_momentum_as_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def step(*, bfloat16: bool) -> tuple[Tensor, Tensor]:
-        monkeypatch.setattr(muon, "_cpu_has_bfloat16", lambda: bfloat16)
+        monkeypatch.setattr(muon, "cpu_has_bfloat16", lambda: bfloat16)
         torch.manual_seed(7)
         weights = torch.nn.Parameter(torch.zeros(32, 48))
         weights.grad = torch.randn(32, 48)
