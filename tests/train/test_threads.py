@@ -1,6 +1,7 @@
 """How many threads compute changes no bit of what is learned."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,12 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("more", [{}, ARCHITECTURES["modern"]], ids=["tiny", "modern"])
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [({}, torch.float32), ({}, torch.bfloat16), (ARCHITECTURES["modern"], torch.float32)],
+)
 def test_what_a_network_learns_does_not_depend_on_the_threads(
-    more: dict[str, Any], data: DataFolder, cpu: Device
+    more: dict[str, Any], dtype: torch.dtype, data: DataFolder, cpu: Device
 ) -> None:
     preset, tokenizer = PRESETS["tiny"], data.tokenizer()
     learned = []
@@ -42,7 +46,7 @@ def test_what_a_network_learns_does_not_depend_on_the_threads(
         config = preset.train_config({})
         model = initial_model(shape, config, None, data.tokens("train"))
         model.train()
-        trainer = make_trainer(model, data, config, cpu, batch_size=8)
+        trainer = make_trainer(model, data, config, replace(cpu, dtype=dtype), batch_size=8)
         for step, n_threads in enumerate(numbers):
             torch.set_num_threads(n_threads)
             update(trainer, step, 1e-3)
