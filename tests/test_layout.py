@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,25 @@ def n_lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def longest_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return the longest way of imports from a file down to the last of its stage."""
-    assert path not in above, f"a circle: {[str(file.relative_to(ROOT)) for file in above]}"
-    stage = path.relative_to(ROOT).parts[0]
+def imports_within_the_stage(path: Path) -> set[Path]:
+    """Return the files of its own stage that a file imports."""
     files = {ROOT / (name.replace(".", "/") + ".py") for name in imported_by(path)}
-    chains = [
-        longest_chain(file, (*above, path))
-        for file in files
-        if file in FILES and file != path and file.relative_to(ROOT).parts[0] == stage
-    ]
-    return [path, *max(chains, key=len, default=[])]
+    stage = path.relative_to(ROOT).parts[0]
+    return {file for file in files & set(FILES) if file.relative_to(ROOT).parts[0] == stage}
+
+
+@pytest.fixture(scope="module")
+def longest_chain() -> dict[Path, list[Path]]:
+    """Return of each file the longest way of imports down to the last of its stage."""
+    imports = {path: imports_within_the_stage(path) - {path} for path in FILES}
+    chains: dict[Path, list[Path]] = {}
+    try:
+        for path in TopologicalSorter(imports).static_order():
+            below = [chains[file] for file in imports[path]]
+            chains[path] = [path, *max(below, key=len, default=[])]
+    except CycleError as error:
+        pytest.fail(f"a circle: {[str(file.relative_to(ROOT)) for file in error.args[1]]}")
+    return chains
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,14 +56,13 @@ def test_no_folder_holds_many_files() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_few_levels_deep(stage: str) -> None:
-    chain = longest_chain(ROOT / stage / "cli.py")
+def test_a_stage_is_few_levels_deep(stage: str, longest_chain: dict[Path, list[Path]]) -> None:
+    chain = longest_chain[ROOT / stage / "cli.py"]
     assert len(chain) <= MOST_LEVELS, " -> ".join(str(path.relative_to(ROOT)) for path in chain)
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    for path in FILES:
-        longest_chain(path)
+def test_no_file_imports_itself_by_way_of_others(longest_chain: dict[Path, list[Path]]) -> None:
+    assert longest_chain.keys() == set(FILES)
 
 
 def test_the_short_path_is_short() -> None:
