@@ -499,7 +499,7 @@ class Repeated(io.RawIOBase):
 
 
 @pytest.mark.parametrize(
-    "line", [b"a line of ASCII \r\n", "\u0434\u0430 \n".encode("cp1251"), b" "]
+    "line", [b"a line of ASCII \r\n", ("\u0434\u0430 " * 5 + "\n").encode("cp1251"), b" "]
 )
 def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
     block = line * (65_536 // len(line))
@@ -516,7 +516,7 @@ def test_memory_does_not_grow_with_the_file(line: bytes) -> None:
         return n_bytes
 
     peak(2)  # what the detector loads stays
-    assert peak(400) < peak(100) + 1_000_000
+    assert peak(160) < peak(80) + 1_000_000  # 5 MB more to read; all buffers are full before 80
 
 
 CYRILLIC = (
