@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,17 +58,29 @@ def run_python(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-# Loads torch once; each command then runs in a process of its own, forked from that.
+# Loads torch and compiled kernels once; each command then runs in a process of its own, forked
+# from that.
 FORK_EACH = """
-import json, os, runpy, sys, traceback
+import contextlib, json, os, runpy, sys, traceback
 import train.pretrain, sample.chat.session
+from common.inference.cpu.backend import CpuBackend
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
 
-for number, (stage, *arguments) in enumerate(json.loads(sys.argv[1])):
+commands, folder, in_terminal = json.loads(sys.argv[1])
+if any(stage == "sample" for stage, *_ in commands):
+    smallest = ModelConfig(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=2)
+    CpuBackend(GPT(smallest), n_threads=1).make_cache(1)
+
+for number, (stage, *arguments) in enumerate(commands):
+    paths = [os.path.join(folder, f"{number}.{name}") for name in ("stdin", "stdout", "stderr")]
+    stdin, stdout, stderr = (os.open(path, os.O_RDWR | os.O_CREAT) for path in paths)
+    ours, terminal = os.openpty()
     child = os.fork()
     if child == 0:
-        for stream, name in ((1, "stdout"), (2, "stderr")):
-            flags = os.O_WRONLY | os.O_CREAT
-            os.dup2(os.open(os.path.join(sys.argv[2], f"{number}.{name}"), flags), stream)
+        os.dup2(stdin, 0)
+        os.dup2(terminal if number in in_terminal else stdout, 1)
+        os.dup2(stderr, 2)
         sys.argv[1:] = arguments
         code = 0
         try:
@@ -81,16 +93,33 @@ for number, (stage, *arguments) in enumerate(json.loads(sys.argv[1])):
         sys.stdout.flush()
         os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os.close(terminal)
+    with contextlib.suppress(OSError):  # so Linux says that a terminal has no more
+        while written := os.read(ours, 4_096):
+            os.write(stdout, written)
+    for stream in (ours, stdin, stdout, stderr):
+        os.close(stream)
 """
 
 
 def run_each(
-    commands: dict[str, list[str]], folder: Path
+    commands: dict[str, list[str]],
+    folder: Path,
+    *,
+    typed: dict[str, str] | None = None,
+    in_terminal: Collection[str] = (),
 ) -> "dict[str, subprocess.CompletedProcess[str]]":
-    """Run several commands, such as ``["train", "resume"]``; return how each ended, by its name."""
+    """Run several commands, such as ``["train", "resume"]``; return how each ended, by its name.
+
+    ``typed`` is what those named read; those ``in_terminal`` write to one, less than 4,096 bytes.
+    """
     with tempfile.TemporaryDirectory() as streams:
-        script = ["-c", FORK_EACH, json.dumps(list(commands.values())), streams]
-        driver = run_python(script, folder)
+        for number, name in enumerate(commands):
+            content = (typed or {}).get(name, "")
+            Path(streams, f"{number}.stdin").write_text(content, encoding="utf-8")
+        numbers = [number for number, name in enumerate(commands) if name in in_terminal]
+        asked = json.dumps([[*commands.values()], streams, numbers])
+        driver = run_python(["-c", FORK_EACH, asked], folder)
         assert driver.returncode == 0, driver.stderr
         codes = map(int, driver.stdout.split())
         return {

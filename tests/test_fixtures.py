@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from common.dataset import open_data, verify_data
 from tests.fixtures.sources import PREPARED, write_sources
-from tests.processes import run_python
+from tests.processes import run_each, run_python
 from tests.train.runs import numbers
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -47,10 +47,12 @@ def processor() -> str:
     return " ".join(about.get(key, "") for key in ("vendor_id", "cpu family", "model"))
 
 
-def run(arguments: str, folder: Path, *more: str) -> str:
-    done = run_python(["-m", *arguments.split(), *more], folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(commands: dict[str, str], folder: Path, *more: str) -> dict[str, str]:
+    """Return what each command of train or sample wrote to stdout, by its name."""
+    ended = run_each({name: [*line.split(), *more] for name, line in commands.items()}, folder)
+    for done in ended.values():
+        assert done.returncode == 0, done.stderr
+    return {name: done.stdout for name, done in ended.items()}
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ def assert_as_before(found: Path, kept: Path) -> None:
 @pytest.mark.parametrize("name", PREPARED)
 def test_the_same_sources_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     write_sources(tmp_path / "sources")
-    run("prepare text sources --out made", tmp_path, *PREPARED[name])
+    command = ["-m", "prepare", "text", "sources", "--out", "made", *PREPARED[name]]
+    done = run_python(command, tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = json.loads((FIXTURES / "prepared.json").read_text(encoding="utf-8"))[name]
     written = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -96,33 +100,32 @@ def test_a_data_set_of_before_verifies(name: str) -> None:
     verify_data(open_data(FIXTURES / name))
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_training_gives_the_losses_and_weights_of_before(name: str, folder: Path) -> None:
-    run(f"train pretrain --run new --runs-dir anew {SHAPE} {RUNS[name]}", folder)
-    assert_as_before(folder / "anew" / "new", FIXTURES / "runs-2" / name)
+def test_training_gives_the_losses_and_weights_of_before(folder: Path) -> None:
+    begin = f"train pretrain --runs-dir anew {SHAPE}"
+    run({name: f"{begin} --run {name} {options}" for name, options in RUNS.items()}, folder)
+    for name in RUNS:
+        assert_as_before(folder / "anew" / name, FIXTURES / "runs-2" / name)
 
 
 @pytest.mark.parametrize("runs", ["runs-1", pytest.param("runs-2", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_of_before_is_resumed_as_if_it_had_never_stopped(
-    name: str, runs: str, folder: Path
-) -> None:
-    shutil.rmtree(folder / runs / name / "step-00000012")
-    (folder / runs / name / "latest").write_text("step-00000006\n", encoding="utf-8")
-    (folder / runs / name / "best").write_text("step-00000006\n", encoding="utf-8")
-    data = RUNS[name].split()[1]
-    run(f"train resume {name} --runs-dir {runs} --device cpu --data {data}", folder)
-    assert_as_before(folder / runs / name, FIXTURES / runs / name)
+def test_runs_of_before_are_resumed_as_if_they_had_never_stopped(runs: str, folder: Path) -> None:
+    commands = {}
+    for name, options in RUNS.items():
+        shutil.rmtree(folder / runs / name / "step-00000012")
+        (folder / runs / name / "latest").write_text("step-00000006\n", encoding="utf-8")
+        (folder / runs / name / "best").write_text("step-00000006\n", encoding="utf-8")
+        data = options.split()[1]
+        commands[name] = f"train resume {name} --runs-dir {runs} --device cpu --data {data}"
+    run(commands, folder)
+    for name in RUNS:
+        assert_as_before(folder / runs / name, FIXTURES / runs / name)
 
 
-@pytest.mark.parametrize("how", GENERATE)
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_of_before_says_what_it_said(name: str, how: str, folder: Path) -> None:
-    text = run(
-        f"sample generate {name} --runs-dir runs-1 {GENERATE[how]} --max-new-tokens 40",
-        folder,
-        "--prompt",
-        "the quern",
-    )
-    expected = json.loads((FIXTURES / "texts.json").read_text(encoding="utf-8"))
-    assert text == expected[f"{name} {how}"]
+def test_runs_of_before_say_what_they_said(folder: Path) -> None:
+    commands = {
+        f"{name} {how}": f"sample generate {name} --runs-dir runs-1 {options} --max-new-tokens 40"
+        for name in RUNS
+        for how, options in GENERATE.items()
+    }
+    texts = run(commands, folder, "--prompt", "the quern")
+    assert texts == json.loads((FIXTURES / "texts.json").read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,7 +39,16 @@ GOOD = {
     "score unknown characters": ["score", "ueber.txt"],
     "score in json": ["score", "aa.txt", "--run", "old", "--json"],
     "score per token": ["score", "aa.txt", "--per-token", "--quantize", "int8"],
+    "score standard input": ["score", "-", "--json"],
+    "score nothing": ["score", "a\x1b[31m\nb"],
+    "score nothing in json": ["score", "a\x1b[31m\nb", "--json"],
+    "a damaged checkpoint": ["generate", "--runs-dir", "worn", *LIKELIEST],
 }  # fmt: skip
+WITH_CONTROLS = {
+    "generate": ["generate", "--prompt", "a\x9b2J", *LIKELIEST],
+    "generate --json": ["generate", "--prompt", "a\x9b2J", "--json", *LIKELIEST],
+    "chat": ["chat", *LIKELIEST],
+}
 BAD = {
     "an unknown run": (
         ["generate", "nothing"],
@@ -87,7 +95,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def endings(workplace: Path) -> Ended:
-    """Return how each command of GOOD and BAD ended."""
+    """Return how each command of GOOD, BAD and WITH_CONTROLS ended, the last also in a terminal."""
     if not (workplace / "elsewhere").exists():
         make_run(workplace / "elsewhere", "other")
         damaged = make_run(workplace / "bad", "damaged")
@@ -99,11 +107,27 @@ def endings(workplace: Path) -> Ended:
             loaded.model.lm_head.weight.fill_(float("nan"))
         progress = {"progress": loaded.state["progress"]}
         save_checkpoint(diverged, 40, loaded.model, {}, progress, ALPHABET)
-    texts = {"abcd": b"abcd", "aa": b"aa", "latin": b"a\xfc", "ueber": b"\xc3\xbcab"}
-    for name, content in texts.items():
-        (workplace / f"{name}.txt").write_bytes(content)
+        worn = make_run(workplace / "worn", "circle")
+        shutil.copytree(worn / "step-00000030", worn / "step-00000040.tmp")
+        (worn / "step-00000010" / "manifest.json").write_text("", encoding="utf-8")
+    texts = {
+        "abcd.txt": b"abcd",
+        "aa.txt": b"aa",
+        "latin.txt": b"a\xfc",
+        "ueber.txt": b"\xc3\xbcab",
+    }
+    for name, content in (texts | {"a\x1b[31m\nb": b""}).items():
+        (workplace / name).write_bytes(content)
+    in_terminal = {f"{name} in a terminal": command for name, command in WITH_CONTROLS.items()}
     commands = GOOD | {name: command for name, (command, _) in BAD.items()}
-    return run_each({name: ["sample", *command] for name, command in commands.items()}, workplace)
+    commands |= WITH_CONTROLS | in_terminal
+    typed = dict.fromkeys(("chat", "chat in a terminal"), "a\x9b2J\n")
+    return run_each(
+        {name: ["sample", *command] for name, command in commands.items()},
+        workplace,
+        typed=typed | {"score standard input": "abc"},
+        in_terminal=in_terminal,
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,25 +209,40 @@ def test_scores_of_tokens_are_columns_in_a_pipe(endings: Ended) -> None:
     assert "aa.txt" in ended.stderr
 
 
-def test_standard_input_is_scored(workplace: Path) -> None:
-    ended = run_python(["-m", "sample", "score", "-", "--json"], workplace, typed="abc")
+def test_standard_input_is_scored(endings: Ended) -> None:
+    ended = endings["score standard input"]
     assert json.loads(ended.stdout)["loss"] == pytest.approx(0, abs=1e-6), ended.stderr
 
 
-def test_an_empty_file_has_no_loss_and_a_name_cannot_command_the_terminal(workplace: Path) -> None:
-    (workplace / "a\x1b[31m\nb").write_bytes(b"")
-    for options, line in (
-        ([], "a\\x1b[31m\\nb"),
-        (["--json"], '{"file": "a\\u001b[31m\\nb", "tokens": 0, "bytes": 0, "loss": null, '),
-    ):
-        ended = run_python(["-m", "sample", "score", "a\x1b[31m\nb", *options], workplace)
-        assert ended.returncode == 0
-        assert ended.stdout.splitlines()[-1].startswith(line)
-        assert "\x1b" not in ended.stdout
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("score nothing", "a\\x1b[31m\\nb"),
+        (
+            "score nothing in json",
+            '{"file": "a\\u001b[31m\\nb", "tokens": 0, "bytes": 0, "loss": null, ',
+        ),
+    ],
+)
+def test_an_empty_file_has_no_loss_and_a_name_cannot_command_the_terminal(
+    endings: Ended, name: str, line: str
+) -> None:
+    ended = endings[name]
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[-1].startswith(line)
+    assert "\x1b" not in ended.stdout
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-@pytest.mark.parametrize("command", ["chat", "generate", "score -"])
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        ("chat", "<&-"),
+        ("score -", "<&-"),
+        ("chat", ">&-"),
+        ("generate", ">&-"),
+        ("score -", "2>&-"),
+    ],
+)
 def test_a_closed_stream_is_as_one_of_nothing(workplace: Path, command: str, closed: str) -> None:
     shell = f'echo ab | "$0" -m sample {command} {closed}'
     script = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', sys.argv[1], "
@@ -237,45 +276,24 @@ def test_a_reader_that_has_enough_ends_it_without_a_traceback(workplace: Path) -
     assert said == "runs/circle/step-00000010: val loss 1.2500\n"
 
 
-def test_generate_steps_back_over_a_damaged_checkpoint_and_says_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "runs", "circle")
-    shutil.copytree(run / "step-00000030", run / "step-00000040.tmp")
-    manifest = run / "step-00000010" / "manifest.json"
-    manifest.write_text("", encoding="utf-8")
-    ended = run_python(["-m", "sample", "generate", *LIKELIEST], tmp_path)
+def test_generate_steps_back_over_a_damaged_checkpoint_and_says_so(endings: Ended) -> None:
+    ended = endings["a damaged checkpoint"]
     assert (ended.returncode, ended.stdout) == (0, "ahgfe\n")  # another checkpoint, backwards
     lines = ended.stderr.splitlines()
-    assert lines[0].startswith("runs/circle/step-00000010/manifest.json: cannot be read (")
+    assert lines[0].startswith("worn/circle/step-00000010/manifest.json: cannot be read (")
     assert lines[0].endswith("Stepping back to the checkpoint before.")
     assert lines[1:] == [
-        "Using runs/circle/step-00000030 instead.",
-        "runs/circle/step-00000030: val loss not measured",
+        "Using worn/circle/step-00000030 instead.",
+        "worn/circle/step-00000030: val loss not measured",
     ]
 
 
-def written_to_a_terminal(command: list[str], folder: Path, typed: str) -> bytes:
-    """Return what a command with a pipe as its input writes to a terminal."""
-    ours, terminal = os.openpty()
-
-    def to_terminal() -> None:
-        os.dup2(terminal, 1)
-
-    run_python(command, folder, typed=typed, before=to_terminal)
-    os.close(terminal)
-    written = os.read(ours, 10_000)
-    os.close(ours)
-    return written
-
-
-@pytest.mark.parametrize("command", ["generate", "generate --json", "chat"])
+@pytest.mark.parametrize("name", WITH_CONTROLS)
 def test_what_a_terminal_would_obey_is_spelled_out_there_and_nowhere_else(
-    workplace: Path, command: str
+    endings: Ended, name: str
 ) -> None:
-    arguments = ["-m", "sample", *command.split(), *LIKELIEST]
-    if command != "chat":
-        arguments += ["--prompt", "a\x9b2J"]
-    assert b"a\\x9b2J" in written_to_a_terminal(arguments, workplace, "a\x9b2J\n")
-    assert "a\x9b2J" in run_python(arguments, workplace, typed="a\x9b2J\n").stdout
+    assert "a\\x9b2J" in endings[f"{name} in a terminal"].stdout
+    assert "a\x9b2J" in endings[name].stdout
 
 
 def test_the_text_is_utf_8_whatever_the_locale_says(workplace: Path) -> None:
