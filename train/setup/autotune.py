@@ -165,7 +165,8 @@ def regularized(
     config: TrainConfig, model: GPT, names: Collection[str], n_epochs: float
 ) -> TrainConfig:
     """Make the settings ``names`` suit that many epochs, the model's own and those returned."""
-    chosen = regularization(names, n_epochs)
+    has_all_ngrams = model.config.ngram_min_count < 2
+    chosen = regularization(names, n_epochs, has_all_ngrams=has_all_ngrams)
     weight_decay = chosen.pop("weight_decay", config.weight_decay)
     model.set_dropout(**chosen)
     return replace(config, weight_decay=weight_decay)

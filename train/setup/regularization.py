@@ -17,8 +17,13 @@ BY_EPOCHS = {
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.12, 0.2),
     "weight_decay": (0.1, 0.1, 0.1, 0.1, 1.0, 1.0),
 }
+# Where n-grams that are met once have rows too, as those of characters do, the others are needed.
+OF_ALL_NGRAMS = BY_EPOCHS | {"ngram_dropout": (0.0, 0.25, 0.25, 0.5, 0.6, 0.75)}
 
 
-def regularization(names: Collection[str], n_epochs: float) -> dict[str, float]:
+def regularization(
+    names: Collection[str], n_epochs: float, *, has_all_ngrams: bool = False
+) -> dict[str, float]:
     """Return those settings for a run of that many epochs."""
-    return {name: round(float(np.interp(n_epochs, EPOCHS, BY_EPOCHS[name])), 4) for name in names}
+    shares = OF_ALL_NGRAMS if has_all_ngrams else BY_EPOCHS
+    return {name: round(float(np.interp(n_epochs, EPOCHS, shares[name])), 4) for name in names}

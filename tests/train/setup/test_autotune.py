@@ -101,9 +101,21 @@ def test_runs_below_two_epochs_leave_out_fewer_n_grams(epochs: float, share: flo
     assert regularization(["ngram_dropout"], epochs) == {"ngram_dropout": share}
 
 
+def test_where_n_grams_met_once_have_rows_more_are_left_out_only_later() -> None:
+    few, many = (
+        [regularization(["ngram_dropout"], n, has_all_ngrams=kind) for n in (2, 3, 4, 9)]
+        for kind in (False, True)
+    )
+    assert [each["ngram_dropout"] for each in few] == [0.25, 0.35, 0.45, 0.5]
+    assert [each["ngram_dropout"] for each in many] == [0.25, 0.25, 0.25, 0.5]
+
+
+@pytest.mark.parametrize("has_all_ngrams", [False, True])
 @pytest.mark.parametrize("name", ["dropout", "ngram_dropout", "weight_decay"])
-def test_what_is_read_more_often_is_regularized_no_less(name: str) -> None:
-    values = [regularization([name], n / 4)[name] for n in range(400)]
+def test_what_is_read_more_often_is_regularized_no_less(name: str, has_all_ngrams: bool) -> None:
+    values = [
+        regularization([name], n / 4, has_all_ngrams=has_all_ngrams)[name] for n in range(400)
+    ]
     assert values == sorted(values)
 
 
