@@ -101,13 +101,13 @@ def test_runs_below_two_epochs_leave_out_fewer_n_grams(epochs: float, share: flo
     assert regularization(["ngram_dropout"], epochs) == {"ngram_dropout": share}
 
 
-def test_where_n_grams_met_once_have_rows_more_are_left_out_only_later() -> None:
+def test_where_n_grams_met_once_have_rows_they_alone_are_left_out_and_more_of_them_later() -> None:
     few, many = (
-        [regularization(["ngram_dropout"], n, has_all_ngrams=kind) for n in (2, 3, 4, 9)]
+        [regularization(["ngram_dropout", "dropout"], n, has_all_ngrams=kind) for n in (2, 3, 12)]
         for kind in (False, True)
     )
-    assert [each["ngram_dropout"] for each in few] == [0.25, 0.35, 0.45, 0.5]
-    assert [each["ngram_dropout"] for each in many] == [0.25, 0.25, 0.25, 0.5]
+    assert [tuple(each.values()) for each in few] == [(0.25, 0.0), (0.35, 0.0), (0.6, 0.12)]
+    assert [tuple(each.values()) for each in many] == [(0.25, 0.0), (0.25, 0.0), (0.65, 0.0)]
 
 
 @pytest.mark.parametrize("has_all_ngrams", [False, True])
