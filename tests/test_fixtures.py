@@ -26,7 +26,8 @@ MADE_ON = "AuthenticAMD 26 2"  # vendor, family, model: other kernels of torch's
 SHAPE = (
     "--n-layer 1 --n-head 2 --n-embd 8 --block-size 16 --dropout 0.1 --tokens-per-step 64 "
     "--batch-size 2 --warmup-steps 5 --eval-tokens 256 --max-steps 12 --eval-interval 6 "
-    "--save-interval 6 --log-interval 1 --device cpu --compile off --learning-rate 1e-2"
+    "--save-interval 6 --log-interval 1 --device cpu --dtype float32 --compile off "
+    "--learning-rate 1e-2"
 )
 RUNS = {
     "tiny": "--data small-char --preset tiny --ngrams 5 --ngram-rows 32 --ngram-dim 0 "

@@ -65,8 +65,8 @@ def new_run(
 ) -> int | None:
     """Train a network from new weights or a checkpoint's; return the signal that stopped it."""
     device = choose_device(device_name, train_options.get("dtype", "auto"))
-    data, sizes = open_data(data_path), dict[str, Any]()
-    tokenizer = data.tokenizer()
+    data = open_data(data_path)
+    tokenizer, sizes = data.tokenizer(), dict[str, Any]()
     if preset == "auto":
         preset, sizes = auto_preset(device.torch_device.type, tokenizer.vocab_size, train_options)
     config, given = PRESETS[preset].train_config(train_options), {*model_options, *train_options}
@@ -107,8 +107,7 @@ def new_run(
         group.broadcast_from_rank0(lambda: keep_reference(reference, init_from, folder))
     with run_lock(folder, group):
         run = make_run(folder, settings, model, source, data, tokenizer, device, group)
-        for line in summary_lines(run.trainer, plan, speed, data):
-            log.info(line)
+        log.info("\n".join(summary_lines(run.trainer, plan, speed, data)))
         progress = Progress(eval_s=speed.eval_s, save_s=speed.save_s, timed_step_s=speed.step_s)
         return train_with_rollback(run, progress, stop)
 
@@ -209,7 +208,7 @@ def load_run(
     config, plan = load_settings(settings["train"], str(config_path))
     limit = load_limit(settings)
     saved = Path(group.broadcast_from_rank0(lambda: str(newest_valid(folder, "latest"))))
-    device = choose_device(device_name, config.dtype)
+    device = choose_device(device_name, settings["train"].get("dtype"))  # None: of before --dtype
     loaded = load_checkpoint(saved, device.torch_device)
     state, step = loaded.state, int(loaded.state["step"])
     check_settings(settings, saved, state, changes.data_path)

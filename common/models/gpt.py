@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from common.models.config import ModelConfig
 from common.models.loss import next_token_loss
 from common.models.ngram import embed_ngrams, make_tables, shifted_ids
+from common.models.norm import RMSNorm, make_norm
 from common.models.packing import packed_mask, packed_positions, packed_recent
 from common.models.positions import Angles, make_angles, rotate
 
@@ -29,21 +30,6 @@ INIT_STD = 0.02  # GPT-2's
 # Up to this many tokens attention written out is faster on CPUs than the fused kernel, whose many
 # small products gain nothing from oneDNN: at 64 tokens 1.5 times, at 256 slower.
 MANUAL_TOKENS = 128
-
-
-class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation, in one kernel under autocast too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` (..., size), normalised."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-def make_norm(config: ModelConfig, size: int) -> nn.Module:
-    """Return the normalisation that the config names, over ``size`` channels."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(size, eps=config.eps)
-    return nn.LayerNorm(size, eps=config.eps, bias=config.bias)
 
 
 def attention(
