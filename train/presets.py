@@ -243,6 +243,7 @@ def auto_preset(
 TAKEN_OVER = {
     "tokens_per_step", "optimizer", "learning_rate", "matrix_lr", "table_lr", "momentum",
     "weight_decay", "beta1", "beta2", "grad_clip", "log_interval", "activation_checkpointing",
+    "dtype",
 }  # fmt: skip
 RATES = ("learning_rate", "matrix_lr", "table_lr")
 LOWER = {"finetune": 0.5, "preference": 0.1}
