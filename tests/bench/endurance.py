@@ -56,7 +56,7 @@ def main(n_steps: int = N_STEPS, settled: int = SETTLED) -> None:
             [*prepare, "--tokenizer", "char", "--out", str(folder / "data")], check=True,
             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        data, device = open_data(folder / "data"), choose_device("cpu")
+        data, device = open_data(folder / "data"), choose_device("cpu", "auto")
         preset, tokenizer = PRESETS["tiny"], data.tokenizer()
         chosen = preset.model_for(tokenizer.kind, data.n_tokens("train"))
         shape = ModelConfig(**chosen, vocab_size=tokenizer.vocab_size)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from common.checkpoint import load_checkpoint, verify_checkpoint
 from common.dataset import DataFolder, open_data
+from common.device import cpu_has_bfloat16
 from common.run_dir import checkpoints
 from tests.processes import assert_one_sentence, run_each, run_python
 from tests.tiny import prepare_text, words
@@ -222,7 +223,7 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     plan = "\n".join(lines[:first_step])
     for words_of_plan in (
         "run         runs/quern, preset tiny",
-        "device      cpu, ",
+        f"device      cpu, {'bfloat16' if cpu_has_bfloat16() else 'float32'}: ",
         " parameters: 1 layers, 2 heads, 16 channels, context 16",
         f"{data.n_tokens('train'):,} tokens to train on",
         "64 tokens: 2 x 2 rows of 16",
