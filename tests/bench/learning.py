@@ -2,8 +2,9 @@
 
 Whole processes, from the start of Python on. The peer's own time is the measure: `tiny` makes as
 many steps as it needs to reach a loss, and then as many as end within all of that time. The peer
-runs in the same trainer (preset nanogpt-shakespeare-cpu), so whatever makes every network faster
-here makes it faster too.
+runs in the same trainer (preset nanogpt-shakespeare-cpu), so what makes every network faster here
+makes it faster too; but in float32, as nanoGPT itself does on a CPU (its train.py casts on GPUs
+only).
 """
 
 import re
@@ -89,7 +90,7 @@ def measure(name: str, source: Path, tokenizer: str, target: float | None, n_ste
         )  # fmt: skip
         rows = []
         for seed in SEEDS:
-            peer = train(folder, seed, "--preset", "nanogpt-shakespeare-cpu")
+            peer = train(folder, seed, "--preset", "nanogpt-shakespeare-cpu", "--dtype", "float32")
             wanted = peer.evaluations[-1][1] if target is None else target
             until = peer.first(wanted) or peer.seconds
             short = tiny(folder, seed, n_steps)
