@@ -133,6 +133,10 @@ class Trainer:
         if self.threads:
             self.threads.set(self.threads.n)  # its next step does not count
         try:
+            if any(table.sparse for table in self.model.wge):
+                # Inductor knows no sparse gradients: the embeddings are left to PyTorch
+                embed = torch.compiler.disable(self.model.embed)  # type: ignore[no-untyped-call]
+                self.model.embed = embed  # type: ignore[method-assign]
             # dynamic=False: a run has one shape, and another one after out-of-memory
             self.forward = torch.compile(self.eager, dynamic=False)
         except Exception as error:

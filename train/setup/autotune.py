@@ -34,10 +34,10 @@ MAX_EVALS = 10
 SAVE_BYTES_PER_S = 3e8
 N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memory allocated
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
-# Runs from this many seconds on are compiled. On a CPU it took 40 to 70 s and made updates 1.06
-# times (gpt2, 4 layers of 256 channels) to 1.22 times (tiny) as fast: half an hour loses 3 % at
-# worst. On a GPU the same minute is reported to gain a quarter and more.
-COMPILE_S = {"cpu": 1800.0, "cuda": 300.0}
+# Runs from this many seconds on are compiled. On a CPU it takes 20 to 70 s and makes updates 1.22
+# to 1.30 times as fast (1.06 times: gpt2, 4 layers of 256 channels, float32), so ten minutes gain a
+# tenth. On a GPU the same minute is reported to gain a quarter and more.
+COMPILE_S = {"cpu": 600.0, "cuda": 300.0}
 
 
 @dataclass(frozen=True, kw_only=True)
