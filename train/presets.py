@@ -106,8 +106,9 @@ PRESETS = {
         | _shape(2, 2, 128, 128)
         | {"tied_head": False, "mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
         | {"ngram_dim": 32, "ngram_min_count": 2},
-        # few pairs, triples ... of characters are met only once
-        of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0},
+        # few pairs, triples ... of characters are met only once; and 128 are some twenty words
+        of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0}
+        | {"block_size": 256, "attention": "manual"},
         train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,

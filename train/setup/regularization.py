@@ -20,7 +20,7 @@ BY_EPOCHS = {
 # Where n-grams that are met once have rows too, as those of characters do, these are what is
 # learned by heart, and the rest of the network is not.
 OF_ALL_NGRAMS = {
-    "ngram_dropout": (0.0, 0.25, 0.25, 0.6, 0.65, 0.75),
+    "ngram_dropout": (0.0, 0.25, 0.4, 0.6, 0.65, 0.75),
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.0, 0.2),
     "weight_decay": (0.1, 0.1, 0.1, 0.1, 0.1, 1.0),
 }
