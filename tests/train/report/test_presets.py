@@ -239,6 +239,7 @@ def test_of_characters_tiny_looks_up_all_n_grams(
     said = CliRunner().invoke(main, ["presets", "tiny"]).output.splitlines()
     assert "* --ngrams 5" in said
     assert "* --ngram-min-count 0 where the ids of the data are characters" in said
+    assert "* --block-size 256 where the ids of the data are characters" in said
 
 
 def test_a_preset_says_its_length_as_it_sets_it() -> None:
