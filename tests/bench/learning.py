@@ -71,7 +71,7 @@ def tiny_within(folder: Path, seed: int, seconds: float, step_s: float) -> Resul
             within = result
             if result.seconds >= LEAST_SHARE * seconds:
                 break
-        step_s = 1.01 * (result.seconds - START_S) / n_steps
+        step_s = 1.03 * (result.seconds - START_S) / n_steps
     assert within, f"no run of {N_TRIES} ended within {seconds:.0f} s"
     return within
 
