@@ -65,8 +65,7 @@ def autotune(
 ) -> tuple[TrainConfig, TrainPlan, MeasuredSpeed]:
     """Return settings, the plan and the speed behind it, by updates at a learning rate of 0.
 
-    They leave the weights alone. Settings in ``by_epochs`` are made to suit the run's length, the
-    model's dropouts too.
+    They leave the weights alone. What is in ``by_epochs`` is made to suit the run's length.
     With --compile auto compiled updates are tried too, where the run is long enough to repay it.
     The run's own Trainer compiles the same network again, which PyTorch then has in its cache.
     --minutes are those since ``start_s``, by perf_counter.
@@ -76,7 +75,6 @@ def autotune(
     trainer = Trainer(
         model, make_optimizer(model, config), source, config, device, group,
         batch_size=choose_batch_size(config, model.config, device, group),
-        compiled=False,
     )  # fmt: skip
     max_steps = known_max_steps(config, trainer.tokens_per_step, source.tokens_per_epoch)
     trainer.warmup(0, backward)
