@@ -37,7 +37,6 @@ SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Runs from this many seconds on are compiled. On a CPU it takes 20 to 70 s and makes updates 1.22
 # to 1.30 times as fast (1.06 times: gpt2, 4 layers of 256 channels, float32), so ten minutes gain a
 # tenth. On a GPU the same minute is reported to gain a quarter and more.
-COMPILED_FASTER = 1.25
 COMPILE_S = {"cpu": 600.0, "cuda": 300.0}
 
 
@@ -94,20 +93,18 @@ def autotune(
 
     speed = measured(step_s, compiled=trainer.compiled)
     plan = make_plan(config, max_steps, speed)
-    to_compile = config.compile == "on" or compile_pays_off(config, max_steps, device, step_s)
-    # before compiling, as dropouts are part of what is compiled, which then reads more in its time
-    faster = COMPILED_FASTER if to_compile and max_steps is None else 1.0
-    epoch_steps = source.tokens_per_epoch / trainer.tokens_per_step / faster
+    # before compiling: dropouts are part of what is compiled
+    epoch_steps = source.tokens_per_epoch / trainer.tokens_per_step
     config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
     if "dropout" in by_epochs and model.config.dropout:  # it takes a fifth of an update's time
         step_s = step_time(trainer, config, max_steps)
         speed = measured(step_s, compiled=trainer.compiled)
         plan = make_plan(config, max_steps, speed)
         config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
-    if to_compile:
+    if (is_asked := config.compile == "on") or compile_pays_off(config, max_steps, device, step_s):
         trainer.compile()
         compiled_s = step_time(trainer, config, max_steps)
-        is_taken = trainer.compiled and (config.compile == "on" or compiled_s <= step_s)
+        is_taken = trainer.compiled and (is_asked or compiled_s <= step_s)
         speed = measured(compiled_s if is_taken else step_s, compiled=is_taken)
         plan = make_plan(config, max_steps, speed)
     trainer.batches.close()
