@@ -24,7 +24,8 @@ TALKS = [
     ("Hello", "Good day."),
 ]
 SHAPE = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 96 --tokens-per-step 512"
-TRAIN = "--learning-rate 1e-2 --device cpu --compile off"
+BY_HEART = "--dropout 0 --ngram-dropout 0 --weight-decay 0"
+TRAIN = f"--learning-rate 1e-2 --device cpu --dtype float32 --compile off {BY_HEART}"
 CHATS = "--tokenizer data --context 96 --out chats"
 COMMANDS = (
     "prepare text mill<b>.txt --val-files held-out.txt --tokenizer char --out data",
