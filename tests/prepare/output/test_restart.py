@@ -416,10 +416,8 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
         if n_finished <= 1:
             shutil.rmtree(work / "out", ignore_errors=True)
         before = lock.stat().st_mtime_ns if lock.exists() else 0
-        started_at = time.monotonic()
         with started(text_command("bpe", workers), work) as process:
             wait_until(lambda: lock.exists() and lock.stat().st_mtime_ns > before, process)  # noqa: B023
-            start_s = time.monotonic() - started_at
             if n_finished:
                 wait_until(lambda: n_shards(work) >= n_finished, process)  # noqa: B023
             else:
@@ -428,8 +426,7 @@ def test_signals_stop_all_at_once_and_the_next_run_goes_on(
             sent_at = time.monotonic()
             (os.killpg if to_all else os.kill)(process.pid, number)
             stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-        # starting imports for most of a second, longer on a busy machine: so this is no limit in s
-        assert time.monotonic() - sent_at < 3 * start_s
+        assert time.monotonic() - sent_at < 2
         assert (process.returncode, stdout) == (code, ""), stderr
         usual = ("Going on where", *(f"{n} of {N_TASKS} tasks" for n in range(N_TASKS)))
         said = [line for line in stderr.splitlines() if line and not line.startswith(usual)]
