@@ -36,7 +36,7 @@ N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memor
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
 # Runs from this many seconds on are compiled. On a CPU it takes 20 to 70 s and makes updates 1.22
 # to 1.30 times as fast: of ten minutes that leaves a gain of a tenth or more. gpt2 of 4 layers of
-# 256 channels, in float32, gained only 1.06 times: it would lose as much. On a GPU the same minute
+# 256 channels, in float32, gained only 1.06 times: it would lose 6 %. On a GPU the same minute
 # is reported to gain a quarter and more.
 COMPILE_S = {"cpu": 600.0, "cuda": 300.0}
 
