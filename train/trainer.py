@@ -135,10 +135,10 @@ class Trainer:
         try:
             if any(table.sparse for table in self.model.wge):
                 # Inductor knows no sparse gradients: the embeddings are left to PyTorch
-                embed = torch.compiler.disable(self.model.embed)  # type: ignore[no-untyped-call]
-                self.model.embed = embed  # type: ignore[method-assign]
-            # dynamic=False: a run has one shape, and another one after out-of-memory
-            self.forward = torch.compile(self.eager, dynamic=False)
+                self.model.embed = torch.compiler.disable(self.model.embed)  # type: ignore
+            # Inductor's own random numbers are slow on CPUs; a run has one shape till memory is out
+            options: Any = {"fallback_random": self.device.torch_device.type == "cpu"}
+            self.forward = torch.compile(self.eager, dynamic=False, options=options)
         except Exception as error:
             self.use_eager(error)
 
