@@ -31,7 +31,7 @@ SHAPE = (
 )
 RUNS = {
     "tiny": "--data small-char --preset tiny --ngrams 5 --ngram-rows 32 --ngram-dim 0 "
-    "--ngram-min-count 0 --tied-head",
+    "--ngram-min-count 0 --tied-head --attn-dropout 0.1",
     "modern": "--data small-bpe --preset small --architecture modern",
     "gpt2": "--data small-char --preset small --architecture gpt2 --optimizer muon",
 }

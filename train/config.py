@@ -9,7 +9,7 @@ from common.errors import ConfigError
 from common.settings import SEEDS_END, check_ranges, from_dict, setting
 
 # Settings of a network that its weights do not depend on.
-FREE = {"dropout", "ngram_dropout", "attention"}
+FREE = {"dropout", "attn_dropout", "ngram_dropout", "attention"}
 FREE_UNLESS_LEARNED = FREE | {"block_size"}  # positions have weights of their own where learned
 LENGTHS = ("max_steps", "minutes", "tokens", "epochs")  # each of them sets the length of a run
 

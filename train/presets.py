@@ -104,8 +104,8 @@ PRESETS = {
         meaning="A CPU, some minutes.",
         model=MODERN
         | _shape(2, 2, 128, 128)
-        | {"tied_head": False, "mlp": "relu2", "ngrams": 5, "ngram_rows": 1 << 19}
-        | {"ngram_dim": 32, "ngram_min_count": 2},
+        | {"tied_head": False, "mlp": "relu2", "attn_dropout": 0.0}
+        | {"ngrams": 5, "ngram_rows": 1 << 19, "ngram_dim": 32, "ngram_min_count": 2},
         # few pairs, triples ... of characters are met only once; and 128 are some twenty words
         of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0}
         | {"block_size": 256, "attention": "manual"},
@@ -116,7 +116,7 @@ PRESETS = {
     ),
     "tiny-portable": Preset(
         meaning="tiny for llama.cpp and others: without tables of n-grams, with more ids instead.",
-        model=MODERN | _shape(2, 2, 128, 128) | {"tied_head": False},
+        model=MODERN | _shape(2, 2, 128, 128) | {"tied_head": False, "attn_dropout": 0.0},
         train=TINY,
         prepare="--tokenizer bpe --vocab-size 8192",
         vocab_size=8_197,
@@ -257,7 +257,8 @@ FINETUNE: dict[str, Any] = {
 # dropout would be on one side only of the comparison.
 TUNED = {"finetune": FINETUNE, "preference": FINETUNE | {"epochs": 1.0}}
 WITHOUT: dict[str, dict[str, Any]] = {
-    "finetune": {}, "preference": {"dropout": 0.0, "ngram_dropout": 0.0}
+    "finetune": {},
+    "preference": dict.fromkeys(("dropout", "attn_dropout", "ngram_dropout"), 0.0),
 }  # fmt: skip
 THE_RUNS = "the run's, of tiny as for 2 epochs"
 SHOWN = {

@@ -25,14 +25,14 @@ NAMES = {  # theirs in config.json for ours, by --norm
     "layernorm": {
         "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
         "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner", "activation_function": "mlp",
-        "embd_pdrop": "dropout", "attn_pdrop": "dropout", "resid_pdrop": "dropout",
+        "embd_pdrop": "dropout", "attn_pdrop": "attn_dropout", "resid_pdrop": "dropout",
         "layer_norm_epsilon": "norm_eps", "tie_word_embeddings": "tied_head",
     },
     "rmsnorm": {
         "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
         "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
         "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd", "intermediate_size": "n_inner",
-        "hidden_act": "mlp", "attention_dropout": "dropout", "head_dim": "head_dim",
+        "hidden_act": "mlp", "attention_dropout": "attn_dropout", "head_dim": "head_dim",
         "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta", "tie_word_embeddings": "tied_head",
     },
 }  # fmt: skip
@@ -97,7 +97,7 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     """
     kind, word = check_stock(c)
     values = asdict(c) | {"n_inner": c.inner_size, "n_kv_head": c.kv_heads, "mlp": word}
-    values |= {"head_dim": c.head_size, "norm_eps": c.eps}
+    values |= {"head_dim": c.head_size, "norm_eps": c.eps, "attn_dropout": c.attention_dropout}
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
     settings |= {"model_type": kind, "architectures": [STOCK[kind, word][0]], "quern": asdict(c)}
     if kind == "quern":

@@ -68,6 +68,9 @@ class ModelConfig:
     dropout: float = setting(
         0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0
     )
+    attn_dropout: float | None = setting(
+        None, "The same of attention's weights, where not as --dropout.", at_least=0.0, below=1.0
+    )
     attention: Literal["auto", "sdpa", "manual"] = setting(
         "auto", "PyTorch's fused attention, or the same written out; auto: the faster one."
     )
@@ -111,6 +114,11 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def attention_dropout(self) -> float:
+        """Share of attention's weights that is zeroed in training."""
+        return self.dropout if self.attn_dropout is None else self.attn_dropout
 
     @property
     def n_recent(self) -> int:

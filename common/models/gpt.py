@@ -82,7 +82,7 @@ class Attention(nn.Module):
         v = v.view(B, T, n_kv, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         if angles is not None:
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
-        dropout = self.config.dropout if self.training else 0.0
+        dropout = self.config.attention_dropout if self.training else 0.0
         y = attention(q, k, v, mask, self.config.attention, dropout)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -175,14 +175,27 @@ def test_dropout_is_at_work_in_training_and_off_in_evaluation(attention: str) ->
     assert not torch.allclose(logits_of(model, idx), logits_of(model, idx), atol=1e-2)
 
 
-def test_dropout_reaches_the_attention_weights() -> None:
-    model = random_model(ModelConfig(**SIZES | {"dropout": 0.5, "n_layer": 1}))
-    model.train()
+@pytest.mark.parametrize(
+    ("shares", "is_dropped"),
+    [
+        ({"dropout": 0.5}, True),
+        ({"dropout": 0.5, "attn_dropout": 0.0}, False),
+        ({"attn_dropout": 0.5}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("attention", ["sdpa", "manual"])
+def test_dropout_reaches_the_attention_weights_unless_told_otherwise(
+    shares: dict[str, Any], is_dropped: bool, attention: str
+) -> None:
+    config = ModelConfig(**SIZES | shares | {"n_layer": 1, "attention": attention})
+    model = random_model(config).train()
     for module in model.modules():  # all other places
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    idx = some_ids(model.config)
-    assert not torch.allclose(logits_of(model, idx), logits_of(model, idx), atol=1e-2)
+    idx = some_ids(config)
+    is_same = torch.allclose(logits_of(model, idx), logits_of(model, idx), atol=1e-2)
+    assert is_same != is_dropped
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:

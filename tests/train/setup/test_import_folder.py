@@ -216,6 +216,26 @@ def test_gpt2_as_it_was_published_is_the_same(tmp_path: Path) -> None:
         assert after.read_bytes() == before.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [
+        ("qwen3", {"attention_dropout": 0.1}),
+        ("gpt2", {"attn_pdrop": 0.1, "resid_pdrop": 0.2, "embd_pdrop": 0.2}),
+    ],
+)
+def test_dropout_of_attention_and_of_the_rest_are_kept_apart(
+    kind: str, shares: dict[str, float], tmp_path: Path
+) -> None:
+    save_by_transformers(tmp_path / "theirs", kind, **shares)
+    run = import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    config = load_checkpoint(newest_valid(run, "best"), CPU).model.config
+    assert config.dropout == shares.get("resid_pdrop", 0.0)  # Qwen3 drops nothing else
+    assert config.attention_dropout == 0.1
+    export_run("x", tmp_path / "again", "hf", "float32", tmp_path / "runs", "best")
+    exported = json.loads((tmp_path / "again/config.json").read_text(encoding="utf-8"))
+    assert shares.items() <= exported.items()
+
+
 def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
     model, _ = save_by_transformers(tmp_path / "theirs", "qwen3")
     runs = [import_folder(tmp_path / "theirs", tmp_path / "runs", "x")]
