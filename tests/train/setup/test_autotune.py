@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import click
 import pytest
@@ -155,6 +155,28 @@ def test_what_is_compiled_has_the_dropout_of_the_run(
     assert model.config.ngram_dropout == pytest.approx(
         0.125, abs=0.25 * 64 / data.n_tokens("train")
     )
+
+
+@pytest.mark.parametrize("compiles", ["auto", "off"])
+def test_what_is_compiled_is_regularized_for_the_steps_that_it_then_makes(
+    compiles: Literal["auto", "off"],
+    data: DataFolder,
+    tiny_config: ModelConfig,
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)
+    monkeypatch.setattr("train.setup.autotune.COMPILE_S", {"cpu": 0.0})
+    monkeypatch.setattr("train.setup.autotune.step_time", lambda *_: 0.1)
+    monkeypatch.setattr("train.setup.autotune._eval_time", lambda _: 0.0)
+    model = GPT(replace(tiny_config, ngrams=2, ngram_rows=20))
+    config = TrainConfig(tokens_per_step=64, minutes=0.5, compile=compiles)
+    source = make_source(data, config, 16)
+    _, plan, _ = autotune(config, model, source, cpu, by_epochs=["ngram_dropout"])
+    n_epochs = plan.max_steps * 64 / source.tokens_per_epoch
+    faster = 1.25 if compiles == "auto" else 1.0
+    wanted = regularization(["ngram_dropout"], faster * n_epochs, has_all_ngrams=True)
+    assert model.config.ngram_dropout == pytest.approx(wanted["ngram_dropout"], rel=0.01)
 
 
 def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
