@@ -107,8 +107,8 @@ PRESETS = {
         | {"tied_head": False, "mlp": "relu2", "attn_dropout": 0.0}
         | {"ngrams": 5, "ngram_rows": 1 << 19, "ngram_dim": 32, "ngram_min_count": 2},
         # few pairs, triples ... of characters are met only once; and 128 are some twenty words
-        of_characters={"ngram_rows": 1 << 15, "ngram_dim": 0, "ngram_min_count": 0}
-        | {"block_size": 256, "attention": "manual"},
+        of_characters={"block_size": 256, "ngram_rows": 1 << 15, "ngram_dim": 0}
+        | {"ngram_min_count": 0},
         train=TINY | {"table_lr": 2e-2},
         prepare="--tokenizer bpe",
         vocab_size=2_053,
@@ -220,7 +220,7 @@ PRESETS = {
 AUTO = ("tiny", "tiny-portable", "small")
 _AUTO = [PRESETS[name] for name in AUTO]
 DECIDED = {name for each in _AUTO for name in (*each.model, *each.train, *each.by_epochs)}
-LARGER: dict[str, Any] = _shape(4, 4, 256, 256) | {"attention": "manual"}
+LARGER: dict[str, Any] = _shape(4, 4, 256, 256)
 LARGER_MINUTES = 20
 MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 

@@ -28,8 +28,8 @@ from common.models.positions import Angles, make_angles, rotate
 
 INIT_STD = 0.02  # GPT-2's
 # Up to this many tokens attention written out is faster on CPUs than the fused kernel, whose many
-# small products gain nothing from oneDNN: at 64 tokens 1.5 times, at 256 slower.
-MANUAL_TOKENS = 128
+# small products gain nothing from oneDNN: tests/bench/RECIPE.md.
+MANUAL_TOKENS = 256
 
 
 def attention(
