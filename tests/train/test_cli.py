@@ -24,7 +24,7 @@ from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.cli import main
 from train.presets import PRESETS
 from train.pretrain import unfinished_run
-from train.setup.regularization import regularization
+from train.setup.regularization import OF_ALL_NGRAMS, regularization
 
 RESUME = ["-m", "train", "resume", "--device", "cpu"]
 Ended = dict[str, "subprocess.CompletedProcess[str]"]
@@ -207,7 +207,7 @@ def test_a_run_by_minutes_shows_a_plan_then_progress_then_where_it_is(
     n_epochs = 64 * max_steps / data.n_tokens("train")
     settings_of_both = config | written["model"]
     followed = PRESETS["tiny"].by_epochs - {"dropout"}  # which was given
-    for name, value in regularization(followed, n_epochs, has_all_ngrams=True).items():
+    for name, value in regularization(followed, n_epochs, OF_ALL_NGRAMS).items():
         assert settings_of_both[name] == pytest.approx(value, abs=1e-4), name
     last_step = metrics(run)[-1]["step"]  # that of the plan, or what the clock made of it
     state = json.loads((run / f"step-{last_step:08d}" / "state.json").read_bytes())

@@ -23,7 +23,7 @@ from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.optimizers import make_optimizer
 from train.setup.memory import max_batch_size
-from train.setup.regularization import regularization
+from train.setup.regularization import by_epochs_of, regularization
 from train.trainer import Trainer
 
 # Trial steps take this share of --minutes, or of a run whose steps are known; at most so long.
@@ -167,8 +167,7 @@ def regularized(
     config: TrainConfig, model: GPT, names: Collection[str], n_epochs: float
 ) -> TrainConfig:
     """Make the settings ``names`` suit that many epochs, the model's own and those returned."""
-    has_all_ngrams = model.config.ngram_min_count < 2
-    chosen = regularization(names, n_epochs, has_all_ngrams=has_all_ngrams)
+    chosen = regularization(names, n_epochs, by_epochs_of(model.config))
     weight_decay = chosen.pop("weight_decay", config.weight_decay)
     model.set_dropout(**chosen)
     return replace(config, weight_decay=weight_decay)

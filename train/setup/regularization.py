@@ -5,30 +5,42 @@ more layers and channels: Srivastava et al. 2014, "Dropout: a simple way to prev
 from overfitting". Weight decay that grows with the epochs: Kim et al. 2025 (arXiv:2509.14786).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+
+from common.models.config import ModelConfig
 
 # Settings at so many epochs, and between them in proportion: chosen from what was measured at 3 to
 # 14, and looked at once at 30 (tests/bench/RECIPE.md).
 EPOCHS = (0, 2, 4, 9, 12, 26)
-BY_EPOCHS = {
+Shares = Mapping[str, Sequence[float]]
+BY_EPOCHS: Shares = {
     "ngram_dropout": (0.0, 0.25, 0.45, 0.5, 0.6, 0.75),
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.12, 0.2),
     "weight_decay": (0.1, 0.1, 0.1, 0.1, 1.0, 1.0),
 }
+# A network of more channels learns by heart sooner.
+OF_LARGER: Shares = {**BY_EPOCHS, "weight_decay": (0.1, 0.3, 1.0, 1.0, 1.0, 1.0)}
+LARGER_CHANNELS = 256
 # Where n-grams that are met once have rows too, as those of characters do, these are what is
 # learned by heart, and the rest of the network is not.
-OF_ALL_NGRAMS = {
+OF_ALL_NGRAMS: Shares = {
     "ngram_dropout": (0.0, 0.25, 0.4, 0.6, 0.65, 0.75),
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.0, 0.2),
     "weight_decay": (0.1, 0.1, 0.1, 0.1, 0.1, 1.0),
 }
 
 
+def by_epochs_of(config: ModelConfig) -> Shares:
+    """Return what suits such a network at the EPOCHS."""
+    if config.ngrams > 1 and config.ngram_min_count < 2:
+        return OF_ALL_NGRAMS
+    return OF_LARGER if config.n_embd >= LARGER_CHANNELS else BY_EPOCHS
+
+
 def regularization(
-    names: Collection[str], n_epochs: float, *, has_all_ngrams: bool = False
+    names: Collection[str], n_epochs: float, shares: Shares = BY_EPOCHS
 ) -> dict[str, float]:
     """Return those settings for a run of that many epochs."""
-    shares = OF_ALL_NGRAMS if has_all_ngrams else BY_EPOCHS
     return {name: round(float(np.interp(n_epochs, EPOCHS, shares[name])), 4) for name in names}

@@ -19,6 +19,7 @@ from tests.train.runs import make_trainer
 from train.batches.sources import make_source
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
+from train.presets import LARGER, PRESETS
 from train.setup.autotune import (
     MeasuredSpeed,
     autotune,
@@ -30,7 +31,14 @@ from train.setup.autotune import (
     summary_lines,
 )
 from train.setup.memory import max_batch_size
-from train.setup.regularization import regularization
+from train.setup.regularization import (
+    BY_EPOCHS,
+    OF_ALL_NGRAMS,
+    OF_LARGER,
+    Shares,
+    by_epochs_of,
+    regularization,
+)
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -103,20 +111,36 @@ def test_runs_below_two_epochs_leave_out_fewer_n_grams(epochs: float, share: flo
 
 def test_where_n_grams_met_once_have_rows_they_alone_are_left_out_and_more_of_them_later() -> None:
     few, many = (
-        [regularization(["ngram_dropout", "dropout"], n, has_all_ngrams=kind) for n in (2, 3, 12)]
-        for kind in (False, True)
+        [regularization(["ngram_dropout", "dropout"], n, shares) for n in (2, 3, 12)]
+        for shares in (BY_EPOCHS, OF_ALL_NGRAMS)
     )
     assert [tuple(each.values()) for each in few] == [(0.25, 0.0), (0.35, 0.0), (0.6, 0.12)]
     assert [tuple(each.values()) for each in many] == [(0.25, 0.0), (0.325, 0.0), (0.65, 0.0)]
 
 
-@pytest.mark.parametrize("has_all_ngrams", [False, True])
+@pytest.mark.parametrize("shares", [BY_EPOCHS, OF_LARGER, OF_ALL_NGRAMS])
 @pytest.mark.parametrize("name", ["dropout", "ngram_dropout", "weight_decay"])
-def test_what_is_read_more_often_is_regularized_no_less(name: str, has_all_ngrams: bool) -> None:
-    values = [
-        regularization([name], n / 4, has_all_ngrams=has_all_ngrams)[name] for n in range(400)
-    ]
+def test_what_is_read_more_often_is_regularized_no_less(name: str, shares: Shares) -> None:
+    values = [regularization([name], n / 4, shares)[name] for n in range(400)]
     assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "larger", "shares"),
+    [
+        ("tiny", "bpe", {}, BY_EPOCHS),
+        ("tiny", "char", {}, OF_ALL_NGRAMS),
+        # past bug: without tables it was taken for one whose tables alone learn by heart
+        ("tiny-portable", "bpe", {}, BY_EPOCHS),
+        ("tiny", "bpe", LARGER, OF_LARGER),
+        ("tiny-portable", "bpe", LARGER, OF_LARGER),
+    ],
+)
+def test_what_learns_by_heart_sooner_is_regularized_sooner(
+    preset: str, kind: str, larger: dict[str, Any], shares: Shares
+) -> None:
+    model = PRESETS[preset].model_for(kind, n_tokens=1 << 20) | larger
+    assert by_epochs_of(ModelConfig(**model)) is shares
 
 
 def test_dropouts_set_later_are_those_of_a_network_made_with_them(tiny_config: ModelConfig) -> None:
@@ -175,7 +199,7 @@ def test_what_is_compiled_is_regularized_for_the_steps_that_it_then_makes(
     _, plan, _ = autotune(config, model, source, cpu, by_epochs=["ngram_dropout"])
     n_epochs = plan.max_steps * 64 / source.tokens_per_epoch
     faster = 1.25 if compiles == "auto" else 1.0
-    wanted = regularization(["ngram_dropout"], faster * n_epochs, has_all_ngrams=True)
+    wanted = regularization(["ngram_dropout"], faster * n_epochs, OF_ALL_NGRAMS)
     assert model.config.ngram_dropout == pytest.approx(wanted["ngram_dropout"], rel=0.01)
 
 
