@@ -34,11 +34,11 @@ MAX_EVALS = 10
 SAVE_BYTES_PER_S = 3e8
 N_WARMUP = 2  # updates: kernels are chosen in the first, the second finds memory allocated
 SAVE_S = 300  # between checkpoints, at most: what a crash may cost
-# Runs from this many seconds on are compiled. On a CPU it takes 20 to 70 s and makes updates 1.22
-# to 1.30 times as fast: of ten minutes that leaves a gain of a tenth or more. gpt2 of 4 layers of
-# 256 channels, in float32, gained only 1.06 times: it would lose 6 %. On a GPU the same minute
-# is reported to gain a quarter and more.
+# Compiling on a CPU takes 20 to 70 s and makes updates 1.22 to 1.30 times as fast: of ten minutes
+# that leaves a gain of a tenth or more. gpt2 of 4 layers of 256 channels, in float32, gained only
+# 1.06 times: it would lose 6 %. On a GPU the same minute is reported to gain a quarter and more.
 COMPILED_FASTER = 1.25
+# So runs from this many seconds on are compiled.
 COMPILE_S = {"cpu": 600.0, "cuda": 300.0}
 
 
@@ -84,33 +84,33 @@ def autotune(
     step_s = step_time(trainer, config, max_steps)
     eval_s = _eval_time(trainer)
 
-    def measured(step_s: float, *, compiled: bool) -> MeasuredSpeed:
+    def planned(step_s: float, *, compiled: bool) -> tuple[MeasuredSpeed, TrainPlan]:
         spent_s, save_s = time.perf_counter() - start, 12 * model.n_parameters / SAVE_BYTES_PER_S
         speed = MeasuredSpeed(
             step_s=step_s, eval_s=eval_s, save_s=save_s, spent_s=spent_s,
             batch_size=trainer.batch_size, compiled=compiled,
         )  # fmt: skip
         # what follows from it must be the same on all ranks
-        return MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
+        speed = MeasuredSpeed(**group.broadcast_from_rank0(lambda: asdict(speed)))
+        return speed, make_plan(config, max_steps, speed)
 
-    speed = measured(step_s, compiled=trainer.compiled)
-    plan = make_plan(config, max_steps, speed)
-    to_compile = config.compile == "on" or compile_pays_off(config, max_steps, device, step_s)
+    speed, plan = planned(step_s, compiled=trainer.compiled)
+    pays_off = compile_pays_off(config, max_steps, device, step_s)
     # before compiling, as dropouts are part of what is compiled, which then reads more in its time
-    faster = COMPILED_FASTER if to_compile and max_steps is None else 1.0
-    epoch_steps = source.tokens_per_epoch / trainer.tokens_per_step / faster
-    config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
-    if "dropout" in by_epochs and model.config.dropout:  # it takes a fifth of an update's time
+    faster = COMPILED_FASTER if pays_off and max_steps is None else 1.0
+    epochs_a_step = trainer.tokens_per_step / source.tokens_per_epoch
+    config = regularized(config, model, by_epochs, faster * plan.max_steps * epochs_a_step)
+    if "dropout" in by_epochs and model.config.dropout:  # it takes a seventh of an update's time
         step_s = step_time(trainer, config, max_steps)
-        speed = measured(step_s, compiled=trainer.compiled)
-        plan = make_plan(config, max_steps, speed)
-        config = regularized(config, model, by_epochs, plan.max_steps / epoch_steps)
-    if to_compile:
+        speed, plan = planned(step_s, compiled=trainer.compiled)
+        config = regularized(config, model, by_epochs, faster * plan.max_steps * epochs_a_step)
+    if pays_off or config.compile == "on":
         trainer.compile()
         compiled_s = step_time(trainer, config, max_steps)
         is_taken = trainer.compiled and (config.compile == "on" or compiled_s <= step_s)
-        speed = measured(compiled_s if is_taken else step_s, compiled=is_taken)
-        plan = make_plan(config, max_steps, speed)
+        speed, plan = planned(compiled_s if is_taken else step_s, compiled=is_taken)
+        if not speed.compiled:  # it reads no more than before
+            config = regularized(config, model, by_epochs, plan.max_steps * epochs_a_step)
     trainer.batches.close()
     trainer.model.zero_grad()
     return config, plan, speed

@@ -39,6 +39,7 @@ from train.setup.regularization import (
     by_epochs_of,
     regularization,
 )
+from train.trainer import Trainer
 
 SPEED = MeasuredSpeed(
     step_s=0.1,
@@ -136,7 +137,7 @@ def test_what_is_read_more_often_is_regularized_no_less(name: str, shares: Share
         ("tiny-portable", "bpe", LARGER, OF_LARGER),
     ],
 )
-def test_what_learns_by_heart_sooner_is_regularized_sooner(
+def test_the_network_says_how_much_is_asked_of_it(
     preset: str, kind: str, larger: dict[str, Any], shares: Shares
 ) -> None:
     model = PRESETS[preset].model_for(kind, n_tokens=1 << 20) | larger
@@ -181,26 +182,32 @@ def test_what_is_compiled_has_the_dropout_of_the_run(
     )
 
 
-@pytest.mark.parametrize("compiles", ["auto", "off"])
-def test_what_is_compiled_is_regularized_for_the_steps_that_it_then_makes(
+@pytest.mark.parametrize(
+    ("compiles", "compiled_s"), [("auto", 0.08), ("auto", 0.2), ("off", 0.08)], ids=str
+)
+def test_it_is_regularized_for_the_steps_that_it_then_makes(
     compiles: Literal["auto", "off"],
+    compiled_s: float,
     data: DataFolder,
     tiny_config: ModelConfig,
     cpu: Device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def step_time(trainer: Trainer, *_: object) -> float:
+        return compiled_s if trainer.compiled else 0.1
+
     monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)
     monkeypatch.setattr("train.setup.autotune.COMPILE_S", {"cpu": 0.0})
-    monkeypatch.setattr("train.setup.autotune.step_time", lambda *_: 0.1)
+    monkeypatch.setattr("train.setup.autotune.step_time", step_time)
     monkeypatch.setattr("train.setup.autotune._eval_time", lambda _: 0.0)
     model = GPT(replace(tiny_config, ngrams=2, ngram_rows=20))
     config = TrainConfig(tokens_per_step=64, minutes=0.5, compile=compiles)
     source = make_source(data, config, 16)
     _, plan, _ = autotune(config, model, source, cpu, by_epochs=["ngram_dropout"])
+    assert plan.compile == ("on" if (compiles, compiled_s) == ("auto", 0.08) else "off")
     n_epochs = plan.max_steps * 64 / source.tokens_per_epoch
-    faster = 1.25 if compiles == "auto" else 1.0
-    wanted = regularization(["ngram_dropout"], faster * n_epochs, OF_ALL_NGRAMS)
-    assert model.config.ngram_dropout == pytest.approx(wanted["ngram_dropout"], rel=0.01)
+    wanted = regularization(["ngram_dropout"], n_epochs, OF_ALL_NGRAMS)
+    assert model.config.ngram_dropout == pytest.approx(wanted["ngram_dropout"], rel=0.02)
 
 
 def test_max_steps_are_known_and_those_of_minutes_are_not(data: DataFolder) -> None:
