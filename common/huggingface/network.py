@@ -101,8 +101,7 @@ def config_json(c: ModelConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {theirs: values[ours] for theirs, ours in NAMES[c.norm].items()}
     settings |= {"model_type": kind, "architectures": [STOCK[kind, word][0]], "quern": asdict(c)}
     if kind == "quern":
-        settings |= {n: s for n, s in values.items() if n.startswith("ngram")}
-        settings["auto_map"] = AUTO_MAP
+        settings |= {"auto_map": AUTO_MAP} | {n: s for n, s in values.items() if "ngram" in n}
     if kind != "gpt2":
         # as transformers 5 reads it; rope_theta beside it, as transformers 4 and llama.cpp do
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": c.rope_theta}
@@ -136,6 +135,8 @@ def model_config(said: dict[str, Any], where: str) -> ModelConfig:
         names = NAMES[switches["norm"]]
         values = {ours: found[n] for n, ours in names.items() if n in found or ours in REQUIRED}
         config = ModelConfig(**unsaid | values | switches)
+        if config.attn_dropout == config.dropout:  # so that --dropout is that of both again
+            config = replace(config, attn_dropout=None)
     for name, value in (config_json(config) | NO_SWITCH).items():
         if not name.endswith(NOT_COMPARED) and found.get(name, value) != value:
             raise ConfigError(

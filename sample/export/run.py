@@ -40,9 +40,8 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     Raises ConfigError where ``out`` is there, or where the network fits no class of transformers'.
     """
     files = [out, out.with_suffix(gguf.MODELFILE_SUFFIX)] if to == "gguf" else [out]
-    for path in files:
-        if path.exists():
-            raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
+    for path in filter(Path.exists, files):
+        raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
     if to in SUFFIXES and out.suffix != SUFFIXES[to]:
         raise ConfigError(f"{out}: such a file is known by its name: end it in {SUFFIXES[to]}.")
     if dtype not in (dtypes := OTHER_DTYPES.get(to, DTYPES)):

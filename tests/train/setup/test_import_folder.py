@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,15 @@ def test_dropout_of_attention_and_of_the_rest_are_kept_apart(
     export_run("x", tmp_path / "again", "hf", "float32", tmp_path / "runs", "best")
     exported = json.loads((tmp_path / "again/config.json").read_text(encoding="utf-8"))
     assert shares.items() <= exported.items()
+
+
+def test_dropout_that_is_one_share_for_all_is_one_setting_again(tmp_path: Path) -> None:
+    shares = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.1)
+    save_by_transformers(tmp_path / "theirs", "gpt2", **shares)
+    run = import_folder(tmp_path / "theirs", tmp_path / "runs", "x")
+    config = load_checkpoint(newest_valid(run, "best"), CPU).model.config
+    assert config.dropout == 0.1
+    assert replace(config, dropout=0.0).attention_dropout == 0.0
 
 
 def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
