@@ -135,8 +135,8 @@ class Trainer:
         try:
             if any(table.sparse for table in self.model.wge):
                 # Inductor knows no sparse gradients: the embeddings are left to PyTorch
-                self.model.embed = torch.compiler.disable(self.model.embed)  # type: ignore
-            # Inductor's own random numbers are slow on CPUs; a run has one shape till memory is out
+                self.model.embed = torch.compiler.disable(self.model.embed)  # type: ignore[no-untyped-call, method-assign]
+            # fallback_random: quicker on CPUs; dynamic=False: one shape, until memory runs out
             options: Any = {"fallback_random": self.device.torch_device.type == "cpu"}
             self.forward = torch.compile(self.eager, dynamic=False, options=options)
         except Exception as error:

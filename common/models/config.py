@@ -69,7 +69,7 @@ class ModelConfig:
         0.0, "Share of activations zeroed in training.", at_least=0.0, below=1.0
     )
     attn_dropout: float | None = setting(
-        None, "The same of attention's weights, where not as --dropout.", at_least=0.0, below=1.0
+        None, "The same of attention's weights; unset: as --dropout.", at_least=0.0, below=1.0
     )
     attention: Literal["auto", "sdpa", "manual"] = setting(
         "auto", "PyTorch's fused attention, or the same written out; auto: the faster one."

@@ -192,7 +192,7 @@ class GPT(nn.Module):
                     nn.init.zeros_(parameter)
 
     def set_dropout(self, **shares: Any) -> None:
-        """Change ``dropout`` and ``ngram_dropout``, on which the weights do not depend."""
+        """Change shares that are zeroed in training, on which the weights do not depend."""
         self.config = replace(self.config, **shares)
         for module in self.modules():
             if isinstance(module, nn.Dropout):
