@@ -23,7 +23,7 @@ from train.loop import backward, update
 from train.monitoring.metrics import duration
 from train.optim.optimizers import make_optimizer
 from train.setup.memory import max_batch_size
-from train.setup.regularization import by_epochs_of, regularization
+from train.setup.regularization import by_epochs_of, most_decay, regularization
 from train.trainer import Trainer
 
 # Trial steps take this share of --minutes, or of a run whose steps are known; at most so long.
@@ -98,19 +98,19 @@ def autotune(
     pays_off = compile_pays_off(config, max_steps, device, step_s)
     # before compiling, as dropouts are part of what is compiled, which then reads more in its time
     faster = COMPILED_FASTER if pays_off and max_steps is None else 1.0
-    epochs_a_step = trainer.tokens_per_step / source.tokens_per_epoch
-    config = regularized(config, model, by_epochs, faster * plan.max_steps * epochs_a_step)
+    epoch_steps = source.tokens_per_epoch / trainer.tokens_per_step
+    config = regularized(config, model, by_epochs, faster * plan.max_steps, epoch_steps)
     if "dropout" in by_epochs and model.config.dropout:  # it takes a seventh of an update's time
         step_s = step_time(trainer, config, max_steps)
         speed, plan = planned(step_s, compiled=trainer.compiled)
-        config = regularized(config, model, by_epochs, faster * plan.max_steps * epochs_a_step)
+        config = regularized(config, model, by_epochs, faster * plan.max_steps, epoch_steps)
     if pays_off or config.compile == "on":
         trainer.compile()
         compiled_s = step_time(trainer, config, max_steps)
         is_taken = trainer.compiled and (config.compile == "on" or compiled_s <= step_s)
         speed, plan = planned(compiled_s if is_taken else step_s, compiled=is_taken)
         if not speed.compiled:  # it reads no more than before
-            config = regularized(config, model, by_epochs, plan.max_steps * epochs_a_step)
+            config = regularized(config, model, by_epochs, plan.max_steps, epoch_steps)
     trainer.batches.close()
     trainer.model.zero_grad()
     return config, plan, speed
@@ -164,13 +164,15 @@ def make_plan(config: TrainConfig, max_steps: int | None, speed: MeasuredSpeed) 
 
 
 def regularized(
-    config: TrainConfig, model: GPT, names: Collection[str], n_epochs: float
+    config: TrainConfig, model: GPT, names: Collection[str], n_steps: float, epoch_steps: float
 ) -> TrainConfig:
-    """Make the settings ``names`` suit that many epochs, the model's own and those returned."""
-    chosen = regularization(names, n_epochs, by_epochs_of(model.config))
-    weight_decay = chosen.pop("weight_decay", config.weight_decay)
+    """Make the settings ``names`` suit so many steps, the model's own and those returned."""
+    chosen = regularization(names, n_steps / epoch_steps, by_epochs_of(model.config))
+    if "weight_decay" in chosen:
+        most = most_decay(config.matrix_lr or config.base_lr, epoch_steps)
+        config = replace(config, weight_decay=min(chosen.pop("weight_decay"), most))
     model.set_dropout(**chosen)
-    return replace(config, weight_decay=weight_decay)
+    return config
 
 
 def compile_pays_off(

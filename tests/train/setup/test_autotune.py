@@ -27,6 +27,7 @@ from train.setup.autotune import (
     compile_pays_off,
     known_max_steps,
     make_plan,
+    regularized,
     step_time,
     summary_lines,
 )
@@ -124,6 +125,27 @@ def test_where_n_grams_met_once_have_rows_they_alone_are_left_out_and_more_of_th
 def test_what_is_read_more_often_is_regularized_no_less(name: str, shares: Shares) -> None:
     values = [regularization([name], n / 4, shares)[name] for n in range(400)]
     assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch_steps", "decay"),
+    [
+        ({"matrix_lr": 6e-3}, 1_248, 0.2671),  # 1 / (0.006 * 624)
+        ({"learning_rate": 1e-2, "matrix_lr": 6e-3}, 1_248, 0.2671),
+        ({"learning_rate": 6e-3}, 1_248, 0.2671),
+        ({"matrix_lr": 6e-3}, 200, 1.0),  # what the epochs ask for
+        ({"matrix_lr": 6e-3}, 50_000, 0.1),
+        ({"learning_rate": 0.0}, 1_248, 1.0),
+    ],
+    ids=str,
+)
+def test_weights_remember_half_an_epoch_at_least(
+    settings: dict[str, Any], epoch_steps: int, decay: float, tiny_config: ModelConfig
+) -> None:
+    config, model = TrainConfig(max_steps=1, **settings), GPT(tiny_config)
+    n_steps = 12 * epoch_steps
+    found = regularized(config, model, ["weight_decay"], n_steps, epoch_steps)
+    assert found == replace(config, weight_decay=decay)
 
 
 @pytest.mark.parametrize(
