@@ -40,7 +40,7 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
     Raises ConfigError where ``out`` is there, or where the network fits no class of transformers'.
     """
     files = [out, out.with_suffix(gguf.MODELFILE_SUFFIX)] if to == "gguf" else [out]
-    for path in filter(Path.exists, files):
+    if path := next(filter(Path.exists, files), None):
         raise ConfigError(f"{path}: is there already. Name another place, or delete it first.")
     if to in SUFFIXES and out.suffix != SUFFIXES[to]:
         raise ConfigError(f"{out}: such a file is known by its name: end it in {SUFFIXES[to]}.")
