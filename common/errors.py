@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the last: the termin
 # New objects after which Python looks for cycles of forgotten ones. At its own 700 it looks for
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
+RAISED_AGAIN_S = 0.01
 
 
 class UserError(click.ClickException):
@@ -65,6 +67,7 @@ def run(group: click.Group, stage: str) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    sys.unraisablehook = raise_again
     for number in SIGNALS - {signal.SIGINT}:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))  # files are cleaned up
@@ -90,6 +93,19 @@ def run(group: click.Group, stage: str) -> None:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def raise_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Send a signal anew whose handler raised where Python ignores it, as in a ``__del__``."""
+    number = 0
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(ignored.exc_value, SystemExit) and isinstance(ignored.exc_value.code, int):
+        number = ignored.exc_value.code - 128
+    if number in SIGNALS:
+        threading.Timer(RAISED_AGAIN_S, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 @contextmanager

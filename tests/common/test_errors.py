@@ -24,3 +24,41 @@ def test_a_signal_while_python_ends_prints_no_traceback(number: int) -> None:
     command = [sys.executable, "-c", ENDING.replace("sys.argv[1]", str(int(number)))]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", "")
+
+
+# Python ignores what is raised while it forgets an object, and so it did a Ctrl-C
+FORGETTING = """
+import os, time
+import click
+from common import errors
+
+class Forgotten:
+    def __del__(self):
+        os.kill(os.getpid(), NUMBER)
+        for _ in range(10):
+            time.sleep(0)
+
+@click.command()
+def work():
+    Forgotten()
+    time.sleep(60)
+
+errors.run(work, "work")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "\nStopped.\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")]
+)
+def test_a_signal_is_not_lost_where_an_object_is_forgotten(number: int, said: str) -> None:
+    command = [sys.executable, "-c", FORGETTING.replace("NUMBER", str(int(number)))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", said)
+
+
+def test_another_exception_where_an_object_is_forgotten_is_still_told() -> None:
+    script = FORGETTING.replace("os.kill(os.getpid(), NUMBER)", "raise SystemExit('why')")
+    script = script.replace("time.sleep(60)", "")
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "SystemExit: why" in ended.stderr
