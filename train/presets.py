@@ -216,27 +216,10 @@ PRESETS = {
     ),
 }
 
-# What --preset auto chooses from, and the settings that it then decides.
+# What --preset auto chooses from (setup/auto.py), and the settings that it then decides.
 AUTO = ("tiny", "tiny-portable", "small")
 _AUTO = [PRESETS[name] for name in AUTO]
 DECIDED = {name for each in _AUTO for name in (*each.model, *each.train, *each.by_epochs)}
-LARGER: dict[str, Any] = _shape(4, 4, 256, 256)
-LARGER_MINUTES = 20
-MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
-
-
-def auto_preset(
-    device: str, vocab_size: int, options: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Return which preset auto is, on this type of device and for a vocabulary of this size.
-
-    And sizes in place of its own, where --minutes among the ``options`` leave time for more.
-    """
-    if device != "cpu":
-        return "small", {}
-    name = "tiny" if vocab_size < MANY_IDS else "tiny-portable"
-    return name, LARGER if (options.get("minutes") or 0) >= LARGER_MINUTES else {}
-
 
 # What fine-tuning takes over from the run it begins with: by what it learned, but for what hangs on
 # its length, its data or its machine. Rates are lower, by this factor for each command. What was

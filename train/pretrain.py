@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import re
 import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,8 +37,9 @@ from train.monitoring.metrics import Progress
 from train.optim.lora import add_lora
 from train.optim.optimizers import make_optimizer
 from train.preference import keep_reference, reference_for
-from train.presets import PRESETS, auto_preset
-from train.recovery import restore, run_lock, train_with_rollback
+from train.presets import PRESETS
+from train.recovery import restore, run_lock, train_with_rollback, unfinished_run
+from train.setup.auto import auto_preset, larger_with_time
 from train.setup.autotune import autotune, summary_lines
 from train.setup.checks import check_settings, check_sizes, check_unchanged, check_vocabulary
 from train.setup.memory import explain_out_of_memory
@@ -66,15 +66,16 @@ def new_run(
     """Train a network from new weights or a checkpoint's; return the signal that stopped it."""
     device = choose_device(device_name, train_options.get("dtype", "auto"))
     data = open_data(data_path)
-    tokenizer, sizes = data.tokenizer(), dict[str, Any]()
-    if preset == "auto":
-        preset, sizes = auto_preset(device.torch_device.type, tokenizer.vocab_size, train_options)
+    tokenizer = data.tokenizer()
+    if is_auto := preset == "auto":
+        preset = auto_preset(device.torch_device.type, tokenizer.vocab_size)
     config, given = PRESETS[preset].train_config(train_options), {*model_options, *train_options}
-    if init_from is None:
-        chosen = PRESETS[preset].model_for(tokenizer.kind, data.n_tokens("train"))
-        shape = ModelConfig(**chosen | sizes | model_options, vocab_size=tokenizer.vocab_size)
-    else:
+    if init_from is not None:
         shape = shape_of(init_from, data, model_options)
+    else:
+        shape = new_shape(preset, data, tokenizer, model_options)
+    if is_auto and init_from is None:
+        shape = larger_with_time(shape, model_options, config, data, device, group)
     check_sizes(data, shape.block_size)
     base = base_data(init_from, shape.block_size) if config.mix and init_from else None
     reference = reference_for(data, config, shape, init_from and init_from / MODEL_NAME, device)
@@ -96,7 +97,6 @@ def new_run(
         "model": asdict(model.config),
         "train": saved_settings(config, plan),
         "time_limit": new_limit(config),
-        "data": location(data),
         **environment(data, base, device, init_from if reference else None),
     }
     folder = Path(group.broadcast_from_rank0(lambda: str(run_dir.new_run(runs_dir, name))))
@@ -118,6 +118,7 @@ def environment(
     """Return the part of config.json that no setting is in."""
     python = platform.python_version()
     return {
+        "data": location(data),
         **({"reference_sha256": sha256_of(reference / MODEL_NAME)} if reference else {}),
         **({"base_data": location(base)} if base else {}),
         "vocabulary_sha256": data.vocabulary_sha256,
@@ -125,6 +126,14 @@ def environment(
         "tracker_id": secrets.token_hex(8),  # another run of this name is another there
         "versions": {"python": python, "torch": torch.__version__, "numpy": numpy.__version__},
     }
+
+
+def new_shape(
+    preset: str, data: DataFolder, tokenizer: Tokenizer, options: dict[str, Any]
+) -> ModelConfig:
+    """Return the shape that a preset's network has on ``data``, with ``options`` in its place."""
+    chosen = PRESETS[preset].model_for(tokenizer.kind, data.n_tokens("train"))
+    return ModelConfig(**chosen | options, vocab_size=tokenizer.vocab_size)
 
 
 def shape_of(init_from: Path, data: DataFolder, options: dict[str, Any]) -> ModelConfig:
@@ -284,16 +293,3 @@ def unfinished_on(runs_dir: Path, name: str, data: Path, group: ProcessGroup) ->
         return None
     log.info("%s is unfinished: it goes on, as it was set. --no-resume starts a new run.", found)
     return Path(found)
-
-
-def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
-    """Return the newest run called NAME, or NAME-2 to NAME-99, if it can go on with this data."""
-    # more digits are rather a person's own: exp-2024 is no second exp
-    pattern = re.compile(re.escape(name) + r"(-[2-9]|-[1-9]\d)?")
-    named = [run for run in run_dir.list_runs(runs_dir) if pattern.fullmatch(run.name)]
-    newest = run_dir.last_saved(named)
-    if newest is None:
-        return None
-    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME).get("data", {}).get("sha256")
-    is_same = trained_on == open_data(data_path).sha256
-    return newest if is_same and run_dir.stop_reason(newest) is None else None

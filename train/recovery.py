@@ -1,10 +1,11 @@
-"""Training with a way back: where weights became useless, to the last good checkpoint.
+"""Going on: with a run that is unfinished, and from the last good checkpoint of a diverged one.
 
-The run goes on from there with half the learning rate: a few times, then it stops and says why.
+That run goes on with half the learning rate: a few times, then it stops and says why.
 """
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from common import run_dir
 from common.checkpoint import MODEL_NAME, OPTIMIZER_NAME, newest_valid
+from common.dataset import open_data
 from common.errors import UserError
 from train.config import own_decisions
 from train.distributed.comm import ProcessGroup
@@ -128,3 +130,16 @@ def run_lock(folder: Path, group: ProcessGroup) -> Iterator[None]:
     finally:
         if group.is_rank0:
             os.close(descriptor)
+
+
+def unfinished_run(runs_dir: Path, name: str, data_path: Path) -> Path | None:
+    """Return the newest run called NAME, or NAME-2 to NAME-99, if it can go on with this data."""
+    # more digits are rather a person's own: exp-2024 is no second exp
+    pattern = re.compile(re.escape(name) + r"(-[2-9]|-[1-9]\d)?")
+    named = [run for run in run_dir.list_runs(runs_dir) if pattern.fullmatch(run.name)]
+    newest = run_dir.last_saved(named)
+    if newest is None:
+        return None
+    trained_on = run_dir.read_json(newest / run_dir.CONFIG_NAME).get("data", {}).get("sha256")
+    is_same = trained_on == open_data(data_path).sha256
+    return newest if is_same and run_dir.stop_reason(newest) is None else None

@@ -23,7 +23,7 @@ from tests.tiny import prepare_text, words
 from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.cli import main
 from train.presets import PRESETS
-from train.pretrain import unfinished_run
+from train.recovery import unfinished_run
 from train.setup.regularization import OF_ALL_NGRAMS, regularization
 
 RESUME = ["-m", "train", "resume", "--device", "cpu"]

@@ -27,7 +27,7 @@ OF_LARGER: Shares = {
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.0, 0.2),
     "weight_decay": (0.1, 0.1, 1.0, 1.0, 1.0, 1.0),
 }
-LARGER_CHANNELS = 256  # as what auto takes for long runs (train/presets.py)
+LARGER_CHANNELS = 256  # as what auto takes where it has time (auto.py)
 # Where n-grams that are met once have rows too, as those of characters do, these are what is
 # learned by heart, and the rest of the network is not. A larger one of such was not measured.
 OF_ALL_NGRAMS: Shares = {

@@ -23,7 +23,7 @@ from train.cli import main
 from train.config import LENGTHS, TrainConfig
 from train.loop import update
 from train.optim.lr_schedule import learning_rate_at
-from train.presets import AUTO, PRESETS, auto_preset
+from train.presets import AUTO, PRESETS
 from train.report import presets as preset_table
 from train.setup.autotune import choose_batch_size
 
@@ -255,25 +255,6 @@ def test_help_names_what_auto_decides_by_the_presets() -> None:
     words_of_help = " ".join(text.split())
     assert "[default: (0)" in words_of_help.partition("--patience ")[2][:120]
     assert "[default: (the preset's)" in words_of_help.partition("--minutes ")[2][:200]
-
-
-@pytest.mark.parametrize(
-    ("device", "vocab_size", "minutes", "preset", "n_layer"),
-    [
-        ("cpu", 2_053, None, "tiny", None),
-        ("cpu", 2_053, 5.0, "tiny", None),
-        ("cpu", 2_053, 60.0, "tiny", 4),
-        ("cpu", 8_197, None, "tiny-portable", None),
-        ("cpu", 50_261, 60.0, "tiny-portable", 4),
-        ("cuda", 2_053, None, "small", None),
-        ("mps", 8_197, 60.0, "small", None),
-    ],
-)
-def test_auto_is_told_by_the_device_the_vocabulary_and_the_time(
-    device: str, vocab_size: int, minutes: float | None, preset: str, n_layer: int | None
-) -> None:
-    name, sizes = auto_preset(device, vocab_size, {"minutes": minutes})
-    assert (name, sizes.get("n_layer")) == (preset, n_layer)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from tests.train.runs import make_trainer
 from train.batches.sources import make_source
 from train.config import TrainConfig, TrainPlan
 from train.distributed.comm import SINGLE_PROCESS
-from train.presets import LARGER, PRESETS
+from train.presets import PRESETS
+from train.setup.auto import LARGER
 from train.setup.autotune import (
     MeasuredSpeed,
     autotune,

@@ -1,0 +1,72 @@
+"""Which network --preset auto is: by the device, the vocabulary, the text and the time."""
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from common.dataset import SPLITS, DataFolder
+from common.device import Device
+from common.models.config import ModelConfig
+from common.models.gpt import GPT
+from train.config import TrainConfig
+from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
+
+LARGER: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256}
+MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
+# The larger network is the better one from where it reads a text so often, or so much of a text of
+# any length: measured, tests/bench/RECIPE.md.
+LEAST_EPOCHS = 1.75
+LEAST_TOKENS, ENOUGH_TOKENS = 1_000_000, 4_500_000
+UPDATE_SHARE = 0.8  # of a run's time is forward and back; optimizer, tables, evaluations the rest
+
+
+def auto_preset(device: str, vocab_size: int) -> str:
+    """Return which preset auto is, on this type of device and for a vocabulary of this size."""
+    if device != "cpu":
+        return "small"
+    return "tiny" if vocab_size < MANY_IDS else "tiny-portable"
+
+
+def larger_with_time(
+    shape: ModelConfig,
+    given: Collection[str],
+    config: TrainConfig,
+    data: DataFolder,
+    device: Device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> ModelConfig:
+    """Return the preset's ``shape`` or, where --minutes are enough for it, a larger one.
+
+    Sizes that are ``given`` stay. How many tokens are read in the time is measured, within a second
+    or two.
+    """
+    if device.torch_device.type != "cpu" or config.minutes is None:
+        return shape
+    larger = replace(shape, **{name: LARGER[name] for name in LARGER.keys() - given})
+    if larger == shape or min(data.n_tokens(split) for split in SPLITS) <= larger.block_size:
+        return shape
+    n_read = 60 * config.minutes * UPDATE_SHARE * tokens_per_second(larger, config, device, group)
+    return larger if is_enough(n_read, data.n_tokens("train")) else shape
+
+
+def is_enough(n_read: float, n_tokens: int) -> bool:
+    """Tell whether the larger network is the better one that reads ``n_read`` of ``n_tokens``."""
+    return n_read >= min(max(LEAST_EPOCHS * n_tokens, LEAST_TOKENS), ENOUGH_TOKENS)
+
+
+def tokens_per_second(
+    shape: ModelConfig, config: TrainConfig, device: Device, group: ProcessGroup = SINGLE_PROCESS
+) -> float:
+    """Measure forward and back, of all processes, in a network of this shape without tables."""
+    model = GPT(replace(shape, ngrams=0, ngram_dim=0, ngram_min_count=0)).train()
+    n_rows = config.rows_per_step(shape.block_size)
+    idx = torch.zeros(-(-n_rows // group.world_size), shape.block_size, dtype=torch.int64)
+    for _ in range(3):  # the first chooses kernels
+        start = time.perf_counter()
+        with device.autocast():
+            model(idx, idx).backward()
+        step_s = group.all_reduce_max(time.perf_counter() - start)
+    return n_rows * shape.block_size / step_s
