@@ -1,5 +1,6 @@
 """Which network --preset auto is: by the device, the vocabulary, the text and the time."""
 
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -14,12 +15,15 @@ from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 
+log = logging.getLogger(__name__)
+
 LARGER: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256}
 MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 # The larger network is the better one from where it reads a text so often, or so much of a text of
 # any length: measured, tests/bench/RECIPE.md.
 LEAST_EPOCHS = 1.75
-LEAST_TOKENS, ENOUGH_TOKENS = 1_000_000, 4_500_000
+LEAST_TOKENS, ENOUGH_TOKENS = 800_000, 4_500_000
+THREADS_EXPONENT = 0.8  # two are 1.75 times as fast as one
 UPDATE_SHARE = 0.8  # of a run's time is forward and back; optimizer, tables, evaluations the rest
 
 
@@ -49,7 +53,11 @@ def larger_with_time(
     if larger == shape or min(data.n_tokens(split) for split in SPLITS) <= larger.block_size:
         return shape
     n_read = 60 * config.minutes * UPDATE_SHARE * tokens_per_second(larger, config, device, group)
-    return larger if is_enough(n_read, data.n_tokens("train")) else shape
+    if not is_enough(n_read, n_tokens := data.n_tokens("train")):
+        return shape
+    times = f"{n_read / n_tokens:.1f} times"
+    log.info("auto        the larger network: it can read the text about %s in the time", times)
+    return larger
 
 
 def is_enough(n_read: float, n_tokens: int) -> bool:
@@ -60,13 +68,20 @@ def is_enough(n_read: float, n_tokens: int) -> bool:
 def tokens_per_second(
     shape: ModelConfig, config: TrainConfig, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> float:
-    """Measure forward and back, of all processes, in a network of this shape without tables."""
+    """Estimate forward and back, of all processes, in a network of this shape without tables.
+
+    Measured on one thread: several beside a busy process may take 50 times as long.
+    """
     model = GPT(replace(shape, ngrams=0, ngram_dim=0, ngram_min_count=0)).train()
     n_rows = config.rows_per_step(shape.block_size)
     idx = torch.zeros(-(-n_rows // group.world_size), shape.block_size, dtype=torch.int64)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(3):  # the first chooses kernels
         start = time.perf_counter()
         with device.autocast():
-            model(idx, idx).backward()
+            loss = model(idx, idx)
+        loss.backward()
         step_s = group.all_reduce_max(time.perf_counter() - start)
-    return n_rows * shape.block_size / step_s
+    torch.set_num_threads(n_threads)
+    return float(n_rows * shape.block_size / step_s * n_threads**THREADS_EXPONENT)
