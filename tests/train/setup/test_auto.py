@@ -30,15 +30,16 @@ def test_auto_is_told_by_the_device_and_the_vocabulary(
 
 
 # What was measured, tests/bench/RECIPE.md: the tokens of a text, those that the larger network had
-# read of it when tiny's run was over, and how much less of tiny's bits a byte it had.
+# read of it when tiny's run was over, and how much less of tiny's bits a byte it had. Without those
+# pairs that were within 1 %.
 MEASURED = [
     (2_555_574, 1_100 * 2_048, -0.089),  # the default corpus, 5 minutes of a thread
     (2_555_574, 2_200 * 2_048, 0.017),  # 10 minutes
     (681_624, 410 * 2_048, -0.026),  # wikitext-2, 2 minutes
     (681_624, 1_030 * 2_048, 0.024),  # 5 minutes
     (635_060, 1_030 * 2_048, 0.027),  # state_union
-    (297_656, 410 * 2_048, 0.009),  # Debian Reference in French, 2 minutes
-    (297_656, 1_030 * 2_048, 0.040),  # 5 minutes
+    (506_686, 1_434 * 2_048, 0.063),  # a fifth of the default corpus, 7 minutes
+    (297_656, 1_030 * 2_048, 0.040),  # Debian Reference in French, 5 minutes
 ]
 
 
