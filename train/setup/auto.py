@@ -17,7 +17,8 @@ from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 
 log = logging.getLogger(__name__)
 
-LARGER: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256}
+LARGER: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256}
+LARGER_CONTEXT = 256
 MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 # The larger network is the better one from where it reads a text so often, but of a short one so
 # much at least, and of a long one so much in any case: measured, tests/bench/RECIPE.md.
@@ -44,13 +45,15 @@ def larger_with_time(
 ) -> ModelConfig:
     """Return the preset's ``shape`` or, where --minutes are enough for it, a larger one.
 
-    Sizes that are ``given`` stay. How many tokens are read in the time is measured, within a second
-    or two.
+    One whose layers, heads or channels are ``given`` stays. How many tokens are read in the time is
+    measured, within a second or two.
     """
-    if device.torch_device.type != "cpu" or config.minutes is None:
+    on_cpu = device.torch_device.type == "cpu"
+    if not on_cpu or config.minutes is None or not LARGER.keys().isdisjoint(given):
         return shape
-    larger = replace(shape, **{name: LARGER[name] for name in LARGER.keys() - given})
-    if larger == shape or min(data.n_tokens(split) for split in SPLITS) <= larger.block_size:
+    context = shape.block_size if "block_size" in given else LARGER_CONTEXT
+    larger = replace(shape, **LARGER, block_size=context)
+    if min(data.n_tokens(split) for split in SPLITS) <= larger.block_size:
         return shape
     n_read = 60 * config.minutes * UPDATE_SHARE * tokens_per_second(larger, config, device, group)
     if not is_enough(n_read, n_tokens := data.n_tokens("train")):

@@ -56,7 +56,8 @@ def test_the_network_is_the_one_that_was_measured_to_be_better(
     [
         (0.05, {}, 2, 128, 256),
         (1e5, {}, 4, 256, 256),
-        (1e5, {"n_embd": 64, "block_size": 32}, 4, 64, 32),  # what is given stays
+        (1e5, {"block_size": 32}, 4, 256, 32),
+        (1e5, {"n_embd": 68}, 2, 68, 256),  # rotated by pairs, which four heads would have 8.5 of
         (None, {}, 2, 128, 256),  # the time that so many steps take is not known
     ],
 )
