@@ -24,7 +24,7 @@ MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIP
 # much at least, and of a long one so much in any case: measured, tests/bench/RECIPE.md.
 LEAST_EPOCHS = 1.75
 LEAST_TOKENS, ENOUGH_TOKENS = 1_500_000, 4_500_000
-THREADS_EXPONENT = 0.8  # two are 1.75 times as fast as one
+THREADS_EXPONENT = 0.68  # two were 1.6 times as fast as one
 UPDATE_SHARE = 0.8  # of a run's time is forward and back; optimizer, tables, evaluations the rest
 
 
