@@ -32,8 +32,9 @@ SHAPE = (
 RUNS = {
     "tiny": "--data small-char --preset tiny --ngrams 5 --ngram-rows 32 --ngram-dim 0 "
     "--ngram-min-count 0 --tied-head --attn-dropout 0.1",
-    "modern": "--data small-bpe --preset small --architecture modern",
-    "gpt2": "--data small-char --preset small --architecture gpt2 --optimizer muon",
+    "modern": "--data small-bpe --preset small --architecture modern --optimizer adamw "
+    "--no-zero-init",
+    "gpt2": "--data small-char --preset small --architecture gpt2 --no-zero-init",
 }
 GENERATE = {
     "greedy": "--temperature 0",
