@@ -22,7 +22,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the last: the termin
 # New objects after which Python looks for cycles of forgotten ones. At its own 700 it looks for
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
-RAISED_AGAIN_S = 0.01
+RAISED_AGAIN_S = 0.01  # by then the object is forgotten; else it is raised once more
 
 
 class UserError(click.ClickException):
@@ -96,16 +96,19 @@ def run(group: click.Group, stage: str) -> None:
 
 
 def raise_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Send a signal anew whose handler raised where Python ignores it, as in a ``__del__``."""
+    """Send a signal anew whose handler raised where Python ignores it, as in a ``__del__``.
+
+    Not where that handler is in place no more: then it has taken note of the signal itself.
+    """
     number = 0
     if isinstance(ignored.exc_value, KeyboardInterrupt):
         number = signal.SIGINT
     elif isinstance(ignored.exc_value, SystemExit) and isinstance(ignored.exc_value.code, int):
         number = ignored.exc_value.code - 128
-    if number in SIGNALS:
-        threading.Timer(RAISED_AGAIN_S, os.kill, (os.getpid(), number)).start()
-    else:
+    if number not in signal.valid_signals():
         sys.__unraisablehook__(ignored)
+    elif callable(signal.getsignal(number)):
+        threading.Timer(RAISED_AGAIN_S, os.kill, (os.getpid(), number)).start()
 
 
 @contextmanager

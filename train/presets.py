@@ -69,8 +69,8 @@ TINY = {
     "schedule": "linear", "min_lr": 0.0, "warmup_steps": 20,
     "minutes": 5.0, "tokens_per_step": 2_048, "batch_size": 16, "log_interval": 100,
 }  # fmt: skip
-# Muon at the rates of AdamW (train/optim/muon.py); here only tried in few and small steps on a CPU
-MUON = {"optimizer": "muon", "zero_init": True}
+# At the rates of AdamW (train/optim/muon.py). small's in few steps on a CPU: tests/bench/RECIPE.md
+FOR_GPUS = {"optimizer": "muon", "zero_init": True}
 # AdamW as PyTorch has it, at one rate: how small systems are often trained
 PLAIN_ADAMW = {
     "optimizer": "adamw", "weight_decay": 0.01, "beta2": 0.999, "grad_clip": 0.0,
@@ -127,14 +127,14 @@ PRESETS = {
     "small": Preset(
         meaning="One GPU, half an hour.",
         model=MODERN | _shape(8, 8, 512, 512),
-        train=MUON | {"minutes": 30.0, "tokens_per_step": 65_536, "learning_rate": 1e-3},
+        train=FOR_GPUS | {"minutes": 30.0, "tokens_per_step": 65_536, "learning_rate": 1e-3},
         prepare="--tokenizer bpe --vocab-size 8192",
         vocab_size=8_192,
     ),
     "medium": Preset(
         meaning="One large GPU, a night.",
         model=MODERN | _shape(16, 16, 1024, 1024) | {"pad_vocab": 64},
-        train=MUON
+        train=FOR_GPUS
         | {"minutes": 480.0, "tokens_per_step": 1 << 18, "learning_rate": 6e-4}
         | {"warmup_steps": 500},
         prepare="--tokenizer bpe --vocab-size 32768",

@@ -56,6 +56,15 @@ def test_a_signal_is_not_lost_where_an_object_is_forgotten(number: int, said: st
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", said)
 
 
+def test_a_signal_that_its_handler_took_note_of_is_not_sent_again() -> None:
+    noting = "signal.signal(15, lambda *_: (signal.signal(15, signal.SIG_DFL), exit(143)))"
+    script = FORGETTING.replace("NUMBER", "15").replace("time.sleep(60)", "time.sleep(0.5)")
+    script = script.replace("    Forgotten()", f"    {noting}\n    Forgotten()")
+    command = [sys.executable, "-c", script.replace("import os,", "import signal, os,")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def test_another_exception_where_an_object_is_forgotten_is_still_told() -> None:
     script = FORGETTING.replace("os.kill(os.getpid(), NUMBER)", "raise SystemExit('why')")
     script = script.replace("time.sleep(60)", "")
