@@ -43,7 +43,7 @@ def main() -> None:
     "--preset",
     type=click.Choice(["auto", *PRESETS]),
     default="auto",
-    help="Where settings not given here come from; auto: a tiny one on a CPU, else small.",
+    help="Where settings not given come from; auto: tiny, with time larger, on a CPU, else small.",
 )
 @click.option(
     "--architecture", type=click.Choice(ARCHITECTURES), help="Set the network's switches at once."

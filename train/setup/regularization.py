@@ -29,7 +29,7 @@ OF_LARGER: Shares = {
 }
 LARGER_CHANNELS = 256  # as what auto takes where it has time (auto.py)
 # Where n-grams that are met once have rows too, as those of characters do, these are what is
-# learned by heart, and the rest of the network is not. A larger one of such was not measured.
+# learned by heart, and the rest of the network is not. A larger one of such was measured once.
 OF_ALL_NGRAMS: Shares = {
     "ngram_dropout": (0.0, 0.25, 0.4, 0.6, 0.65, 0.75),
     "dropout": (0.0, 0.0, 0.0, 0.0, 0.0, 0.2),
