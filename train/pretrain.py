@@ -74,8 +74,8 @@ def new_run(
         shape = shape_of(init_from, data, model_options)
     else:
         shape = new_shape(preset, data, tokenizer, model_options)
-    if is_auto and init_from is None:
-        shape = larger_with_time(shape, model_options, config, data, device, group)
+        if is_auto:
+            shape = larger_with_time(shape, model_options, config, data, device, group)
     check_sizes(data, shape.block_size)
     base = base_data(init_from, shape.block_size) if config.mix and init_from else None
     reference = reference_for(data, config, shape, init_from and init_from / MODEL_NAME, device)

@@ -102,9 +102,7 @@ THREE_RANKS: Any = SimpleNamespace(world_size=3)
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("group", [SINGLE_PROCESS, TWO_RANKS])
-def test_the_speed_is_that_of_all_processes(
-    group: Any, seconds: list[float], text: DataFolder, cpu: Device
-) -> None:
+def test_the_speed_is_that_of_all_processes(group: Any, seconds: list[float], cpu: Device) -> None:
     shape = ModelConfig(vocab_size=50, n_layer=1, n_head=1, n_embd=8, block_size=128)
     seconds[0] = 0.5
     assert tokens_per_second(shape, TINY, cpu, group) == 2 * 2_048  # 16 rows, or 8 of each
@@ -170,11 +168,11 @@ def test_auto_trains_what_was_chosen(
 
 @pytest.mark.usefixtures("quick_plan")
 def test_with_weights_of_another_run_it_has_that_ones_shape(
-    data: DataFolder, tmp_path: Path
+    text: DataFolder, tmp_path: Path
 ) -> None:
-    base = pretrain(data.path, tmp_path)
+    base = pretrain(text.path, tmp_path)
     new_run(
-        data.path, tmp_path, "run", "auto", "cpu", StopAfter(1), init_from=base / "step-00000012",
+        text.path, tmp_path, "run", "auto", "cpu", StopAfter(1), init_from=base / "step-00000012",
         model_options={}, train_options={"compile": "off", "minutes": 1e5},
     )  # fmt: skip
     assert read_json(tmp_path / "run" / "config.json")["model"]["n_embd"] == 16
