@@ -28,7 +28,7 @@ LEAST_EPOCHS = 1.75
 LEAST_TOKENS, ENOUGH_TOKENS = 1_500_000, 4_500_000
 LEAST_MINUTES = 0.25  # in less no CPU reads so many
 THREADS_EXPONENT = 0.68  # two were 1.6 times as fast as one; more were not at hand
-# Forward and back are 205 ms of the 266 that a step takes; n-gram tables and the optimizer the rest.
+# Forward and back are 205 ms of the 266 of a step; n-gram tables and the optimizer take the rest.
 UPDATE_SHARE = 0.77
 
 
