@@ -270,7 +270,7 @@ def test_killed_and_run_again_by_one_or_two_workers_it_writes_the_same(tmp_path:
     n_recovered = 0
     for workers in ("1", "2"):
         out = tmp_path / workers
-        for n_shards in (1, 5, 12):
+        for n_shards in (1, 5, 9):
             os.environ["QUERN_TEST_PACE"] = "0.05"
             process = start_python([*command, "--out", workers, "--workers", workers], tmp_path)
             del os.environ["QUERN_TEST_PACE"]

@@ -15,7 +15,7 @@ from tests.train.runs import assert_same_outcome, metrics, options, pretrain
 from train.pretrain import resume_run
 from train.signals import StopRequest
 
-LONG = {"max_steps": 360, "eval_interval": 120, "save_interval": 20, "log_interval": 10}
+LONG = {"max_steps": 360, "eval_interval": 180, "save_interval": 20, "log_interval": 10}
 N_STEPS = LONG["max_steps"]
 
 

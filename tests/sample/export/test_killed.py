@@ -69,7 +69,7 @@ def test_a_killed_export_leaves_nothing_under_its_name(to: str, gpt2: Path) -> N
     command = ["-m", "sample", "export", "large", OUT[to], "--to", to]
     persons = gpt2 / "out.unfinished"  # past bug: it was deleted
     persons.mkdir(exist_ok=True)
-    for most in (1, 200 * MB, 400 * MB)[:: 2 if to == "onnx" else 1]:  # of 498
+    for most in (1, 150 * MB, 300 * MB)[:: 2 if to == "onnx" else 1]:  # of 498
         delete(gpt2)
         with start_python(command, gpt2) as process:
             while sum(written(gpt2).values()) < most and process.poll() is None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -82,9 +83,12 @@ def test_a_process_that_is_killed_ends_the_job_within_a_minute_with_the_reason(
 
 
 def test_two_nodes_that_meet_by_rendezvous_train_one_run(data: DataFolder, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     meeting = [
         "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-        "--rdzv-id", "quern", "--rdzv-endpoint", "localhost:29417",
+        "--rdzv-id", "quern", "--rdzv-endpoint", f"localhost:{port}",
     ]  # fmt: skip
     command = [*TORCHRUN, *meeting, *pretrain(data, "--shard", "--run-name", "wide")]
     nodes = [start_python(command, tmp_path) for _ in range(2)]

@@ -171,7 +171,7 @@ def test_decisions_are_on_record_and_a_resumed_run_repeats_them(
     slowed(monkeypatch, 20, 0.01)
     by_clock: dict[str, Any] = {
         "max_steps": None,
-        "minutes": 1.2 / 60,
+        "minutes": 3 / 60,
         "eval_interval": 0,
         "log_interval": 3,
     }
@@ -200,7 +200,7 @@ def test_more_minutes_are_planned_anew_and_the_decisions_before_them_stay_behind
     data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowed(monkeypatch, 10, 0.01)
-    by_clock: dict[str, Any] = {"max_steps": None, "minutes": 0.5 / 60, "eval_interval": 0}
+    by_clock: dict[str, Any] = {"max_steps": None, "minutes": 2 / 60, "eval_interval": 0}
     run = pretrain(data.path, tmp_path, **by_clock)
     assert assert_the_rate_follows_the_decisions(run)
     step = metrics(run)[-1]["step"]
