@@ -15,13 +15,13 @@ from common.models.gpt import GPT
 from train.config import TrainConfig
 from train.distributed.comm import SINGLE_PROCESS, ProcessGroup
 from train.setup.memory import max_batch_size
+from train.setup.regularization import MANY_IDS
 
 log = logging.getLogger(__name__)
 
 LARGER: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 256}
 LARGER_CONTEXT = 256
 SIZES = {*LARGER, "head_dim", "n_kv_head", "n_inner"}
-MANY_IDS = 8_000  # of 8,197 tables of n-grams gained nothing: tests/bench/RECIPE.md
 # From where the larger network reads a text so often, but of a short one so much at least, and of a
 # long one so much in any case, it was better in what was measured: tests/bench/RECIPE.md.
 LEAST_EPOCHS = 1.75

@@ -28,6 +28,13 @@ OF_LARGER: Shares = {
     "weight_decay": (0.1, 0.1, 1.0, 1.0, 1.0, 1.0),
 }
 LARGER_CHANNELS = 256  # as what auto takes where it has time (auto.py)
+MANY_IDS = 8_000  # from so many on --preset auto has no tables: they gained nothing with 8,197 ids
+# So does a small one without tables whose numbers are nearly all embeddings: at 4 and 10 epochs.
+OF_MANY_IDS: Shares = {
+    "ngram_dropout": BY_EPOCHS["ngram_dropout"],
+    "dropout": (0.0, 0.0, 0.0, 0.1, 0.12, 0.2),
+    "weight_decay": (0.1, 0.1, 1.0, 2.0, 2.0, 2.0),
+}
 # Where n-grams that are met once have rows too, as those of characters do, these are what is
 # learned by heart, and the rest of the network is not. A larger one of such was measured once.
 OF_ALL_NGRAMS: Shares = {
@@ -51,7 +58,9 @@ def by_epochs_of(config: ModelConfig) -> Shares:
     """Return what suits such a network at the EPOCHS."""
     if config.ngrams > 1 and config.ngram_min_count < 2:
         return OF_ALL_NGRAMS
-    return OF_LARGER if config.n_embd >= LARGER_CHANNELS else BY_EPOCHS
+    if config.n_embd >= LARGER_CHANNELS:
+        return OF_LARGER
+    return OF_MANY_IDS if config.ngrams < 2 and config.vocab_size >= MANY_IDS else BY_EPOCHS
 
 
 def regularization(
