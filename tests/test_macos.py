@@ -136,7 +136,6 @@ def test_more_connections_are_held_than_macos_lets_a_process_open(
         for _ in range(300):
             opened.enter_context(socket.create_connection(address))
         assert httpx2.get(server.url + "/health").status_code == 200
-        asked = {"model": "mixed", "prompt": "abc", "max_tokens": 4}
+        asked = {"model": "mixed", "prompt": "abc", "max_tokens": 4, "temperature": 0}
         answer = httpx2.post(server.url + "/v1/completions", json=asked)
-        # untrained and sampled, so its end may come before the fourth token
-        assert answer.json()["choices"][0]["finish_reason"] in ("length", "stop"), answer.text
+        assert answer.json()["choices"][0]["finish_reason"] == "length", answer.text

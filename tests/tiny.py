@@ -56,16 +56,6 @@ def random_model(config: ModelConfig, seed: int = 0) -> GPT:
     return model
 
 
-def assert_same_greedy(model: GPT, prompt: list[int], ours: list[int], theirs: list[int]) -> None:
-    """Check that two continued ``prompt`` alike, up to where ids are as likely but for rounding."""
-    assert len(theirs) == len(ours)
-    at = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1), -1)
-    if at >= 0:
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + ours[:at]]))[0, -1]
-        assert logits[theirs[at]] > logits[ours[at]] - 1e-4, f"token {at}"
-
-
 def successor_model(tokenizer: CharTokenizer, scores: dict[str, dict[str, float]]) -> GPT:
     """Return a network whose scores for the next id depend on the last id only, as ``scores`` says.
 

@@ -290,7 +290,7 @@ def test_killed_at_a_random_moment_and_again_it_ends_as_if_it_were_not(
                 with suppress(subprocess.TimeoutExpired):
                     process.communicate(timeout=drawn.uniform(0.1, seconds))
                 process.kill()
-            assert_none_left(mark, 20)  # those that still import hear of it when they have
+            assert_none_left(mark, 2)
         assert_goes_on(work, tokenizer, workers, unstopped)
 
 

@@ -26,7 +26,7 @@ from sample.export.run import export_run
 from sample.text.prompt import CHAT, Message, encode
 from tests.processes import run_python
 from tests.sample.chats import BYTES, END, make_chat_run
-from tests.tiny import assert_same_greedy, random_model
+from tests.tiny import random_model
 from train.setup.import_folder import import_folder
 
 MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
@@ -137,7 +137,7 @@ def test_200_greedy_tokens_are_the_same_also_beside_a_longer_prompt(
     for row, n_left in ((0, 0), (1, 3)):
         ours = [token.idx for token in generate(decoder, idx[row, n_left:].tolist(), config)]
         assert len(ours) == 200
-        assert_same_greedy(model, idx[row, n_left:].tolist(), ours, theirs[row, 8:].tolist())
+        assert theirs[row, 8:].tolist() == ours
         assert len(set(ours)) > 2  # not one id over and over, on which anything would agree
 
 

@@ -22,7 +22,7 @@ from tests.common.huggingface.hostile import hostile_strings
 from tests.processes import REPOSITORY, run_python
 from tests.sample.chats import BYTES, END, make_chat_run
 from tests.sample.export.test_hf import make_run
-from tests.tiny import assert_same_greedy, random_model
+from tests.tiny import random_model
 
 MODERN, GPT2 = ARCHITECTURES["modern"], ARCHITECTURES["gpt2"]
 SIZES: dict[str, Any] = {"block_size": 256, "n_layer": 1, "n_head": 4, "n_embd": 32}
@@ -111,7 +111,7 @@ def test_onnxruntime_computes_the_same(case: str, tmp_path: Path) -> None:
         logits, past = graph.run([new], past)
         new = [int(logits[0, -1, :256].argmax())]  # the special tokens behind never stand for text
         greedy += new
-    assert_same_greedy(model, prompt, tokens, greedy)
+    assert tokens == greedy
 
 
 def test_a_run_that_answers_is_run_from_its_folder_alone(tmp_path: Path) -> None:
