@@ -33,11 +33,10 @@ def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
     """
     with safe_open(str(path), framework="pt") as file:
         found = weight.of(file.get_tensor(weight.source))
-    if not found.is_floating_point():
-        return found
-    if dtype == "float16":
+    kind = getattr(torch, dtype) if found.is_floating_point() else found.dtype
+    if kind == torch.float16:
         check_range(weight.name, found)
-    return found.to(getattr(torch, dtype)).contiguous()
+    return found.to(kind).contiguous()
 
 
 def check_range(name: str, values: Tensor) -> None:

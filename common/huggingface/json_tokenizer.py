@@ -15,18 +15,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tokenizers
 
-
-def _byte_characters() -> list[str]:
-    """Return the visible character that stands for each byte.
-
-    Source: Radford et al. 2019, released code, encoder.py, bytes_to_unicode.
-    """
-    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in visible]
-    return [chr(b if b in visible else 256 + others.index(b)) for b in range(256)]
-
-
-CHARACTERS = _byte_characters()
+# The visible character that stands for each byte. Source: Radford et al. 2019, released code,
+# encoder.py, bytes_to_unicode.
+_VISIBLE = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
+CHARACTERS = [chr(b if b in _VISIBLE else 256 + _OTHERS.index(b)) for b in range(256)]
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 FALLBACK = {f"<0x{byte:02X}>": byte for byte in range(256)}
 

@@ -106,8 +106,7 @@ class TorchBackend:
             # channel i and i + hs/2 are rotated against each other; sin has the signs
             cos, sin = angles
             qk = (qk * cos).add_(qk.roll(hs // 2, -1).mul_(sin))
-        heads[:, :, : nh + n_kv] = qk
-        return heads
+        return torch.cat((qk, heads[:, :, nh + n_kv :]), dim=2)
 
 
 class TorchKVCache:

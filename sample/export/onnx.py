@@ -8,25 +8,24 @@ A text begins with a past of P = 0 tokens; what comes out as present is the past
 follow. The ids are there with n-gram tables only. The names are optimum's and transformers.js's.
 Rows have no padding: their texts are of one length, P + T up to the context.
 
-Traced is what generates by PyTorch's operators, so that every network can be exported.
+Traced is what generates by PyTorch's operators, so that every network can be exported. That is done
+by PyTorch's exporter of TorchScript: the one by torch.export needs 150 MB more.
 """
 
-import logging
 import warnings
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir.passes.common
+import onnx
 import torch
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.onnx import register_custom_op_symbolic  # type: ignore[attr-defined]
+from torch.onnx.symbolic_helper import parse_args
 
-from common.errors import ConfigError
-from common.huggingface.network import Weight, config_json
+from common.huggingface.network import Weight
 from common.inference.torch_backend import TorchBackend
-from common.models.config import ModelConfig
 from common.models.gpt import GPT
 from common.models.ngram import shifted_ids
 from sample.weights_file import read_tensor
@@ -35,88 +34,88 @@ NAME, DATA_NAME = "model.onnx", "model.onnx_data"  # as transformers.js knows th
 OPSET = 20  # of 2023: onnxruntime 1.17 and newer
 
 
-class WithCache(nn.Module):
-    """A network that takes the keys and values of a text so far, and gives those of all of it."""
+def with_cache(model: GPT, weights: list[Tensor], input_ids: Tensor, *past: Tensor) -> list[Tensor]:
+    """Return logits and the present; the past are keys, values, keys ..., and ids if any.
 
-    def __init__(self, model: GPT) -> None:
-        super().__init__()
-        self.model = model
+    The ``weights``, in the order of the model's own, are inputs of the graph: of parameters the
+    exporter makes copies.
+    """
+    model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)), assign=True)
+    backend, c = TorchBackend(model), model.config
+    T, P = input_ids.shape[1], past[0].shape[2]  # noqa: N806
+    mask = torch.full((T, P + T), float("-inf")).triu(P + 1)
+    ids = torch.cat((*past[2 * c.n_layer :], input_ids), dim=1)
+    recent = [each[:, -T:] for each in shifted_ids(ids, c.n_recent)]
+    present: list[Tensor] = []
 
-    def forward(
-        self, input_ids: Tensor, past: list[Tensor], past_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Return logits and the present, of ids (B, T); ``past`` are keys, values, keys ..."""
-        backend, c = TorchBackend(self.model), self.model.config
-        (B, T), P = input_ids.shape, past[0].shape[2]  # noqa: N806
-        positions = torch.arange(P, P + T)
-        mask = torch.arange(P + T) <= positions[:, None]  # (T, P + T)
-        ids = input_ids if past_ids is None else torch.cat((past_ids, input_ids), dim=1)
-        recent = [each[:, -T:] for each in shifted_ids(ids, c.n_recent)]
-        present: list[Tensor] = []
+    def attend(layer: int, heads: Tensor) -> Tensor:
+        q, *kv = torch.split(heads.transpose(1, 2), [c.n_head, c.kv_heads, c.kv_heads], dim=1)
+        kv = [torch.cat(pair, dim=2) for pair in zip(past[2 * layer :], kv, strict=False)]
+        present.extend(kv)
+        if c.n_head != c.kv_heads:
+            kv = [x.repeat_interleave(c.n_head // c.kv_heads, dim=1) for x in kv]
+        scores = q * c.head_size**-0.5 @ kv[0].transpose(2, 3) + mask
+        return (F.softmax(scores, dim=-1) @ kv[1]).transpose(1, 2).flatten(2)
 
-        def attend(layer: int, heads: Tensor) -> Tensor:
-            q, k, v = torch.split(heads.transpose(1, 2), [c.n_head, c.kv_heads, c.kv_heads], dim=1)
-            k = torch.cat((past[2 * layer], k), dim=2)
-            v = torch.cat((past[2 * layer + 1], v), dim=2)
-            present.extend((k, v))
-            y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=c.n_head != c.kv_heads)
-            return y.transpose(1, 2).flatten(2)
-
-        hidden = backend.hidden(recent, positions.expand(B, T), attend)
-        logits = F.linear(hidden, backend.head_weight, backend.head_bias)
-        return (logits, *present, *([] if past_ids is None else [ids]))
+    hidden = backend.hidden(recent, torch.arange(P, P + T)[None], attend)
+    logits = F.linear(hidden, backend.head_weight, backend.head_bias)
+    return [logits, *present, ids][: 1 + len(past)]
 
 
 def write_onnx(model: GPT, source: Path, folder: Path) -> None:
     """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights.
 
-    They are read from ``source``, a checkpoint's file, into which the model's are mapped. PyTorch's
-    exporter takes 180 MB beside the 250 that PyTorch and the program take, of small networks too.
+    They are read from ``source``, a checkpoint's file, a tensor at a time.
     """
     c = model.config
     names = [f"{layer}.{kind}" for layer in range(c.n_layer) for kind in ("key", "value")]
-    # sizes that differ from each other, and from 0 and 1, are not taken for constants
-    past = [torch.zeros(2, c.kv_heads, 3, c.head_size) for _ in names]  # one tensor would be one
-    inputs: list[Any] = [torch.zeros(2, 5, dtype=torch.int64), past]
-    batch, length = "batch_size", "past_sequence_length"  # transformers.js looks for the first
-    sizes: list[Any] = [{0: batch, 1: "sequence_length"}, [{0: batch, 2: length}] * len(names)]
+    inputs = {name: torch.zeros(2, c.kv_heads, 3, c.head_size) for name in names}
     if c.ngrams > 1:
-        names.append("ids")
-        inputs.append(torch.zeros(2, 3, dtype=torch.int64))
-        sizes.append({0: batch, 1: length})
-    for module in ("torch.onnx", "onnxscript", "onnx_ir"):  # what each step has changed
-        logging.getLogger(module).setLevel(logging.ERROR)
+        inputs["ids"] = torch.zeros(2, 3).long()
+    batch, length = "batch_size", "past_sequence_length"  # transformers.js looks for the first
+    sizes = {f"past_key_values.{n}": {0: batch, x.dim() // 2: length} for n, x in inputs.items()}
+    sizes = {"input_ids": {0: batch, 1: "sequence_length"}} | sizes
+    # a zero for all of each, which takes no memory: what is written is read from the file
+    weights = {n: x.new_zeros(()).expand_as(x) for n, x in model.state_dict().items()}
+    traced = nn.Module()
+    traced.forward = lambda *given: with_cache(model.requires_grad_(False), *given)
+    register_custom_op_symbolic("aten::rms_norm", rms_norm, OPSET)
+    register_custom_op_symbolic("aten::__rshift_", shift_right, OPSET)
     with warnings.catch_warnings(action="ignore"):
-        program: Any = torch.onnx.export(
-            WithCache(model).eval(),
-            tuple(inputs),
-            input_names=["input_ids", *(f"past_key_values.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            opset_version=OPSET,
-            dynamic_shapes=sizes,
-            verbose=False,
-        )
-    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # paths of our code
-    weights = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
-    for value in program.model.graph.initializers.values():
-        view = torch.from_numpy(value.const_value.numpy())  # linear maps have been transposed
-        if name := weights.get(view.data_ptr()):
-            read = partial(read_view, source, name, view)
-            value.const_value = onnx_ir.LazyTensor(read, value.dtype, value.shape, name=value.name)
-    onnx_ir.save(program.model, folder / NAME, external_data=DATA_NAME)
+        torch.onnx.export(
+            traced.eval(), ([*weights.values()], torch.zeros(2, 5).long(), *inputs.values()),
+            folder / NAME, input_names=[*weights, *sizes], dynamic_axes=sizes,
+            output_names=["logits", *(f"present.{name}" for name in inputs)],
+            opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+    program = onnx.load(folder / NAME)
+    del program.graph.input[: len(weights)]
+    sources = {name: name for name in weights}
+    for node in [n for n in program.graph.node if n.op_type == "Transpose"]:
+        if node.input[0] in weights:  # of a linear map, which is written as it is multiplied
+            sources[node.output[0]] = sources.pop(node.input[0])
+            program.graph.node.remove(node)
+    with (folder / DATA_NAME).open("wb") as data:
+        for name, ours in sources.items():
+            values = read_tensor(source, Weight(name, ours, is_transposed=name != ours), "float32")
+            tensor = program.graph.initializer.add(name=name, dims=values.shape, raw_data=b"")
+            tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.numpy().dtype)
+            set_external_data(tensor, DATA_NAME, data.tell(), data.write(values.numpy().data))
+            tensor.ClearField("raw_data")
+    onnx.save(program, folder / NAME)
 
 
-def read_view(source: Path, name: str, view: Tensor) -> onnx_ir.TensorProtocol:
-    """Return what ``view`` is of a tensor in a file, read anew: what is mapped stays in memory."""
-    whole = read_tensor(source, Weight(name, name), "float32")
-    return onnx_ir.tensor(whole.as_strided(view.shape, view.stride()).contiguous())
+@parse_args("v", "none", "v", "f")
+def rms_norm(g: Any, x: Any, _: None, weight: Any, eps: float) -> Any:
+    """Return the nodes of F.rms_norm over the last dimension, as onnxruntime knows them."""
+    two, small, last = (g.op("Constant", value_t=torch.tensor(v)) for v in (2.0, eps, [-1]))
+    mean = g.op("ReduceMean", g.op("Pow", x, two), last)
+    normed = g.op("Div", x, g.op("Sqrt", g.op("Add", mean, small)))
+    return normed if weight.node().mustBeNone() else g.op("Mul", normed, weight)
 
 
-def settings_of(c: ModelConfig) -> dict[str, Any]:
-    """Return config.json: that of transformers' class, where there is one."""
-    try:
-        found = config_json(c)
-    except ConfigError:
-        found = {"model_type": "quern", "quern": asdict(c)}
-    found.pop("auto_map", None)  # names code that the folder has not
-    return found | {"transformers.js_config": {"use_external_data_format": True}}
+@parse_args("v", "i")
+def shift_right(g: Any, x: Any, n: int) -> Any:
+    """Return the nodes of x >> n; ONNX shifts numbers without sign alone, and divides to zero."""
+    cut, size = (g.op("Constant", value_t=torch.tensor(v)) for v in (-1 << n, 1 << n))
+    return g.op("Div", g.op("BitwiseAnd", x, cut), size)

@@ -7,6 +7,7 @@ Source: https://huggingface.co/docs/hub/model-cards
 
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common.huggingface import network, tokenizer_json
 from common.models.config import GenerateConfig
 from common.run_dir import CONFIG_NAME, Pointer, find_run, read_json, read_metrics
 from common.tokenizer import END_OF_TEXT
-from sample.export import gguf
+from sample.export import gguf, onnx
 from sample.loaded_model import RunInfo, describe_run, undertrained_warning
 from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, read_tensors
 
@@ -75,11 +76,14 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
 
 def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
     """Write a folder that onnxruntime and transformers.js load."""
-    from sample.export import onnx  # it imports PyTorch's exporter, which takes seconds
-
+    settings: dict[str, Any] = {"model_type": "quern", "quern": asdict(info.config)}
+    with suppress(ConfigError):  # of a network that transformers has none of
+        settings = network.config_json(info.config)
+    settings["transformers.js_config"] = {"use_external_data_format": True}
+    settings.pop("auto_map", None)  # names code that the folder has not
     with whole_folder(path) as folder:
         onnx.write_onnx(loaded.model, info.folder / MODEL_NAME, folder)
-        write_settings(loaded, folder, onnx.settings_of(info.config), dtype)
+        write_settings(loaded, folder, settings, dtype)
     return f"The graph is {onnx.NAME}, its weights {onnx.DATA_NAME}."
 
 
