@@ -64,7 +64,8 @@ def write_gguf(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str
             for weight in weights_of(c):
                 name = names.get_name(weight.name, (".weight", ".bias")) or weight.name
                 here = replace(weight, is_transposed=False)
-                values = read_tensor(info.folder / MODEL_NAME, here, "float32")
+                # cloned, as it would keep a map of the whole file, one for each
+                values = read_tensor(info.folder / MODEL_NAME, here, "float32").clone()
                 if kind in PAIRED and name.endswith(("attn_q.weight", "attn_k.weight")):
                     halves = values.view(-1, 2, c.head_size // 2, c.n_embd)  # (nh, 2, hs / 2, C)
                     values = halves.transpose(1, 2).flatten(0, 2)
