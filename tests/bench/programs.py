@@ -29,7 +29,7 @@ from common.inference.decoder import Decoder
 from common.models.config import GenerateConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
-from common.tokenizer import CharTokenizer, Tokenizer
+from common.tokenizer import SPECIAL_TOKENS, CharTokenizer, Tokenizer
 from sample.export.run import export_run
 from tests.bench.table import compare
 
@@ -41,12 +41,14 @@ Generation = Callable[[], list[int]]  # the new tokens
 
 def any_tokenizer(vocab_size: int) -> Tokenizer:
     """Return a vocabulary of this size: generation only asks which ids stand for text."""
-    return CharTokenizer(tuple(chr(0x10000 + i) for i in range(vocab_size - 5)))
+    return CharTokenizer(tuple(chr(0x10000 + i) for i in range(vocab_size - len(SPECIAL_TOKENS))))
 
 
 def export_all(model: GPT, folder: Path) -> None:
     """Save a run, and export it to every program that takes its network."""
     c = model.config
+    with torch.no_grad():  # no best id is a special token's, which others would choose
+        model.head_weight[-len(SPECIAL_TOKENS) :] = 0
     run = new_run(folder / "runs", "x")
     write_json(run / "config.json", {"format": 1})
     progress = {"progress": {"step": 1, "n_tokens": 1}}
