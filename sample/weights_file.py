@@ -29,7 +29,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def read_tensor(path: Path, weight: Weight, dtype: str) -> Tensor:
     """Return the tensor that ``weight`` makes of one in the file ``path``.
 
-    The file is mapped anew for each, so that none stays in memory beside what is made of it.
+    The file is mapped anew for each, so that none stays in memory beside what is made of it. In
+    float32 that may be a part of the map: clone what is kept.
     """
     with safe_open(str(path), framework="pt") as file:
         found = weight.of(file.get_tensor(weight.source))

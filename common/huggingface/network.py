@@ -10,14 +10,13 @@ the exported folder brings along (sample/export/modeling_quern.py), is Qwen3's w
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from common.errors import ConfigError
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.settings import from_dict
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CONFIG_NAME, CODE, CODE_NAME = "config.json", "modeling_quern", "modeling_quern.py"
 AUTO_MAP = {"AutoConfig": f"{CODE}.QuernConfig", "AutoModelForCausalLM": f"{CODE}.QuernForCausalLM"}
@@ -156,7 +155,7 @@ class Weight:
     is_transposed: bool = False  # (in, out), as GPT-2's linear maps are
     is_zero: bool = False  # a bias that is none here: as long as the source has rows
 
-    def of(self, source: "Tensor") -> "Tensor":
+    def of(self, source: Tensor) -> Tensor:
         """Return the tensor there, a view of ours."""
         found = source[slice(*self.rows)]
         if self.is_zero:

@@ -20,7 +20,6 @@ import onnx
 import torch
 from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.onnx import register_custom_op_symbolic  # type: ignore[attr-defined]
 from torch.onnx.symbolic_helper import parse_args
 
@@ -35,10 +34,10 @@ OPSET = 20  # of 2023: onnxruntime 1.17 and newer
 
 
 def with_cache(model: GPT, weights: list[Tensor], input_ids: Tensor, *past: Tensor) -> list[Tensor]:
-    """Return logits and the present; the past are keys, values, keys ..., and ids if any.
+    """Return logits (B, T, V) and the present, of ids (B, T) and the past: keys, values, keys ...
 
-    The ``weights``, in the order of the model's own, are inputs of the graph: of parameters the
-    exporter makes copies.
+    The ``weights``, in the order of the model's own, which they replace, are inputs of the graph:
+    of parameters the exporter makes copies.
     """
     model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)), assign=True)
     backend, c = TorchBackend(model), model.config
@@ -55,49 +54,55 @@ def with_cache(model: GPT, weights: list[Tensor], input_ids: Tensor, *past: Tens
         if c.n_head != c.kv_heads:
             kv = [x.repeat_interleave(c.n_head // c.kv_heads, dim=1) for x in kv]
         scores = q * c.head_size**-0.5 @ kv[0].transpose(2, 3) + mask
-        return (F.softmax(scores, dim=-1) @ kv[1]).transpose(1, 2).flatten(2)
+        return (torch.softmax(scores, dim=-1) @ kv[1]).transpose(1, 2).flatten(2)
 
     hidden = backend.hidden(recent, torch.arange(P, P + T)[None], attend)
-    logits = F.linear(hidden, backend.head_weight, backend.head_bias)
+    logits = nn.functional.linear(hidden, backend.head_weight, backend.head_bias)
     return [logits, *present, ids][: 1 + len(past)]
 
 
 def write_onnx(model: GPT, source: Path, folder: Path) -> None:
     """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights.
 
-    They are read from ``source``, a checkpoint's file, a tensor at a time.
+    They are read from ``source``, a checkpoint's file, a tensor at a time; the model loses its.
     """
-    c = model.config
+    c, tables = model.config, dict(model.named_buffers(recurse=False))
+    for name, table in tables.items():
+        model.register_buffer(name, table)  # in the state_dict: of positions, which no file holds
     names = [f"{layer}.{kind}" for layer in range(c.n_layer) for kind in ("key", "value")]
-    inputs = {name: torch.zeros(2, c.kv_heads, 3, c.head_size) for name in names}
-    if c.ngrams > 1:
-        inputs["ids"] = torch.zeros(2, 3).long()
-    batch, length = "batch_size", "past_sequence_length"  # transformers.js looks for the first
-    sizes = {f"past_key_values.{n}": {0: batch, x.dim() // 2: length} for n, x in inputs.items()}
-    sizes = {"input_ids": {0: batch, 1: "sequence_length"}} | sizes
+    past = {name: torch.zeros(2, c.kv_heads, 0, c.head_size) for name in names}
+    past |= {"ids": torch.zeros(2, 0).long()} if c.ngrams > 1 else {}
+    # transformers.js looks for the first name
+    sizes = {name: {0: "batch_size", 1: "sequence_length"} for name in ("input_ids", "logits")}
+    for name, x in past.items():
+        at = x.dim() // 2  # (B, P), or (B, n_kv, P, hs)
+        sizes[f"past_key_values.{name}"] = {0: "batch_size", at: "past_sequence_length"}
+        sizes[f"present.{name}"] = {0: "batch_size", at: "total_sequence_length"}
     # a zero for all of each, which takes no memory: what is written is read from the file
     weights = {n: x.new_zeros(()).expand_as(x) for n, x in model.state_dict().items()}
-    traced = nn.Module()
-    traced.forward = lambda *given: with_cache(model.requires_grad_(False), *given)
+    traced, model = nn.Module(), model.requires_grad_(False)
+    traced.forward = lambda *given: with_cache(model, *given)
     register_custom_op_symbolic("aten::rms_norm", rms_norm, OPSET)
-    register_custom_op_symbolic("aten::__rshift_", shift_right, OPSET)
+    register_custom_op_symbolic("aten::__rshift_", shift_right, OPSET)  # without its last _
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
-            traced.eval(), ([*weights.values()], torch.zeros(2, 5).long(), *inputs.values()),
-            folder / NAME, input_names=[*weights, *sizes], dynamic_axes=sizes,
-            output_names=["logits", *(f"present.{name}" for name in inputs)],
-            opset_version=OPSET, dynamo=False,
+            traced.eval(), ([*weights.values()], torch.zeros(2, 1).long(), *past.values()),
+            folder / NAME, dynamic_axes=sizes, opset_version=OPSET, dynamo=False,
+            input_names=[*weights, "input_ids", *(f"past_key_values.{name}" for name in past)],
+            output_names=["logits", *(f"present.{name}" for name in past)],
         )  # fmt: skip
     program = onnx.load(folder / NAME)
     del program.graph.input[: len(weights)]
-    sources = {name: name for name in weights}
+    sources = {name: name for name in weights}  # ours, by the name in the graph
     for node in [n for n in program.graph.node if n.op_type == "Transpose"]:
-        if node.input[0] in weights:  # of a linear map, which is written as it is multiplied
+        if node.input[0] in weights:  # of a linear map, used once: written as it is multiplied
             sources[node.output[0]] = sources.pop(node.input[0])
             program.graph.node.remove(node)
     with (folder / DATA_NAME).open("wb") as data:
         for name, ours in sources.items():
-            values = read_tensor(source, Weight(name, ours, is_transposed=name != ours), "float32")
+            weight = Weight(name, ours, is_transposed=name != ours)
+            values = tables[ours] if ours in tables else read_tensor(source, weight, "float32")
+            # set_external_data asks for raw_data, which onnx.save would write
             tensor = program.graph.initializer.add(name=name, dims=values.shape, raw_data=b"")
             tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.numpy().dtype)
             set_external_data(tensor, DATA_NAME, data.tell(), data.write(values.numpy().data))

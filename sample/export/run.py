@@ -60,9 +60,8 @@ def export_run(name: str, out: Path, to: str, dtype: str, runs_dir: Path, which:
 
 def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
     """Write one file from which sample runs: weights as we name them, the rest as metadata."""
-    kept = ("format", "step", "saved_at", "model", "tokenizer")
     said = {
-        "state": {key: loaded.state[key] for key in kept},
+        "state": {k: loaded.state[k] for k in ("format", "step", "saved_at", "model", "tokenizer")},
         "vocabulary": loaded.tokenizer.file_content.decode("utf-8"),
         "chat_template": loaded.chat_template,
         "info": {key: getattr(info, key) for key in KNOWN},

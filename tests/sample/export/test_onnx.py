@@ -117,6 +117,27 @@ def test_onnxruntime_computes_the_same(case: str, tmp_path: Path) -> None:
     assert tokens == greedy
 
 
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal", "learned"])
+@pytest.mark.parametrize("block_size", [1, 20_000])
+def test_contexts_are_of_any_length(block_size: int, positions: str, tmp_path: Path) -> None:
+    sizes = SIZES | {"block_size": block_size, "positions": positions}
+    model = random_model(ModelConfig(vocab_size=BYTES.vocab_size, **GPT2 | sizes))
+    make_run(tmp_path / "runs", model, BYTES)
+    export_run("x", tmp_path / "out", "onnx", "float32", tmp_path / "runs", "best")
+    # past bug: tables of positions were in it, once and again
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 100_000
+    graph, idx = Graph(tmp_path / "out"), torch.tensor([[7]])
+    with torch.inference_mode():
+        ours = model(idx)
+    theirs, past = graph.run(idx, graph.empty(1))
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    if block_size > 1:
+        with torch.inference_mode():
+            ours = model(torch.tensor([[7, 3]]))[:, 1:]
+        theirs, _ = graph.run([[3]], past)
+        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
 def test_a_run_that_answers_is_run_from_its_folder_alone(tmp_path: Path) -> None:
     make_chat_run(tmp_path / "runs", "talk")
     out = tmp_path / "out"
