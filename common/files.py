@@ -14,6 +14,8 @@ from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from common.errors import CheckpointError
+
 log = logging.getLogger(__name__)
 
 FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS has it
@@ -59,16 +61,44 @@ def drop_page_cache(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def lock(folder: Path) -> int:
+    """Lock a folder against other processes until the descriptor that is returned is closed.
+
+    Raises BlockingIOError where another process has locked it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
 @contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
-    """Make a folder, hidden beside ``path``, to be renamed when it is whole; else it goes again."""
+    """Make a folder, hidden beside ``path``, to be renamed when it is whole; else it goes again.
+
+    Raises CheckpointError where another process is at it.
+    """
     folder = path.with_name(f".{path.name}.unfinished")  # no name that a person gives
-    shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     try:
+        descriptor = lock(folder)
+    except BlockingIOError as error:
+        message = f"{path}: another process is writing it. Wait for it, or name another place."
+        raise CheckpointError(message) from error
+    try:
+        for left in folder.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # once it is renamed, another process may have made one of that name
+        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
     fsync(path.parent)
 
 

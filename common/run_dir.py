@@ -6,7 +6,6 @@ runs/NAME/step-00000500/   a checkpoint (checkpoint.py)
 runs/NAME/latest, best     text files that hold a checkpoint's folder name
 """
 
-import fcntl
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import CheckpointError
-from common.files import fsync, make_folder, write_text
+from common.files import fsync, lock, make_folder, write_text
 
 FORMAT_VERSION = 1
 RUN_VERSION = 2  # of a run's config.json; in 1 windows were drawn with replacement
@@ -102,17 +101,12 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 def lock_run(run: Path) -> int:
     """Lock a run against other trainings until the descriptor that is returned is closed."""
-    descriptor = os.open(run, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(run)
     except BlockingIOError as error:
-        os.close(descriptor)
         raise CheckpointError(
             f"{run}: another process trains this run. Wait for it, or train a run of another name."
         ) from error
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import CheckpointError
 from common.files import atomic_write, sha256_of, whole_folder, write_json, write_text
 from tests.processes import start_python
 
@@ -113,3 +114,20 @@ def test_what_a_library_writes_into_a_folder_is_flushed_and_others_may_read_it(
         assert path.stat().st_ino in flushed
     assert (tmp_path / "one").stat().st_mode == (tmp_path / "y" / "z").stat().st_mode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "y"]
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "y"
+    left = tmp_path / ".y.unfinished"  # by a process that was killed
+    (left / "b").mkdir(parents=True)
+    with whole_folder(path) as folder:
+        assert folder == left
+        assert not list(folder.iterdir())
+        (folder / "z").write_text("z", "utf-8")
+        # past bug: it deleted what the first had written, which was called whole all the same
+        with (
+            pytest.raises(CheckpointError, match="y: another process is writing it"),
+            whole_folder(path),
+        ):
+            pass
+    assert [each.name for each in tmp_path.rglob("*")] == ["y", "z"]
