@@ -28,7 +28,8 @@ OF_LARGER: Shares = {
     "weight_decay": (0.1, 0.1, 1.0, 1.0, 1.0, 1.0),
 }
 LARGER_CHANNELS = 256  # as what auto takes where it has time (auto.py)
-MANY_IDS = 8_000  # from so many on --preset auto has no tables: they gained nothing with 8,197 ids
+# From so many on --preset auto has no tables: better for texts so long that prepare learns as many.
+MANY_IDS = 8_000
 # So does a small one without tables whose numbers are nearly all embeddings: at 4 and 10 epochs.
 OF_MANY_IDS: Shares = {
     "ngram_dropout": BY_EPOCHS["ngram_dropout"],
