@@ -64,7 +64,7 @@ def with_cache(model: GPT, weights: list[Tensor], input_ids: Tensor, *past: Tens
 def write_onnx(model: GPT, source: Path, folder: Path) -> None:
     """Write the graph and, in a file beside it, which may be larger than 2 GB, the weights.
 
-    They are read from ``source``, a checkpoint's file, a tensor at a time; the model loses its.
+    They are read from ``source``, a checkpoint's file, a tensor at a time; the model loses its own.
     """
     c, tables = model.config, dict(model.named_buffers(recurse=False))
     for name, table in tables.items():
