@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime.quantization import quantize_dynamic
 from tokenizers import Tokenizer as TheirTokenizer
 
 from common.errors import ConfigError
@@ -115,6 +116,16 @@ def test_onnxruntime_computes_the_same(case: str, tmp_path: Path) -> None:
         new = [int(logits[0, -1, :256].argmax())]  # the special tokens behind never stand for text
         greedy += new
     assert tokens == greedy
+
+
+def test_linear_maps_are_quantized_as_they_are_written(tmp_path: Path) -> None:
+    shape = ModelConfig(vocab_size=BYTES.vocab_size, **SIZES | TINY | {"n_layer": 2})
+    make_run(tmp_path / "runs", random_model(shape), BYTES)
+    export_run("x", tmp_path / "out", "onnx", "float32", tmp_path / "runs", "best")
+    quantize_dynamic(tmp_path / "out" / "model.onnx", tmp_path / "int8.onnx")
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    # four a layer, and the n-grams': weights that are turned in the graph are left out
+    assert [node.op_type for node in nodes].count("MatMulInteger") == 2 * 4 + 1
 
 
 @pytest.mark.parametrize("positions", ["rope", "sinusoidal", "learned"])
