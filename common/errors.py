@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -68,9 +69,9 @@ def run(group: click.Group, stage: str) -> None:
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     sys.unraisablehook = raise_again
-    for number in SIGNALS - {signal.SIGINT}:
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
-            signal.signal(number, lambda number, _: sys.exit(128 + number))  # files are cleaned up
+            signal.signal(number, stop)
     try:
         code = group.main(prog_name=f"python -m {stage}", standalone_mode=False)
     except click.ClickException as error:
@@ -93,6 +94,26 @@ def run(group: click.Group, stage: str) -> None:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End by a signal: what is raised has files cleaned up."""
+    exit_amid_import(number, frame)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def exit_amid_import(number: int, frame: FrameType | None) -> None:
+    """End at once by a signal that interrupted an import.
+
+    What is raised there, Python makes another error of (in ``__set_name__``), and libraries in C++
+    abort, or lose it and go on with half a module.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os._exit(128 + number)
+        frame = frame.f_back
 
 
 def raise_again(ignored: "sys.UnraisableHookArgs") -> None:

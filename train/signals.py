@@ -14,6 +14,7 @@ import signal
 import sys
 from types import FrameType
 
+from common.errors import exit_amid_import
 from train.monitoring.clock import Clock
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -48,6 +49,7 @@ class StopRequest:
             # a hangup comes twice, from the terminal and from its shell: that asks for no haste
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         if not self._may_wait:
+            exit_amid_import(number, frame)
             sys.exit(128 + number)
 
     def __exit__(self, *exception: object) -> None:

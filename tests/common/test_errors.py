@@ -1,8 +1,10 @@
 """A signal ends a command without a traceback, even while Python cleans up behind it."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,45 @@ def test_another_exception_where_an_object_is_forgotten_is_still_told() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0
     assert "SystemExit: why" in ended.stderr
+
+
+# Python 3.11 raises a RuntimeError in place of what __set_name__ raises, libraries an ImportError
+IMPORTED = """
+import os
+import time
+
+class Signalled:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), int(os.environ["NUMBER"]))
+        time.sleep(60)
+
+class Owner:
+    signalled = Signalled()
+"""
+IMPORTING = """
+import contextlib
+import click
+from common import errors
+from train.signals import StopRequest
+
+@click.command()
+def work():
+    try:
+        with NOTING():
+            import imported
+    except BaseException as error:
+        raise ImportError("no such library") from error
+
+errors.run(work, "work")
+"""
+
+
+@pytest.mark.parametrize("noting", ["contextlib.suppress", "StopRequest"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_amid_an_import_ends_at_once(number: int, noting: str, tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = os.environ | {"NUMBER": str(int(number)), "PYTHONPATH": paths}
+    command = [sys.executable, "-c", IMPORTING.replace("NOTING", noting)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", "")
