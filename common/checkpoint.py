@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file

@@ -5,7 +5,6 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 
 from common.cpus import available_cpus

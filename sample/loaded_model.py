@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
-
 from common import checkpoint
 from common.chat_format import end_ids
 from common.device import choose_device

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
-
 from common.errors import ConfigError, DataError
 from common.inference.backend import Backend
 from common.inference.decoder import Token

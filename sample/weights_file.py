@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 from safetensors import safe_open
 from torch import Tensor

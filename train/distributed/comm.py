@@ -22,7 +22,6 @@ from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar, cast
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np  # before torch: imported within it, it would lose a Ctrl-C and stay half done
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
