@@ -39,7 +39,11 @@ def with_cache(model: GPT, weights: list[Tensor], input_ids: Tensor, *past: Tens
     The ``weights``, in the order of the model's own, which they replace, are inputs of the graph:
     of parameters the exporter makes copies.
     """
-    model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)), assign=True)
+    for name, weight in zip([*model.state_dict()], weights, strict=True):
+        module, _, leaf = name.rpartition(".")
+        # load_state_dict would detach each, which the trace keeps in memory
+        delattr(model.get_submodule(module), leaf)
+        setattr(model.get_submodule(module), leaf, weight)
     backend, c = TorchBackend(model), model.config
     T, P = input_ids.shape[1], past[0].shape[2]  # noqa: N806
     mask = torch.full((T, P + T), float("-inf")).triu(P + 1)
@@ -80,6 +84,7 @@ def write_onnx(model: GPT, source: Path, folder: Path) -> None:
         sizes[f"present.{name}"] = {0: "batch_size", at: "total_sequence_length"}
     # a zero for all of each, which takes no memory: what is written is read from the file
     weights = {n: x.new_zeros(()).expand_as(x) for n, x in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)  # the file's map is let go
     traced, model = nn.Module(), model.requires_grad_(False)
     traced.forward = lambda *given: with_cache(model, *given)
     register_custom_op_symbolic("aten::rms_norm", rms_norm, OPSET)

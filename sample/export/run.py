@@ -11,9 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  # imported within torch, it would lose a Ctrl-C and stay half done
-from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub import split_state_dict_into_shards_factory as split_into_shards
+import huggingface_hub as hub  # it imports what is asked of it, 8 MB for a card, at its first use
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from common.huggingface import network, tokenizer_json
 from common.models.config import GenerateConfig
 from common.run_dir import CONFIG_NAME, Pointer, find_run, read_json, read_metrics
 from common.tokenizer import END_OF_TEXT
-from sample.export import gguf, onnx
+from sample.export import gguf
 from sample.loaded_model import RunInfo, describe_run, undertrained_warning
 from sample.weights_file import DTYPES, KNOWN, METADATA_KEY, SUFFIX, read_tensors
 
@@ -75,14 +73,16 @@ def write_weights(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> 
 
 def write_onnx(loaded: Checkpoint, info: RunInfo, path: Path, dtype: str) -> str:
     """Write a folder that onnxruntime and transformers.js load."""
+    from sample.export import onnx  # 9 MB
+
     settings: dict[str, Any] = {"model_type": "quern", "quern": asdict(info.config)}
     with suppress(ConfigError):  # of a network that transformers has none of
         settings = network.config_json(info.config)
     settings["transformers.js_config"] = {"use_external_data_format": True}
     settings.pop("auto_map", None)  # names code that the folder has not
     with whole_folder(path) as folder:
-        onnx.write_onnx(loaded.model, info.folder / MODEL_NAME, folder)
         write_settings(loaded, folder, settings, dtype)
+        onnx.write_onnx(loaded.model, info.folder / MODEL_NAME, folder)
     return f"The graph is {onnx.NAME}, its weights {onnx.DATA_NAME}."
 
 
@@ -109,7 +109,9 @@ def write_shards(tensors: dict[str, Tensor], folder: Path) -> None:
     Hugging Face's own save_torch_state_dict imports PyTorch's DTensor: 43 MB more.
     """
     names = MODEL_NAME.replace(".", "{suffix}.")
-    split = split_into_shards(tensors, get_storage_size=lambda t: t.nbytes, filename_pattern=names)
+    split = hub.split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda tensor: tensor.nbytes, filename_pattern=names
+    )
     for name, within in split.filename_to_tensors.items():
         save_file({each: tensors[each] for each in within}, folder / name, {"format": "pt"})
     if split.is_sharded:
@@ -142,22 +144,18 @@ def model_card(loaded: Checkpoint, info: RunInfo, kind: str, folder: str) -> str
     settings = read_json(info.folder.parent / CONFIG_NAME)
     metrics = read_metrics(info.folder.parent)
     losses = [m for m in metrics if m.get("val_loss") is not None and m["step"] <= info.step]
-    card = ModelCard.from_template(
-        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["quern"]),
-        template_path=str(Path(__file__).with_name("card.md")),
-        info=info,
-        kind=kind,
-        folder=folder,
-        special=loaded.tokenizer.special_tokens,
-        warning=undertrained_warning(info),
-        run=settings,
+    card = hub.ModelCard.from_template(
+        hub.ModelCardData(
+            library_name="transformers", pipeline_tag="text-generation", tags=["quern"]
+        ), template_path=str(Path(__file__).with_name("card.md")),
+        info=info, kind=kind, folder=folder, run=settings, splits=_splits(settings.get("data")),
+        special=loaded.tokenizer.special_tokens, warning=undertrained_warning(info),
         # the context is the end of learned positions
         n_new=min(100, info.config.block_size // 2),
-        splits=_splits(settings.get("data")),
         # the last, and some before it
         losses=losses[:: -(len(losses) // MOST_LOSSES + 1)][::-1],
         settings=json.dumps({key: settings.get(key) for key in ("model", "train")}, indent=1),
-    )
+    )  # fmt: skip
     return f"{card}\n"
 
 
@@ -175,7 +173,7 @@ def push_to_hub(out: Path, name: str) -> str:
     A repository that is not there yet is made, and is private. Raises ConfigError where the Hub
     cannot be reached or refuses, or where nobody is logged in.
     """
-    api = HfApi()
+    api = hub.HfApi()
     remedy = f"Once that is mended: hf auth login, then hf upload {name} {out} --private"
     with explained(f"{out}: is written, but was not uploaded to {name}", remedy, ConfigError):
         url = api.create_repo(name, private=True, exist_ok=True)

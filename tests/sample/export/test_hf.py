@@ -21,7 +21,6 @@ from common.models.config import ARCHITECTURES, GenerateConfig, ModelConfig
 from common.models.gpt import GPT
 from common.run_dir import new_run
 from common.tokenizer import CharTokenizer, Tokenizer
-from sample.export import run as export
 from sample.export.run import export_run
 from sample.text.prompt import CHAT, Message, encode
 from tests.processes import run_python
@@ -220,7 +219,7 @@ def test_large_networks_are_divided_into_several_files(
     model = a_model(**MODERN)
     make_run(tmp_path / "runs", model, BYTES)
     small = partial(split_state_dict_into_shards_factory, max_shard_size=20_000)
-    monkeypatch.setattr(export, "split_into_shards", small)
+    monkeypatch.setattr("huggingface_hub.split_state_dict_into_shards_factory", small)
     export_run("x", tmp_path / "out", "hf", "float32", tmp_path / "runs", "best")
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 3
