@@ -89,6 +89,5 @@ class QuernForCausalLM(Qwen3ForCausalLM):
             if attention_mask is not None and attention_mask.shape == ids.shape:
                 ids = torch.where(attention_mask.bool(), ids, 0)  # as before a text
             n_new = input_ids.shape[1]
-            embedded = self.embed(ids[:, -(n_new + len(self.ngrams)) :])[:, -n_new:]
-            kwargs["inputs_embeds"] = embedded
+            kwargs["inputs_embeds"] = self.embed(ids[:, -(n_new + len(self.ngrams)) :])[:, -n_new:]
         return super().forward(None, attention_mask, **kwargs)

@@ -173,12 +173,11 @@ def push_to_hub(out: Path, name: str) -> str:
     A repository that is not there yet is made, and is private. Raises ConfigError where the Hub
     cannot be reached or refuses, or where nobody is logged in.
     """
-    api = hub.HfApi()
     remedy = f"Once that is mended: hf auth login, then hf upload {name} {out} --private"
     with explained(f"{out}: is written, but was not uploaded to {name}", remedy, ConfigError):
-        url = api.create_repo(name, private=True, exist_ok=True)
+        url = hub.create_repo(name, private=True, exist_ok=True)
         if out.is_dir():
-            api.upload_folder(repo_id=url.repo_id, folder_path=out)
+            hub.upload_folder(repo_id=url.repo_id, folder_path=out)
         else:
-            api.upload_file(repo_id=url.repo_id, path_or_fileobj=out, path_in_repo=out.name)
+            hub.upload_file(repo_id=url.repo_id, path_or_fileobj=out, path_in_repo=out.name)
     return f"{url}: {out.name} is there. A new repository is private: its page can change that."
