@@ -45,7 +45,7 @@ REQUIRED = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
 NO_SWITCH = {  # what they have no other of, and transformers takes where nothing is said
     "rope_type": "default", "partial_rotary_factor": 1.0, "attention_bias": False,
     "mlp_bias": False, "use_sliding_window": False, "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_by_inverse_layer_idx": False, "quantization_config": None,
 }  # fmt: skip
 # How settings end which no result depends on, or which are compared by a part of them
 NOT_COMPARED = ("quern", "auto_map", "architectures", "rope_parameters", "dropout", "pdrop")

@@ -141,7 +141,7 @@ def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
     for weight in weights_of(shape):
         name = weight.name.removeprefix("transformer.")
         if name not in place:
-            raise CheckpointError(f"{source}: lacks {weight.name}.")
+            raise CheckpointError(f"{source}: lacks {weight.name} in {SHARDS}.")
         path, key = place.pop(name)
         here = weight.of(ours[weight.source])
         is_gate = shape.mlp == "relu2" and "gate_proj" in name  # up_proj, its equal, came before

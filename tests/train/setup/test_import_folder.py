@@ -264,6 +264,10 @@ def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
         (edit("config.json", lambda c: c.update(model_type="qwen3_moe")), "is of a qwen3_moe"),
         (edit("config.json", lambda c: c.update(attention_bias=True)), "attention_bias is True"),
         (edit("config.json", lambda c: c.update(use_sliding_window=True)), "use_sliding_window"),
+        (
+            edit("config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"})),
+            "quantization_config is",
+        ),
         (edit("config.json", lambda c: c["rope_parameters"].update(rope_type="llama3")), "llama3"),
         (edit("config.json", lambda c: c.update(partial_rotary_factor=0.5)), "partial_rotary"),
         (
@@ -288,7 +292,7 @@ def test_a_network_in_several_files_is_the_same(tmp_path: Path) -> None:
             r"tokenizer\.json: cannot be",
         ),
         (edit("tokenizer.json", lambda t: t.update(added_tokens=[])), "with which documents end"),
-        (edit_weights(lambda w: w.pop("model.norm.weight")), "lacks model.norm.weight"),
+        (edit_weights(lambda w: w.pop("model.norm.weight")), "lacks model.norm.weight in"),
         (edit_weights(lambda w: w.update(bias=w["model.norm.weight"] + 1)), "holds bias"),
         (lambda folder: (folder / "config.json").write_text("[", "utf-8"), "cannot be imported"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: cannot be"),
