@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,6 +24,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the last: the termin
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
 RAISED_AGAIN_S = 0.01  # by then the object is forgotten; else it is raised once more
+IMPORT_TRIES = 50  # as often, half a second in all, a signal waits for the end of an import
 
 
 class UserError(click.ClickException):
@@ -96,24 +97,36 @@ def run(group: click.Group, stage: str) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def stop(number: int, frame: FrameType | None) -> None:
+def stop(number: int, frame: FrameType | None, n_tries: int = IMPORT_TRIES) -> None:
     """End by a signal: what is raised has files cleaned up."""
-    exit_amid_import(number, frame)
+    if is_postponed(stop, number, frame, n_tries):
+        return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
 
 
-def exit_amid_import(number: int, frame: FrameType | None) -> None:
-    """End at once by a signal that interrupted an import.
+def is_postponed(
+    handler: Callable[[int, FrameType | None, int], None],
+    number: int,
+    frame: FrameType | None,
+    n_tries: int,
+) -> bool:
+    """Return whether a signal interrupted an import, behind which ``handler`` is called again.
 
-    What is raised there, Python makes another error of (in ``__set_name__``), and libraries in C++
-    abort, or lose it and go on with half a module.
+    What is raised amid one, Python makes another error of (in ``__set_name__``), and libraries in
+    C++ abort, or lose it and go on with half a module. After so many tries the process exits: only
+    what is imported before there is anything to clean up, as torch, takes so long.
     """
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os._exit(128 + number)
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
+    if frame is None:
+        return False
+    if n_tries == 0:
+        os._exit(128 + number)
+    signal.signal(signal.SIGALRM, lambda _, frame: handler(number, frame, n_tries - 1))
+    signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_S)
+    return True
 
 
 def raise_again(ignored: "sys.UnraisableHookArgs") -> None:

@@ -14,7 +14,7 @@ import signal
 import sys
 from types import FrameType
 
-from common.errors import exit_amid_import
+from common.errors import IMPORT_TRIES, is_postponed
 from train.monitoring.clock import Clock
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -43,13 +43,12 @@ class StopRequest:
         """Return the signal that asked to stop, or None: asked once a step, for all processes."""
         return self.signal
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None, n_tries: int = IMPORT_TRIES) -> None:
         self.signal = number  # also where the exit below is swallowed, as in a finalizer
         for each in self._previous.keys() - {signal.SIGCONT}:
             # a hangup comes twice, from the terminal and from its shell: that asks for no haste
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
-        if not self._may_wait:
-            exit_amid_import(number, frame)
+        if not self._may_wait and not is_postponed(self._note, number, frame, n_tries):
             sys.exit(128 + number)
 
     def __exit__(self, *exception: object) -> None:

@@ -83,35 +83,46 @@ import time
 class Signalled:
     def __set_name__(self, owner, name):
         os.kill(os.getpid(), int(os.environ["NUMBER"]))
-        time.sleep(60)
+        time.sleep(float(os.environ["SECONDS"]))
 
 class Owner:
     signalled = Signalled()
 """
 IMPORTING = """
 import contextlib
+import os
+import time
 import click
 from common import errors
 from train.signals import StopRequest
 
 @click.command()
 def work():
-    try:
-        with NOTING():
-            import imported
-    except BaseException as error:
-        raise ImportError("no such library") from error
+    with {"notes": StopRequest, "raises": contextlib.nullcontext}[os.environ["HANDLER"]]():
+        try:
+            try:
+                import imported
+            except BaseException as error:
+                raise ImportError("no such library") from error
+            time.sleep(60)
+        finally:
+            click.echo("cleaned up")
 
 errors.run(work, "work")
 """
 
 
-@pytest.mark.parametrize("noting", ["contextlib.suppress", "StopRequest"])
+@pytest.mark.parametrize("handler", ["raises", "notes"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_amid_an_import_ends_at_once(number: int, noting: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "printed"), [(0.1, "cleaned up\n"), (60, "")])
+def test_a_signal_waits_for_the_end_of_an_import_but_not_long(
+    seconds: float, printed: str, number: int, handler: str, tmp_path: Path
+) -> None:
     (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    environment = os.environ | {"NUMBER": str(int(number)), "PYTHONPATH": paths}
-    command = [sys.executable, "-c", IMPORTING.replace("NOTING", noting)]
+    variables = {"NUMBER": str(int(number)), "SECONDS": str(seconds), "HANDLER": handler}
+    command = [sys.executable, "-c", IMPORTING]
+    environment = os.environ | variables | {"PYTHONPATH": paths}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", "")
+    said = "\nStopped.\n" if printed and (number, handler) == (signal.SIGINT, "raises") else ""
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, printed, said)

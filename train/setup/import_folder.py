@@ -120,14 +120,13 @@ def _read_folder(source: Path, given: Tokenizer | None) -> Imported:
     shape = model_config(said, str(source / CONFIG_NAME))
     end = said.get("eos_token_id")  # one, or a list
     end = end[0] if isinstance(end, list) else end
-    weights = _read_weights(source, shape)  # first: what a vocabulary takes is not given back
     with explained(f"{source / TOKENIZER_NAME}: cannot be imported", DAMAGED):
         ids = given or read_tokenizer(source / TOKENIZER_NAME, end)
     path = source / TEMPLATE_NAME
     is_chat = path.exists() and path.read_text("utf-8", "replace") == CHAT_TEMPLATE
     if not is_chat:
         log.info("It continues texts: no chat format but this program's own is taken over.")
-    return Imported(shape, weights, ids, CHAT_TEMPLATE if is_chat else None)
+    return Imported(shape, _read_weights(source, shape), ids, CHAT_TEMPLATE if is_chat else None)
 
 
 def _read_weights(source: Path, shape: ModelConfig) -> dict[str, Tensor]:
