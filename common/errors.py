@@ -94,6 +94,7 @@ def run(group: click.Group, stage: str) -> None:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os._exit(128 + number))
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of a signal that came amid the last import
     sys.exit(code if isinstance(code, int) else 0)
 
 

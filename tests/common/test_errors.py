@@ -126,3 +126,15 @@ def test_a_signal_waits_for_the_end_of_an_import_but_not_long(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
     said = "\nStopped.\n" if printed and (number, handler) == (signal.SIGINT, "raises") else ""
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, printed, said)
+
+
+def test_a_command_that_is_over_when_an_import_is_ends_as_it_would(tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
+    late = "type('Late', (), {'__del__': lambda self, sleep=time.sleep: sleep(0.1)})()"
+    script = IMPORTING.replace("time.sleep(60)", f"click.late = {late}")  # Python ends slowly
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    variables = {"NUMBER": "15", "SECONDS": "0", "HANDLER": "raises", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+    assert ended.returncode in (0, 143)  # the second if it was not over within 10 ms
+    assert (ended.stdout, ended.stderr) == ("cleaned up\n", "")
