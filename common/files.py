@@ -108,7 +108,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno:  # else it is a sentence, as numpy's, which a name would take the place of
+            error.filename = error.filename or str(path)
         raise
 
 

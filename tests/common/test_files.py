@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_names_the_file_and_keeps_what_it_says(tmp_path: Path) -> None:
+    """Past bug: numpy's, "9 requested and 0 written", became "[Errno None] None"."""
+    for error, said in (
+        (OSError("9 requested and 0 written"), "9 requested and 0 written"),
+        (OSError(28, "No space left"), f"[Errno 28] No space left: '{tmp_path / 'a'}'"),
+    ):
+        with pytest.raises(OSError, match=f"^{re.escape(said)}$"), atomic_write(tmp_path / "a"):
+            raise error
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
