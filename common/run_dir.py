@@ -115,10 +115,12 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}).") from error
-    newest = RUN_VERSION if path.name == CONFIG_NAME else FORMAT_VERSION
-    if not isinstance(value, dict) or value.get("format") not in range(1, newest + 1):
-        raise CheckpointError(f"{path}: not of format 1 to {newest}, which this version reads.")
-    return value
+    known = range(1, 1 + (RUN_VERSION if path.name == CONFIG_NAME else FORMAT_VERSION))
+    found = value.get("format") if isinstance(value, dict) else None
+    if found not in known:
+        numbers = " and ".join(map(str, known))
+        raise CheckpointError(f"{path}: of format {found}, where this version reads {numbers}.")
+    return dict(value)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -147,7 +147,7 @@ def test_parts_that_do_not_fit_together_are_an_error(run: Path) -> None:
 def test_another_format_is_refused(run: Path) -> None:
     state = run / "step-00000020" / "state.json"
     write_json(state, json.loads(state.read_bytes()) | {"format": 2})
-    with pytest.raises(CheckpointError, match=r"state\.json: not of format 1"):
+    with pytest.raises(CheckpointError, match=r"state\.json: of format 2, .* reads 1\."):
         load_checkpoint(run / "step-00000020", CPU)
 
 
