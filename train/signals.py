@@ -51,6 +51,8 @@ class StopRequest:
         if not self._may_wait and not is_postponed(self._note, number, frame, n_tries):
             sys.exit(128 + number)
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # where torchrun ends a process for the end of another, it says first what became of it
+        if kind is None or not self._may_wait:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)

@@ -162,3 +162,27 @@ def test_a_signal_in_the_last_evaluation_leaves_a_finished_run(ended: Ended, pla
     assert before[-1]["ended"] == "all 4 steps are made"
     assert resume_run(run, "cpu", StopRequest()) is None
     assert metrics(run) == before
+
+
+# as torchrun's SIGTERM comes for the end of another process, which this one is about to tell
+FAILING = """
+import contextlib, os
+import click
+from common import errors
+from train.signals import StopRequest
+
+@click.command()
+def work():
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.kill, os.getpid(), 15)
+        stop = stack.enter_context(StopRequest())
+        stop.wait_for_steps()
+        raise errors.UserError("another process has ended")
+
+errors.run(work, "work")
+"""
+
+
+def test_an_error_on_its_way_is_told_though_a_signal_comes(tmp_path: Path) -> None:
+    ended = run_python(["-c", FAILING], tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "Error: another process has ended\n")
