@@ -9,7 +9,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,7 +22,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the last: the termin
 # New objects after which Python looks for cycles of forgotten ones. At its own 700 it looks for
 # 0.3 of the 1.7 s that importing torch takes, and finds next to nothing.
 COLLECT_AFTER = 100_000
-RAISED_AGAIN_S = 0.01  # by then the object is forgotten; else it is raised once more
+AGAIN_S = 0.01  # after which a handler is called again: mostly an object is forgotten by then
 IMPORT_TRIES = 50  # as often, half a second in all, a signal waits for the end of an import
 
 
@@ -125,13 +124,18 @@ def is_postponed(
         return False
     if n_tries == 0:
         os._exit(128 + number)
-    signal.signal(signal.SIGALRM, lambda _, frame: handler(number, frame, n_tries - 1))
-    signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_S)
+    call_again(lambda number, frame: handler(number, frame, n_tries - 1), number)
     return True
 
 
+def call_again(handler: Callable[[int, FrameType | None], object], number: int) -> None:
+    """Call the handler of a signal anew in a moment, by a timer: to start a thread takes locks."""
+    signal.signal(signal.SIGALRM, lambda _, frame: handler(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+
 def raise_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Send a signal anew whose handler raised where Python ignores it, as in a ``__del__``.
+    """Call a signal's handler anew which raised where Python ignores it, as in a ``__del__``.
 
     Not where that handler is in place no more: then it has taken note of the signal itself.
     """
@@ -142,8 +146,8 @@ def raise_again(ignored: "sys.UnraisableHookArgs") -> None:
         number = ignored.exc_value.code - 128
     if number not in signal.valid_signals():
         sys.__unraisablehook__(ignored)
-    elif callable(signal.getsignal(number)):
-        threading.Timer(RAISED_AGAIN_S, os.kill, (os.getpid(), number)).start()
+    elif callable(handler := signal.getsignal(number)):
+        call_again(handler, number)
 
 
 @contextmanager

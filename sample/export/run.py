@@ -147,7 +147,8 @@ def model_card(loaded: Checkpoint, info: RunInfo, kind: str, folder: str) -> str
     card = hub.ModelCard.from_template(
         hub.ModelCardData(
             library_name="transformers", pipeline_tag="text-generation", tags=["quern"]
-        ), template_path=str(Path(__file__).with_name("card.md")),
+        ),
+        template_path=str(Path(__file__).with_name("card.md")),
         info=info, kind=kind, folder=folder, run=settings, splits=_splits(settings.get("data")),
         special=loaded.tokenizer.special_tokens, warning=undertrained_warning(info),
         # the context is the end of learned positions

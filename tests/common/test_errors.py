@@ -1,12 +1,14 @@
 """A signal ends a command without a traceback, even while Python cleans up behind it."""
 
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_python
 
 ENDING = """
 import atexit, os, sys
@@ -78,27 +80,29 @@ def test_another_exception_where_an_object_is_forgotten_is_still_told() -> None:
 # Python 3.11 raises a RuntimeError in place of what __set_name__ raises, libraries an ImportError
 IMPORTED = """
 import os
+import sys
 import time
 
 class Signalled:
     def __set_name__(self, owner, name):
-        os.kill(os.getpid(), int(os.environ["NUMBER"]))
-        time.sleep(float(os.environ["SECONDS"]))
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(float(sys.argv[2]))
 
 class Owner:
     signalled = Signalled()
 """
 IMPORTING = """
 import contextlib
-import os
+import sys
 import time
 import click
 from common import errors
 from train.signals import StopRequest
 
 @click.command()
-def work():
-    with {"notes": StopRequest, "raises": contextlib.nullcontext}[os.environ["HANDLER"]]():
+@click.argument("values", nargs=-1)
+def work(values):
+    with {"notes": StopRequest, "raises": contextlib.nullcontext}[sys.argv[3]]():
         try:
             try:
                 import imported
@@ -112,29 +116,29 @@ errors.run(work, "work")
 """
 
 
+def run_importing(
+    script: str, folder: Path, values: Sequence[str]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a script beside the module that it imports: a signal, its seconds, who handles it."""
+    (folder / "imported.py").write_text(IMPORTED, encoding="utf-8")
+    return run_python(["-c", script, *values], folder)
+
+
 @pytest.mark.parametrize("handler", ["raises", "notes"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(("seconds", "printed"), [(0.1, "cleaned up\n"), (60, "")])
 def test_a_signal_waits_for_the_end_of_an_import_but_not_long(
     seconds: float, printed: str, number: int, handler: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    variables = {"NUMBER": str(int(number)), "SECONDS": str(seconds), "HANDLER": handler}
-    command = [sys.executable, "-c", IMPORTING]
-    environment = os.environ | variables | {"PYTHONPATH": paths}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+    values = (str(int(number)), str(seconds), handler)
+    ended = run_importing(IMPORTING, tmp_path, values)
     said = "\nStopped.\n" if printed and (number, handler) == (signal.SIGINT, "raises") else ""
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, printed, said)
 
 
 def test_a_command_that_is_over_when_an_import_is_ends_as_it_would(tmp_path: Path) -> None:
-    (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
     late = "type('Late', (), {'__del__': lambda self, sleep=time.sleep: sleep(0.1)})()"
     script = IMPORTING.replace("time.sleep(60)", f"click.late = {late}")  # Python ends slowly
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    variables = {"NUMBER": "15", "SECONDS": "0", "HANDLER": "raises", "PYTHONPATH": paths}
-    command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+    ended = run_importing(script, tmp_path, ("15", "0", "raises"))
     assert ended.returncode in (0, 143)  # the second if it was not over within 10 ms
     assert (ended.stdout, ended.stderr) == ("cleaned up\n", "")
